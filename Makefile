@@ -1,0 +1,52 @@
+# Two commands set everything up from a clean clone: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+LOCK   := requirements/dev.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit check generate lock fmt clean
+.SUFFIXES:
+
+help: ## list the targets
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(VENV)/.installed: $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	@echo "==> Python packages into $(VENV) (hashes pinned in $(LOCK))"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(VENV)/.installed ## start the sandbox, canary a good and a bad prompt change (KEEP=1 leaves it running)
+	@$(BIN)/promptrollout demo $(if $(KEEP),--keep)
+
+test: check $(VENV)/.installed ## static checks, then all tests (starts one sandbox)
+	@$(BIN)/pytest $(ARGS)
+
+unit: $(VENV)/.installed ## the tests without I/O, in seconds
+	@$(BIN)/pytest tests/unit tests/properties $(ARGS)
+
+generate: $(VENV)/.installed ## write crds/ and the chart's copy from the pydantic models
+	@$(BIN)/python -m promptrollout.api.crds
+
+check: $(VENV)/.installed generate ## ruff, mypy, import arrows; fails if generated files differ from what is committed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@git diff --exit-code --stat -- crds charts || { echo "generated files differ: commit the result of 'make generate'"; exit 1; }
+
+bench-%: $(VENV)/.installed ## run benchmarks/NAME, print its table, write benchmarks/results/NAME.json
+	@$(BIN)/python -m benchmarks.$(subst -,_,$*)
+
+fmt: $(VENV)/.installed ## format and fix
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+lock: ## compile the lock files (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --extra sandbox -o requirements/runtime.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --extra sandbox --group dev -c requirements/runtime.txt -o requirements/dev.txt
+
+clean: ## remove the virtual environment (downloads and built binaries stay in the user's cache)
+	rm -rf $(VENV)

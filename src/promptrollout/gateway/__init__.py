@@ -1,0 +1,1 @@
+"""The serving pods: route, render, call the model, check, count."""

@@ -1,0 +1,1 @@
+"""Watches, plans and carries out: the process that reconciles PromptRollouts."""

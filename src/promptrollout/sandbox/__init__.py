@@ -1,0 +1,1 @@
+"""A local control plane, Prometheus and node for the demo and the tests."""
