@@ -1,0 +1,45 @@
+"""A person's verb, as it travels in one annotation of a PromptRollout."""
+
+import json
+import uuid
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from promptrollout.api.meta import Model
+from promptrollout.api.names import ANNOTATION_COMMAND
+
+Verb = Literal["promote", "promote-full", "abort", "retry", "pause", "resume", "undo"]
+
+
+class Command(Model):
+    """One verb, bound to what its author was looking at: a replay or a stale one is refused."""
+
+    id: Annotated[str, Field(min_length=1, max_length=64)]
+    verb: Verb
+    rollout_uid: Annotated[str, Field(alias="rolloutUID", max_length=64)]
+    revision: int
+    attempt: int
+    step: int
+    by: Annotated[str, Field(max_length=128)] = ""
+    reason: Annotated[str, Field(max_length=512)] = ""
+
+    def to_annotation(self) -> dict[str, str]:
+        return {ANNOTATION_COMMAND: json.dumps(self.dump(), sort_keys=True)}
+
+
+def new_id() -> str:
+    return uuid.uuid4().hex
+
+
+def parse_command(annotations: dict[str, str]) -> Command | str | None:
+    """The command of a rollout's annotations; a sentence if it is malformed; None if there is none."""
+    text = annotations.get(ANNOTATION_COMMAND)
+    if not text:
+        return None
+    try:
+        return Command.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        return f"annotation {ANNOTATION_COMMAND}: {path or 'value'}: {first['msg']}; write it with `promptrollout`"

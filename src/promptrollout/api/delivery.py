@@ -1,0 +1,188 @@
+"""PromptDelivery: the compiled configuration of one rollout, the only thing a gateway pod reads; and the pod's answer.
+
+A delivery has no ownerReference to its rollout: it must outlive a `kubectl replace --force` and a restore from backup,
+because it carries what the status would otherwise be the only one to know (see `Memory`).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from promptrollout.api.meta import (
+    Conditions,
+    CustomResource,
+    Decimal,
+    Digest,
+    HeaderName,
+    Model,
+    Name,
+    ObjectName,
+    ShortText,
+    Text,
+    Timestamp,
+)
+from promptrollout.api.prompt import PromptSpec
+from promptrollout.api.provider import ModelPrice, Timeouts
+
+
+class HeaderMatch(Model):
+    """A request header and the values that match it."""
+
+    header: HeaderName
+    values: Annotated[list[Annotated[str, Field(max_length=256)]], Field(min_length=1, max_length=64)]
+
+
+class Audience(Model):
+    """Who may meet the canary. Steps apply within it; all others get stable, outside the analysis."""
+
+    include: Annotated[list[HeaderMatch], Field(max_length=16)] = []
+    """All of them must match. Empty: everybody."""
+    exclude: Annotated[list[HeaderMatch], Field(max_length=16)] = []
+    """Any match excludes."""
+
+
+class Stickiness(Model):
+    """What is bucketed: the unit that stays on its arm."""
+
+    by: Literal["User", "Conversation", "Request", "Header"] = "User"
+    header: HeaderName | None = None
+    """With `by: Header`: the header whose value is the unit."""
+
+
+class ProviderConfig(Model):
+    """A ModelProvider as a gateway pod needs it. The key is a file: PROVIDER_KEYS_DIR/<name>/api-key."""
+
+    name: Name
+    type: Literal["OpenAI"] = "OpenAI"
+    base_url: Annotated[str, Field(alias="baseURL", max_length=1024)]
+    needs_key: bool = False
+    timeouts: Timeouts = Timeouts()
+    max_retries: Annotated[int, Field(ge=0, le=5)] = 2
+    price: ModelPrice | None = None
+    """Of the arm's model; absent: unpriced."""
+
+
+class ArmConfig(Model):
+    """One arm, compiled: everything needed to serve it."""
+
+    version: ObjectName
+    digest: Digest
+    prompt: PromptSpec
+    provider: ProviderConfig
+
+
+class RejectedVersion(Model):
+    digest: Digest
+    reason: Annotated[str, Field(max_length=128)]
+    attempt: Annotated[int, Field(ge=1)] = 1
+    at: Timestamp
+
+
+class VersionRef(Model):
+    """A version by the operator's copy and its digest."""
+
+    version: ObjectName
+    digest: Digest
+
+
+class Attempt(Model):
+    """How often a digest has been tried; retries are held to a stricter level."""
+
+    digest: Digest
+    attempt: Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Memory(Model):
+    """What must survive the loss of the rollout's status."""
+
+    revision: Annotated[int, Field(ge=0)] = 0
+    stable: VersionRef | None = None
+    previous: VersionRef | None = None
+    rejected: Annotated[list[RejectedVersion], Field(max_length=20)] = []
+    attempts: Annotated[list[Attempt], Field(max_length=20)] = []
+    handled_commands: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=20)] = []
+
+
+class DeliverySpec(Model):
+    format_version: Annotated[int, Field(ge=1)] = 1
+    gateway: Name
+    rollout_uid: Annotated[str, Field(alias="rolloutUID", max_length=64)]
+    sequence: Annotated[int, Field(ge=1)]
+    """Grows with every change. A pod refuses a smaller one."""
+    weight: Annotated[int, Field(ge=0, le=100)]
+    """Percent of units on the canary arm."""
+    salt: Annotated[str, Field(min_length=1, max_length=128)]
+    stickiness: Stickiness = Stickiness()
+    audience: Audience | None = None
+    stable: ArmConfig
+    canary: ArmConfig | None = None
+    latency_edges_seconds: Annotated[list[Decimal], Field(max_length=20)] = []
+    """Histogram edges that objectives need beside the default ones."""
+    retired_at: Timestamp | None = None
+    """The rollout was deleted then: pods serve five more minutes, then answer 404."""
+    memory: Memory = Memory()
+
+
+class DeliveryStatus(Model):
+    sequence: Annotated[int, Field(ge=0)] = 0
+    acknowledged: Annotated[int, Field(ge=0)] = 0
+    total: Annotated[int, Field(ge=0)] = 0
+    conditions: Conditions = []
+
+
+class PromptDelivery(CustomResource):
+    """Compiled configuration of one rollout. Written by the operator only."""
+
+    kind_name = "PromptDelivery"
+    plural = "promptdeliveries"
+    short_names = ("pdel",)
+    columns = (
+        ("Gateway", "string", ".spec.gateway", 0),
+        ("Sequence", "integer", ".spec.sequence", 0),
+        ("Weight", "integer", ".spec.weight", 0),
+        ("Acknowledged", "integer", ".status.acknowledged", 0),
+        ("Total", "integer", ".status.total", 0),
+        ("Age", "date", ".metadata.creationTimestamp", 0),
+    )
+    selectable_fields = (".spec.gateway",)
+
+    spec: DeliverySpec
+    status: DeliveryStatus | None = None
+
+
+class RolloutReport(Model):
+    """What one gateway pod says of one rollout, on its admin port under `GET /rollouts`."""
+
+    name: str
+    rollout_uid: str = Field(alias="rolloutUID")
+    sequence: int
+    """Of the configuration that requests are answered from now."""
+    weight: int
+    stable: Digest
+    canary: Digest | None = None
+    overridden: bool = False
+    """The emergency override is in force: everybody gets stable whatever the weight."""
+    problem: ShortText | None = None
+    """Why a newer sequence could not be loaded (a template, a missing key file); absent if none."""
+    problem_sequence: int | None = None
+    canary_provider_unreachable: bool = False
+    """Connections to the canary's provider fail while stable's works; canary users are answered by stable."""
+    unassigned_share_percent: int = 0
+    """Of the requests in the last minute: how many came without a stickiness key."""
+
+
+class PodReport(Model):
+    """The whole answer of `GET /rollouts[?name=…]`."""
+
+    pod: str
+    format_versions: list[int]
+    loaded: bool
+    """The first list of deliveries is complete."""
+    rollouts: list[RolloutReport]
+
+
+class Laggard(Model):
+    """A pod that has not acknowledged, and why as far as is known."""
+
+    pod: ObjectName
+    reason: Text

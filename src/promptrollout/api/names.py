@@ -1,0 +1,61 @@
+"""Names that stand in more than one part: group, labels, annotations, paths, ports, metric names."""
+
+from typing import Final
+
+GROUP: Final = "promptrollout.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+
+# labels of objects that the operator owns
+LABEL_GATEWAY: Final = f"{GROUP}/gateway"
+LABEL_ROLLOUT: Final = f"{GROUP}/rollout"
+LABEL_DIGEST: Final = f"{GROUP}/digest"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "promptrollout"
+
+# the one annotation that a person's verb travels in; the operator reads it and never removes it
+ANNOTATION_COMMAND: Final = f"{GROUP}/command"
+# the emergency override: a ConfigMap named like the rollout, with this label and `data.arm: stable`
+LABEL_OVERRIDE: Final = f"{GROUP}/override"
+OVERRIDE_PREFIX: Final = "promptrollout-override-"
+
+# server-side apply field managers
+FIELD_MANAGER_OPERATOR: Final = "promptrollout-operator"
+FIELD_MANAGER_STATUS: Final = "promptrollout-operator-status"
+FIELD_MANAGER_CLI: Final = "promptrollout-cli"
+
+# a gateway pod's ports; the admin port stays outside service meshes
+PORT_HTTP: Final = 8080
+PORT_ADMIN: Final = 9090
+# where a gateway pod finds provider keys: <this>/<ModelProvider name>/api-key
+PROVIDER_KEYS_DIR: Final = "/var/run/promptrollout/providers"
+STATE_DIR: Final = "/var/lib/promptrollout"
+# the configuration formats that a gateway of this release reads (PromptDelivery spec.formatVersion)
+FORMAT_VERSION: Final = 1
+
+# a node that has no network or mount namespaces gives a pod these two instead
+ENV_BIND_ADDRESS: Final = "PROMPTROLLOUT_BIND_ADDRESS"
+ENV_SERVICEACCOUNT_DIR: Final = "PROMPTROLLOUT_SERVICEACCOUNT_DIR"
+
+# response headers of the gateway
+HEADER_ROLLOUT: Final = "x-promptrollout-rollout"
+HEADER_VERSION: Final = "x-promptrollout-version"
+HEADER_VARIANT: Final = "x-promptrollout-variant"
+
+# metric names of the gateway; every series carries rollout_uid, rollout, version, variant, model
+METRIC_REQUESTS: Final = "promptrollout_requests_total"
+METRIC_ERRORS: Final = "promptrollout_errors_total"  # also: error_type
+METRIC_CONTRACT_CHECKS: Final = "promptrollout_contract_checks_total"
+METRIC_CONTRACT_FAILURES: Final = "promptrollout_contract_failures_total"
+METRIC_COST_COUNT: Final = "promptrollout_request_cost_usd_count"
+METRIC_COST_SUM: Final = "promptrollout_request_cost_usd_sum"
+METRIC_COST_SUMSQ: Final = "promptrollout_request_cost_usd_sumsq"
+METRIC_LATENCY: Final = "promptrollout_request_duration_seconds"  # _bucket, _sum, _count
+METRIC_TOKENS: Final = "promptrollout_tokens_total"  # also: type
+METRIC_UNASSIGNED: Final = "promptrollout_unassigned_requests_total"
+METRIC_DIVERTED: Final = "promptrollout_diverted_requests_total"
+
+
+def short_digest(digest: str) -> str:
+    """The ten hexadecimal characters by which people and labels name a digest (`sha256:…` accepted)."""
+    return digest.removeprefix("sha256:")[:10]

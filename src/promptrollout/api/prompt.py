@@ -1,0 +1,120 @@
+"""PromptVersion: one immutable prompt, and the template that a PromptRollout carries inline."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from promptrollout.api.meta import (
+    Conditions,
+    CustomResource,
+    Decimal,
+    Digest,
+    Json,
+    LocalRef,
+    Model,
+    SignedDecimal,
+)
+
+MAX_SPEC_BYTES = 192 * 1024
+
+
+class Message(Model):
+    """One message of the prompt, or the place where the request's own messages stand."""
+
+    rules: ClassVar = (
+        (
+            "has(self.placeholder) != has(self.role)",
+            "a message has either role and content, or placeholder",
+        ),
+        ("has(self.role) == has(self.content)", "role and content go together"),
+    )
+
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: Annotated[str, Field(max_length=131_072)] | None = None
+    """Jinja2 template text; `{{ name }}` is filled from the request's `prompt_variables`."""
+    placeholder: Literal["history"] | None = None
+    """`history`: the request's messages go here instead of at the end. At most once."""
+
+
+class Parameters(Model):
+    """Sampling parameters. They win over the request's own; what is absent here passes through from the request."""
+
+    temperature: Decimal | None = None
+    top_p: Decimal | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    presence_penalty: SignedDecimal | None = None
+    frequency_penalty: SignedDecimal | None = None
+    stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16)] | None = None
+    extra: Annotated[Json, Field(max_length=32)] | None = None
+    """Any further fields of the provider's request, as they are (for example `reasoning_effort`)."""
+
+
+class PromptSpec(Model):
+    """What reaches the model or judges its answer. All of it is in the digest, none of it has a default."""
+
+    rules: ClassVar = (
+        (
+            "self.messages.filter(m, has(m.placeholder)).size() <= 1",
+            "placeholder: history may stand at most once",
+        ),
+        (
+            "self.messages.map(m, has(m.content) ? m.content.size() : 0).sum() <= 196608",
+            "all messages together may have at most 192 KiB",
+        ),
+    )
+
+    provider_ref: LocalRef
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    parameters: Parameters | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=64)]
+    tools: Annotated[list[Json], Field(max_length=128)] | None = None
+    output_schema: Json | None = None
+    """JSON Schema of the answer. An answer that does not match is a contract failure."""
+    caller_system_message: Literal["Append", "Refuse", "Replace"] | None = None
+    """A request's own system messages: put after ours (absent means this), refused with 400, or dropped."""
+
+
+class VersionStatus(Model):
+    observed_generation: Annotated[int, Field(ge=0)] | None = None
+    digest: Digest | None = None
+    conditions: Conditions = []
+
+
+class PromptVersion(CustomResource):
+    """One immutable prompt."""
+
+    kind_name = "PromptVersion"
+    plural = "promptversions"
+    short_names = ("pver",)
+    columns = (
+        ("Model", "string", ".spec.model", 0),
+        ("Provider", "string", ".spec.providerRef.name", 0),
+        ("Digest", "string", ".status.digest", 1),
+        ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
+        ("Age", "date", ".metadata.creationTimestamp", 0),
+    )
+    selectable_fields = (".spec.providerRef.name", ".spec.model")
+
+    spec: Annotated[
+        PromptSpec,
+        Field(json_schema_extra={"x-immutable": "spec is immutable: make another PromptVersion"}),
+    ]
+    status: VersionStatus | None = None
+
+
+def problems(spec: PromptSpec, size_bytes: int) -> list[tuple[str, str]]:
+    """What the schema cannot refuse: (path below the prompt, reason and fix) for each problem; empty if sound.
+
+    Templates are parsed by the caller (the operator and `lint` both use `gateway`-independent Jinja2 parsing in
+    `api.template`).
+    """
+    found: list[tuple[str, str]] = []
+    if size_bytes > MAX_SPEC_BYTES:
+        found.append(("", f"the prompt has {size_bytes} bytes, at most {MAX_SPEC_BYTES} are served: shorten it"))
+    return found
+
+
+def canonical(spec: PromptSpec) -> dict[str, Any]:
+    """The JSON object whose canonical form is hashed: only what was declared, under the names of the API."""
+    return spec.model_dump(by_alias=True, exclude_none=True, exclude_unset=True, mode="json")

@@ -1,0 +1,93 @@
+"""Everything that `plan` may look at, and everything that it may ask for. Plain values."""
+
+from dataclasses import dataclass, field
+
+from promptrollout.api.command import Command
+from promptrollout.api.delivery import Laggard, Memory, VersionRef
+from promptrollout.api.rollout import Decision, RolloutSpec, RolloutStatus, Snapshot
+from promptrollout.engine.evidence import Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What the spec asks for, as far as it could be resolved."""
+
+    version: VersionRef | None
+    """The owned copy of `template` or of what `versionRef` names; None if that is missing or invalid."""
+    baseline: VersionRef | None = None
+    snapshot: Snapshot | None = None
+    """Steps and objectives as the objects say them now; None if a reference is missing or something is invalid."""
+    problems: tuple[str, ...] = ()
+    """Each `path: reason and fix`; any of them makes the condition InvalidSpec."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What the PromptDelivery object says now, and what the ready gateway pods answered about it."""
+
+    sequence: int
+    weight: int
+    stable: VersionRef
+    canary: VersionRef | None
+    memory: Memory
+    complete: bool
+    """Every ready pod (at least one) has confirmed this very sequence."""
+    acknowledged: int = 0
+    total: int = 0
+    laggards: tuple[Laggard, ...] = ()
+    overridden: bool = False
+    """The emergency override object exists."""
+    canary_provider_unreachable: bool = False
+    unassigned_share_percent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One rollout and its surroundings at one moment."""
+
+    name: str
+    uid: str
+    generation: int
+    spec: RolloutSpec
+    status: RolloutStatus
+    """As it was last planned (in memory, or from the API server after a restart); empty for a new object."""
+    desired: Desired
+    delivered: Delivered | None
+    """None: no PromptDelivery exists."""
+    has_copies: bool
+    """Owned copies of this rollout's versions exist."""
+    evidence: Evidence
+    command: Command | str | None = None
+    """Of the annotation; a string says why it is malformed."""
+    frozen: str | None = None
+    """Name of a PromptFreeze that holds this rollout."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryIntent:
+    """What gateway pods should be told. The operator compiles it, numbers it, and writes it if it differs."""
+
+    stable: VersionRef
+    canary: VersionRef | None
+    weight: int
+    salt: str
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to write, in this order: status, delivery, events."""
+
+    status: RolloutStatus
+    delivery: DeliveryIntent | None
+    """None while there is nothing to serve."""
+    decisions: tuple[Decision, ...] = ()
+    """New ones, oldest first, each to become one Event. They are in `status.history` too."""
+    next_seconds: int | None = None
+    """Plan again at this time at the latest (deadlines of pauses and of laggards); None: only when something changes."""
+    wants_evidence: bool = False
+    """Read Prometheus from `status.clock.evaluated_until` (or the start of the revision) on."""
+    urgent: bool = False
+    """The status must be written now; otherwise only sums moved on and the checkpoint may wait."""
+    evict: tuple[str, ...] = field(default=())
+    """Pods that failed to confirm a rollback within the deadline: evict them."""
