@@ -57,7 +57,8 @@ class Canary(Model):
                 "x-kubernetes-validations": [
                     {
                         "rule": "self.filter(s, has(s.weight)).map(s, s.weight).isSorted() && "
-                        "self.filter(s, has(s.weight)).all(s, self.filter(t, has(t.weight) && t.weight == s.weight).size() == 1)",
+                        "self.filter(s, has(s.weight)).all(s, "
+                        "self.filter(t, has(t.weight) && t.weight == s.weight).size() == 1)",
                         "message": "weights must grow strictly from step to step",
                     },
                     {

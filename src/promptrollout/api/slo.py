@@ -22,7 +22,9 @@ class VersusStable(Model):
     max_increase_percent: Annotated[int, Field(ge=0, le=10_000)]
     """Promotion margin: the canary passes when it is shown to be worse by less than this."""
     rollback_above_percent: Annotated[int, Field(ge=0, le=10_000)] | None = None
-    """Breach: the canary is shown to be worse by more than this. Absent: half of the margin for cost, a fifth for rates."""
+    """Breach: the canary is shown to be worse by more than this.
+
+    Absent: half of the margin for cost, a fifth of it for rates."""
 
 
 class Objective(Model):

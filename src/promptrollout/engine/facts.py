@@ -84,7 +84,7 @@ class Plan:
     decisions: tuple[Decision, ...] = ()
     """New ones, oldest first, each to become one Event. They are in `status.history` too."""
     next_seconds: int | None = None
-    """Plan again at this time at the latest (deadlines of pauses and of laggards); None: only when something changes."""
+    """Plan again at this time at the latest (pauses, laggards); None: only when something changes."""
     wants_evidence: bool = False
     """Read Prometheus from `status.clock.evaluated_until` (or the start of the revision) on."""
     urgent: bool = False

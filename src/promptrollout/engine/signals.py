@@ -9,7 +9,7 @@ from promptrollout.api import names
 @dataclass(frozen=True, slots=True)
 class Signal:
     """`kind` chooses the test. Rates read (`bad`, `total`), means read (`count`, `sum`, `sumsq`) as metric names of
-    monotone counters. `margin_share` is rollbackAbovePercent's default as a share of maxIncreasePercent (statistics §5 K).
+    monotone counters. `margin_share` is rollbackAbovePercent's default as a share of maxIncreasePercent.
     """
 
     kind: Literal["rate", "mean"]
