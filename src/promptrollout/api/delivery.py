@@ -136,6 +136,7 @@ class PromptDelivery(CustomResource):
     kind_name = "PromptDelivery"
     plural = "promptdeliveries"
     short_names = ("pdel",)
+    written_by_operator = True
     columns = (
         ("Gateway", "string", ".spec.gateway", 0),
         ("Sequence", "integer", ".spec.sequence", 0),

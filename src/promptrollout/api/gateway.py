@@ -49,6 +49,7 @@ class PromptGateway(CustomResource):
     kind_name = "PromptGateway"
     plural = "promptgateways"
     short_names = ("pgw",)
+    max_name_length = 40  # its Deployment, Service and pods are named after it
     columns = (
         ("Replicas", "integer", ".status.replicas", 0),
         ("Ready-Replicas", "integer", ".status.readyReplicas", 0),

@@ -13,7 +13,12 @@ class Model(BaseModel):
     """
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore", use_enum_values=True
+        alias_generator=to_camel,
+        populate_by_name=True,
+        frozen=True,
+        extra="ignore",
+        use_enum_values=True,
+        use_attribute_docstrings=True,
     )
     rules: ClassVar[tuple[tuple[str, str], ...]] = ()
 
@@ -91,6 +96,10 @@ class CustomResource(Model):
     columns: ClassVar[tuple[tuple[str, str, str, int], ...]] = ()
     """Printer columns: name, type, JSON path, priority."""
     selectable_fields: ClassVar[tuple[str, ...]] = ()
+    max_name_length: ClassVar[int] = 63
+    """Of metadata.name; shorter where names of owned objects are built from it."""
+    written_by_operator: ClassVar[bool] = False
+    """The whole object, not only its status: its schema has bounds, but no defaults and no rules."""
 
     api_version: str = ""
     kind: str = ""

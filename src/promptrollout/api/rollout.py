@@ -214,8 +214,10 @@ class Clock(Model):
     """End of the last interval that is in the checkpoints. A multiple of the interval."""
     step_active_seconds: Seconds = 0
     active_seconds: Seconds = 0
-    unreachable_seconds: Seconds = 0
-    """How long the canary's provider alone has been out of reach."""
+    unreachable_since: Seconds | None = None
+    """The canary's provider alone has been out of reach since then."""
+    ticked_at: Seconds | None = None
+    """Until when durations that do not rest on intervals (pauses, `mode: None`) have been counted."""
 
 
 class RolloutStatus(Model):
@@ -253,6 +255,8 @@ class RolloutStatus(Model):
     handled_commands: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=20)] = []
     clock: Clock = Clock()
     snapshot: Snapshot | None = None
+    retracing: bool = False
+    """The direct canary is an `undo`: it goes through pauses and freezes."""
     analysis: Annotated[list[ObjectiveStatus], Field(max_length=40)] = []
     delivery: DeliveryState = DeliveryState()
     history: Annotated[list[Decision], Field(max_length=10)] = []
@@ -266,6 +270,7 @@ class PromptRollout(CustomResource):
     kind_name = "PromptRollout"
     plural = "promptrollouts"
     short_names = ("pro",)
+    max_name_length = 52  # the copies of its versions are named <name>-<ten characters>
     columns = (
         ("Phase", "string", ".status.phase", 0),
         ("Step", "string", ".status.step", 0),
