@@ -107,6 +107,7 @@ def kind_schema(kind: type[CustomResource]) -> Schema:
     properties["status"] = _without(properties["status"], "default", RULES)
     if kind.written_by_operator:
         properties["spec"] = _without(properties["spec"], "default", RULES)
+    properties["spec"] = _list_defaults_told(properties["spec"])
     return {
         "description": _one_line(kind.__doc__ or kind.kind_name),
         "type": "object",
@@ -185,6 +186,19 @@ def _default(value: Any, schema: Schema) -> Any:
         if item is not None and not ("default" in child and child["default"] == item):
             kept[key] = item
     return kept
+
+
+def _list_defaults_told(node: Schema, below_list: bool = False) -> Schema:
+    """Below a list a default only stands in the description: `kubectl apply` and GitOps tools compare and patch lists
+    whole, so an item that the API server completed would look changed for ever. The models fill it in instead."""
+    out = dict(node)
+    if below_list and (default := out.pop("default", None)):
+        out["description"] = f"{out.get('description', '')} Default: {default}.".strip()
+    if "properties" in out:
+        out["properties"] = {name: _list_defaults_told(child, below_list) for name, child in out["properties"].items()}
+    if "items" in out:
+        out["items"] = _list_defaults_told(out["items"], below_list=True)
+    return _ordered(out)
 
 
 def _without(node: Schema, *keywords: str) -> Schema:

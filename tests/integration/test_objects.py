@@ -1,0 +1,366 @@
+"""The CRDs on a real API server: good manifests are accepted, each kind of bad one is refused with a clear message."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptrollout.api.delivery import ArmConfig, DeliverySpec, ProviderConfig
+from promptrollout.api.digest import digest_of
+from promptrollout.api.names import API_VERSION
+from promptrollout.api.prompt import PromptSpec
+
+Manifest = dict[str, Any]
+PROMPT: Manifest = {
+    "providerRef": {"name": "openai"},
+    "model": "gpt-5.4-mini",
+    "parameters": {
+        "temperature": "0.2",
+        "maxTokens": 400,
+        "extra": {"reasoning_effort": "low", "weights": [0.5, None]},
+    },
+    "messages": [
+        {"role": "system", "content": "You are the assistant of {{ company }}."},
+        {"placeholder": "history"},
+        {"role": "user", "content": "Ends."},
+    ],
+    "tools": [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}],
+    "outputSchema": {
+        "type": "object",
+        "required": ["answer"],
+        "properties": {"answer": {"type": "string"}, "score": {"type": "number", "maximum": 1.0, "default": None}},
+    },
+}
+
+
+def manifest(kind: str, name: str, spec: Manifest) -> Manifest:
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": copy.deepcopy(spec)}
+
+
+def rollout() -> Manifest:
+    return manifest(
+        "PromptRollout",
+        "support",
+        {
+            "gatewayRef": {"name": "default"},
+            "template": PROMPT,
+            "stickiness": {"by": "User"},
+            "strategy": {
+                "canary": {
+                    "audience": {"include": [{"header": "x-plan", "values": ["free"]}]},
+                    "steps": [
+                        {"weight": 5, "minDurationSeconds": 600},
+                        {"pause": {}},
+                        {"weight": 50, "minDurationSeconds": 600},
+                    ],
+                }
+            },
+            "analysis": {
+                "sloRefs": [{"name": "support-quality"}],
+                "objectives": [
+                    {
+                        "name": "cost",
+                        "signal": "CostPerRequest",
+                        "max": "0.004",
+                        "versusStable": {"maxIncreasePercent": 10, "rollbackAbovePercent": 5},
+                        "minSamples": 200,
+                    },
+                    {"name": "slow", "signal": "Latency", "thresholdSeconds": "2.5", "max": "0.1"},
+                ],
+            },
+        },
+    )
+
+
+def provider() -> Manifest:
+    return manifest(
+        "ModelProvider",
+        "openai",
+        {
+            "baseURL": "https://api.openai.com/v1",
+            "apiKeySecretRef": {"name": "openai", "key": "api-key"},
+            "prices": [{"model": "gpt-5.4-mini", "inputPerMillionUsd": "0.4", "outputPerMillionUsd": "1.6"}],
+        },
+    )
+
+
+def version() -> Manifest:
+    return manifest("PromptVersion", "support-v1", PROMPT)
+
+
+def gateway() -> Manifest:
+    return manifest("PromptGateway", "default", {"replicas": 2})
+
+
+def slo() -> Manifest:
+    return manifest("PromptSLO", "quality", {"objectives": [{"name": "errors", "signal": "ErrorRate", "max": "0.02"}]})
+
+
+def delivery() -> Manifest:
+    spec = PromptSpec.model_validate(PROMPT)
+    arm = ArmConfig(
+        version="support-0123456789",
+        digest=digest_of(spec),
+        prompt=spec,
+        provider=ProviderConfig(name="openai", base_url="https://api.openai.com/v1"),
+    )
+    body = DeliverySpec(gateway="default", rollout_uid="7f", sequence=3, weight=5, salt="s", stable=arm, canary=arm)
+    return manifest("PromptDelivery", "support", body.dump())
+
+
+GOOD = (rollout, provider, version, gateway, slo, delivery)
+
+
+class Kubectl:
+    """kubectl in one namespace, manifests on stdin."""
+
+    def __init__(self, kubeconfig: Path, namespace: str) -> None:
+        binary = shutil.which("kubectl", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        assert binary, "kubectl is missing: install the dev requirements"
+        self._command = [binary, f"--kubeconfig={kubeconfig}", f"--namespace={namespace}"]
+
+    def __call__(self, *arguments: str, stdin: Any = None) -> subprocess.CompletedProcess[str]:
+        text = None if stdin is None else json.dumps(stdin)
+        return subprocess.run(
+            [*self._command, *arguments], input=text, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def apply(self, body: Manifest, *flags: str) -> Manifest:
+        done = self("apply", "--server-side", "-f", "-", "-o", "json", *flags, stdin=body)
+        assert done.returncode == 0, done.stderr
+        result: Manifest = json.loads(done.stdout)
+        return result
+
+    def refusal(self, body: Manifest, *flags: str) -> str:
+        done = self("apply", "--server-side", "--dry-run=server", "-f", "-", *flags, stdin=body)
+        assert done.returncode != 0, f"accepted: {done.stdout}"
+        return done.stderr
+
+
+@pytest.fixture
+def objects(sandbox: Any, namespace: str) -> Kubectl:
+    return Kubectl(Path(sandbox.kubeconfig), namespace)
+
+
+@pytest.mark.parametrize("make", GOOD, ids=lambda make: make.__name__)
+def test_good_manifest_is_accepted_and_applying_it_again_changes_nothing(
+    objects: Kubectl, make: Callable[[], Manifest]
+) -> None:
+    first = objects.apply(make())
+    again = objects.apply(make())
+    assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+    assert again["metadata"]["generation"] == 1
+
+
+def test_client_side_apply_twice_changes_nothing(objects: Kubectl) -> None:
+    bodies = {"apiVersion": "v1", "kind": "List", "items": [make() for make in GOOD]}
+    assert objects("apply", "-f", "-", stdin=bodies).returncode == 0
+    again = objects("apply", "-f", "-", stdin=bodies)
+    lines = again.stdout.splitlines()
+    assert len(lines) == len(GOOD), again.stderr
+    assert all(line.endswith("unchanged") for line in lines), again.stdout
+
+
+def test_digest_survives_the_api_server(objects: Kubectl) -> None:
+    """Nothing that the API server fills in, reorders or rewrites (1.0 becomes 1) reaches the digest."""
+    wanted = digest_of(PromptSpec.model_validate(PROMPT))
+    stored_version = objects.apply(version())["spec"]
+    stored_rollout = objects.apply(rollout())["spec"]["template"]
+    stored_delivery = objects.apply(delivery())["spec"]["canary"]["prompt"]
+    for stored in (stored_version, stored_rollout, stored_delivery):
+        assert digest_of(PromptSpec.model_validate(stored)) == wanted
+
+
+def _set(*path: Any, to: Any) -> Callable[[Manifest], None]:
+    def change(body: Manifest) -> None:
+        node: Any = body["spec"]
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = to
+
+    return change
+
+
+def _drop(*path: Any) -> Callable[[Manifest], None]:
+    def change(body: Manifest) -> None:
+        node: Any = body["spec"]
+        for key in path[:-1]:
+            node = node[key]
+        del node[path[-1]]
+
+    return change
+
+
+STEPS = ("strategy", "canary", "steps")
+OBJECTIVES = ("analysis", "objectives")
+Refusal = tuple[str, Callable[[], Manifest], Callable[[Manifest], None], str]
+REFUSALS: tuple[Refusal, ...] = (
+    ("neither template nor versionRef", rollout, _drop("template"), "set exactly one of template"),
+    ("both template and versionRef", rollout, _set("versionRef", to={"name": "v"}), "set exactly one of template"),
+    ("weight 0", rollout, _set(*STEPS, 0, "weight", to=0), "spec.strategy.canary.steps[0].weight"),
+    ("weight 101", rollout, _set(*STEPS, 2, "weight", to=101), "spec.strategy.canary.steps[2].weight"),
+    ("weights out of order", rollout, _set(*STEPS, 2, "weight", to=3), "weights must grow strictly"),
+    ("a weight twice", rollout, _set(*STEPS, 2, "weight", to=5), "weights must grow strictly"),
+    ("only pauses", rollout, _set(*STEPS, to=[{"pause": {}}]), "at least one step needs a weight"),
+    ("no steps", rollout, _set(*STEPS, to=[]), "spec.strategy.canary.steps"),
+    ("empty step", rollout, _set(*STEPS, 0, to={}), "a step has either weight or pause"),
+    ("weight and pause", rollout, _set(*STEPS, 0, "pause", to={}), "a step has either weight or pause"),
+    (
+        "time on a pause",
+        rollout,
+        _set(*STEPS, 1, "minDurationSeconds", to=5),
+        "minDurationSeconds belongs to a weight",
+    ),
+    ("objective without bound", rollout, _drop(*OBJECTIVES, 1, "max"), "an objective needs a bound"),
+    ("objective twice", rollout, _set(*OBJECTIVES, 1, "name", to="cost"), "cost"),
+    ("latency without threshold", rollout, _drop(*OBJECTIVES, 1, "thresholdSeconds"), "thresholdSeconds belongs to"),
+    (
+        "threshold without latency",
+        rollout,
+        _set(*OBJECTIVES, 0, "thresholdSeconds", to="1"),
+        "thresholdSeconds belongs to",
+    ),
+    ("rate above 1", rollout, _set(*OBJECTIVES, 1, "max", to="1.5"), "max of a rate is a share between 0 and 1"),
+    ("number for a decimal", rollout, _set(*OBJECTIVES, 0, "max", to=0.004), "max"),
+    ("max no number", rollout, _set(*OBJECTIVES, 0, "max", to="cheap"), "spec.analysis.objectives[0].max"),
+    ("max of zero", rollout, _set(*OBJECTIVES, 0, "max", to="0.0"), "max must be above 0"),
+    ("threshold of zero", rollout, _set(*OBJECTIVES, 1, "thresholdSeconds", to="0"), "thresholdSeconds must be"),
+    ("unknown signal", rollout, _set(*OBJECTIVES, 0, "signal", to="Vibes"), "supported values"),
+    (
+        "rollback above the margin",
+        rollout,
+        _set(*OBJECTIVES, 0, "versusStable", "rollbackAbovePercent", to=20),
+        "rollbackAbovePercent must not exceed maxIncreasePercent",
+    ),
+    ("sticky by a header not named", rollout, _set("stickiness", to={"by": "Header"}), "stickiness.header belongs to"),
+    (
+        "header without by",
+        rollout,
+        _set("stickiness", to={"by": "User", "header": "x-user"}),
+        "stickiness.header belongs to",
+    ),
+    ("mode None with objectives", rollout, _set("analysis", "mode", to="None"), "mode None excludes objectives"),
+    ("nothing to judge by", rollout, _set("analysis", to={}), "declare objectives or sloRefs, or say mode: None"),
+    ("misspelt field", rollout, _set("strategy", "canary", "stepz", to=[]), "stepz"),
+    ("name too long for its copies", rollout, lambda body: body["metadata"].update(name="a" * 53), "metadata.name"),
+    (
+        "placeholder with a role",
+        version,
+        _set("messages", 1, "role", to="user"),
+        "a message has either role and content, or placeholder",
+    ),
+    ("role without content", version, _drop("messages", 2, "content"), "role and content go together"),
+    (
+        "history twice",
+        version,
+        _set("messages", 2, to={"placeholder": "history"}),
+        "placeholder: history may stand at most once",
+    ),
+    ("no messages", version, _set("messages", to=[]), "spec.messages"),
+    (
+        "one message of 300 KiB",
+        version,
+        _set("messages", 0, "content", to="x" * 300 * 1024),
+        "spec.messages[0].content",
+    ),
+    (
+        "messages of 300 KiB together",
+        version,
+        _set("messages", to=[{"role": "user", "content": "x" * 100 * 1024}] * 3),
+        "192 KiB",
+    ),
+    ("temperature as a number", version, _set("parameters", "temperature", to=0.2), "temperature"),
+    ("base URL without scheme", provider, _set("baseURL", to="api.openai.com/v1"), "spec.baseURL"),
+    ("base URL with a slash at the end", provider, _set("baseURL", to="https://api.openai.com/v1/"), "spec.baseURL"),
+    (
+        "two prices for one model",
+        provider,
+        lambda body: body["spec"]["prices"].append(dict(body["spec"]["prices"][0])),
+        "gpt-5.4-mini",
+    ),
+    ("no replicas", gateway, _set("replicas", to=0), "spec.replicas"),
+    ("slo without objectives", slo, _set("objectives", to=[]), "spec.objectives"),
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "message"), [case[1:] for case in REFUSALS], ids=[case[0] for case in REFUSALS]
+)
+def test_bad_manifest_is_refused(
+    objects: Kubectl, make: Callable[[], Manifest], change: Callable[[Manifest], None], message: str
+) -> None:
+    body = make()
+    change(body)
+    assert message in objects.refusal(body)
+
+
+Change = tuple[str, Callable[[], Manifest], Callable[[Manifest], None], str]
+IMMUTABLE: tuple[Change, ...] = (
+    ("text", version, _set("messages", 0, "content", to="Else."), "make another PromptVersion"),
+    ("inside the output schema", version, _set("outputSchema", "required", to=[]), "make another PromptVersion"),
+    ("inside a tool", version, _set("tools", 0, "function", "name", to="other"), "make another PromptVersion"),
+    ("inside extra", version, _set("parameters", "extra", "reasoning_effort", to="high"), "make another PromptVersion"),
+    ("a field removed", version, _drop("tools"), "make another PromptVersion"),
+    ("provider's URL", provider, _set("baseURL", to="https://else.example/v1"), "type and baseURL are immutable"),
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "message"), [case[1:] for case in IMMUTABLE], ids=[case[0] for case in IMMUTABLE]
+)
+def test_what_is_immutable_stays(
+    objects: Kubectl, make: Callable[[], Manifest], change: Callable[[Manifest], None], message: str
+) -> None:
+    objects.apply(make())
+    body = make()
+    change(body)
+    assert message in objects.refusal(body)
+
+
+def test_provider_keys_and_prices_may_change(objects: Kubectl) -> None:
+    objects.apply(provider())
+    body = provider()
+    body["spec"]["prices"][0]["inputPerMillionUsd"] = "0.5"
+    body["spec"]["apiKeySecretRef"]["name"] = "other"
+    assert objects.apply(body)["metadata"]["generation"] == 2
+
+
+def test_mode_none_needs_no_objectives(objects: Kubectl) -> None:
+    body = rollout()
+    body["spec"]["analysis"] = {"mode": "None"}
+    objects.apply(body)
+
+
+def test_largest_delivery_is_accepted(objects: Kubectl) -> None:
+    """Two prompts of 192 KiB each in one object stay below etcd's and the CRD's limits."""
+    body = delivery()
+    text = {"role": "user", "content": "x" * 96 * 1024}
+    for arm in ("stable", "canary"):
+        body["spec"][arm]["prompt"]["messages"] = [text, text]
+    objects.apply(body)
+
+
+def test_defaults_and_columns(objects: Kubectl) -> None:
+    spec = objects.apply(gateway())["spec"]
+    assert spec["metricsSource"] == "default"
+    assert spec["limits"]["maxRequestBytes"] == 4 * 1024 * 1024
+    assert spec["resources"]["requests"] == {"cpu": "250m", "memory": "256Mi"}
+    objects.apply(rollout())
+    header = objects("get", "pro").stdout.splitlines()[0].split()
+    assert header == ["NAME", "PHASE", "STEP", "WEIGHT", "STABLE", "CANARY", "READY", "AGE"]
+    assert "promptrollout.promptrollout.dev/support" in objects("get", "promptrollout", "-o", "name").stdout
+    by_gateway = objects("get", "pro", "--field-selector=spec.gatewayRef.name=default", "-o", "name").stdout
+    assert by_gateway.strip() == "promptrollout.promptrollout.dev/support"
+
+
+def test_status_is_a_subresource(objects: Kubectl) -> None:
+    body = rollout()
+    body["status"] = {"phase": "Healthy"}
+    assert "status" not in objects.apply(body)
