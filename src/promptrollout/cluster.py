@@ -1,0 +1,327 @@
+"""How a part of the project reaches the API server: credentials, plain calls, and watches that survive outages.
+
+Calls and watches speak plain dictionaries, on the connection pool of a `kubernetes.aio` client: generated models would
+drop fields that they do not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import aiohttp
+import orjson
+import yaml
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.config import load_kube_config
+from kubernetes.aio.config.config_exception import ConfigException
+
+from promptrollout import __version__
+from promptrollout.api.names import ENV_SERVICEACCOUNT_DIR, GROUP, VERSION
+
+__all__ = ["ApiException", "ApiUnavailable", "ClusterError", "connect", "custom_path", "namespace", "request", "watch"]
+
+logger = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+EventType = Literal["ADDED", "MODIFIED", "DELETED", "SYNCED"]
+
+SERVICEACCOUNT_DIR: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+APPLY_PATCH: Final = "application/apply-patch+yaml"
+MERGE_PATCH: Final = "application/merge-patch+json"
+
+PAGE_SIZE: Final = 500
+RELIST_SECONDS: Final = 60.0
+CONNECT_SECONDS: Final = 5.0
+# list and watch retry: first and longest pause, each multiplied by a random 0.5..1.5
+RETRY_FIRST_SECONDS: Final = 0.2
+RETRY_MAX_SECONDS: Final = 5.0
+# an object has at most 1.5 MiB in etcd; a watch line carries one
+_READ_BUFFER_BYTES: Final = 2**21
+
+
+class ClusterError(Exception):
+    """There is no usable way to an API server; the message names what to set."""
+
+
+class ApiUnavailable(Exception):
+    """The API server could not be reached, or was too slow."""
+
+
+async def connect() -> ApiClient:
+    """A client with the pod's own ServiceAccount, or else with KUBECONFIG's current context.
+
+    The ServiceAccount's token is read again whenever its file changes: bound tokens rotate. Close the client (`async
+    with`) when done. Raises ClusterError.
+    """
+    configuration = Configuration()
+    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        _use_service_account(configuration)
+    else:
+        path = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+        try:
+            await load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=path, client_configuration=configuration, persist_config=False
+            )
+        except (ConfigException, OSError, yaml.YAMLError) as error:
+            raise ClusterError(f"no cluster: {error}; set KUBECONFIG to a kubeconfig with a current context") from error
+    try:
+        client = ApiClient(configuration)
+    except (OSError, ssl.SSLError) as error:
+        raise ClusterError(f"the cluster's certificates cannot be loaded: {error}") from error
+    client.user_agent = f"promptrollout/{__version__}"
+    return client
+
+
+def namespace() -> str:
+    """The pod's namespace, else that of KUBECONFIG's current context, else `default`."""
+    if own := os.environ.get("POD_NAMESPACE"):
+        return own
+    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        try:
+            return (_service_account_dir() / "namespace").read_text().strip()
+        except OSError as error:
+            raise ClusterError(f"the pod's namespace is unknown: {error}; set POD_NAMESPACE") from error
+    return _kubeconfig_namespace()
+
+
+def custom_path(plural: str, namespace: str | None = None, name: str | None = None) -> str:
+    """The path of our own kinds: all of them, those of a namespace, or one."""
+    path = f"/apis/{GROUP}/{VERSION}"
+    if namespace is not None:
+        path += f"/namespaces/{namespace}"
+    return f"{path}/{plural}" if name is None else f"{path}/{plural}/{name}"
+
+
+async def request(
+    client: ApiClient,
+    method: str,
+    path: str,
+    *,
+    params: Mapping[str, str] | None = None,
+    body: Any = None,
+    content_type: str = "application/json",
+    timeout_seconds: float = 15.0,
+) -> Object:
+    """One call. Raises ApiException (`status`, `reason`, `body`) for an answer that is an error, ApiUnavailable for
+    none."""
+    timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=CONNECT_SECONDS)
+    try:
+        response = await _send(client, method, path, params, body, content_type, timeout)
+        async with response:
+            answer: Object = orjson.loads(await response.read())
+            return answer
+    except orjson.JSONDecodeError as error:
+        raise ApiUnavailable(f"{method} {path}: the answer is not JSON: {error}") from error
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise ApiUnavailable(f"{method} {path}: {error or type(error).__name__}") from error
+
+
+async def watch(
+    client: ApiClient,
+    path: str,
+    *,
+    label_selector: str = "",
+    field_selector: str = "",
+    relist_seconds: float = RELIST_SECONDS,
+    contact: Callable[[], None] | None = None,
+    rng: random.Random | None = None,
+) -> AsyncIterator[tuple[EventType, Object]]:
+    """Every object and then every change, for ever, whatever the API server does meanwhile.
+
+    Yields (ADDED | MODIFIED | DELETED, object), and (SYNCED, {}) after each complete list. Objects that vanished
+    unnoticed are reported as DELETED, with their last known state. A fresh list is taken every `relist_seconds` (about:
+    jittered), so an event that was lost on the way is made up for. `contact` is called whenever the server is heard.
+    """
+    rng = rng or random.Random()
+    heard = contact or (lambda: None)
+    selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
+    params = {name: value for name, value in selectors.items() if value}
+    known: dict[str, Object] = {}
+    version: str | None = None
+    list_due = 0.0
+    pause_seconds = RETRY_FIRST_SECONDS
+    while True:
+        try:
+            if version is None or time.monotonic() >= list_due:
+                items, version = await _list(client, path, params)
+                list_due = time.monotonic() + relist_seconds * rng.uniform(0.8, 1.2)
+                heard()
+                for event in differences(known, items):
+                    yield event
+                yield "SYNCED", {}
+            seconds = max(1.0, list_due - time.monotonic())
+            async for kind, item in _stream(client, path, params, version, seconds):
+                pause_seconds = RETRY_FIRST_SECONDS
+                heard()
+                version = item["metadata"]["resourceVersion"]
+                if kind == "BOOKMARK":
+                    continue
+                if kind == "DELETED":
+                    known.pop(item["metadata"]["uid"], None)
+                else:
+                    known[item["metadata"]["uid"]] = item
+                yield kind, item
+            if time.monotonic() >= list_due - 0.5:
+                continue  # the stream ended because its time was up
+            # else closed early by the server: no error, but never a busy loop either
+        except ApiException as error:
+            version = None  # 410 Gone, or anything else the server dislikes about our position: begin with a list
+            logger.info("watch of %s starts over: %s %s", path, error.status, error.reason)
+        except ApiUnavailable as error:
+            logger.info("watch of %s is tried again: %s", path, error)
+        await asyncio.sleep(pause_seconds * rng.uniform(0.5, 1.5))
+        pause_seconds = min(RETRY_MAX_SECONDS, pause_seconds * 2)
+
+
+def differences(known: dict[str, Object], items: list[Object]) -> list[tuple[EventType, Object]]:
+    """Events that lead from `known` (by uid; updated in place) to `items`: deletions first."""
+    current = {item["metadata"]["uid"]: item for item in items}
+    events: list[tuple[EventType, Object]] = [
+        ("DELETED", known.pop(uid)) for uid in [uid for uid in known if uid not in current]
+    ]
+    for uid, item in current.items():
+        before = known.get(uid)
+        if before is None:
+            events.append(("ADDED", item))
+        elif before["metadata"]["resourceVersion"] != item["metadata"]["resourceVersion"]:
+            events.append(("MODIFIED", item))
+        known[uid] = item
+    return events
+
+
+async def _list(client: ApiClient, path: str, params: Mapping[str, str]) -> tuple[list[Object], str]:
+    """All pages, and the version to watch from."""
+    items: list[Object] = []
+    page = dict(params, limit=str(PAGE_SIZE))
+    while True:
+        answer = await request(client, "GET", path, params=page, timeout_seconds=30.0)
+        position = answer.get("metadata") or {}
+        if "resourceVersion" not in position:
+            raise ApiUnavailable(f"list of {path}: the answer is not a list")
+        items += answer.get("items") or []
+        if not (token := position.get("continue")):
+            return items, position["resourceVersion"]
+        page["continue"] = token
+
+
+async def _stream(
+    client: ApiClient, path: str, params: Mapping[str, str], version: str, seconds: float
+) -> AsyncIterator[tuple[Any, Object]]:
+    """The changes after `version`, for about `seconds`."""
+    query = dict(
+        params,
+        watch="1",
+        resourceVersion=version,
+        allowWatchBookmarks="true",
+        timeoutSeconds=str(max(1, round(seconds))),
+    )
+    # a connection that a load balancer forgot is silent for ever: the total bounds it
+    timeout = aiohttp.ClientTimeout(total=seconds + 10.0, sock_connect=CONNECT_SECONDS)
+    try:
+        response = await _send(client, "GET", path, query, None, "application/json", timeout)
+        async with response:
+            rest = b""
+            async for chunk in response.content.iter_any():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in filter(None, lines):
+                    event = orjson.loads(line)
+                    if event["type"] == "ERROR":
+                        details = event["object"]
+                        raise ApiException(status=details.get("code", 500), reason=details.get("message", "watch"))
+                    yield event["type"], event["object"]
+    except (orjson.JSONDecodeError, KeyError) as error:
+        raise ApiUnavailable(f"watch of {path}: not a watch event: {error}") from error
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise ApiUnavailable(f"watch of {path}: {error or type(error).__name__}") from error
+
+
+async def _send(
+    client: ApiClient,
+    method: str,
+    path: str,
+    params: Mapping[str, str] | None,
+    body: Any,
+    content_type: str,
+    timeout: aiohttp.ClientTimeout,
+) -> aiohttp.ClientResponse:
+    """The open response of a call that was not refused; the caller closes it."""
+    method, url, headers, body, _ = await client.param_serialize(
+        method,
+        path,
+        query_params=list((params or {}).items()),
+        header_params={"Accept": "application/json", "Content-Type": content_type},
+        body=body,
+        auth_settings=["BearerToken"],
+    )
+    answer = await client.call_api(method, url, headers, body, _request_timeout=timeout)
+    response: aiohttp.ClientResponse = answer.response
+    if response.status < 400:
+        return response
+    async with response:
+        payload = await response.read()
+    error = ApiException(status=response.status, reason=_message(payload) or response.reason)
+    error.body = payload.decode(errors="replace")
+    error.headers = response.headers
+    raise error
+
+
+def _message(payload: bytes) -> str:
+    """What the API server says is wrong, if it says it in a Status object."""
+    try:
+        details = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return ""
+    return str(details.get("message") or "") if isinstance(details, dict) else ""
+
+
+def _service_account_dir() -> Path:
+    return Path(os.environ.get(ENV_SERVICEACCOUNT_DIR) or SERVICEACCOUNT_DIR)
+
+
+def _use_service_account(configuration: Configuration) -> None:
+    folder = _service_account_dir()
+    token_file, ca_file = folder / "token", folder / "ca.crt"
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT") or "443"
+    configuration.host = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    if not ca_file.is_file():
+        raise ClusterError(f"{ca_file} is missing: the API server's certificate could not be verified")
+    configuration.ssl_ca_cert = str(ca_file)
+    seen: tuple[int, int] | None = None
+
+    def refresh(target: Configuration) -> None:
+        nonlocal seen
+        state = token_file.stat()
+        if (state.st_mtime_ns, state.st_ino) != seen:
+            target.api_key["BearerToken"] = f"Bearer {token_file.read_text().strip()}"
+            seen = (state.st_mtime_ns, state.st_ino)
+
+    try:
+        refresh(configuration)
+    except OSError as error:
+        raise ClusterError(f"the ServiceAccount's token cannot be read: {error}") from error
+    # asked before each call; an OSError there counts as an unreachable server and is tried again
+    configuration.refresh_api_key_hook = refresh  # type: ignore[assignment]
+
+
+def _kubeconfig_namespace() -> str:
+    """Of the current context; kubeconfigs are merged as kubectl does: the first file that names a thing wins."""
+    current: str | None = None
+    spaces: dict[str, str] = {}
+    for path in (os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")).split(os.pathsep):
+        try:
+            content = yaml.safe_load(Path(path).read_text()) or {}
+        except (OSError, yaml.YAMLError):
+            continue  # connect() reports what is unreadable; kubectl, too, skips files that do not exist
+        current = current or content.get("current-context")
+        for context in content.get("contexts") or []:
+            spaces.setdefault(context["name"], (context.get("context") or {}).get("namespace") or "default")
+    return spaces.get(current or "", "default")
