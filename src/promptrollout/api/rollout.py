@@ -235,7 +235,8 @@ class RolloutStatus(Model):
     step: Annotated[str, Field(max_length=16)] = ""
     """`2/4`, for people."""
     weight: Annotated[int, Field(ge=0, le=100)] = 0
-    """Percent of units that the present configuration sends to the canary."""
+    """Percent of units on the version that the spec asks for: the canary's weight while it progresses, 100 once it
+    is stable, 0 after a rollback."""
     stable: VersionRef | None = None
     canary: VersionRef | None = None
     previous: VersionRef | None = None

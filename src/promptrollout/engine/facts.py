@@ -54,8 +54,8 @@ class Facts:
     desired: Desired
     delivered: Delivered | None
     """None: no PromptDelivery exists."""
-    has_copies: bool
-    """Owned copies of this rollout's versions exist."""
+    promoted: VersionRef | None
+    """The owned copy that was promoted last, by the mark on the copies: what to serve if all else was lost."""
     evidence: Evidence
     command: Command | str | None = None
     """Of the annotation; a string says why it is malformed."""

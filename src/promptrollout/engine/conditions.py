@@ -1,0 +1,159 @@
+"""Phase, message and conditions: what people and tools read, derived from the rest of the status."""
+
+from typing import Literal
+
+from promptrollout.api.meta import Condition
+from promptrollout.api.rollout import DeliveryState
+from promptrollout.engine.draft import ACTIVE, Draft, timestamp
+from promptrollout.engine.life import current_step, named
+
+Truth = tuple[bool | None, str, str]
+"""Status (None: Unknown), CamelCase reason, message."""
+
+
+def describe(draft: Draft, lacks: list[str]) -> None:
+    """Fill in `phase`, `message`, `delivery`, `observedGeneration` and all conditions."""
+    facts = draft.facts
+    draft.set(observed_generation=facts.generation)
+    if facts.delivered is not None:
+        d = facts.delivered
+        draft.set(
+            delivery=DeliveryState(
+                sequence=d.sequence, acknowledged=d.acknowledged, total=d.total, laggards=list(d.laggards[:10])
+            )
+        )
+    if draft.status.stage == "Idle" and draft.desired is not None:
+        draft.set(weight=100 if draft.desired == draft.status.stable else 0)
+    insufficient = insufficient_traffic(draft, lacks)
+    phase, reason, message = summary(draft, lacks, insufficient)
+    draft.set(phase=phase, message=message[:1024])
+    set_conditions(draft, truths(draft, phase, reason, message, insufficient))
+
+
+def insufficient_traffic(draft: Draft, lacks: list[str]) -> bool:
+    """The step's time is up and evidence is still lacking."""
+    step, snapshot = current_step(draft), draft.status.snapshot
+    if step is None or step.weight is None or snapshot is None or not lacks or draft.holds:
+        return False
+    wanted = step.min_duration_seconds if step.min_duration_seconds is not None else 300
+    return draft.status.step_time_waived or draft.clock.step_active_seconds >= wanted
+
+
+def summary(draft: Draft, lacks: list[str], insufficient: bool) -> tuple[str, str, str]:
+    """Phase, reason and the one sentence that stands for the whole."""
+    s, facts = draft.status, draft.facts
+    problems = facts.desired.problems
+    if s.stage is None:
+        return "Degraded", "InvalidSpec", problems[0] if problems else "nothing to serve yet"
+    if s.stage == "Withdrawing":
+        rejected = draft.is_rejected(s.canary)
+        text = f"taking {named(s.canary)} back ({s.withdrawal}): {acknowledged(draft)}"
+        return ("Degraded" if rejected else "Progressing"), s.withdrawal or "Withdrawing", text
+    if s.stage in ACTIVE:
+        return summary_in_progress(draft, lacks, insufficient)
+    if problems:
+        return "Degraded", "InvalidSpec", f"{problems[0]}; {named(s.stable)} keeps serving"
+    if draft.is_rejected(draft.desired):
+        entry = next(r for r in s.rejected if draft.desired is not None and r.digest == draft.desired.digest)
+        text = f"{named(draft.desired)} was rejected ({entry.reason}); {named(s.stable)} serves; "
+        text += "retry it or change the prompt"
+        return "Degraded", entry.reason, text
+    if facts.delivered is not None and facts.delivered.overridden:
+        return "Degraded", "EmergencyOverride", f"the emergency override sends everybody to {named(s.stable)}"
+    if s.stage == "Baking":
+        return "Healthy", "Baking", f"{named(s.stable)} serves 100 %; {named(s.previous)} stays loaded"
+    return "Healthy", "Healthy", f"{named(s.stable)} serves 100 %"
+
+
+def summary_in_progress(draft: Draft, lacks: list[str], insufficient: bool) -> tuple[str, str, str]:
+    s, step = draft.status, current_step(draft)
+    head = f"{named(s.canary)} at {s.weight} %"
+    if draft.facts.desired.problems:
+        return "Paused", "InvalidSpec", f"{head}, held: {draft.holds[0] if draft.holds else ''}"
+    if draft.holds:
+        paused = any("paused" in hold or "PromptFreeze" in hold for hold in draft.holds)
+        return ("Paused" if paused else "Progressing"), "Held", f"{head}, held: {'; '.join(draft.holds)}"
+    if draft.clock.acknowledged_at is None:
+        return "Progressing", s.stage or "Progressing", f"{head}: {acknowledged(draft)}"
+    if step is not None and step.pause is not None:
+        until = "until promote" if step.pause.duration_seconds is None else f"for {step.pause.duration_seconds} s"
+        return "Paused", "PauseStep", f"{head}: pause step {s.step}, {until}"
+    if insufficient:
+        action = s.snapshot.on_insufficient_traffic if s.snapshot else "Hold"
+        ask = "approve with promote, or abort" if action == "RequireApproval" else "holding"
+        paused = action == "RequireApproval"
+        return ("Paused" if paused else "Progressing"), "InsufficientTraffic", f"{head}, {ask}: {'; '.join(lacks)}"
+    waits = f"; waiting for {'; '.join(lacks)}" if lacks else ""
+    return "Progressing", s.stage or "Progressing", f"{head}, step {s.step}{waits}"
+
+
+def acknowledged(draft: Draft) -> str:
+    d = draft.facts.delivered
+    if d is None or d.total == 0:
+        return "no ready gateway pod has confirmed it"
+    text = f"{d.acknowledged} of {d.total} ready pods confirmed"
+    return text + (
+        f"; waiting for {', '.join(f'{lag.pod} ({lag.reason})' for lag in d.laggards[:3])}" if d.laggards else ""
+    )
+
+
+def truths(draft: Draft, phase: str, reason: str, message: str, insufficient: bool) -> dict[str, Truth]:
+    s, facts = draft.status, draft.facts
+    problems = facts.desired.problems
+    stalled = phase == "Degraded" or bool(problems)
+    ready = phase == "Healthy"
+    busy = s.stage in (*ACTIVE, "Withdrawing")
+    unassigned = facts.delivered.unassigned_share_percent if facts.delivered else 0
+    analysing = s.snapshot is not None and s.snapshot.analyse and s.stage in ("Stepping", "Promoting", "Baking")
+    return {
+        "Ready": (ready, reason, message),
+        "Reconciling": (not ready and not stalled, reason, message),
+        "Stalled": (stalled, reason if stalled else "NotStalled", message if stalled else ""),
+        "Progressing": (busy and phase == "Progressing", reason, message if busy else ""),
+        "Paused": (
+            phase == "Paused",
+            reason if phase == "Paused" else "NotPaused",
+            message if phase == "Paused" else "",
+        ),
+        "Completed": (s.stage in ("Idle", "Baking") and ready, "Completed" if ready else reason, ""),
+        "InvalidSpec": (bool(problems), "InvalidSpec" if problems else "Valid", "; ".join(problems)[:2048]),
+        "MetricsAvailable": (
+            facts.evidence.available if analysing else None,
+            "NotAnalysing" if not analysing else "Available" if facts.evidence.available else "MetricsUnavailable",
+            facts.evidence.problem if analysing else "",
+        ),
+        "Delivered": (draft.delivered(), "Acknowledged" if draft.delivered() else "Waiting", acknowledged(draft)),
+        "InsufficientTraffic": (
+            insufficient,
+            "InsufficientTraffic" if insufficient else "EnoughOrNotDue",
+            message if insufficient else "",
+        ),
+        "AssignmentKeyMissing": (
+            unassigned > 0,
+            "KeyMissing" if unassigned else "KeysPresent",
+            f"{unassigned} % of the requests came without a stickiness key: they get stable, outside the analysis"
+            if unassigned
+            else "",
+        ),
+    }
+
+
+def set_conditions(draft: Draft, wanted: dict[str, Truth]) -> None:
+    """metav1.Condition for each truth; the transition time moves only when the status does."""
+    before = {c.type: c for c in draft.status.conditions}
+    conditions = []
+    for kind, (truth, reason, message) in wanted.items():
+        status: Literal["True", "False", "Unknown"] = "Unknown" if truth is None else "True" if truth else "False"
+        old = before.get(kind)
+        since = old.last_transition_time if old is not None and old.status == status else timestamp(draft.now)
+        conditions.append(
+            Condition(
+                type=kind,
+                status=status,
+                reason=reason,
+                message=message[:2048],
+                last_transition_time=since,
+                observed_generation=draft.facts.generation,
+            )
+        )
+    draft.set(conditions=conditions)

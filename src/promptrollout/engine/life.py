@@ -1,0 +1,149 @@
+"""The moves of a rollout's life: begin, step, promote, withdraw. Each leaves its decision record."""
+
+from promptrollout.api.delivery import VersionRef
+from promptrollout.api.names import short_digest
+from promptrollout.api.rollout import ObjectiveStatus, Snapshot, Step
+from promptrollout.engine.draft import ACTIVE, Draft
+from promptrollout.engine.objectives import definition_hash
+
+DEFAULT_STEP_SECONDS = 300
+
+
+def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool, why: str) -> None:
+    """A new revision: load the version at weight 0. `direct`: then straight to 100 %."""
+    draft.set(
+        revision=draft.status.revision + 1,
+        attempt=draft.attempt_of(version.digest),
+        canary=version,
+        current_step_index=0,
+        direct=direct,
+        retracing=False,
+        withdrawal=None,
+        snapshot=snapshot,
+        analysis=[],
+    )
+    draft.set_clock(
+        started_at=draft.now, exposed_at=None, evaluated_until=None, active_seconds=0, unreachable_since=None
+    )
+    draft.enter("Loading", 0)
+    draft.set(step=step_label(draft))
+    draft.record("RolloutStarted", f"{why}: loading {named(version)} at weight 0")
+
+
+def step_label(draft: Draft) -> str:
+    s = draft.status
+    if s.stage not in ACTIVE or s.snapshot is None:
+        return ""
+    total = len(s.snapshot.steps)
+    done = total if s.stage == "Promoting" else s.current_step_index + (s.stage == "Stepping")
+    return f"{done}/{total}"
+
+
+def current_step(draft: Draft) -> Step | None:
+    s = draft.status
+    if s.stage != "Stepping" or s.snapshot is None or s.current_step_index >= len(s.snapshot.steps):
+        return None
+    return s.snapshot.steps[s.current_step_index]
+
+
+def is_last_weight(snapshot: Snapshot, index: int) -> bool:
+    return not any(step.weight is not None for step in snapshot.steps[index + 1 :])
+
+
+def enter_step(draft: Draft, index: int) -> None:
+    """Go to step `index`, or to 100 % behind the last one."""
+    snapshot = draft.status.snapshot
+    assert snapshot is not None
+    if index >= len(snapshot.steps):
+        draft.enter("Promoting", 100)
+    else:
+        step = snapshot.steps[index]
+        draft.set(current_step_index=index)
+        draft.enter("Stepping", draft.status.weight if step.weight is None else step.weight)
+    draft.set(step=step_label(draft))
+    if draft.status.weight > 0 and draft.clock.exposed_at is None:
+        floor = draft.now - draft.now % snapshot.interval_seconds
+        draft.set_clock(exposed_at=draft.now, evaluated_until=floor)
+
+
+def complete(draft: Draft) -> None:
+    """100 % is acknowledged: the canary is the stable version now."""
+    s = draft.status
+    assert s.canary is not None
+    direct, old = s.direct, s.stable
+    bakes = not direct and s.snapshot is not None and s.snapshot.bake_seconds > 0 and old is not None
+    # after a way back, the version that was left must canary again: it is no `previous`
+    draft.set(stable=s.canary, canary=None, previous=None if direct else old, direct=False, retracing=False)
+    draft.enter("Baking" if bakes else "Idle", 0)
+    draft.set(step="", weight=100 if bakes else 0)
+    text = f"{named(draft.status.stable)} serves 100 %"
+    if bakes and s.snapshot is not None:
+        text += f"; {named(old)} stays loaded for {s.snapshot.bake_seconds} s"
+    draft.record("RolloutCompleted", text, evidence=True)
+
+
+def withdraw(draft: Draft, why: str, message: str, *, reject: bool, warning: bool = True) -> None:
+    """Weight 0 at once. `why` is a CamelCase reason; a rejected digest stays rejected until `retry`."""
+    s = draft.status
+    if s.stage == "Baking":
+        # the old arm is still loaded: what was promoted becomes the canary that is taken back
+        draft.set(canary=s.stable, stable=s.previous, previous=None)
+    canary = draft.status.canary
+    assert canary is not None
+    if reject:
+        draft.reject(canary, why)
+    draft.set(withdrawal=why)
+    draft.record(why, message, warning=warning, evidence=bool(s.analysis))
+    draft.enter("Withdrawing", 0)
+    draft.set(step="")
+
+
+def settle(draft: Draft) -> None:
+    """Weight 0 is acknowledged everywhere: the canary's arm can be removed."""
+    why, canary = draft.status.withdrawal, draft.status.canary
+    if why == "ProviderUnreachable":
+        draft.set(withdrawal=None, analysis=[])
+        draft.enter("Loading", 0)
+        draft.set(step=step_label(draft), current_step_index=0)
+        draft.set_clock(exposed_at=None, evaluated_until=None)
+        return
+    took = draft.now - (draft.clock.stage_since or draft.now)
+    draft.set(canary=None)
+    draft.enter("Idle", 0)
+    if canary is not None:
+        done = "RollbackCompleted" if draft.is_rejected(canary) else "CanaryWithdrawn"
+        pods = draft.facts.delivered.total if draft.facts.delivered else 0
+        draft.record(done, f"all {pods} ready pods confirmed weight 0 for {named(canary)} within {took} s")
+
+
+def adopt(draft: Draft, snapshot: Snapshot) -> None:
+    """A person edited steps or objectives in mid-canary. The weight is never raised by the edit itself."""
+    s = draft.status
+    old = s.snapshot
+    if old is None or old == snapshot:
+        return
+    draft.set(snapshot=snapshot, analysis=kept_rows(old, snapshot, s.analysis))
+    if old.interval_seconds != snapshot.interval_seconds and draft.clock.evaluated_until is not None:
+        width = snapshot.interval_seconds
+        draft.set_clock(evaluated_until=-(-draft.clock.evaluated_until // width) * width)
+    if old.steps != snapshot.steps and s.stage == "Stepping":
+        reach = [i for i, step in enumerate(snapshot.steps) if step.weight is not None and step.weight <= s.weight]
+        if not reach:
+            draft.enter("Loading", 0)
+            draft.set(current_step_index=0)
+        elif snapshot.steps[reach[-1]].weight == s.weight:
+            draft.set(current_step_index=reach[-1])
+        else:
+            enter_step(draft, reach[-1])
+        draft.set(step=step_label(draft))
+    draft.record("RolloutUpdated", "steps or objectives were edited: edited objectives start from no evidence")
+
+
+def kept_rows(old: Snapshot, new: Snapshot, rows: list[ObjectiveStatus]) -> list[ObjectiveStatus]:
+    before = {objective.name: definition_hash(objective) for objective in old.objectives}
+    same = {o.name for o in new.objectives if before.get(o.name) == definition_hash(o)}
+    return [row for row in rows if row.name in same]
+
+
+def named(version: VersionRef | None) -> str:
+    return "nothing" if version is None else f"{version.version} ({short_digest(version.digest)})"

@@ -1,0 +1,280 @@
+"""`plan`: from facts to the next status, top to bottom. Pure: it reads no clock and does no I/O."""
+
+from promptrollout.api.rollout import RolloutStatus
+from promptrollout.engine.analysis import WATCHED, fold, lacking
+from promptrollout.engine.conditions import describe
+from promptrollout.engine.draft import ACTIVE, Draft
+from promptrollout.engine.facts import Facts, Plan
+from promptrollout.engine.life import (
+    DEFAULT_STEP_SECONDS,
+    adopt,
+    begin,
+    complete,
+    current_step,
+    enter_step,
+    named,
+    settle,
+    withdraw,
+)
+from promptrollout.engine.verbs import obey
+
+UNREACHABLE_SECONDS = 900
+"""How long users of a canary whose provider alone is down are answered by stable before the weight goes to 0."""
+LAGGARD_SECONDS = 60
+"""How long a pod may leave a rollback unconfirmed before it is evicted."""
+
+
+def plan(facts: Facts, now: int) -> Plan:
+    """The next status and what follows from it. `now`: seconds since the epoch on the metrics source's clock.
+
+    Calling it again with the status it returned and no new facts changes nothing but durations.
+    """
+    draft = Draft(facts, now)
+    recover(draft)
+    obey(draft)
+    follow(draft)
+    watch_delivery(draft)
+    watch_provider(draft)
+    gather_holds(draft)
+    breached = fold(draft)
+    if breached is not None:
+        withdraw(draft, "ObjectiveBreached", f"{breached.name}: {breached.message}; rolled back", reject=True)
+    progress(draft)
+    describe(draft, lacks=lacking(draft) if draft.status.stage == "Stepping" else [])
+    return outcome(draft)
+
+
+# ---------------------------------------------------------------- where it stands
+
+
+def recover(draft: Draft) -> None:
+    """Give an empty status its first content: from the delivery, from the mark on a copy, or as a first version."""
+    if draft.status.stage is not None:
+        return
+    delivered, desired = draft.facts.delivered, draft.desired
+    memory = delivered.memory if delivered else None
+    if delivered is not None and memory is not None:
+        stable = memory.stable or delivered.stable
+        draft.set(
+            stable=stable,
+            previous=memory.previous,
+            rejected=memory.rejected,
+            attempts=memory.attempts,
+            handled_commands=memory.handled_commands,
+            revision=memory.revision,
+        )
+        draft.enter("Idle", 0)
+        draft.record("StatusRecovered", f"status was lost and rebuilt from the delivery: {named(stable)} is stable")
+    elif draft.facts.promoted is not None:
+        draft.set(stable=draft.facts.promoted, revision=1)
+        draft.enter("Idle", 0)
+        draft.record("StatusRecovered", f"rebuilt from the owned copies: {named(draft.facts.promoted)} is stable")
+    elif desired is not None and not draft.facts.desired.problems:
+        first = draft.facts.desired.baseline or desired
+        draft.set(stable=first, revision=1)
+        draft.enter("Idle", 0)
+        draft.set_clock(started_at=draft.now)
+        draft.record("InitialVersion", f"{named(first)} serves 100 % as the first version")
+
+
+def follow(draft: Draft) -> None:
+    """Compare what the spec asks for with what runs, and begin, cancel or supersede."""
+    s, desired, snapshot = draft.status, draft.desired, draft.facts.desired.snapshot
+    if s.stage is None or desired is None or draft.facts.desired.problems or snapshot is None:
+        return
+    if draft.facts.delivered is not None and draft.facts.delivered.overridden:
+        if s.stage in (*ACTIVE, "Baking"):
+            withdraw(draft, "EmergencyOverride", "the emergency override sends everybody to stable", reject=True)
+        return
+    if s.stage in ACTIVE:
+        follow_in_progress(draft)
+    elif s.stage in ("Idle", "Baking") and desired != s.stable and not draft.is_rejected(desired):
+        back = desired == s.previous
+        why = f"back to what ran before {named(s.stable)}" if back else "the prompt changed"
+        begin(draft, desired, snapshot, direct=back, why=why)
+
+
+def follow_in_progress(draft: Draft) -> None:
+    s, desired, snapshot = draft.status, draft.desired, draft.facts.desired.snapshot
+    assert desired is not None
+    assert snapshot is not None
+    if desired == s.canary:
+        adopt(draft, snapshot)
+    elif s.retracing and draft.is_rejected(desired):
+        return  # an `undo` is on its way back while the spec still names what was undone
+    elif desired == s.stable:
+        withdraw(
+            draft,
+            "RolloutCancelled",
+            f"the spec names {named(desired)} again, which is stable",
+            reject=False,
+            warning=False,
+        )
+    else:
+        withdraw(draft, "RolloutSuperseded", f"the spec names {named(desired)} now", reject=False, warning=False)
+
+
+def watch_delivery(draft: Draft) -> None:
+    """Note when the present configuration was first confirmed by every ready pod; later pods reset nothing."""
+    if draft.clock.acknowledged_at is None and draft.status.stage is not None and draft.delivered():
+        draft.set_clock(acknowledged_at=draft.now)
+
+
+def watch_provider(draft: Draft) -> None:
+    """Only the canary's provider is down: no verdict, and weight 0 after a while, without rejecting the version."""
+    delivered, since = draft.facts.delivered, draft.clock.unreachable_since
+    if delivered is None or not delivered.canary_provider_unreachable:
+        if since is not None:
+            draft.set_clock(unreachable_since=None)
+        return
+    if draft.status.stage not in ACTIVE:
+        return
+    if since is None:
+        draft.set_clock(unreachable_since=draft.now)
+        draft.record("CanaryProviderUnreachable", "its users are answered by stable; no verdict", warning=True)
+    elif draft.now - since >= UNREACHABLE_SECONDS and draft.status.stage in ("Stepping", "Promoting"):
+        withdraw(
+            draft,
+            "ProviderUnreachable",
+            f"only the canary's provider has been out of reach for {draft.now - since} s: weight 0, not rejected",
+            reject=False,
+        )
+
+
+def gather_holds(draft: Draft) -> None:
+    """Everything that forbids advancing now, each in a sentence. A breach rolls back through all of them."""
+    facts, s = draft.facts, draft.status
+    if not s.retracing:
+        if facts.spec.paused:
+            draft.holds.append("paused by spec.paused")
+        if s.paused:
+            draft.holds.append("paused by a person")
+        if facts.frozen:
+            draft.holds.append(f"held by PromptFreeze {facts.frozen}")
+        draft.holds += [f"the spec is invalid: {problem}" for problem in facts.desired.problems[:1]]
+        if facts.desired.version is None and not facts.desired.problems:
+            draft.holds.append("the version that the spec names is missing")
+        if not facts.evidence.available and s.snapshot is not None and s.snapshot.analyse and s.stage in WATCHED:
+            draft.holds.append(f"metrics are not available: {facts.evidence.problem}")
+    if draft.clock.unreachable_since is not None:
+        draft.holds.append("the canary's provider is out of reach")
+
+
+# ---------------------------------------------------------------- where it goes
+
+
+def progress(draft: Draft) -> None:
+    """At most one move per plan: each move must be delivered before the next."""
+    tick(draft)
+    stage = draft.status.stage
+    if stage == "Withdrawing":
+        if draft.delivered():
+            settle(draft)
+    elif stage == "Loading":
+        if draft.delivered() and not draft.holds:
+            enter_step(draft, 1 << 30 if draft.status.direct else draft.status.current_step_index)
+    elif stage == "Stepping":
+        progress_step(draft)
+    elif stage == "Promoting":
+        if draft.delivered() and not draft.holds:
+            complete(draft)
+    elif stage == "Baking":
+        snapshot = draft.status.snapshot
+        if snapshot is None or draft.clock.step_active_seconds >= snapshot.bake_seconds:
+            draft.enter("Idle", 0)
+            draft.record("BakeCompleted", f"{named(draft.status.previous)} is unloaded")
+
+
+def tick(draft: Draft) -> None:
+    """Durations that no interval measures: pauses, and steps and bakes of rollouts without analysis.
+
+    A gap of more than two intervals (an outage, a clock step) counts as two.
+    """
+    s, snapshot = draft.status, draft.status.snapshot
+    if s.stage is None or snapshot is None:
+        return
+    gap = max(0, draft.now - (draft.clock.ticked_at or draft.now))
+    draft.set_clock(ticked_at=draft.now)
+    step = current_step(draft)
+    by_time = (step is not None and step.pause is not None) or not snapshot.analyse
+    if by_time and s.stage in ("Stepping", "Baking") and draft.clock.acknowledged_at is not None and not draft.holds:
+        seconds = min(gap, 2 * snapshot.interval_seconds)
+        paused = step is not None and step.pause is not None
+        draft.set_clock(
+            step_active_seconds=draft.clock.step_active_seconds + seconds,
+            active_seconds=draft.clock.active_seconds + (0 if paused else seconds),
+        )
+
+
+def progress_step(draft: Draft) -> None:
+    s, step = draft.status, current_step(draft)
+    snapshot = s.snapshot
+    if step is None or snapshot is None or draft.clock.acknowledged_at is None:
+        return
+    if step.pause is not None:
+        seconds = step.pause.duration_seconds
+        if seconds is not None and draft.clock.step_active_seconds >= seconds and not draft.holds:
+            enter_step(draft, s.current_step_index + 1)
+        return
+    late = draft.clock.active_seconds >= snapshot.max_duration_seconds and not s.step_time_waived
+    if late and snapshot.on_timeout == "Rollback":
+        withdraw(draft, "MaxDurationExceeded", f"{draft.clock.active_seconds} s of active time are over", reject=True)
+        return
+    if late:
+        draft.holds.append(f"maxDurationSeconds ({snapshot.max_duration_seconds}) is over: promote, abort or undo")
+    wanted = DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
+    time_is_up = s.step_time_waived or draft.clock.step_active_seconds >= wanted
+    if draft.holds or not time_is_up:
+        return
+    missing = lacking(draft)
+    if missing and not s.step_approved:
+        if snapshot.on_insufficient_traffic == "Rollback":
+            text = f"the step's time is up without enough evidence: {'; '.join(missing)}"
+            withdraw(draft, "InsufficientTraffic", text, reject=True)
+        return
+    passed, weight = s.step, s.weight
+    enter_step(draft, s.current_step_index + 1)
+    how = f"approved by a person without enough evidence ({'; '.join(missing)})" if missing else "passed"
+    after = "100 %" if draft.status.stage == "Promoting" else f"{draft.status.weight} %"
+    draft.record("StepCompleted", f"step {passed} ({weight} %) {how}; going to {after}", evidence=True)
+
+
+# ---------------------------------------------------------------- what to do
+
+
+def outcome(draft: Draft) -> Plan:
+    before, s, clock = draft.facts.status, draft.status, draft.clock
+    delivered = draft.facts.delivered
+    evict: tuple[str, ...] = ()
+    next_seconds: int | None = None
+    if s.stage == "Withdrawing" and clock.stage_since is not None:
+        next_seconds = clock.stage_since + LAGGARD_SECONDS
+        if draft.now >= next_seconds and delivered is not None and not draft.delivered():
+            evict, next_seconds = tuple(lag.pod for lag in delivered.laggards), draft.now + LAGGARD_SECONDS
+    elif s.stage in (*ACTIVE, "Baking") and s.snapshot is not None:
+        next_seconds = draft.now + s.snapshot.interval_seconds
+    if draft.decisions or s.stage != before.stage:
+        next_seconds = draft.now  # the move may open the way to another
+    return Plan(
+        status=s,
+        delivery=draft.intent(),
+        decisions=tuple(draft.decisions),
+        next_seconds=next_seconds,
+        wants_evidence=s.stage in WATCHED and s.snapshot is not None and s.snapshot.analyse,
+        urgent=essence(before) != essence(s),
+        evict=evict,
+    )
+
+
+def essence(status: RolloutStatus) -> RolloutStatus:
+    """The part of a status whose change cannot wait for the next checkpoint."""
+    return status.model_copy(
+        update={
+            "message": "",
+            "analysis": [(row.name, row.verdict == "Breach") for row in status.analysis],
+            "conditions": [(c.type, c.status, c.reason) for c in status.conditions],
+            "clock": status.clock.model_copy(
+                update={"evaluated_until": None, "step_active_seconds": 0, "active_seconds": 0, "ticked_at": None}
+            ),
+        }
+    )

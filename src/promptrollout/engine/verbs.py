@@ -1,0 +1,161 @@
+"""What people ask for: each verb of the CLI, bound to what its author was looking at."""
+
+import hashlib
+from collections.abc import Callable
+
+from promptrollout.api.command import Command
+from promptrollout.engine.draft import ACTIVE, REMEMBERED, Draft
+from promptrollout.engine.life import begin, current_step, enter_step, named, withdraw
+
+Refusal = str | None
+
+
+def obey(draft: Draft) -> None:
+    """Carry out the annotation's command once, or refuse it with an Event. A handled id never acts again."""
+    command = draft.facts.command
+    if command is None or draft.status.stage is None:
+        return
+    identity = command.id if isinstance(command, Command) else hashlib.sha256(command.encode()).hexdigest()[:32]
+    if identity in draft.status.handled_commands:
+        return
+    draft.set(handled_commands=[identity, *draft.status.handled_commands][:REMEMBERED])
+    if isinstance(command, str):
+        draft.record("CommandRefused", command, warning=True)
+        return
+    refusal = mismatch(draft, command) or VERBS[command.verb](draft, command)
+    if refusal:
+        draft.record("CommandRefused", f"{command.verb}{by(command)} refused: {refusal}", warning=True)
+
+
+def mismatch(draft: Draft, command: Command) -> Refusal:
+    s = draft.status
+    if command.rollout_uid != draft.facts.uid:
+        return "it was given to an earlier object of this name"
+    if (command.revision, command.attempt) != (s.revision, s.attempt):
+        return (
+            f"it was given at revision {command.revision}, attempt {command.attempt}; "
+            f"now it is revision {s.revision}, attempt {s.attempt}"
+        )
+    if command.verb.startswith("promote") and command.step != s.current_step_index:
+        return f"it was given at step {command.step + 1}; now it is step {s.current_step_index + 1}"
+    return None
+
+
+def by(command: Command) -> str:
+    text = f" by {command.by}" if command.by else ""
+    return text + (f" ({command.reason})" if command.reason else "")
+
+
+def pause(draft: Draft, command: Command) -> Refusal:
+    if draft.status.paused:
+        return "it is paused already"
+    draft.set(paused=True)
+    draft.record("RolloutPaused", f"paused{by(command)}: nothing advances, a breach still rolls back")
+    return None
+
+
+def resume(draft: Draft, command: Command) -> Refusal:
+    if draft.facts.spec.paused:
+        return "spec.paused is true: set it to false where the manifest is kept"
+    if not draft.status.paused:
+        return "it is not paused; `promote` ends a pause step"
+    draft.set(paused=False)
+    draft.record("RolloutResumed", f"resumed{by(command)}")
+    return None
+
+
+def promote(draft: Draft, command: Command) -> Refusal:
+    if draft.facts.spec.paused:
+        return "spec.paused is true: set it to false where the manifest is kept"
+    if draft.facts.frozen:
+        return f"PromptFreeze {draft.facts.frozen} is in force"
+    step = current_step(draft)
+    if step is None:
+        return "no step is in progress"
+    draft.set(paused=False)
+    if step.pause is not None:
+        draft.record("PausePromoted", f"pause ended{by(command)}")
+        enter_step(draft, draft.status.current_step_index + 1)
+        return None
+    waits = any(c.type == "InsufficientTraffic" and c.status == "True" for c in draft.status.conditions)
+    draft.set(step_time_waived=True, step_approved=draft.status.step_approved or waits)
+    what = "approved without enough evidence" if waits else "need not wait for the step's time, only for its evidence"
+    draft.record("StepPromoted", f"step {draft.status.step} {what}{by(command)}", evidence=True)
+    return None
+
+
+def promote_full(draft: Draft, command: Command) -> Refusal:
+    if draft.facts.frozen:
+        return f"PromptFreeze {draft.facts.frozen} is in force"
+    if draft.facts.desired.problems:
+        return f"the spec is invalid: {draft.facts.desired.problems[0]}"
+    if draft.status.stage not in ("Loading", "Stepping"):
+        return "no canary is in progress"
+    draft.set(paused=False)
+    draft.record(
+        "FullPromotion",
+        f"{named(draft.status.canary)} goes to 100 % without waiting for evidence{by(command)}",
+        warning=True,
+        evidence=True,
+    )
+    if draft.status.stage == "Loading":
+        # never to an unready arm: the load is acknowledged first
+        steps = draft.status.snapshot.steps if draft.status.snapshot else []
+        draft.set(current_step_index=len(steps))
+    else:
+        enter_step(draft, 1 << 30)
+    return None
+
+
+def abort(draft: Draft, command: Command) -> Refusal:
+    if draft.status.stage not in (*ACTIVE, "Baking"):
+        return "no canary is in progress"
+    withdraw(draft, "RolloutAborted", f"aborted{by(command)}", reject=True)
+    return None
+
+
+def retry(draft: Draft, command: Command) -> Refusal:
+    desired = draft.desired
+    if desired is None or not draft.is_rejected(desired):
+        return "the version that the spec asks for is not rejected"
+    if draft.status.stage == "Withdrawing":
+        return "the rollback is not confirmed by every pod yet"
+    draft.set(rejected=[r for r in draft.status.rejected if r.digest != desired.digest])
+    draft.count_attempt(desired.digest)
+    attempt = draft.attempt_of(desired.digest)
+    draft.record(
+        "RolloutRetried", f"{named(desired)}: attempt {attempt} from no evidence, at a stricter level{by(command)}"
+    )
+    return None
+
+
+def undo(draft: Draft, command: Command) -> Refusal:
+    s = draft.status
+    if s.stage in (*ACTIVE, "Baking"):
+        withdraw(draft, "RolloutUndone", f"undone{by(command)}", reject=True)
+        return None
+    if s.stage == "Withdrawing":
+        return "a rollback is in progress"
+    if s.previous is None or s.stable is None:
+        return "there is no earlier version to go back to"
+    if draft.is_rejected(s.previous):
+        return f"the earlier version {named(s.previous)} is rejected"
+    snapshot = s.snapshot or draft.facts.desired.snapshot
+    if snapshot is None:
+        return "the spec is invalid and no earlier revision is known"
+    left = s.stable
+    draft.reject(left, "RolloutUndone")
+    begin(draft, s.previous, snapshot, direct=True, why=f"undo of {named(left)}{by(command)}")
+    draft.set(retracing=True)
+    return None
+
+
+VERBS: dict[str, Callable[[Draft, Command], Refusal]] = {
+    "pause": pause,
+    "resume": resume,
+    "promote": promote,
+    "promote-full": promote_full,
+    "abort": abort,
+    "retry": retry,
+    "undo": undo,
+}
