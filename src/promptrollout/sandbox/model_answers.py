@@ -163,7 +163,8 @@ def broken_answer(behaviour: Behaviour, uniform: float, schema: object) -> str:
     kind = kinds[min(int(uniform * len(kinds)), len(kinds) - 1)]
     good = good_answer(behaviour, schema)
     if kind is BreakKind.CUT_JSON:
-        return good[: max(1, len(good) * 2 // 3)]
+        cut = good[: len(good) * 2 // 3]
+        return PROSE if _is_json(cut) else cut  # a bare number cut short is still one
     if kind is BreakKind.WRONG_SHAPE:
         wrong = _json({"unexpected": [good]})
         if not isinstance(schema, dict) or not _conforms(orjson.dumps(schema), wrong):
@@ -238,7 +239,7 @@ def _number(schema: dict[str, Any], whole: bool) -> int | float:
         value = low if "minimum" in schema else low + step
         if not whole and "exclusiveMinimum" in schema and high is not None and value >= high:
             value = (low + high) / 2
-    if value % step:
+    if (whole or "multipleOf" in schema) and value % step:
         value += step - value % step
     return int(value) if whole else value
 
@@ -279,6 +280,14 @@ def _conforms(schema: bytes, text: str) -> bool:
         return jsonschema_rs.is_valid(orjson.loads(schema), orjson.loads(text))
     except jsonschema_rs.ValidationError:  # raised when the schema itself is none: then there is no contract to keep
         return False
+
+
+def _is_json(text: str) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _completion_tokens(behaviour: Behaviour, draws: Draws, text: str) -> int:

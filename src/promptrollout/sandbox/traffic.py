@@ -145,15 +145,23 @@ class Traffic:
         self._started = time.monotonic()
         self._sender = asyncio.create_task(self._send_on_time(), name="traffic")
 
-    async def stop(self) -> TrafficStats:
-        """Send no more, wait for the answers still under way, and return the final counts."""
+    async def stop(self, grace_seconds: float = 5.0) -> TrafficStats:
+        """Send no more, give the answers under way `grace_seconds`, and return the final counts.
+
+        What is unanswered by then is counted under `failures` as `Abandoned`.
+        """
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.gather(self._sender, return_exceptions=True)
             self._sender = None
             self._ran_seconds += time.monotonic() - self._started
         if self._in_flight:
-            await asyncio.gather(*self._in_flight)
+            _, late = await asyncio.wait(self._in_flight, timeout=grace_seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+            if late:
+                self._failures["Abandoned"] += len(late)
         if self._session is not None:
             await self._session.close()
             self._session = None
