@@ -103,18 +103,7 @@ class PromptVersion(CustomResource):
     status: VersionStatus | None = None
 
 
-def problems(spec: PromptSpec, size_bytes: int) -> list[tuple[str, str]]:
-    """What the schema cannot refuse: (path below the prompt, reason and fix) for each problem; empty if sound.
-
-    Templates are parsed by the caller (the operator and `lint` both use `gateway`-independent Jinja2 parsing in
-    `api.template`).
-    """
-    found: list[tuple[str, str]] = []
-    if size_bytes > MAX_SPEC_BYTES:
-        found.append(("", f"the prompt has {size_bytes} bytes, at most {MAX_SPEC_BYTES} are served: shorten it"))
-    return found
-
-
 def canonical(spec: PromptSpec) -> dict[str, Any]:
     """The JSON object whose canonical form is hashed: only what was declared, under the names of the API."""
-    return spec.model_dump(by_alias=True, exclude_none=True, exclude_unset=True, mode="json")
+    # mode "python": in mode "json" a NaN would silently become null
+    return spec.model_dump(by_alias=True, exclude_none=True, exclude_unset=True, mode="python")

@@ -1,0 +1,164 @@
+"""What a schema cannot refuse in a prompt: templates that do not parse, output schemas that are none. Never renders.
+
+The operator (condition `InvalidSpec`), `promptrollout lint` and the gateway (when it loads a configuration) compile
+with the same environment and validator, so what one of them takes, all of them take.
+"""
+
+import json
+from typing import Any
+
+import jsonschema_rs
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, meta, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from promptrollout.api.digest import canonical_bytes
+from promptrollout.api.meta import Json
+from promptrollout.api.prompt import MAX_SPEC_BYTES, PromptSpec
+
+Problem = tuple[str, str]
+"""Path below the prompt (`messages[0].content`; empty for the prompt as a whole); reason and fix."""
+
+# fields of a provider's request that have a place of their own in the prompt, or belong to the caller
+_HOME_OF_EXTRA = {
+    "model": "model",
+    "messages": "messages",
+    "tools": "tools",
+    "temperature": "parameters.temperature",
+    "top_p": "parameters.topP",
+    "max_tokens": "parameters.maxTokens",
+    "seed": "parameters.seed",
+    "presence_penalty": "parameters.presencePenalty",
+    "frequency_penalty": "parameters.frequencyPenalty",
+    "stop": "parameters.stop",
+    "stream": "the caller's request",
+    "stream_options": "the caller's request",
+}
+# they name other files, of which there are none
+_FILE_NODES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """The Jinja2 environment of prompts: sandboxed, text kept as written, a missing variable is an error.
+
+    Not optimized: the optimizer would evaluate constant expressions (`{{ 9**9**9 }}`) while a template is only checked.
+    """
+    return ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, optimized=False
+    )
+
+
+_ENVIRONMENT = environment()
+
+
+def _parsed(text: str) -> nodes.Template:
+    """The syntax tree. Raises ValueError with the line, the reason and the fix."""
+    try:
+        tree = _ENVIRONMENT.parse(text)
+        for statement in tree.find_all(_FILE_NODES):
+            name = type(statement).__name__.lower()
+            raise ValueError(f"line {statement.lineno}: {name} is not supported: write the text here")
+        for power in tree.find_all(nodes.Pow):
+            raise ValueError(f"line {power.lineno}: the operator ** is not supported in prompts")
+        # unknown filters and tests are found by the code generator only
+        _ENVIRONMENT.compile(tree)
+    except TemplateSyntaxError as error:
+        raise ValueError(
+            f"line {error.lineno}: {error.message}; if braces are meant as text, write {{% raw %}}…{{% endraw %}}"
+        ) from error
+    except (RecursionError, MemoryError, SyntaxError) as error:  # of Python's own compiler, on deep nesting
+        raise ValueError("nested too deeply: simplify the template") from error
+    return tree
+
+
+def compile_template(text: str) -> Template:
+    """The template, ready to render. Raises ValueError with the line, the reason and the fix."""
+    _parsed(text)
+    return _ENVIRONMENT.from_string(text)
+
+
+def variables_of(text: str) -> set[str]:
+    """Names that a request must bring in `prompt_variables`. Raises ValueError as `compile_template` does."""
+    return meta.find_undeclared_variables(_parsed(text))
+
+
+def prompt_variables(spec: PromptSpec) -> set[str]:
+    """The variables of all messages. Raises ValueError as `compile_template` does."""
+    names: set[str] = set()
+    return names.union(*(variables_of(message.content) for message in spec.messages if message.content))
+
+
+def answer_validator(schema: Json) -> jsonschema_rs.Validator:
+    """A validator of answers. Raises ValueError naming the place in the schema.
+
+    Offline: a `$ref` to a URL would let whoever writes a prompt send requests from the operator's network.
+    """
+    try:
+        return jsonschema_rs.validator_for(schema, offline=True)
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as error:
+        path = "/".join(str(part) for part in getattr(error, "instance_path", ()))
+        reason = getattr(error, "message", None) or str(error)
+        raise ValueError(f"not a JSON Schema{f' at {path}' if path else ''}: {_shortened(reason)}") from error
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise ValueError(f"not a JSON Schema: {_shortened(str(error))}") from error
+
+
+def template_problems(spec: PromptSpec) -> list[Problem]:
+    """Templates that do not parse, an output schema or a tool that no provider and no validator understands."""
+    found: list[Problem] = []
+    for index, message in enumerate(spec.messages):
+        if message.content is None:
+            continue
+        try:
+            variables_of(message.content)
+        except ValueError as error:
+            found.append((f"messages[{index}].content", str(error)))
+    if spec.output_schema is not None:
+        try:
+            answer_validator(spec.output_schema)
+        except ValueError as error:
+            found.append(("outputSchema", str(error)))
+    for index, tool in enumerate(spec.tools or ()):
+        found.extend((f"tools[{index}]{path}", reason) for path, reason in _tool_problems(tool))
+    return found
+
+
+def prompt_problems(spec: PromptSpec) -> list[Problem]:
+    """Everything that is wrong with a prompt and that the CRD's schema and rules let through; empty if it is sound."""
+    found = template_problems(spec)
+    for key in sorted((spec.parameters and spec.parameters.extra) or ()):
+        if key in _HOME_OF_EXTRA:
+            found.append((f"parameters.extra.{key}", f"{key} belongs in {_HOME_OF_EXTRA[key]}: move it there"))
+    try:
+        size = len(canonical_bytes(spec))
+    except ValueError as error:
+        found.append(("", f"{error}; write such numbers as strings"))
+    else:
+        if size > MAX_SPEC_BYTES:
+            found.append(("", f"the prompt has {size} bytes, at most {MAX_SPEC_BYTES} are served: shorten it"))
+    return found
+
+
+def _tool_problems(tool: Json) -> list[Problem]:
+    kind = tool.get("type")
+    if not isinstance(kind, str):
+        return [("", 'a tool needs a type: {"type": "function", "function": {…}}')]
+    if kind != "function":
+        return []
+    function = tool.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return [(".function", "a tool of type function needs function.name")]
+    parameters: Any = function.get("parameters")
+    if parameters is None:
+        return []
+    if not isinstance(parameters, dict):
+        return [(".function.parameters", f"must be a JSON Schema object, not {json.dumps(parameters)[:80]}")]
+    try:
+        answer_validator(parameters)
+    except ValueError as error:
+        return [(".function.parameters", str(error))]
+    return []
+
+
+def _shortened(text: str, limit: int = 300) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
