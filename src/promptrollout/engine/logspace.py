@@ -1,0 +1,72 @@
+"""Evidence as logarithms: sums of exponentials, and mixtures over the moment at which a regression began."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+NEVER = -math.inf
+"""Logarithm of no mass at all."""
+
+
+def log_add(a: float, b: float) -> float:
+    """ln(e^a + e^b)."""
+    low, high = (a, b) if a < b else (b, a)
+    return high if low == NEVER else high + math.log1p(math.exp(low - high))
+
+
+def log_mean(logs: Sequence[float]) -> float:
+    """ln of the mean of e^x."""
+    high = max(logs)
+    if high == NEVER:
+        return NEVER
+    return high + math.log(math.fsum(math.exp(x - high) for x in logs) / len(logs))
+
+
+def log_threshold(level: float) -> float:
+    """ln(1/level): evidence above it has chance `level` at most if the null is true (Ville's inequality)."""
+    if not 0 < level < 1:
+        raise ValueError(f"an error level lies between 0 and 1, not at {level!r}: set for example 0.05")
+    return -math.log(level)
+
+
+@dataclass(frozen=True, slots=True)
+class StartMixture:
+    """E-process against a set of alternatives, mixed over the interval in which the regression began.
+
+    Evidence summed from a rollout's first request blinds: every good request must first be outweighed. So a share of
+    the bet is held back for each later start. Per alternative, M_t = e_t (M_{t-1} + w_{t-1}) with w_0 = 1/2 and
+    w_t = 1/((t+1)(t+2)); the mass that has not started after t intervals is 1/(t+1). A convex mixture of e-processes is
+    one, so looking at any time stays valid, and the state stays constant.
+    """
+
+    intervals: int
+    logs: tuple[float, ...]
+    """ln M_t, one per alternative."""
+
+    @classmethod
+    def start(cls, alternatives: int) -> "StartMixture":
+        return cls(0, (NEVER,) * alternatives)
+
+    def observe(self, increments: Iterable[float]) -> "StartMixture":
+        """After one interval; `increments` are ln e_t per alternative."""
+        t = self.intervals
+        starting = math.log(0.5) if t == 0 else -math.log((t + 1) * (t + 2))
+        logs = tuple(x + log_add(m, starting) for m, x in zip(self.logs, increments, strict=True))
+        return StartMixture(t + 1, logs)
+
+    def log_evidence(self) -> float:
+        """ln E_t, the mean over the alternatives plus the mass not yet started."""
+        return log_add(log_mean(self.logs), -math.log(self.intervals + 1))
+
+    def numbers(self) -> Iterator[float]:
+        yield float(self.intervals)
+        yield from self.logs
+
+    @classmethod
+    def take(cls, numbers: Iterator[float], alternatives: int) -> "StartMixture":
+        """The inverse of `numbers`; ValueError if they are no such state."""
+        intervals = next(numbers)
+        logs = tuple(next(numbers) for _ in range(alternatives))
+        if not (intervals >= 0 and intervals.is_integer()) or any(math.isnan(x) or x == math.inf for x in logs):
+            raise ValueError("these are not the sums of a mixture over start times")
+        return cls(int(intervals), logs)
