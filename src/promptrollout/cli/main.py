@@ -3,9 +3,13 @@
 import click
 
 from promptrollout import __version__
+from promptrollout.cli.sandbox import sandbox
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="promptrollout")
 def main() -> None:
     """Progressive delivery for prompts on Kubernetes."""
+
+
+main.add_command(sandbox)

@@ -1,0 +1,5 @@
+"""`python -m promptrollout`: the command line."""
+
+from promptrollout.cli import main
+
+main()

@@ -1,0 +1,115 @@
+"""Downloads official builds whose checksums are pinned here; anything that fails is left to the build."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_CONNECT_TIMEOUT_SECONDS = 5.0
+_CHUNK_BYTES = 1 << 20
+_REPORT_EVERY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published tar archive and the binaries we take out of it."""
+
+    url: str
+    algorithm: str
+    digest: str
+    #: member's path in the archive -> name of the binary
+    members: dict[str, str]
+
+
+class DownloadFailed(Exception):
+    """The archive could not be had, or is not what was published."""
+
+
+def archives(system: tuple[str, str]) -> list[Archive]:
+    """Archives with a pinned checksum for this operating system and processor."""
+    return _PINNED.get(system, [])
+
+
+_PINNED: dict[tuple[str, str], list[Archive]] = {}
+
+
+def download(
+    names: list[str],
+    cache: Path,
+    target: Callable[[str, Path], Path],
+    system: tuple[str, str],
+    progress: Callable[[str], None],
+) -> list[str]:
+    """Install what can be downloaded of `names`; returns those that are still missing."""
+    missing = list(names)
+    for archive in archives(system):
+        wanted = {member: name for member, name in archive.members.items() if name in missing}
+        if not wanted:
+            continue
+        try:
+            _install(archive, wanted, cache, target, progress)
+        except DownloadFailed as error:
+            progress(f"no download of {', '.join(wanted.values())} ({error}); building instead")
+            continue
+        missing = [name for name in missing if name not in wanted.values()]
+    return missing
+
+
+def _install(
+    archive: Archive,
+    wanted: dict[str, str],
+    cache: Path,
+    target: Callable[[str, Path], Path],
+    progress: Callable[[str], None],
+) -> None:
+    with tempfile.TemporaryDirectory(dir=cache / "bin", prefix=".download-") as temporary:
+        packed = Path(temporary) / "archive"
+        digest = _fetch(archive, packed, progress)
+        if digest != archive.digest:
+            raise DownloadFailed(f"{archive.url}: {archive.algorithm} {digest} is not the published one")
+        try:
+            with tarfile.open(packed) as tar:
+                for member, name in wanted.items():
+                    source = tar.extractfile(member)
+                    if source is None:
+                        raise DownloadFailed(f"{archive.url}: {member} is no file")
+                    unpacked = Path(temporary) / name
+                    with source, unpacked.open("wb") as file:
+                        while chunk := source.read(_CHUNK_BYTES):
+                            file.write(chunk)
+                    unpacked.chmod(0o755)
+                    os.replace(unpacked, target(name, cache))
+        except (tarfile.TarError, KeyError) as error:
+            raise DownloadFailed(f"{archive.url}: {error}") from error
+
+
+def _fetch(archive: Archive, path: Path, progress: Callable[[str], None]) -> str:
+    digest = hashlib.new(archive.algorithm)
+    started = reported = time.monotonic()
+    received = 0
+    try:
+        with urllib.request.urlopen(archive.url, timeout=_CONNECT_TIMEOUT_SECONDS) as response:
+            total = int(response.headers.get("Content-Length") or 0)
+            with path.open("wb") as file:
+                while chunk := response.read(_CHUNK_BYTES):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    received += len(chunk)
+                    if time.monotonic() - reported > _REPORT_EVERY_SECONDS:
+                        reported = time.monotonic()
+                        progress(
+                            f"downloading {archive.url}: {received >> 20} of {total >> 20} MiB,"
+                            f" {reported - started:.0f} s"
+                        )
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        raise DownloadFailed(f"{archive.url}: {error}") from error
+    return digest.hexdigest()

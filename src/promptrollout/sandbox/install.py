@@ -1,0 +1,118 @@
+"""Installs the operator: renders the Helm chart and applies it, as a person would on a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from promptrollout.sandbox.assets import Binaries
+from promptrollout.sandbox.kube import ApiError, ApiUnavailable, KubeApi, Object
+from promptrollout.sandbox.settings import OPERATOR_NAMESPACE, Layout, SandboxError
+
+RELEASE = "promptrollout"
+_CHART_VARIABLE = "PROMPTROLLOUT_CHART"
+_CRD_KIND = "CustomResourceDefinition"
+
+
+def find_chart(environ: Mapping[str, str] | None = None) -> Path:
+    """The chart: PROMPTROLLOUT_CHART, or charts/promptrollout of the checkout this package runs from."""
+    environ = os.environ if environ is None else environ
+    if override := environ.get(_CHART_VARIABLE):
+        if not (Path(override) / "Chart.yaml").is_file():
+            raise SandboxError(f"{_CHART_VARIABLE}={override}: no Chart.yaml there")
+        return Path(override)
+    for parent in Path(__file__).resolve().parents:
+        candidate = parent / "charts" / "promptrollout"
+        if (candidate / "Chart.yaml").is_file():
+            return candidate
+    raise SandboxError(f"no Helm chart found: run from a checkout, or set {_CHART_VARIABLE} to the chart's directory")
+
+
+def chart_values(prometheus_url: str) -> dict[str, Any]:
+    """What the sandbox sets in the chart; all else is the chart's default."""
+    return {"metricsSources": [{"name": "default", "url": prometheus_url}]}
+
+
+async def render(binaries: Binaries, layout: Layout, prometheus_url: str) -> str:
+    """`helm template` of the chart."""
+    layout.values.write_text(json.dumps(chart_values(prometheus_url), indent=1))
+    command = [str(binaries.helm), "template", RELEASE, str(find_chart()), "--namespace", OPERATOR_NAMESPACE]
+    return await run([*command, "--values", str(layout.values)])
+
+
+async def apply(binaries: Binaries, layout: Layout, api: KubeApi, manifests: str) -> None:
+    """Create the restricted namespace and apply the rendered chart with server-side apply."""
+    labels = {
+        "pod-security.kubernetes.io/enforce": "restricted",
+        "pod-security.kubernetes.io/warn": "restricted",
+    }
+    await api.apply(
+        f"/api/v1/namespaces/{OPERATOR_NAMESPACE}",
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE, "labels": labels}},
+        "promptrollout-sandbox",
+    )
+    command = [str(binaries.kubectl), "--kubeconfig", str(layout.kubeconfig), "apply", "--server-side", "-f", "-"]
+    await run([*command, "--namespace", OPERATOR_NAMESPACE], stdin=manifests)
+
+
+async def wait_available(binaries: Binaries, layout: Layout, api: KubeApi, timeout_seconds: float = 90.0) -> None:
+    """Until every Deployment of the release is available; the error carries the end of a pod's log."""
+    path = f"/apis/apps/v1/namespaces/{OPERATOR_NAMESPACE}/deployments"
+    deadline = time.monotonic() + timeout_seconds
+    problem = "the chart has no Deployment"
+    while time.monotonic() < deadline:
+        try:
+            deployments = (await api.get(path))["items"]
+        except (ApiError, ApiUnavailable) as error:
+            problem = str(error)
+        else:
+            late = [d["metadata"]["name"] for d in deployments if not _available(d)]
+            if deployments and not late:
+                return
+            problem = f"not available: {', '.join(late)}" if late else problem
+        await asyncio.sleep(0.2)
+    raise SandboxError(
+        f"the operator did not come up in {timeout_seconds:.0f} s ({problem})\n{await _explain(binaries, layout)}"
+    )
+
+
+def _available(deployment: Object) -> bool:
+    status = deployment.get("status") or {}
+    if status.get("observedGeneration", 0) < deployment["metadata"]["generation"]:
+        return False
+    return any(c["type"] == "Available" and c["status"] == "True" for c in status.get("conditions") or [])
+
+
+async def _explain(binaries: Binaries, layout: Layout) -> str:
+    kubectl = [str(binaries.kubectl), "--kubeconfig", str(layout.kubeconfig), "--namespace", OPERATOR_NAMESPACE]
+    parts = []
+    for arguments in (
+        ["get", "pods"],
+        ["get", "events", "--field-selector", "type=Warning"],
+        ["logs", "--selector", "app.kubernetes.io/name=promptrollout", "--tail", "30", "--prefix"],
+    ):
+        try:
+            parts.append(f"$ kubectl {' '.join(arguments)}\n{await run([*kubectl, *arguments])}")
+        except SandboxError as error:
+            parts.append(str(error))
+    return "\n".join(parts)
+
+
+async def run(command: list[str], stdin: str | None = None) -> str:
+    """Output of a command; its error output becomes the exception's message."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate(stdin.encode() if stdin is not None else None)
+    if process.returncode:
+        name = Path(command[0]).name
+        raise SandboxError(f"{name} {' '.join(command[1:4])} … failed:\n{err.decode(errors='replace').strip()}")
+    return out.decode()
