@@ -262,6 +262,7 @@ class RolloutStatus(Model):
     delivery: DeliveryState = DeliveryState()
     history: Annotated[list[Decision], Field(max_length=10)] = []
     """Newest first."""
+    decision_count: Annotated[int, Field(ge=0)] = 0
     conditions: Conditions = []
 
 

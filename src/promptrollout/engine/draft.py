@@ -117,7 +117,7 @@ class Draft:
         exposed, until = self.clock.exposed_at, self.clock.evaluated_until
         rows = [row.model_copy(update={"checkpoint": ""}) for row in s.analysis] if evidence else []
         decision = Decision(
-            id=f"r{s.revision}-{self.now:x}-{len(self.decisions)}",
+            id=f"{self.now:x}-{s.decision_count}",
             at=timestamp(self.now),
             reason=reason,
             type="Warning" if warning else "Normal",
@@ -130,7 +130,7 @@ class Draft:
             evidence=rows,
         )
         self.decisions.append(decision)
-        self.set(history=trimmed([decision, *s.history]))
+        self.set(history=trimmed([decision, *s.history]), decision_count=s.decision_count + 1)
 
 
 def trimmed(history: list[Decision]) -> list[Decision]:

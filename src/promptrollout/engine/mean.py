@@ -106,7 +106,7 @@ def log_bets(scale: float, total: float, variance: float) -> Iterator[float]:
 
 @dataclass(frozen=True, slots=True)
 class MeanTest:
-    """Immutable parameters of one mean's test. `maximum` is in the signal's unit, margins are percent of stable's mean."""
+    """Immutable parameters of one mean's test: `maximum` in the signal's unit, margins in percent of stable's mean."""
 
     signal: Signal
     definition: str

@@ -215,6 +215,7 @@ def progress_step(draft: Draft) -> None:
         seconds = step.pause.duration_seconds
         if seconds is not None and draft.clock.step_active_seconds >= seconds and not draft.holds:
             enter_step(draft, s.current_step_index + 1)
+            draft.record("PauseCompleted", f"pause of {seconds} s is over; going to {draft.status.weight} %")
         return
     late = draft.clock.active_seconds >= snapshot.max_duration_seconds and not s.step_time_waived
     if late and snapshot.on_timeout == "Rollback":
@@ -253,7 +254,8 @@ def outcome(draft: Draft) -> Plan:
             evict, next_seconds = tuple(lag.pod for lag in delivered.laggards), draft.now + LAGGARD_SECONDS
     elif s.stage in (*ACTIVE, "Baking") and s.snapshot is not None:
         next_seconds = draft.now + s.snapshot.interval_seconds
-    if draft.decisions or s.stage != before.stage:
+    urgent = essence(before) != essence(s)
+    if urgent:
         next_seconds = draft.now  # the move may open the way to another
     return Plan(
         status=s,
@@ -261,7 +263,7 @@ def outcome(draft: Draft) -> Plan:
         decisions=tuple(draft.decisions),
         next_seconds=next_seconds,
         wants_evidence=s.stage in WATCHED and s.snapshot is not None and s.snapshot.analyse,
-        urgent=essence(before) != essence(s),
+        urgent=urgent,
         evict=evict,
     )
 

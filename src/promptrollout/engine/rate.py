@@ -70,8 +70,8 @@ def log_ratio(theta0: float, multiple: float, counts: RateCounts) -> float:
 
     e_c ln(multiple) + (e_c + e_s) ln r, r = (n_c theta0 + n_s) / (n_c theta + n_s), theta = multiple * theta0. Its
     mean is at most 1 under p_c <= theta0 p_s (multiple > 1) or p_c >= theta0 p_s (multiple < 1), whatever p_s is:
-    with a = multiple * r and b = r it is at most exp(n_c p_c (a - 1) + n_s p_s (b - 1)), which is 1 at p_c = theta0 p_s.
-    The rare-event limit of Turner, Ly, Gruenwald (arXiv 2106.02693).
+    with a = multiple * r and b = r it is at most exp(n_c p_c (a - 1) + n_s p_s (b - 1)), and that is 1 at
+    p_c = theta0 p_s. The rare-event limit of Turner, Ly, Gruenwald (arXiv 2106.02693).
     """
     expected = counts.canary * theta0
     log_r = math.log1p(-expected * (multiple - 1) / (expected * multiple + counts.stable))
@@ -224,12 +224,14 @@ class RateTest:
         if breach_absolute:
             findings.append(f"above its maximum of {self._maximum_text()} with {wording.confidence(level)}")
         if non_inferior:
-            findings.append(f"{self._passed_text()} with {wording.confidence(levels.promote)}")
-        if not findings:
+            findings.append(f"{self._passed_text(state, passed)} with {wording.confidence(levels.promote)}")
+        if not state.canary:
+            findings.append("no canary requests measured yet")
+        elif not findings:
             findings.append("no breach, not shown to be " + " and ".join(inferior_still))
         if common_cause:
             findings.append(f"stable is above {self._maximum_text()} too, so that bound is suspended")
-        if not breach:
+        if state.canary and not breach:
             findings.append(self._detectable_text(state, level))
         return Judgement(
             breach=breach,
@@ -305,18 +307,19 @@ class RateTest:
 
     def _values_text(self, state: RateState) -> str:
         if not state.canary:
-            return f"{self.signal.noun}: no canary requests measured yet"
+            return self.signal.noun
         canary = wording.share(state.canary_bad / state.canary)
         if not state.stable:
             return f"{self.signal.noun} {canary} {wording.samples(state.canary, None)}, none on stable"
         stable = wording.share(state.stable_bad / state.stable)
         return f"{self.signal.noun} {canary} against {stable} on stable {wording.samples(state.canary, state.stable)}"
 
-    def _passed_text(self) -> str:
+    def _passed_text(self, state: RateState, passed: float) -> str:
         parts: list[str] = []
         if self.margin_percent is not None:
-            negligible = wording.share(self.negligible)
-            parts.append(f"worse by less than {self.margin_percent:g} % or below the negligible {negligible}")
+            alone = log_mean(state.promotion) - math.log(2) >= passed
+            negligible = "" if alone else f" or below the negligible {wording.share(self.negligible)}"
+            parts.append(f"worse by less than {self.margin_percent:g} %{negligible}")
         if self.maximum is not None:
             parts.append(f"below its maximum of {self._maximum_text()}")
         return " and ".join(parts)

@@ -1,0 +1,506 @@
+"""A rollout's life: each row of the design's table, told with a small world around `plan`."""
+
+import pytest
+
+from promptrollout.api.rollout import Step
+from tests.world import COST, ERRORS, INTERVAL, World, snapshot, started, version
+
+V1, V2, V3 = version("v1"), version("v2"), version("v3")
+
+
+def finished(world: World, limit: int = 60) -> World:
+    """Let time pass until the canary is stable or taken back."""
+    for _ in range(limit):
+        if world.status.stage in ("Idle", "Baking"):
+            return world
+        world.tick()
+    raise AssertionError(f"still {world.at}: {world.status.message}")
+
+
+def test_the_first_version_serves_everybody() -> None:
+    world = World()
+    world.settle()
+    assert (world.status.stable, world.status.phase, world.status.weight) == (V1, "Healthy", 100)
+    assert world.events == ["InitialVersion"]
+    assert world.weights == [(0, None)]
+
+
+def test_with_a_baseline_the_first_version_canaries_too() -> None:
+    world = World()
+    world.baseline = version("v0")
+    world.settle()
+    assert world.status.stable == version("v0")
+    assert world.status.canary == V1
+    assert world.at == ("Stepping", 10)
+
+
+def test_a_change_is_loaded_at_weight_0_before_it_meets_users() -> None:
+    world = started()
+    assert world.weights[1:3] == [(0, V2.digest), (10, V2.digest)]
+    assert (world.status.phase, world.status.step, world.status.weight) == ("Progressing", "1/2", 10)
+    assert (world.condition("Ready"), world.condition("Reconciling"), world.condition("Stalled")) == (
+        "False",
+        "True",
+        "False",
+    )
+
+
+def test_a_good_version_goes_step_by_step_to_100_and_bakes() -> None:
+    world = finished(started())
+    assert [w for w, _ in world.weights] == [0, 0, 10, 50, 100]
+    assert (world.status.stage, world.status.stable, world.status.previous) == ("Baking", V2, V1)
+    assert (world.status.phase, world.condition("Ready"), world.status.weight) == ("Healthy", "True", 100)
+    world.tick(4)
+    assert (world.status.stage, world.weights[-1]) == ("Idle", (0, None))
+    assert world.events == [
+        "InitialVersion",
+        "RolloutStarted",
+        "StepCompleted",
+        "StepCompleted",
+        "RolloutCompleted",
+        "BakeCompleted",
+    ]
+
+
+def test_a_step_needs_its_time() -> None:
+    world = started(snapshot({"weight": 10, "minDurationSeconds": 300}, {"weight": 50}))
+    world.tick(9)
+    assert world.at == ("Stepping", 10)
+    world.tick(2)
+    assert world.at != ("Stepping", 10)
+
+
+def test_nothing_advances_until_every_ready_pod_confirmed() -> None:
+    world = World()
+    world.settle()
+    world.deaf = {"pod-b"}
+    world.desired = V2
+    world.tick(30)
+    assert world.at == ("Loading", 0)
+    assert "pod-b" in world.status.message
+    world.deaf = set()
+    world.heard["pod-b"] = world.sequence
+    world.settle()
+    assert world.at == ("Stepping", 10)
+
+
+def test_a_step_that_one_pod_never_confirms_holds_but_its_breach_rolls_back() -> None:
+    world = started(error_rate={V2.digest: 0.01})
+    world.deaf = {"pod-b"}
+    world.heard["pod-b"] = world.sequence - 1
+    world.status = world.status.model_copy(
+        update={"clock": world.status.clock.model_copy(update={"acknowledged_at": None})}
+    )
+    world.tick(10)
+    assert world.at == ("Stepping", 10)
+    assert world.status.analysis[0].step_samples == 0
+    world.error_rate = {V2.digest: 0.4}
+    world.tick(3)
+    assert world.at == ("Withdrawing", 0)
+    assert world.status.rejected[0].digest == V2.digest
+
+
+def test_a_breach_rolls_back_at_once_and_names_laggards_until_they_are_evicted() -> None:
+    world = started(error_rate={V2.digest: 0.3})
+    world.deaf = {"pod-a"}
+    world.tick()
+    assert world.at == ("Withdrawing", 0)
+    assert (world.status.phase, world.condition("Stalled")) == ("Degraded", "True")
+    decision = world.status.history[0]
+    assert (decision.reason, decision.type) == ("ObjectiveBreached", "Warning")
+    row = next(r for r in decision.evidence if r.name == "errors")
+    assert row.verdict == "Breach"
+    assert row.canary_samples > 0
+    assert row.stable_samples > 0
+    assert row.canary
+    assert row.stable
+    assert row.difference
+    world.tick(1)
+    assert world.evicted == []
+    world.tick(2)
+    assert "pod-a" in world.evicted
+    world.deaf = set()
+    world.heard["pod-a"] = world.sequence
+    world.settle()
+    assert (world.status.stage, world.status.canary, world.status.phase) == ("Idle", None, "Degraded")
+    assert world.events[-1] == "RollbackCompleted"
+
+
+def test_a_rejected_version_stays_rejected_until_retry() -> None:
+    world = finished(started(error_rate={V2.digest: 0.3}))
+    assert world.status.stable == V1
+    world.tick(20)
+    assert (world.status.stage, world.status.phase, world.status.weight) == ("Idle", "Degraded", 0)
+    world.error_rate = {}
+    world.tell("retry")
+    assert (world.status.attempt, world.status.canary) == (2, V2)
+    assert all(row.canary_samples == 0 for row in world.status.analysis)
+    assert finished(world).status.stable == V2
+
+
+def test_another_digest_after_a_rejection_canaries() -> None:
+    world = finished(started(error_rate={V2.digest: 0.3}))
+    world.desired = V3
+    world.settle()
+    assert (world.status.canary, world.at) == (V3, ("Stepping", 10))
+
+
+def test_the_stable_digest_again_cancels_without_rejecting() -> None:
+    world = started()
+    world.tick()
+    world.desired = V1
+    world.settle()
+    assert (world.status.stage, world.status.phase, world.status.rejected) == ("Idle", "Healthy", [])
+    assert world.weights[-1] == (0, None)
+    assert "RolloutCancelled" in world.events
+    world.desired = V2
+    world.settle()
+    assert world.status.canary == V2
+
+
+def test_a_third_digest_starts_over_from_weight_0() -> None:
+    world = started()
+    world.tick()
+    world.desired = V3
+    world.settle()
+    assert world.weights[-4:] == [(0, V2.digest), (0, None), (0, V3.digest), (10, V3.digest)]
+    assert world.status.rejected == []
+    assert world.status.analysis == []
+    assert "RolloutSuperseded" in world.events
+
+
+def test_the_version_before_comes_back_straight_to_100() -> None:
+    world = finished(started())
+    world.tick(4)
+    world.desired = V1
+    world.settle()
+    assert (world.status.stable, world.status.phase) == (V1, "Healthy")
+    assert world.weights[-3:] == [(0, V1.digest), (100, V1.digest), (0, None)]
+    world.desired = V2
+    world.settle()
+    assert world.at == ("Stepping", 10), "what was left must canary again"
+
+
+def test_an_older_text_canaries() -> None:
+    world = finished(started())
+    world.desired = V3
+    world.settle()
+    world = finished(world)
+    assert (world.status.stable, world.status.previous) == (V3, V2)
+    world.desired = V1
+    world.settle()
+    assert world.at == ("Stepping", 10)
+
+
+@pytest.mark.parametrize("silent", [{"errors"}, {"errors", "cost"}])
+def test_no_evidence_holds(silent: set[str]) -> None:
+    world = started(silent=silent)
+    world.tick(60)
+    assert world.at == ("Stepping", 10)
+    assert world.status.analysis[0].verdict == "NoEvidence"
+
+
+def test_an_outage_of_the_metrics_holds_and_says_so() -> None:
+    world = started()
+    world.metrics_available = False
+    world.tick(40)
+    assert world.at == ("Stepping", 10)
+    assert world.condition("MetricsAvailable") == "False"
+    assert "connection refused" in world.status.message
+    active = world.status.clock.active_seconds
+    assert active == 0
+    world.metrics_available = True
+    assert finished(world).status.stable == V2
+
+
+def test_thin_traffic_asks_a_person_and_promote_approves() -> None:
+    world = started(requests=100.0)
+    world.tick(4)
+    assert world.at == ("Stepping", 10)
+    assert (world.condition("InsufficientTraffic"), world.status.phase) == ("True", "Paused")
+    world.tell("promote")
+    assert world.at == ("Stepping", 50)
+    record = next(d for d in world.status.history if d.reason == "StepCompleted")
+    assert "approved by a person without enough evidence" in record.message
+    assert "alice" in next(d for d in world.status.history if d.reason == "StepPromoted").message
+
+
+@pytest.mark.parametrize(("choice", "stage"), [("Hold", "Stepping"), ("Rollback", "Idle")])
+def test_thin_traffic_holds_or_rolls_back_by_choice(choice: str, stage: str) -> None:
+    world = started(snapshot(on_insufficient_traffic=choice), requests=100.0)
+    world.tick(6)
+    assert world.status.stage == stage
+    assert world.status.stable == V1
+
+
+def test_an_invalid_spec_in_mid_canary_advances_nothing_but_a_breach_rolls_back() -> None:
+    world = started()
+    world.rules, world.problems = None, ("spec.analysis.sloRefs[0]: PromptSLO quality is missing: create it",)
+    world.tick(30)
+    assert world.at == ("Stepping", 10)
+    assert world.condition("InvalidSpec") == "True"
+    world.error_rate = {V2.digest: 0.3}
+    world.tick(3)
+    assert world.status.rejected[0].digest == V2.digest
+
+
+def test_an_invalid_spec_at_rest_leaves_serving_untouched() -> None:
+    world = World()
+    world.settle()
+    before = world.weights.copy()
+    world.desired, world.rules, world.problems = None, None, ("spec.versionRef: PromptVersion x is missing: create it",)
+    world.tick(3)
+    assert world.weights == before
+    assert (world.status.phase, world.condition("Stalled")) == ("Degraded", "True")
+
+
+def test_an_edited_objective_starts_from_no_evidence() -> None:
+    world = started(snapshot({"weight": 10, "minDurationSeconds": 900}, objectives=[ERRORS, COST]))
+    world.tick(5)
+    rows = {row.name: row.canary_samples for row in world.status.analysis}
+    assert rows["errors"] == rows["cost"] == 1_000
+    assert world.rules is not None
+    edited = COST.model_copy(update={"max": "0.004"})
+    world.rules = world.rules.model_copy(update={"objectives": [ERRORS, edited]})
+    world.tick()
+    rows = {row.name: row.canary_samples for row in world.status.analysis}
+    assert rows == {"errors": 1_200, "cost": 200}
+
+
+@pytest.mark.parametrize(
+    ("weights", "sent"),
+    [
+        ([10, 80], 10),  # the present weight is still a step
+        ([5, 80], 5),  # lower than now: goes down
+    ],
+)
+def test_edited_steps_never_raise_the_weight_by_themselves(weights: list[int], sent: int) -> None:
+    world = started()
+    world.tick()
+    assert world.rules is not None
+    steps = [Step(weight=w, min_duration_seconds=300) for w in weights]
+    world.rules = world.rules.model_copy(update={"steps": steps})
+    world.settle()
+    assert world.at == ("Stepping", sent)
+
+
+def test_steps_that_all_lie_above_start_from_weight_0() -> None:
+    world = started()
+    before = len(world.weights)
+    assert world.rules is not None
+    world.rules = world.rules.model_copy(update={"steps": [Step(weight=40, min_duration_seconds=300)]})
+    world.settle()
+    assert world.weights[before:] == [(0, V2.digest), (40, V2.digest)]
+
+
+@pytest.mark.parametrize("how", ["verb", "spec", "freeze"])
+def test_pause_holds_and_a_breach_still_rolls_back(how: str) -> None:
+    world = started()
+    if how == "verb":
+        world.tell("pause")
+    world.paused, world.frozen = how == "spec", "black-friday" if how == "freeze" else None
+    world.tick(30)
+    assert world.at == ("Stepping", 10)
+    assert (world.status.phase, world.condition("Paused")) == ("Paused", "True")
+    assert world.status.clock.active_seconds == 0, "a pause skips no time"
+    world.error_rate = {V2.digest: 0.3}
+    world.tick(4)
+    assert world.status.stable == V1
+    assert world.status.rejected
+
+
+def test_a_pause_step_waits_for_promote() -> None:
+    world = started(snapshot({"weight": 10, "minDurationSeconds": 60}, {"pause": {}}, {"weight": 50}))
+    world.tick(20)
+    assert (world.at, world.status.step, world.status.phase) == (("Stepping", 10), "2/3", "Paused")
+    world.tell("promote")
+    assert world.at == ("Stepping", 50)
+
+
+def test_a_timed_pause_ends_by_itself() -> None:
+    world = started(
+        snapshot({"weight": 10, "minDurationSeconds": 60}, {"pause": {"durationSeconds": 120}}, {"weight": 50})
+    )
+    world.tick(3)
+    assert world.status.step == "2/3"
+    world.tick(2)
+    assert world.status.step == "2/3"
+    world.tick(3)
+    assert world.at == ("Stepping", 50)
+
+
+def test_promote_skips_time_but_not_evidence() -> None:
+    world = started(snapshot({"weight": 10, "minDurationSeconds": 3000}, {"weight": 50}), silent={"errors"})
+    world.tell("promote")
+    world.tick(5)
+    assert world.at == ("Stepping", 10)
+    world.silent = set()
+    world.tick(2)
+    assert world.at == ("Stepping", 50)
+
+
+def test_promote_full_skips_evidence_and_says_who() -> None:
+    world = started(silent={"errors"})
+    world.tell("promote-full", reason="hotfix")
+    assert (world.status.stable, world.status.phase) == (V2, "Healthy")
+    record = next(d for d in world.status.history if d.reason == "FullPromotion")
+    assert "alice" in record.message
+    assert "hotfix" in record.message
+
+
+def test_abort_rejects_and_goes_to_stable() -> None:
+    world = started()
+    world.tell("abort")
+    assert (world.status.stage, world.status.phase, world.weights[-1]) == ("Idle", "Degraded", (0, None))
+    assert world.status.rejected[0].reason == "RolloutAborted"
+
+
+def test_resume_ends_a_pause() -> None:
+    world = started()
+    world.tell("pause")
+    world.tick(3)
+    world.tell("resume")
+    assert finished(world).status.stable == V2
+
+
+def test_undo_goes_back_with_the_spec_untouched_even_while_paused() -> None:
+    world = finished(started())
+    world.tick(4)
+    world.paused = True
+    world.tell("undo")
+    assert (world.status.stable, world.status.phase) == (V1, "Degraded")
+    assert world.status.rejected[0].digest == V2.digest
+    assert world.weights[-2:] == [(100, V1.digest), (0, None)]
+    world.paused = False
+    world.tick(5)
+    assert world.status.stable == V1
+
+
+def test_undo_without_an_earlier_version_is_refused() -> None:
+    world = World()
+    world.settle()
+    world.tell("undo")
+    assert world.events[-1] == "CommandRefused"
+    assert world.status.stable == V1
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rolloutUID": "other"}, {"revision": 1}, {"attempt": 7}, {"step": 5}], ids=lambda w: next(iter(w))
+)
+def test_a_command_for_something_else_is_refused(wrong: dict[str, object]) -> None:
+    world = started()
+    world.tell("promote-full", **wrong)
+    assert world.at == ("Stepping", 10)
+    assert world.events[-1] == "CommandRefused"
+
+
+def test_a_replayed_command_never_acts_twice() -> None:
+    world = started(silent={"errors"})
+    world.tell("pause")
+    world.command, paused = None, world.command
+    world.tell("resume")
+    world.command = paused
+    world.settle()
+    assert not world.status.paused
+    world.lose_status()
+    world.settle()
+    assert not world.status.paused, "the ids survive the loss of the status"
+
+
+def test_a_malformed_command_is_refused_once() -> None:
+    world = started()
+    world.command = "annotation promptrollout.dev/command: verb: Input should be 'promote'"
+    world.tick(3)
+    assert world.events.count("CommandRefused") == 1
+
+
+def test_the_emergency_override_is_an_abort() -> None:
+    world = started()
+    world.overridden = True
+    world.settle()
+    assert world.status.stable == V1
+    assert world.status.rejected[0].reason == "EmergencyOverride"
+    world.desired = V3
+    world.tick(3)
+    assert world.status.canary is None, "nothing starts while it is in force"
+
+
+def test_an_unreachable_canary_provider_is_no_verdict_and_ends_at_weight_0() -> None:
+    world = started(error_rate={V2.digest: 1.0})
+    world.provider_unreachable = True
+    world.settle()
+    world.tick(10)
+    assert world.at == ("Stepping", 10)
+    world.tick(25)
+    assert (world.at, world.status.rejected) == (("Loading", 0), [])
+    world.error_rate, world.provider_unreachable = {}, False
+    assert finished(world).status.stable == V2
+
+
+def test_lost_status_is_rebuilt_from_the_delivery() -> None:
+    world = finished(started(error_rate={V2.digest: 0.3}))
+    world.lose_status()
+    world.uid = "uid-2"
+    world.tick(3)
+    assert (world.status.stable, world.status.phase) == (V1, "Degraded")
+    assert world.status.rejected[0].digest == V2.digest
+    assert "StatusRecovered" in world.events
+
+
+def test_status_lost_in_mid_canary_starts_over_from_weight_0() -> None:
+    world = started()
+    world.tick(1)
+    before = len(world.weights)
+    world.lose_status()
+    world.settle()
+    assert world.weights[before][0] == 0
+    assert finished(world).status.stable == V2
+
+
+def test_status_and_delivery_lost_falls_back_on_the_mark_of_the_copies() -> None:
+    world = World()
+    world.promoted = V1
+    world.desired = V2
+    world.settle()
+    assert (world.status.stable, world.status.canary) == (V1, V2)
+
+
+def test_a_breach_while_baking_goes_back() -> None:
+    absolute = ERRORS.model_copy(update={"max": "0.05"})
+    world = finished(started(snapshot(objectives=[absolute], bake_seconds=3_600)))
+    assert world.status.stage == "Baking"
+    world.error_rate = {V2.digest: 0.5}
+    world.tick(5)
+    assert (world.status.stable, world.status.phase) == (V1, "Degraded")
+    assert world.weights[-2:] == [(0, V2.digest), (0, None)]
+
+
+@pytest.mark.parametrize(("choice", "stage"), [("Hold", "Stepping"), ("Rollback", "Idle")])
+def test_too_long_holds_or_rolls_back(choice: str, stage: str) -> None:
+    rules = snapshot({"weight": 10, "minDurationSeconds": 6_000}, max_duration_seconds=300, on_timeout=choice)
+    world = started(rules)
+    world.tick(15)
+    assert (world.status.stage, world.status.stable) == (stage, V1)
+
+
+def test_without_analysis_time_alone_advances() -> None:
+    world = started(snapshot(analyse=False, objectives=[]))
+    world.metrics_available = False
+    assert finished(world).status.stable == V2
+
+
+def test_at_rest_nothing_is_urgent() -> None:
+    world = finished(started())
+    world.tick(5)
+    before = world.writes
+    world.tick(50)
+    assert world.writes == before
+
+
+def test_a_long_outage_counts_as_active_only_what_the_metrics_cover() -> None:
+    world = started(snapshot({"weight": 10, "minDurationSeconds": 600}))
+    world.tick(2)
+    world.now += 3 * 86_400 // INTERVAL * INTERVAL  # a weekend without the operator and without series
+    world.settle()
+    assert world.at == ("Stepping", 10)
+    assert world.status.clock.step_active_seconds <= 3 * INTERVAL
