@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -72,17 +73,18 @@ class KubeletServer:
         offset = tail_offset(path, int(lines)) if lines is not None else 0
         remaining = int(limit) if limit is not None else None
         follow = request.query.get("follow") == "true" and not previous
-        while remaining is None or remaining > 0:
-            chunk = read_chunk(path, offset, remaining)
-            if chunk:
-                offset += len(chunk)
-                remaining = None if remaining is None else remaining - len(chunk)
-                await response.write(chunk)
-            elif follow and self._still_writing(container, path):
-                await asyncio.sleep(_FOLLOW_SECONDS)
-            else:
-                break
-        await response.write_eof()
+        with contextlib.suppress(ConnectionResetError):  # the reader has gone: the usual end of `logs -f`
+            while remaining is None or remaining > 0:
+                chunk = read_chunk(path, offset, remaining)
+                if chunk:
+                    offset += len(chunk)
+                    remaining = None if remaining is None else remaining - len(chunk)
+                    await response.write(chunk)
+                elif follow and self._still_writing(container, path):
+                    await asyncio.sleep(_FOLLOW_SECONDS)
+                else:
+                    break
+            await response.write_eof()
         return response
 
     @staticmethod

@@ -18,6 +18,7 @@ from promptrollout.sandbox.podspec import ConfigError, named_port
 logger = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_SECONDS = 5.0
+_EARLY_BYTES = 1 << 20
 _GATEWAY_PORT_NAME = "http"
 
 
@@ -144,38 +145,52 @@ class _Inbound(asyncio.Protocol):
         self._pick = pick
         self._outbound: _Outbound | None = None
         self.transport: asyncio.Transport | None = None
+        # what arrives before the pod's connection stands (uvloop ignores a pause from connection_made)
+        self._early = bytearray()
+        self._early_eof = False
         self._connecting: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        self.transport.pause_reading()  # nothing to forward to yet
-        self._connecting = asyncio.get_running_loop().create_task(self._connect())
+        self._connecting = asyncio.get_running_loop().create_task(self._connect(self.transport))
 
-    async def _connect(self) -> None:
-        assert self.transport is not None
+    async def _connect(self, transport: asyncio.Transport) -> None:
         target = self._pick()
         if target is None:  # as with a Service without endpoints: no connection
-            self.transport.abort()
+            transport.abort()
             return
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_SECONDS):
-                _, self._outbound = await loop.create_connection(lambda: _Outbound(self), *target)
+                _, outbound = await loop.create_connection(lambda: _Outbound(self), *target)
         except (OSError, TimeoutError):
-            self.transport.abort()
+            transport.abort()
             return
-        if self.transport.is_closing():
-            self._outbound.close()
+        if transport.is_closing():
+            outbound.close()
             return
-        self.transport.resume_reading()
+        self._outbound = outbound
+        if self._early:
+            self.data_received(bytes(self._early))
+            self._early.clear()
+        if self._early_eof:
+            self.eof_received()
+        transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         if self._outbound and self._outbound.transport:
             self._outbound.transport.write(data)
+            return
+        self._early += data
+        if len(self._early) > _EARLY_BYTES and self.transport:
+            self.transport.pause_reading()
 
     def eof_received(self) -> bool:
-        if self._outbound and self._outbound.transport and self._outbound.transport.can_write_eof():
-            self._outbound.transport.write_eof()
+        if self._outbound and self._outbound.transport:
+            if self._outbound.transport.can_write_eof():
+                self._outbound.transport.write_eof()
+        else:
+            self._early_eof = True
         return True  # the answer may still be on its way
 
     def connection_lost(self, exc: Exception | None) -> None:
