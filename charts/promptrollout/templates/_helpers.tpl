@@ -1,0 +1,119 @@
+{{- define "promptrollout.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "promptrollout.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else if contains (include "promptrollout.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "promptrollout.name" .) | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end }}
+
+{{- define "promptrollout.operator" -}}
+{{- include "promptrollout.fullname" . }}-operator
+{{- end }}
+
+{{- define "promptrollout.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "promptrollout.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end }}
+
+{{- define "promptrollout.labels" -}}
+app.kubernetes.io/name: {{ include "promptrollout.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "promptrollout.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "promptrollout.operator" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- required "serviceAccount.name is needed with serviceAccount.create=false" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end }}
+
+{{- define "promptrollout.image" -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- end -}}
+{{- end }}
+
+{{- /* What the operator reads at its start. */ -}}
+{{- define "promptrollout.config" -}}
+metricsSources:
+  {{- toYaml .Values.metricsSources | nindent 2 }}
+watchNamespaces: {{ toJson .Values.watchNamespaces }}
+logLevel: {{ .Values.logLevel }}
+gatewayImage: {{ default (include "promptrollout.image" .) .Values.gatewayImage | quote }}
+{{- end }}
+
+{{- /* The operator's permissions in the namespaces that it watches. */ -}}
+{{- define "promptrollout.rules" -}}
+# What people declare: read only. The operator writes their status and nothing else.
+- apiGroups: [promptrollout.dev]
+  resources: [promptrollouts, promptgateways, promptslos, modelproviders]
+  verbs: [get, list, watch]
+# What it owns: copies of versions, and the configuration that gateways read.
+- apiGroups: [promptrollout.dev]
+  resources: [promptversions, promptdeliveries]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [promptrollout.dev]
+  resources:
+    - promptrollouts/status
+    - promptgateways/status
+    - promptslos/status
+    - modelproviders/status
+    - promptversions/status
+    - promptdeliveries/status
+  verbs: [get, patch]
+# ownerReferences with blockOwnerDeletion need this where OwnerReferencesPermissionEnforcement is on.
+- apiGroups: [promptrollout.dev]
+  resources: [promptrollouts/finalizers, promptgateways/finalizers]
+  verbs: [update]
+# A gateway's parts.
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [replicasets]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [services, serviceaccounts]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [rolebindings]
+  verbs: [get, list, watch, create, patch, delete]
+# The one role that it may hand out, and it cannot change what is in it.
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [clusterroles]
+  resourceNames: [promptrollout-gateway]
+  verbs: [bind]
+# Who has acknowledged; a pod that never does is evicted.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [pods/eviction]
+  verbs: [create]
+# The emergency override. No Secrets anywhere.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, list, watch]
+- apiGroups: ["", events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end }}
