@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.world import COST, ERRORS, World, snapshot, started, version
 
 from promptrollout.api.rollout import RolloutStatus
 from promptrollout.engine.plan import plan
+from tests.world import COST, ERRORS, World, snapshot, started, version
 
 VERSIONS = [version(name) for name in ("v1", "v2", "v3")]
 RULES = snapshot(
