@@ -1,0 +1,241 @@
+"""The Helm chart, rendered: safe defaults, least permissions, values that are checked."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from promptrollout.api.crds import KINDS, crd
+from promptrollout.api.names import GROUP, PORT_ADMIN
+from promptrollout.sandbox import assets
+
+CHART = Path(__file__).parents[3] / "charts" / "promptrollout"
+Manifest = dict[str, Any]
+Helm = Callable[..., subprocess.CompletedProcess[str]]
+Render = Callable[..., list[Manifest]]
+CLUSTER_SCOPED = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
+ALL_ON = (
+    "podDisruptionBudget.enabled=true",
+    "networkPolicy.enabled=true",
+    "monitoring.serviceMonitor.enabled=true",
+    "monitoring.gatewayPodMonitor.enabled=true",
+    "monitoring.prometheusRule.enabled=true",
+)
+
+
+@pytest.fixture(scope="session")
+def helm() -> Helm:
+    """Helm, found as the sandbox finds it, and set up as the sandbox does where it is missing."""
+    binary = assets.find("helm", assets.cache_dir(), os.environ) or assets.ensure(print).helm
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(binary), *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def template(helm: Helm) -> Helm:
+    """`helm template` with some `--set` values."""
+
+    def run(*values: str) -> subprocess.CompletedProcess[str]:
+        flags = [flag for value in values for flag in ("--set", value)]
+        return helm("template", "promptrollout", str(CHART), "--namespace", "promptrollout-system", *flags)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def render(template: Helm) -> Render:
+    @cache
+    def run(*values: str) -> list[Manifest]:
+        done = template(*values)
+        assert done.returncode == 0, done.stderr
+        return [body for body in yaml.safe_load_all(done.stdout) if body]
+
+    return run
+
+
+def only(manifests: list[Manifest], kind: str, name: str | None = None) -> Manifest:
+    (found,) = [m for m in manifests if m["kind"] == kind and name in (None, m["metadata"]["name"])]
+    return found
+
+
+def granted(rules: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
+    """(group, resource, verb) of every rule."""
+    return {cell for rule in rules for cell in product(rule["apiGroups"], rule["resources"], rule["verbs"])}
+
+
+def test_lint(helm: Helm) -> None:
+    done = helm("lint", "--strict", str(CHART))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("values", [(), ALL_ON, ("watchNamespaces={a,b}",)], ids=["default", "all on", "namespaced"])
+def test_every_object_is_named_labelled_and_in_its_namespace(render: Render, values: tuple[str, ...]) -> None:
+    seen = set()
+    for body in render(*values):
+        key = (body["kind"], body["metadata"].get("namespace"), body["metadata"]["name"])
+        assert key not in seen
+        seen.add(key)
+        assert body["metadata"]["labels"]["app.kubernetes.io/name"] == "promptrollout"
+        assert ("namespace" in body["metadata"]) != (body["kind"] in CLUSTER_SCOPED), key
+
+
+def test_crds_are_those_of_the_models(render: Render) -> None:
+    rendered = {m["metadata"]["name"]: m for m in render() if m["kind"] == "CustomResourceDefinition"}
+    assert {name: body["spec"] for name, body in rendered.items()} == {
+        f"{kind.plural}.{GROUP}": crd(kind)["spec"] for kind in KINDS
+    }
+    for body in rendered.values():
+        assert body["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_crds_by_choice(render: Render) -> None:
+    assert (
+        "annotations"
+        not in only(render("crds.keep=false"), "CustomResourceDefinition", f"promptslos.{GROUP}")["metadata"]
+    )
+    assert not [m for m in render("crds.enabled=false") if m["kind"] == "CustomResourceDefinition"]
+
+
+def test_pod_meets_the_restricted_standard(render: Render) -> None:
+    spec = only(render(), "Deployment")["spec"]
+    assert spec["strategy"] == {"type": "Recreate"}
+    pod = spec["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (container,) = pod["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["args"] == ["operator", "--config", "/etc/promptrollout/config.yaml"]
+    assert container["ports"] == [{"name": "admin", "containerPort": PORT_ADMIN}]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "admin"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "admin"}
+    assert "memory" in container["resources"]["limits"]
+
+
+def test_service_and_budget_select_the_operator_only(render: Render) -> None:
+    manifests = render(*ALL_ON)
+    labels = only(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert labels["app.kubernetes.io/component"] == "operator"
+    assert only(manifests, "Service")["spec"]["selector"] == labels
+    for kind, field in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
+        assert only(manifests, kind)["spec"][field]["matchLabels"] == labels
+
+
+def test_configuration(render: Render) -> None:
+    manifests = render("metricsSources[0].name=default", "metricsSources[0].url=http://p:9090", "logLevel=debug")
+    config = yaml.safe_load(only(manifests, "ConfigMap")["data"]["config.yaml"])
+    assert config == {
+        "metricsSources": [{"name": "default", "url": "http://p:9090"}],
+        "watchNamespaces": [],
+        "logLevel": "debug",
+        "gatewayImage": only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"],
+    }
+
+
+def test_changed_configuration_restarts_the_operator(render: Render) -> None:
+    def checksum(*values: str) -> str:
+        annotations = only(render(*values), "Deployment")["spec"]["template"]["metadata"]["annotations"]
+        return str(annotations["checksum/config"])
+
+    assert checksum() == checksum()
+    assert checksum("logLevel=debug") != checksum()
+
+
+@pytest.mark.parametrize(
+    ("values", "image"),
+    [
+        ((), "ghcr.io/promptrollout/promptrollout:0.1.0"),
+        (("image.tag=1.2.3",), "ghcr.io/promptrollout/promptrollout:1.2.3"),
+        (
+            ("image.repository=r/promptrollout", "image.tag=x", f"image.digest=sha256:{'a' * 64}"),
+            f"r/promptrollout@sha256:{'a' * 64}",
+        ),
+    ],
+)
+def test_image(render: Render, values: tuple[str, ...], image: str) -> None:
+    assert only(render(*values), "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"] == image
+
+
+def test_permissions_of_the_operator(render: Render) -> None:
+    role = only(render(), "ClusterRole", "promptrollout-operator")
+    cells = granted(role["rules"])
+    assert not {cell for cell in cells if "*" in cell}
+    assert not {cell for cell in cells if cell[1] in ("secrets", "namespaces")}
+    assert not {cell for cell in cells if cell[2] in ("escalate", "impersonate")}
+    # what people declare is theirs: GitOps tools see no write of the operator there
+    written = {resource for group, resource, verb in cells if group == GROUP and verb not in ("get", "list", "watch")}
+    assert written == {
+        "promptversions",
+        "promptdeliveries",
+        "promptrollouts/finalizers",
+        "promptgateways/finalizers",
+        *(f"{kind.plural}/status" for kind in KINDS),
+    }
+    # the only role that it may hand out
+    (bind,) = [rule for rule in role["rules"] if "bind" in rule["verbs"]]
+    assert bind["resourceNames"] == ["promptrollout-gateway"]
+    assert granted([bind]) == {("rbac.authorization.k8s.io", "clusterroles", "bind")}
+
+
+def test_permissions_of_gateways(render: Render) -> None:
+    assert granted(only(render(), "ClusterRole", "promptrollout-gateway")["rules"]) == {
+        (group, resource, verb)
+        for group, resource in ((GROUP, "promptdeliveries"), ("", "configmaps"))
+        for verb in ("get", "list", "watch")
+    }
+
+
+def test_namespaced_mode_has_the_same_rules_in_roles(render: Render) -> None:
+    everywhere = only(render(), "ClusterRole", "promptrollout-operator")["rules"]
+    manifests = render("watchNamespaces={a,b}")
+    assert not [m for m in manifests if m["kind"] == "ClusterRoleBinding"]
+    roles = {m["metadata"]["namespace"]: m for m in manifests if m["kind"] == "Role"}
+    assert roles.keys() == {"a", "b", "promptrollout-system"}
+    assert roles["a"]["rules"] == roles["b"]["rules"] == everywhere
+    config = yaml.safe_load(only(manifests, "ConfigMap")["data"]["config.yaml"])
+    assert config["watchNamespaces"] == ["a", "b"]
+
+
+def test_people_edit_what_they_declare_and_only_read_deliveries(render: Render) -> None:
+    manifests = render()
+    edit = granted(only(manifests, "ClusterRole", "promptrollout-edit")["rules"])
+    view = granted(only(manifests, "ClusterRole", "promptrollout-view")["rules"])
+    assert {resource for _, resource, _ in view} == {kind.plural for kind in KINDS}
+    assert {resource for _, resource, _ in edit} == {kind.plural for kind in KINDS if not kind.written_by_operator}
+    assert {verb for _, _, verb in view} == {"get", "list", "watch"}
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("replicas=3", "replicas"),
+        ("image.pullpolicy=Always", "pullpolicy"),
+        ("image.digest=latest", "digest"),
+        ("logLevel=loud", "logLevel"),
+        ("metricsSources[0].url=prometheus:9090", "url"),
+        ("metricsSources[0].name=A B", "name"),
+        ("watchNamespaces={a,a}", "watchNamespaces"),
+        ("serviceAccount.create=false", "serviceAccount.name is needed"),
+    ],
+)
+def test_wrong_value_is_refused_by_name(template: Helm, value: str, names: str) -> None:
+    done = template(value)
+    assert done.returncode != 0
+    assert names in done.stderr
+
+
+def test_service_monitor_and_pod_monitor_exclude_each_other(template: Helm) -> None:
+    done = template("monitoring.serviceMonitor.enabled=true", "monitoring.podMonitor.enabled=true")
+    assert "would scrape the operator twice" in done.stderr
