@@ -59,3 +59,8 @@ METRIC_DIVERTED: Final = "promptrollout_diverted_requests_total"
 def short_digest(digest: str) -> str:
     """The ten hexadecimal characters by which people and labels name a digest (`sha256:…` accepted)."""
     return digest.removeprefix("sha256:")[:10]
+
+
+def le_label(seconds: str | float) -> str:
+    """The `le` label of a histogram edge: Prometheus 3 stores classic buckets under the float's form (`5` as `5.0`)."""
+    return repr(float(seconds))

@@ -8,7 +8,8 @@ import json
 from typing import Any
 
 import jsonschema_rs
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError, meta, nodes
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, meta, nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from promptrollout.api.digest import canonical_bytes
@@ -37,14 +38,30 @@ _HOME_OF_EXTRA = {
 _FILE_NODES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
-def environment() -> ImmutableSandboxedEnvironment:
-    """The Jinja2 environment of prompts: sandboxed, text kept as written, a missing variable is an error.
+class UnfoldedGenerator(CodeGenerator):
+    """Evaluates nothing while it compiles: `{{ "a" * 10**10 }}` would take all memory while a template is only checked.
 
-    Not optimized: the optimizer would evaluate constant expressions (`{{ 9**9**9 }}`) while a template is only checked.
+    `optimized=False` alone does not prevent that for what is printed.
     """
-    return ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, optimized=False
-    )
+
+    def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: CodeGenerator._FinalizeInfo) -> str:
+        if isinstance(node, nodes.TemplateData):
+            return super()._output_child_to_const(node, frame, finalize)
+        raise nodes.Impossible()
+
+
+class PromptEnvironment(ImmutableSandboxedEnvironment):
+    """The Jinja2 environment of prompts: sandboxed, text kept as written, a missing variable is an error."""
+
+    code_generator_class = UnfoldedGenerator
+
+    def __init__(self, undefined: type[Undefined] = StrictUndefined) -> None:
+        super().__init__(undefined=undefined, autoescape=False, keep_trailing_newline=True, optimized=False)
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """The environment that templates are checked with; the gateway's adds limits on size and time."""
+    return PromptEnvironment()
 
 
 _ENVIRONMENT = environment()

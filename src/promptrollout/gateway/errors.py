@@ -1,0 +1,99 @@
+"""What a caller is told when a request is not answered: OpenAI's error object, and who is to blame for counting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import orjson
+
+ErrorType = Literal[
+    "connection",
+    "timeout",
+    "rate_limited",
+    "provider_4xx",
+    "provider_5xx",
+    "bad_response",
+    "render",
+    "stream_broken",
+]
+"""Why a request failed, as a metric's label. The set is fixed: series exist at zero from the start."""
+
+ERROR_TYPES: tuple[ErrorType, ...] = get_args(ErrorType)
+
+_KINDS = {401: "authentication_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}
+
+
+def error_object(status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
+    """The body of an error answer, as OpenAI's SDKs parse it."""
+    kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+class CallerError(Exception):
+    """The request itself is at fault: it is answered 4xx and counts for no arm."""
+
+    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+
+    def body(self) -> bytes:
+        return error_object(self.status, str(self), self.code, self.param)
+
+
+class Overloaded(CallerError):
+    """This pod has all the requests that it takes at once."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(503, "overloaded", f"this gateway pod is answering {limit} requests already: try again")
+
+
+class ClientGone(Exception):
+    """The caller hung up; there is nobody to answer and no arm to blame."""
+
+
+class ProviderError(Exception):
+    """The provider did not answer as it should: counts as an error of the arm.
+
+    `status` is what the caller gets. `unreachable`: there was not even a connection.
+    """
+
+    def __init__(
+        self,
+        error_type: ErrorType,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        unreachable: bool = False,
+        retryable: bool = False,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.error_type: ErrorType = error_type
+        self.status = status
+        self.code = code or f"provider_{error_type.removeprefix('provider_')}"
+        self.param = param
+        self.headers = dict(headers or {})
+        self.unreachable = unreachable
+        self.retryable = retryable
+        self.retry_after_seconds = retry_after_seconds
+
+    def body(self) -> bytes:
+        return error_object(self.status, str(self), self.code, self.param)
+
+
+def upstream_error(body: bytes) -> dict[str, Any]:
+    """`error` of a provider's error answer, whatever shape it came in; empty if there is none to be found."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    error = answer.get("error", answer) if isinstance(answer, dict) else None
+    if isinstance(error, str):
+        return {"message": error}
+    return error if isinstance(error, dict) else {}
