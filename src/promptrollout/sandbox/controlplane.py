@@ -101,6 +101,7 @@ class ControlPlane:
                 f"--kubelet-client-certificate={self.kubelet_client[0]}",
                 f"--kubelet-client-key={self.kubelet_client[1]}",
                 "--kubelet-preferred-address-types=InternalIP",
+                "--allow-privileged=true",  # as in clusters: Pod Security decides, by namespace
             ],
         )
         self.controller_manager = self._service(

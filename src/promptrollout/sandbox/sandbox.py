@@ -22,6 +22,7 @@ from promptrollout.sandbox.settings import Layout, SandboxError, Settings, defau
 
 _POLL_SECONDS = 0.1
 _START_TIMEOUT_SECONDS = 180.0
+_ANSWER_TIMEOUT_SECONDS = 120.0
 _STOP_TIMEOUT_SECONDS = 30.0
 
 
@@ -134,6 +135,10 @@ class Sandbox:
         """Process ids of the sandbox's own processes; None for one that is stopped."""
         return dict(self._ask("GET", "/state")["processes"])
 
+    def install_operator(self) -> None:
+        """Render and apply the chart and wait for the operator; `up` does this unless the settings say otherwise."""
+        self._ask("POST", "/operator/install")
+
     # -- outages
 
     def stop_prometheus(self) -> None:
@@ -175,6 +180,8 @@ class Sandbox:
             told = self._tell(progress, told)
             state = self._state()
             if state.get("phase") == "ready":
+                # it is meant to outlive us: without this, Popen warns when it is collected
+                process.returncode = 0
                 return
             if process.poll() is not None:
                 problem = state.get("error") or log_tail(self.layout.log)
@@ -236,7 +243,7 @@ class Sandbox:
             data=b"" if method == "POST" else None,
         )
         try:
-            with urllib.request.urlopen(request, timeout=90) as response:
+            with urllib.request.urlopen(request, timeout=_ANSWER_TIMEOUT_SECONDS) as response:
                 return json.loads(response.read())
         except urllib.error.HTTPError as error:
             with error:

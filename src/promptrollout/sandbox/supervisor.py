@@ -98,9 +98,11 @@ class Supervisor:
         stack.push_async_callback(self.control_plane.stop)
         stack.push_async_callback(self.model.stop, 2.0)
         stack.push_async_callback(self.prometheus.service.stop, 5.0)
-        rendering = asyncio.create_task(self._render(binaries))
+        rendering = (
+            asyncio.create_task(install.render(binaries, self.layout, self.prometheus.url)) if operator else None
+        )
         await asyncio.gather(self.control_plane.start(), self.model.start())
-        manifests = await rendering
+        manifests = await rendering if rendering else None
         access = self.control_plane.access("admin")
         api = await stack.enter_async_context(KubeApi(access))
         node_api = await stack.enter_async_context(KubeApi(self.control_plane.access("node")))
@@ -122,10 +124,13 @@ class Supervisor:
             self._progress("waiting for the operator to be available")
             await install.wait_available(binaries, self.layout, api)
 
-    async def _render(self, binaries: assets.Binaries) -> str | None:
-        if not self.settings.install_operator:
-            return None
-        return await install.render(binaries, self.layout, self.prometheus.url)
+    async def _install_operator(self) -> None:
+        """Render and apply the chart, also into a sandbox that was started without it."""
+        binaries = assets.ensure(self._progress)
+        async with KubeApi(self.control_plane.access("admin")) as api:
+            manifests = await install.render(binaries, self.layout, self.prometheus.url)
+            await install.apply(binaries, self.layout, api, manifests)
+            await install.wait_available(binaries, self.layout, api)
 
     async def _watch_over(self) -> None:
         """Wait for the order to stop; a process that ends unasked is reported, once, and left for people to see."""
@@ -164,8 +169,9 @@ class Supervisor:
         app.router.add_post("/stop", self._post_stop)
         app.router.add_post("/prometheus/stop", self._action(lambda: self.prometheus.service.stop()))
         app.router.add_post("/prometheus/start", self._action(self._start_prometheus))
-        app.router.add_post("/apiserver/stop", self._action(lambda: self.control_plane.apiserver.stop()))
+        app.router.add_post("/apiserver/stop", self._action(self._stop_apiserver))
         app.router.add_post("/apiserver/start", self._action(self._start_apiserver))
+        app.router.add_post("/operator/install", self._action(self._install_operator))
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -196,6 +202,10 @@ class Supervisor:
     async def _start_prometheus(self) -> None:
         await self.prometheus.service.start()
         await self.prometheus.wait_ready()
+
+    async def _stop_apiserver(self) -> None:
+        # with open watches it would take its time to leave, and an outage is not polite either
+        await self.control_plane.apiserver.stop(grace_seconds=0.5)
 
     async def _start_apiserver(self) -> None:
         await self.control_plane.apiserver.start()

@@ -1,0 +1,42 @@
+"""The cluster as a person sees it: the real kubectl."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import Any
+
+from promptrollout.sandbox.assets import find_kubectl
+
+Manifest = dict[str, Any]
+
+
+class Kubectl:
+    """The real kubectl against the sandbox; `namespace` is the default for every call."""
+
+    def __init__(self, kubeconfig: str, namespace: str | None = None) -> None:
+        self.namespace = namespace
+        self._command = [str(find_kubectl(os.environ)), "--kubeconfig", kubeconfig]
+        if namespace:
+            self._command += ["--namespace", namespace]
+
+    def run(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Exit code, output and error output, whatever they are."""
+        return subprocess.run(
+            [*self._command, *arguments], input=stdin, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    def __call__(self, *arguments: str, stdin: str | None = None) -> str:
+        """Output of a call that must succeed."""
+        done = self.run(*arguments, stdin=stdin)
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self(*arguments, "-o", "json"))
+
+    def apply(self, *manifests: Manifest, arguments: tuple[str, ...] = ()) -> str:
+        """`kubectl apply` of plain objects (or of text, by calling it with stdin)."""
+        objects = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
+        return self("apply", *arguments, "-f", "-", stdin=json.dumps(objects))

@@ -1,0 +1,77 @@
+"""One sandbox for the whole test session, and a namespace of its own for each test."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptrollout.sandbox.sandbox import Sandbox
+from promptrollout.sandbox.settings import Settings
+from tests.integration.cluster import Kubectl
+
+#: Set to a directory, the tests use (and keep) a sandbox there: saves the start while working on a test.
+KEEP_VARIABLE = "PROMPTROLLOUT_TEST_SANDBOX"
+
+
+@pytest.fixture(scope="session")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """Control plane, node, Prometheus and simulated model; the operator comes with the fixture `operator`."""
+    settings = Settings(install_operator=False, token_max_age_seconds=5.0)
+    if kept := os.environ.get(KEEP_VARIABLE):
+        box = Sandbox(Path(kept), settings)
+        box.up()
+        yield box
+        return
+    box = Sandbox(tmp_path_factory.mktemp("sandbox"), settings)
+    box.up()
+    try:
+        yield box
+    finally:
+        box.down()
+
+
+@pytest.fixture(scope="session")
+def operator(sandbox: Sandbox) -> Sandbox:
+    """The sandbox with the operator installed from the chart."""
+    sandbox.install_operator()
+    return sandbox
+
+
+@pytest.fixture
+def namespace(sandbox: Sandbox) -> Iterator[str]:
+    """A fresh namespace that enforces the restricted Pod Security Standard."""
+    kubectl = Kubectl(sandbox.kubeconfig)
+    name = f"test-{secrets.token_hex(4)}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    yield name
+    # the namespace controller takes its time; names are unique, so nobody has to wait for it
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def kubectl(sandbox: Sandbox, namespace: str) -> Kubectl:
+    """kubectl with the test's namespace as default."""
+    return Kubectl(sandbox.kubeconfig, namespace)
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Any]:
+    """`eventually(lambda: value, seconds=10)`: the first truthy value, or a failure showing the last one."""
+
+    def wait(read: Callable[[], Any], seconds: float = 15.0, every: float = 0.1) -> Any:
+        deadline = time.monotonic() + seconds
+        while True:
+            value = read()
+            if value:
+                return value
+            assert time.monotonic() < deadline, f"not within {seconds} s; last value: {value!r}"
+            time.sleep(every)
+
+    return wait
