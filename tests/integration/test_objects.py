@@ -355,7 +355,10 @@ def test_defaults_and_columns(objects: Kubectl) -> None:
     objects.apply(rollout())
     header = objects("get", "pro").stdout.splitlines()[0].split()
     assert header == ["NAME", "PHASE", "STEP", "WEIGHT", "STABLE", "CANARY", "READY", "AGE"]
-    assert "promptrollout.promptrollout.dev/support" in objects("get", "promptrollout", "-o", "name").stdout
+    for name in ("promptrollout", "promptrollouts", "pro"):
+        described = objects("describe", name, "support")
+        assert "Gateway Ref" in described.stdout, described.stderr
+    assert "promptrollout.promptrollout.dev/support" in objects("get", "prompts", "-o", "name").stdout
     by_gateway = objects("get", "pro", "--field-selector=spec.gatewayRef.name=default", "-o", "name").stdout
     assert by_gateway.strip() == "promptrollout.promptrollout.dev/support"
 

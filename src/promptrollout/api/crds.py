@@ -31,6 +31,8 @@ KINDS: tuple[type[CustomResource], ...] = (
     PromptSLO,
     PromptVersion,
 )
+# `kubectl get prompts`. No kind's name: kubectl expands a category first, and `get promptrollout NAME` would fail
+CATEGORY = "prompts"
 CRD_DIR = Path("crds")
 CHART_DIR = Path("charts/promptrollout/templates/crds")
 
@@ -71,7 +73,7 @@ def crd(kind: type[CustomResource]) -> Schema:
                 "plural": kind.plural,
                 "singular": singular,
                 "shortNames": list(kind.short_names),
-                "categories": ["promptrollout"],
+                "categories": [CATEGORY],
             },
             "versions": [
                 {

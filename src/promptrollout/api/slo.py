@@ -94,7 +94,6 @@ class PromptSLO(CustomResource):
     plural = "promptslos"
     short_names = ("pslo",)
     columns = (
-        ("Objectives", "string", ".spec.objectives[*].name", 0),
         ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
         ("Age", "date", ".metadata.creationTimestamp", 0),
     )

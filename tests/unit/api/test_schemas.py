@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from promptrollout.api.crds import KINDS, PRESERVE, RULES, chart_file, crd, files, kind_schema, main
+from promptrollout.api.crds import CATEGORY, KINDS, PRESERVE, RULES, chart_file, crd, files, kind_schema, main
 from promptrollout.api.meta import CustomResource
 
 Schema = dict[str, Any]
@@ -100,7 +100,7 @@ def test_rules_say_what_to_do(kind: type[CustomResource]) -> None:
 def test_around_the_schema(kind: type[CustomResource]) -> None:
     spec = crd(kind)["spec"]
     assert spec["scope"] == "Namespaced"
-    assert spec["names"]["categories"] == ["promptrollout"]
+    assert spec["names"]["categories"] == ["prompts"]
     (version,) = spec["versions"]
     assert version["subresources"] == {"status": {}}
     paths = dict(spec_and_status(kind))
@@ -115,6 +115,7 @@ def test_around_the_schema(kind: type[CustomResource]) -> None:
 def test_short_names_are_unique() -> None:
     names = [name for kind in KINDS for name in (*kind.short_names, kind.plural, kind.kind_name.lower())]
     assert len(set(names)) == len(names)
+    assert CATEGORY not in names
 
 
 def test_field_docs_reach_the_schema() -> None:
