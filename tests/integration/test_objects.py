@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from promptrollout.api.delivery import ArmConfig, DeliverySpec, ProviderConfig
 from promptrollout.api.digest import digest_of
@@ -361,6 +362,14 @@ def test_defaults_and_columns(objects: Kubectl) -> None:
     assert "promptrollout.promptrollout.dev/support" in objects("get", "prompts", "-o", "name").stdout
     by_gateway = objects("get", "pro", "--field-selector=spec.gatewayRef.name=default", "-o", "name").stdout
     assert by_gateway.strip() == "promptrollout.promptrollout.dev/support"
+
+
+def test_examples_of_the_docs_are_accepted(objects: Kubectl) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "objects.md").read_text("utf-8")
+    blocks = [block.split("```")[0] for block in page.split("```yaml\n")[1:]]
+    assert blocks
+    for block in blocks:
+        objects.apply(yaml.safe_load(block), "--validate=strict")
 
 
 def test_status_is_a_subresource(objects: Kubectl) -> None:

@@ -1,0 +1,49 @@
+"""The manifests in docs/objects.md are sound: known fields only, and the models and checks take them."""
+
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+import yaml
+
+from promptrollout.api.crds import KINDS, PRESERVE, kind_schema
+from promptrollout.api.prompt import PromptSpec
+from promptrollout.api.template import prompt_problems
+
+DOCS = Path(__file__).parents[3] / "docs"
+KIND_OF = {kind.kind_name: kind for kind in KINDS}
+
+
+def manifests(page: str) -> list[dict[str, Any]]:
+    blocks = (DOCS / page).read_text("utf-8").split("```yaml\n")[1:]
+    return [body for block in blocks for body in yaml.safe_load_all(block.split("```")[0])]
+
+
+def strict(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema as `kubectl apply` validates it: an unknown field is an error."""
+    out = dict(schema)
+    if "properties" in out:
+        out["properties"] = {name: strict(child) for name, child in out["properties"].items()}
+        if not out.get(PRESERVE):
+            out["additionalProperties"] = False
+    if "items" in out:
+        out["items"] = strict(out["items"])
+    return out
+
+
+MANIFESTS = manifests("objects.md")
+
+
+def test_every_kind_that_people_write_has_an_example() -> None:
+    assert {body["kind"] for body in MANIFESTS} == {kind.kind_name for kind in KINDS if not kind.written_by_operator}
+
+
+@pytest.mark.parametrize("body", MANIFESTS, ids=[f"{body['kind']} {body['metadata']['name']}" for body in MANIFESTS])
+def test_example_is_sound(body: dict[str, Any]) -> None:
+    kind = KIND_OF[body["kind"]]
+    jsonschema_rs.validate(strict(kind_schema(kind)["properties"]["spec"]), body["spec"])
+    kind.model_validate(body)
+    prompt = body["spec"] if body["kind"] == "PromptVersion" else body["spec"].get("template")
+    if prompt is not None:
+        assert prompt_problems(PromptSpec.model_validate(prompt)) == []
