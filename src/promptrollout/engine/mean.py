@@ -13,11 +13,15 @@ from promptrollout.engine.signals import Signal
 
 GATE = 200
 """Canary requests before a mean is judged at all: estimated variances make its validity asymptotic."""
-EFFECTS = (0.03, 0.06, 0.12, 0.25)
+EFFECTS = (0.03, 0.06, 0.12)
 """Alternatives of the breach test: rise over the bound, in standard deviations of one request.
 
-A rise of 0.25 crosses within about the gate, so larger ones would buy nothing, and they would let single expensive
-requests decide."""
+With 0.12 a large rise crosses well before the gate, so larger alternatives would buy nothing, and they would let single
+expensive requests decide."""
+MOST_PER_INTERVAL = 2.0
+"""Cap on ln e of one interval. A smaller bet is still a bet, so it is valid; it keeps a heavy tail's single requests
+from deciding: costs with a coefficient of variation of 2.9, no rise, level 5 %: false breaches 0 of 200 instead of 20;
+price: a breach takes at least three intervals, and a late doubling seven instead of three."""
 SUSPECT_EFFECT = 0.12
 SUSPECT = math.log(3)
 SUSPECT_CAP = math.log(1000)
@@ -97,11 +101,12 @@ def _squares(arm: Moments) -> float:
 def log_bets(scale: float, total: float, variance: float) -> Iterator[float]:
     """ln e-value of one interval per effect d: lambda S - lambda^2 V / 2 with lambda = d / scale.
 
-    `total` is the interval's sum of excess over the bound, `variance` its variance as earlier intervals know it.
+    `total` is the interval's sum of excess over the bound, `variance` its variance as earlier intervals know it. Capped
+    at MOST_PER_INTERVAL.
     """
     for effect in EFFECTS:
         bet = effect / scale
-        yield bet * total - bet * bet * variance / 2
+        yield min(bet * total - bet * bet * variance / 2, MOST_PER_INTERVAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,11 +289,13 @@ class MeanTest:
 
         means: list[float] = []
         sums = state.contrast
-        if self.rollback_percent is not None and sums.weight > 0:
+        enough = needed / MOST_PER_INTERVAL
+        if self.rollback_percent is not None and sums.weight > 0 and state.relative.intervals >= enough:
             theta = 1 + self.rollback_percent / 100
             means.append(theta * sums.stable / sums.weight + rise(sums.weight, _excess(sums, theta)[1]))
         known = variances(state.canary, state.stable)
-        if self.maximum is not None and state.suspicion < SUSPECT and known and state.canary.n > 0:
+        uncommon = state.suspicion < SUSPECT and state.absolute.intervals >= enough
+        if self.maximum is not None and uncommon and known and state.canary.n > 0:
             means.append(self.maximum + rise(state.canary.n, known[0] * state.canary.n))
         return min(means, default=math.inf)
 

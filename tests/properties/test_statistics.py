@@ -1,0 +1,290 @@
+"""What must hold for every history of counts: no evidence never passes, more harm is more evidence, levels are kept."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptrollout.engine.contrast import Contrast
+from promptrollout.engine.evidence import MeanCounts, Moments, RateCounts
+from promptrollout.engine.judgement import Levels
+from promptrollout.engine.mean import MeanState, MeanTest
+from promptrollout.engine.rate import RateState, RateTest
+from promptrollout.engine.signals import SIGNALS
+
+LEVELS = Levels(breach=0.05, promote=0.05)
+RATE = RateTest(SIGNALS["ErrorRate"], "d", margin_percent=50, rollback_percent=10, maximum=0.05)
+COST = MeanTest(SIGNALS["CostPerRequest"], "d", margin_percent=10, rollback_percent=5, maximum=0.004)
+
+UNHURRIED = settings(deadline=None)
+"""A busy machine is no failure."""
+
+counts = st.integers(0, 2000) | st.just(10**12)
+
+
+@st.composite
+def rate_counts(draw: st.DrawFn) -> RateCounts:
+    n_c, n_s = draw(counts), draw(counts)
+    return RateCounts(n_c, draw(st.integers(0, n_c)), n_s, draw(st.integers(0, n_s)))
+
+
+@st.composite
+def moments(draw: st.DrawFn) -> Moments:
+    n = draw(counts)
+    mean, cv = draw(st.floats(0, 0.1)), draw(st.floats(0, 5))
+    return Moments(n, n * mean, n * mean * mean * (1 + cv * cv))
+
+
+rate_histories = st.lists(rate_counts(), max_size=15)
+mean_histories = st.lists(st.builds(MeanCounts, moments(), moments()), max_size=15)
+
+
+def observed_rate(history: list[RateCounts], test: RateTest = RATE) -> RateState:
+    state = test.start()
+    for interval in history:
+        state = test.observe(state, interval, promotable=True)
+    return state
+
+
+def observed_mean(history: list[MeanCounts], test: MeanTest = COST) -> MeanState:
+    state = test.start()
+    for interval in history:
+        state = test.observe(state, interval, promotable=True)
+    return state
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+@UNHURRIED
+@given(rate_histories, rate_histories)
+def test_a_restart_anywhere_changes_no_later_bit_of_a_rate(before: list[RateCounts], later: list[RateCounts]) -> None:
+    state = observed_rate(before)
+    text = RATE.encode(state)
+    again = RATE.decode(text)
+    assert again == state
+    assert len(text) <= 1024
+    for interval in later:
+        state = RATE.observe(state, interval, promotable=False)
+        again = RATE.observe(again, interval, promotable=False)
+    assert again == state
+    assert RATE.judge(again, LEVELS) == RATE.judge(state, LEVELS)
+
+
+@UNHURRIED
+@given(mean_histories, mean_histories)
+def test_a_restart_anywhere_changes_no_later_bit_of_a_mean(before: list[MeanCounts], later: list[MeanCounts]) -> None:
+    state = observed_mean(before)
+    text = COST.encode(state)
+    again = COST.decode(text)
+    assert again == state
+    assert len(text) <= 1024
+    for interval in later:
+        state = COST.observe(state, interval, promotable=False)
+        again = COST.observe(again, interval, promotable=False)
+    assert again == state
+    assert COST.judge(again, LEVELS) == COST.judge(state, LEVELS)
+
+
+@UNHURRIED
+@given(rate_histories, mean_histories)
+def test_texts_fit_into_status(rates: list[RateCounts], means: list[MeanCounts]) -> None:
+    for judgement in (RATE.judge(observed_rate(rates), LEVELS), COST.judge(observed_mean(means), LEVELS)):
+        assert len(judgement.message) <= 512
+        assert len(judgement.difference) <= 96
+        assert max(len(judgement.canary), len(judgement.stable)) <= 32
+        assert not (judgement.breach and judgement.non_inferior)
+
+
+# ---------------------------------------------------------------- no evidence is never a pass
+
+
+@UNHURRIED
+@given(rate_histories)
+def test_a_rate_without_canary_requests_has_no_verdict(history: list[RateCounts]) -> None:
+    state = observed_rate([replace(interval, canary=0, canary_bad=0) for interval in history])
+    judgement = RATE.judge(state, LEVELS)
+    assert not judgement.breach
+    assert not judgement.non_inferior
+
+
+@UNHURRIED
+@given(mean_histories)
+def test_a_mean_without_canary_requests_has_no_verdict(history: list[MeanCounts]) -> None:
+    state = observed_mean([replace(interval, canary=Moments(0, 0, 0)) for interval in history])
+    judgement = COST.judge(state, LEVELS)
+    assert not judgement.breach
+    assert not judgement.non_inferior
+
+
+@UNHURRIED
+@given(rate_histories, st.data())
+def test_removed_or_unmeasured_good_intervals_never_make_a_pass(history: list[RateCounts], data: st.DataObject) -> None:
+    """Intervals without a bad canary request speak for it, so without them there is less reason to pass."""
+    kept = [x for x in history if x.canary_bad or data.draw(st.booleans())]
+    gaps = [x if x in kept else RateCounts(0, 0, x.stable, x.stable_bad) for x in history]
+    passed = RATE.judge(observed_rate(history), LEVELS).non_inferior
+    for fewer in (kept, gaps):
+        state = observed_rate(fewer)
+        assert RATE.log_promote_absolute(state, 0.05) <= RATE.log_promote_absolute(observed_rate(history), 0.05) + 1e-9
+        if not passed and not RATE.judge(observed_rate(history), LEVELS).breach:
+            assert not RATE.judge(state, LEVELS).non_inferior
+
+
+@UNHURRIED
+@given(rate_histories)
+def test_one_armed_intervals_say_nothing_about_the_difference(history: list[RateCounts]) -> None:
+    state = observed_rate([replace(interval, stable=0, stable_bad=0) for interval in history])
+    assert state.relative.log_evidence() <= 1e-6 * sum(1 + x.canary_bad for x in history)
+    assert state.contrast == Contrast()
+
+
+# ---------------------------------------------------------------- direction
+
+
+@UNHURRIED
+@given(rate_histories.filter(bool), st.data())
+def test_one_more_bad_canary_request_is_more_evidence_of_harm(history: list[RateCounts], data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, len(history) - 1))
+    at = history[k]
+    if at.canary_bad >= at.canary or at.stable == 0:
+        return
+    worse = [*history[:k], replace(at, canary_bad=at.canary_bad + 1), *history[k + 1 :]]
+    good, bad = observed_rate(history), observed_rate(worse)
+    slack = 1e-9 * (1 + sum(x.canary + x.stable for x in history))
+    assert RATE.log_breach_relative(bad) >= RATE.log_breach_relative(good) - slack
+    assert RATE.log_promote_relative(bad) <= RATE.log_promote_relative(good) + slack
+    assert bad.absolute.log_evidence() >= good.absolute.log_evidence() - slack
+
+
+@UNHURRIED
+@given(rate_histories)
+def test_swapped_arms_mirror_the_interval_of_a_rate(history: list[RateCounts]) -> None:
+    swapped = [RateCounts(x.stable, x.stable_bad, x.canary, x.canary_bad) for x in history]
+    one, other = observed_rate(history).contrast, observed_rate(swapped).contrast
+    assert other.weight == pytest.approx(one.weight, rel=1e-12)
+    assert (other.canary, other.stable) == pytest.approx((one.stable, one.canary), rel=1e-12)
+    assert (other.canary_spread, other.stable_spread) == pytest.approx((one.stable_spread, one.canary_spread), rel=1e-9)
+
+
+@UNHURRIED
+@given(mean_histories)
+def test_swapped_arms_mirror_the_interval_of_a_mean(history: list[MeanCounts]) -> None:
+    one = observed_mean(history).contrast
+    other = observed_mean([MeanCounts(x.stable, x.canary) for x in history]).contrast
+    assert (other.canary, other.stable) == pytest.approx((one.stable, one.canary), rel=1e-9)
+    assert (other.canary_spread, other.stable_spread) == pytest.approx((one.stable_spread, one.canary_spread), rel=1e-9)
+
+
+@UNHURRIED
+@given(st.integers(1, 5000), st.floats(0, 1), st.integers(1, 30))
+def test_equal_arms_never_breach_versus_stable(n: int, rate: float, times: int) -> None:
+    state = observed_rate([RateCounts(n, n * rate, n, n * rate)] * times)
+    assert state.relative.log_evidence() < math.log(1 / LEVELS.breach)
+
+
+# ---------------------------------------------------------------- what must not matter
+
+
+@UNHURRIED
+@given(st.integers(1, 500), st.integers(1, 5000), st.floats(0, 1), st.floats(0, 1), st.integers(2, 20))
+def test_splitting_an_interval_of_constant_rates_changes_no_sum(
+    n_c: int, n_s: int, p_c: float, p_s: float, parts: int
+) -> None:
+    whole = observed_rate([RateCounts(n_c, n_c * p_c, n_s, n_s * p_s)])
+    part = RateCounts(n_c / parts, n_c * p_c / parts, n_s / parts, n_s * p_s / parts)
+    split = observed_rate([part] * parts)
+    assert split.promotion == pytest.approx(whole.promotion, rel=1e-9, abs=1e-9)
+    assert (split.promotable, split.promotable_bad) == pytest.approx((whole.promotable, whole.promotable_bad))
+
+
+@UNHURRIED
+@given(mean_histories, st.integers(-20, 20))
+def test_the_unit_of_cost_does_not_matter(history: list[MeanCounts], power: int) -> None:
+    """Powers of two, so that nothing is rounded and the evidence must agree to the last bit."""
+    unit = 2.0**power
+
+    def scaled(arm: Moments) -> Moments:
+        return Moments(arm.n, arm.total * unit, arm.total_squared * unit * unit)
+
+    test = MeanTest(SIGNALS["CostPerRequest"], "d", margin_percent=10, rollback_percent=5, maximum=0.004 * unit)
+    one = observed_mean(history)
+    other = observed_mean([MeanCounts(scaled(x.canary), scaled(x.stable)) for x in history], test)
+    assert other.relative == one.relative
+    assert other.absolute == one.absolute
+    assert other.suspicion == one.suspicion
+    assert test.log_promote_relative(other, 10) == COST.log_promote_relative(one, 10)
+    judgements = COST.judge(one, LEVELS), test.judge(other, LEVELS)
+    assert judgements[0].breach == judgements[1].breach
+    assert judgements[0].non_inferior == judgements[1].non_inferior
+
+
+# ---------------------------------------------------------------- levels, by simulation
+
+
+def poisson(rng: random.Random, mean: float) -> int:
+    """Knuth's method in pieces of 30."""
+    count = 0
+    while mean > 0:
+        limit, product = math.exp(-min(mean, 30.0)), rng.random()
+        while product > limit:
+            count += 1
+            product *= rng.random()
+        mean -= 30.0
+    return count
+
+
+def breaches(rng: random.Random, test: RateTest, rate: float, times: float, looks: int) -> int | None:
+    """Canary requests until breach on a ramp 5, 10, 25, 50 % of 600 requests a look; None if it never does."""
+    state = test.start()
+    for look in range(looks):
+        weight = (0.05, 0.10, 0.25, 0.50)[min(4 * look // looks, 3)]
+        n_c, n_s = 600 * weight, 600 * (1 - weight)
+        bad = poisson(rng, n_c * rate * times), poisson(rng, n_s * rate)
+        state = test.observe(state, RateCounts(n_c, bad[0], n_s, bad[1]), promotable=True)
+        if test.log_breach_relative(state) >= math.log(20):
+            return int(state.canary)
+    return None
+
+
+def test_false_breaches_stay_below_the_level_at_every_look() -> None:
+    """The hardest null: theta0 = 1, arms equal, 60 looks, level 5 %. 300 runs, so 3.8 standard errors of slack."""
+    rng = random.Random(20261121)
+    test = RateTest(SIGNALS["ErrorRate"], "d", margin_percent=50, rollback_percent=0)
+    false = sum(breaches(rng, test, 0.02, 1.0, looks=60) is not None for _ in range(300))
+    assert false / 300 <= 0.05
+
+
+def test_three_times_the_errors_are_found_within_a_few_hundred_requests() -> None:
+    rng = random.Random(7)
+    test = RateTest(SIGNALS["ErrorRate"], "d", margin_percent=50, rollback_percent=10)
+    found = [breaches(rng, test, 0.02, 3.0, looks=60) for _ in range(100)]
+    assert None not in found
+    assert sorted(x or 0 for x in found)[50] <= 320
+
+
+def expensive(rng: random.Random, n: int, mean: float) -> Moments:
+    """Lognormal costs with a coefficient of variation of 0.95."""
+    sigma = math.sqrt(math.log(1 + 0.95**2))
+    costs = [rng.lognormvariate(math.log(mean) - sigma * sigma / 2, sigma) for _ in range(n)]
+    return Moments(n, sum(costs), sum(x * x for x in costs))
+
+
+def risen_costs_breach(rng: random.Random, test: MeanTest, rise: float) -> bool:
+    state = test.start()
+    for _ in range(40):
+        interval = MeanCounts(expensive(rng, 20, 0.002 * rise), expensive(rng, 80, 0.002))
+        state = test.observe(state, interval, promotable=True)
+        if test.judge(state, LEVELS).breach:
+            return True
+    return False
+
+
+def test_a_skewed_cost_keeps_its_level_and_a_rise_is_found() -> None:
+    rng = random.Random(11)
+    test = MeanTest(SIGNALS["CostPerRequest"], "d", margin_percent=10, rollback_percent=5)
+    assert sum(risen_costs_breach(rng, test, 1.05) for _ in range(60)) <= 6
+    assert all(risen_costs_breach(rng, test, 1.5) for _ in range(20))

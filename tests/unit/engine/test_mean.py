@@ -1,0 +1,254 @@
+"""Means: golden numbers by direct formulas, what breaches, what passes, what is no evidence, and what people read."""
+
+import math
+
+import pytest
+
+from promptrollout.engine.contrast import TUNING, half_width, log_one_sided
+from promptrollout.engine.evidence import MeanCounts, Moments, RateCounts
+from promptrollout.engine.judgement import Judgement, Levels
+from promptrollout.engine.mean import EFFECTS, GATE, MeanState, MeanTest, variances
+from promptrollout.engine.signals import SIGNALS
+
+COST = SIGNALS["CostPerRequest"]
+LEVELS = Levels(breach=0.05 / 3, promote=0.05)
+VERSUS_STABLE = MeanTest(COST, "d", margin_percent=10, rollback_percent=5)
+MAXIMUM = MeanTest(COST, "d", maximum=0.004)
+BOTH = MeanTest(COST, "d", margin_percent=10, rollback_percent=5, maximum=0.004)
+STABLE_COST = 0.002
+
+
+def arm(n: float, mean: float, cv: float = 0.9) -> Moments:
+    return Moments(n, n * mean, n * mean * mean * (1 + cv * cv))
+
+
+def interval(n_c: float, mean_c: float, n_s: float, mean_s: float = STABLE_COST, cv: float = 0.9) -> MeanCounts:
+    return MeanCounts(arm(n_c, mean_c, cv), arm(n_s, mean_s, cv))
+
+
+def after(test: MeanTest, counts: MeanCounts, times: int = 1, *, promotable: bool = True) -> MeanState:
+    state = test.start()
+    for _ in range(times):
+        state = test.observe(state, counts, promotable=promotable)
+    return state
+
+
+def judged(test: MeanTest, counts: MeanCounts, times: int = 1) -> Judgement:
+    return test.judge(after(test, counts, times), LEVELS)
+
+
+# ---------------------------------------------------------------- formulas
+
+
+def half_normal_mixture(total: float, variance: float, rho: float) -> float:
+    """Integral of exp(lambda S - lambda^2 V / 2) over a half-normal lambda of precision rho (trapezoidal rule)."""
+    steps, most = 200_000, 12 / math.sqrt(rho)
+    width = most / steps
+    value = 0.0
+    for k in range(steps + 1):
+        bet = k * width
+        density = 2 * math.sqrt(rho / (2 * math.pi)) * math.exp(-rho * bet * bet / 2)
+        value += density * math.exp(bet * total - bet * bet * variance / 2) * (0.5 if k in (0, steps) else 1)
+    return value * width
+
+
+@pytest.mark.parametrize(("total", "variance"), [(0.0, 0.0), (25.0, 100.0), (-40.0, 300.0), (3.0, 1.0)])
+def test_the_one_sided_mixture_is_the_integral_it_stands_for(total: float, variance: float) -> None:
+    expected = math.log(half_normal_mixture(total, variance, 80.0))
+    assert log_one_sided(total, variance, 80.0) == pytest.approx(expected, abs=1e-6)
+
+
+def test_far_in_the_tail_the_mixture_neither_underflows_nor_jumps() -> None:
+    values = [log_one_sided(-z * math.sqrt(180.0), 100.0, 80.0) for z in (29.9, 29.99, 30.01, 30.1, 60.0, 1e6)]
+    assert all(math.isfinite(x) for x in values)
+    assert values == sorted(values, reverse=True)
+    assert values[2] - values[1] == pytest.approx(values[1] - values[0], abs=0.01)
+
+
+def test_the_confidence_sequence_is_the_two_sided_normal_mixture() -> None:
+    """At its edge exp(S^2 / (2 (V + rho))) sqrt(rho / (V + rho)) is 1/level."""
+    edge = half_width(100.0, 80.0, 0.05)
+    assert math.exp(edge**2 / (2 * 180)) * math.sqrt(80 / 180) == pytest.approx(20)
+
+
+def test_the_breach_evidence_is_the_mixture_written_out() -> None:
+    first, second, third = interval(40, 0.002, 60), interval(50, 0.003, 50), interval(30, 0.004, 70)
+    state = VERSUS_STABLE.start()
+    for counts in (first, second, third):
+        state = VERSUS_STABLE.observe(state, counts, promotable=True)
+
+    def factors(counts: MeanCounts, known: tuple[float, float], scale: float) -> list[float]:
+        n_c, n_s = counts.canary.n, counts.stable.n
+        w = n_c * n_s / (n_c + n_s)
+        excess = w * (counts.canary.total / n_c - 1.05 * counts.stable.total / n_s)
+        variance = w * w * (known[0] / n_c + 1.05**2 * known[1] / n_s)
+        return [math.exp(min(d / scale * excess - (d / scale) ** 2 * variance / 2, 2)) for d in EFFECTS]
+
+    # the first interval only teaches; the second is weighed by the first, the third by both before it
+    known = variances(first.canary, first.stable)
+    assert known is not None
+    scale = math.sqrt(sum(known) / 2)
+    two = factors(second, known, scale)
+    both = tuple(
+        Moments(a.n + b.n, a.total + b.total, a.total_squared + b.total_squared)
+        for a, b in ((first.canary, second.canary), (first.stable, second.stable))
+    )
+    known = variances(*both)
+    assert known is not None
+    three = factors(third, known, scale)
+    started = sum(a * b / 2 + b / 6 for a, b in zip(two, three, strict=True)) / len(EFFECTS)
+    assert state.relative.log_evidence() == pytest.approx(math.log(started + 1 / 3), abs=1e-12)
+
+
+def test_variances_are_the_sample_variances_once_there_are_many_requests() -> None:
+    known = variances(arm(1e6, 0.004, 0.5), arm(1e6, 0.002, 1.5))
+    assert known == pytest.approx((0.002**2, 0.003**2), rel=1e-3)
+
+
+def test_a_canary_without_requests_is_given_the_variance_of_both_arms() -> None:
+    known = variances(Moments(0, 0, 0), arm(1000, 0.002, 1.0))
+    assert known is not None
+    assert known[0] == pytest.approx(known[1], rel=0.01)
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def test_double_the_cost_breaches_as_soon_as_it_is_judged() -> None:
+    state = VERSUS_STABLE.start()
+    looks = 0
+    while not (judgement := VERSUS_STABLE.judge(state, LEVELS)).breach:
+        state = VERSUS_STABLE.observe(state, interval(20, 0.004, 180), promotable=True)
+        looks += 1
+    assert judgement.canary_samples <= GATE + 20
+    assert judgement.message == (
+        "cost per request $0.00400 against $0.00200 on stable (200 and 1,800 requests): "
+        "worse by more than 5 % with 1 - 0.017 confidence at any time"
+    )
+
+
+def test_an_equal_cost_passes_and_says_what_it_could_have_seen() -> None:
+    judgement = judged(VERSUS_STABLE, interval(50, STABLE_COST, 50), 100)
+    assert judgement.non_inferior
+    assert "worse by less than 10 % with 1 - 0.05 confidence" in judgement.message
+    assert "a rise to $0.00" in judgement.message
+    assert judgement.difference.startswith("-$0.000")
+    assert judgement.difference.endswith("% of stable)")
+
+
+def test_a_cost_at_the_margin_neither_passes_nor_breaches_when_rollback_is_above_it() -> None:
+    test = MeanTest(COST, "d", margin_percent=10, rollback_percent=10)
+    judgement = judged(test, interval(50, 1.1 * STABLE_COST, 50), 400)
+    assert not judgement.breach
+    assert not judgement.non_inferior
+    assert "not shown to be within 10 % of stable" in judgement.message
+
+
+def test_a_late_doubling_is_seen_although_much_was_well_before() -> None:
+    state = after(VERSUS_STABLE, interval(500, STABLE_COST, 500), 100)
+    looks = 0
+    while not VERSUS_STABLE.judge(state, LEVELS).breach:
+        state = VERSUS_STABLE.observe(state, interval(500, 2 * STABLE_COST, 500), promotable=True)
+        looks += 1
+    assert looks <= 8
+
+
+def test_one_interval_alone_never_breaches() -> None:
+    state = after(VERSUS_STABLE, interval(500, STABLE_COST, 500), 2)
+    for _ in range(2):
+        state = VERSUS_STABLE.observe(state, interval(500, 1000 * STABLE_COST, 500), promotable=True)
+        assert not VERSUS_STABLE.judge(state, LEVELS).breach
+
+
+def test_the_absolute_bound_breaches_alone_and_is_suspended_while_stable_is_above_it_too() -> None:
+    judgement = judged(BOTH, MeanCounts(arm(1000, 0.005), Moments(0, 0, 0)), 5)
+    assert judgement.breach
+    assert judgement.absolute_only
+    assert "above its maximum of $0.00400" in judgement.message
+    judgement = judged(BOTH, interval(500, 0.005, 500, 0.005), 20)
+    assert not judgement.breach
+    assert judgement.common_cause
+    assert "stable is above $0.00400 too" in judgement.message
+
+
+def test_only_promotable_intervals_promote() -> None:
+    state = after(VERSUS_STABLE, interval(50, STABLE_COST, 50), 100, promotable=False)
+    assert not VERSUS_STABLE.judge(state, LEVELS).non_inferior
+
+
+def test_constant_costs_are_judged_too() -> None:
+    assert judged(VERSUS_STABLE, interval(50, STABLE_COST, 50, cv=0.0), 40).non_inferior
+    assert judged(VERSUS_STABLE, interval(50, 1.2 * STABLE_COST, 50, cv=0.0), 40).breach
+
+
+# ---------------------------------------------------------------- no evidence
+
+
+def test_below_the_gate_nothing_is_judged() -> None:
+    judgement = judged(VERSUS_STABLE, interval(10, 0.02, 90), 19)
+    assert not judgement.breach
+    assert "200 canary requests are needed before it is judged" in judgement.message
+    higher = MeanTest(COST, "d", margin_percent=10, rollback_percent=5, min_samples=500)
+    assert not judged(higher, interval(10, 0.02, 90), 49).breach
+    assert judged(higher, interval(10, 0.02, 90), 50).breach
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        MeanCounts(Moments(0, 0, 0), Moments(0, 0, 0)),
+        MeanCounts(Moments(0, 0, 0), arm(1000, 0.002)),
+        MeanCounts(Moments(10, math.nan, 0), arm(10, 0.002)),
+        MeanCounts(arm(10, 0.002), Moments(-1, 0, 0)),
+        MeanCounts(arm(10, 0.002), Moments(0, 5, 5)),
+    ],
+)
+def test_no_evidence_is_no_verdict(counts: MeanCounts) -> None:
+    for test in (VERSUS_STABLE, MAXIMUM, BOTH):
+        judgement = judged(test, counts, 300)
+        assert not judgement.breach
+        assert not judgement.non_inferior
+        assert judgement.message == "cost per request: no canary requests measured yet"
+
+
+def test_what_costs_nothing_says_what_to_do() -> None:
+    judgement = judged(VERSUS_STABLE, interval(50, 0.0, 50, 0.0), 20)
+    assert not judgement.breach
+    assert not judgement.non_inferior
+    assert "set prices in the ModelProvider" in judgement.message
+
+
+def test_a_mean_refuses_the_counts_of_a_rate() -> None:
+    with pytest.raises(TypeError, match="MeanCounts"):
+        BOTH.observe(BOTH.start(), RateCounts(1, 0, 1, 0), promotable=True)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field"),
+    [({}, "set max, versusStable"), ({"maximum": 0.0}, "max must"), ({"margin_percent": 5.0}, "rollbackAbove")],
+)
+def test_senseless_bounds_are_refused_by_name(parameters: dict[str, float], field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        MeanTest(COST, "d", **parameters)
+
+
+# ---------------------------------------------------------------- numbers at their limits
+
+
+@pytest.mark.parametrize("n", [1.0, 1e12])
+@pytest.mark.parametrize("mean", [1e-9, 1e6])
+def test_extreme_counts_and_costs_stay_finite(n: float, mean: float) -> None:
+    for counts in (interval(n, mean, n, mean), interval(n, 3 * mean, 1, mean), interval(1, mean, n, 0.0)):
+        state = after(BOTH, counts, 300)
+        assert all(not math.isnan(x) for x in state.numbers())
+        assert BOTH.decode(BOTH.encode(state)) == state
+        assert len(BOTH.judge(state, LEVELS).message) <= 512
+
+
+def test_the_scale_is_set_once_by_earlier_intervals() -> None:
+    one = after(VERSUS_STABLE, interval(50, STABLE_COST, 50))
+    assert one.scale == 0
+    two = after(VERSUS_STABLE, interval(50, STABLE_COST, 50), 2)
+    assert two.scale == pytest.approx(0.9 * STABLE_COST, rel=0.02)
+    assert VERSUS_STABLE.observe(two, interval(50, 1.0, 50), promotable=True).scale == two.scale
+    assert round(TUNING) == 79

@@ -1,0 +1,115 @@
+"""From objective to test: defaults, the hash that guards evidence, and the wording of numbers."""
+
+import pytest
+
+from promptrollout.api.slo import Objective, VersusStable
+from promptrollout.engine import wording
+from promptrollout.engine.evidence import MeanCounts, Moments, RateCounts
+from promptrollout.engine.mean import MeanTest
+from promptrollout.engine.objectives import bounds_of, definition_hash, make_test
+from promptrollout.engine.rate import RateTest
+
+ERRORS = Objective(name="errors", signal="ErrorRate", versus_stable=VersusStable(max_increase_percent=50))
+COST = Objective(name="cost", signal="CostPerRequest", max="0.004", versus_stable=VersusStable(max_increase_percent=10))
+
+
+def changed(objective: Objective, **fields: object) -> Objective:
+    return objective.model_copy(update=fields)
+
+
+def test_rollback_defaults_to_a_fifth_of_the_margin_for_rates_and_half_of_it_for_cost() -> None:
+    assert bounds_of(ERRORS).rollback_percent == 10
+    assert bounds_of(COST).rollback_percent == 5
+    explicit = changed(ERRORS, versus_stable=VersusStable(max_increase_percent=50, rollback_above_percent=0))
+    assert bounds_of(explicit).rollback_percent == 0
+
+
+def test_the_signal_chooses_the_test() -> None:
+    rate, mean = make_test(ERRORS), make_test(COST)
+    assert isinstance(rate, RateTest)
+    assert rate.negligible == 0.005
+    assert isinstance(mean, MeanTest)
+    assert mean.maximum == 0.004
+    latency = make_test(Objective(name="slow", signal="Latency", threshold_seconds="2.5", max="0.05"))
+    assert isinstance(latency, RateTest)
+
+
+def test_bounds_that_make_no_sense_name_the_objective_and_the_fix() -> None:
+    with pytest.raises(ValueError, match=r"objective errors: max of a rate is a share.*0\.02"):
+        make_test(Objective(name="errors", signal="ErrorRate", max="2"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        changed(ERRORS, signal="ContractFailureRate"),
+        changed(ERRORS, max="0.05"),
+        changed(ERRORS, negligible_rate="0.01"),
+        changed(ERRORS, versus_stable=VersusStable(max_increase_percent=40)),
+        changed(ERRORS, versus_stable=VersusStable(max_increase_percent=50, rollback_above_percent=20)),
+    ],
+)
+def test_an_edited_bound_restarts_the_evidence(other: Objective) -> None:
+    state = make_test(ERRORS).observe(make_test(ERRORS).start(), RateCounts(10, 1, 90, 2), promotable=True)
+    text = make_test(ERRORS).encode(state)
+    assert text.startswith(f"1:{definition_hash(ERRORS)}:")
+    assert make_test(ERRORS).decode(text) == state
+    with pytest.raises(ValueError, match="its evidence restarts"):
+        make_test(other).decode(text)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        changed(ERRORS, name="other"),
+        changed(ERRORS, min_samples=7),
+        changed(ERRORS, advance_on="NonInferior"),
+        changed(ERRORS, negligible_rate="0.0050"),
+        changed(ERRORS, versus_stable=VersusStable(max_increase_percent=50, rollback_above_percent=10)),
+    ],
+)
+def test_what_does_not_touch_the_sums_keeps_the_evidence(same: Objective) -> None:
+    assert definition_hash(same) == definition_hash(ERRORS)
+
+
+@pytest.mark.parametrize("text", ["", "1", "2:x:", "1:{}:", "1:{}:AAAA", "1:{}:%%%", "1:{}:" + "/" * 428])
+def test_a_damaged_checkpoint_is_refused(text: str) -> None:
+    test = make_test(ERRORS)
+    with pytest.raises(ValueError, match=r"restarts|not the sums"):
+        test.decode(text.replace("{}", definition_hash(ERRORS)))
+
+
+def test_a_mean_starts_again_from_its_checkpoint() -> None:
+    test = make_test(COST)
+    state = test.start()
+    counts = MeanCounts(Moments(50, 0.11, 0.0005), Moments(450, 0.9, 0.004))
+    for _ in range(20):
+        state = test.observe(state, counts, promotable=True)
+    again = test.decode(test.encode(state))
+    assert again == state
+    assert test.observe(again, counts, promotable=False) == test.observe(state, counts, promotable=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (wording.share(0.0312), "3.1 %"),
+        (wording.share(0.00042), "0.042 %"),
+        (wording.share(0.99), "99 %"),
+        (wording.share(0), "0 %"),
+        (wording.usd(0.0041), "$0.00410"),
+        (wording.usd(1240), "$1,240.00"),
+        (wording.usd(-0.5), "-$0.500"),
+        (wording.usd(0), "$0.00"),
+        (wording.usd(1e12), "$1e+12"),
+        (wording.count(84511), "84,511"),
+        (wording.count(1.2e12), "1.2e+12"),
+        (wording.share_difference(0.004, 0.021), "+0.4 to +2.1 points"),
+        (wording.share_difference(-2, 2), "-100 to +100 points"),
+        (wording.usd_difference(-0.0001, 0.0021, 0.004), "-$0.000100 to +$0.00210 (-2.5 % to +52 % of stable)"),
+        (wording.usd_difference(0, 0.0021, 0), "$0.00 to +$0.00210"),
+        (wording.fits("abcdef", 4), "abc…"),
+    ],
+)
+def test_numbers_read_as_people_write_them(text: str, expected: str) -> None:
+    assert text == expected
