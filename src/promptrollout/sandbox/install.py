@@ -16,7 +16,7 @@ from promptrollout.sandbox.settings import OPERATOR_NAMESPACE, Layout, SandboxEr
 
 RELEASE = "promptrollout"
 _CHART_VARIABLE = "PROMPTROLLOUT_CHART"
-_CRD_KIND = "CustomResourceDefinition"
+_HOPELESS_RESTARTS = 3
 
 
 def find_chart(environ: Mapping[str, str] | None = None) -> Path:
@@ -75,10 +75,18 @@ async def wait_available(binaries: Binaries, layout: Layout, api: KubeApi, timeo
             if deployments and not late:
                 return
             problem = f"not available: {', '.join(late)}" if late else problem
+            if late and await _crash_loops(api):
+                problem = f"{', '.join(late)} crashes again and again"
+                break
         await asyncio.sleep(0.2)
-    raise SandboxError(
-        f"the operator did not come up in {timeout_seconds:.0f} s ({problem})\n{await _explain(binaries, layout)}"
-    )
+    raise SandboxError(f"the operator did not come up: {problem}\n{await _explain(binaries, layout)}")
+
+
+async def _crash_loops(api: KubeApi) -> bool:
+    """Whether a pod has crashed so often that waiting is no use."""
+    pods = (await api.get(f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods"))["items"]
+    statuses = [s for pod in pods for s in (pod.get("status") or {}).get("containerStatuses") or []]
+    return any(s["restartCount"] >= _HOPELESS_RESTARTS and "waiting" in s["state"] for s in statuses)
 
 
 def _available(deployment: Object) -> bool:
