@@ -58,8 +58,8 @@ class DrawSource:
         if len(self._counts) > self._capacity:
             self._counts.popitem(last=False)
         digest = hashlib.blake2b(key + count.to_bytes(8, "big"), digest_size=64).digest()
-        uniforms = (number * _SCALE for number in _UNIFORMS.unpack(digest))
-        return Draws(*uniforms, request_id=digest[-12:].hex())
+        outcome, latency, tokens, quality, kind, cut = (number * _SCALE for number in _UNIFORMS.unpack(digest))
+        return Draws(outcome, latency, tokens, quality, kind, cut, request_id=digest[-12:].hex())
 
 
 @dataclass(frozen=True, slots=True)

@@ -292,6 +292,13 @@ def _quantiles(kept: Sequence[float]) -> dict[str, float]:
     }
 
 
+def _pair(text: str, separator: str, option: str) -> tuple[str, str]:
+    name, found, value = text.partition(separator)
+    if not found:
+        raise click.BadParameter(f"{text!r} is not NAME{separator}VALUE", param_hint=option)
+    return name.strip(), value.strip()
+
+
 @click.command()
 @click.option("--url", required=True, help="The gateway, as http://127.0.0.1:PORT; only loopback.")
 @click.option("--model", required=True, help="The rollout to ask for.")
@@ -302,6 +309,7 @@ def _quantiles(kept: Sequence[float]) -> dict[str, float]:
 @click.option("--stream-share", type=float, default=0.0, show_default=True)
 @click.option("--zipf", type=float, default=0.0, show_default=True, help="0: every user equally often.")
 @click.option("--header", "headers", multiple=True, help="NAME:VALUE for every request. Repeatable.")
+@click.option("--variable", "variables", multiple=True, help="NAME=VALUE in prompt_variables. Repeatable.")
 def main(
     url: str,
     model: str,
@@ -312,14 +320,11 @@ def main(
     stream_share: float,
     zipf: float,
     headers: tuple[str, ...],
+    variables: tuple[str, ...],
 ) -> None:
     """Send simulated users' requests to a gateway and print what they saw, as JSON."""
-    given = {}
-    for header in headers:
-        name, colon, value = header.partition(":")
-        if not colon:
-            raise click.BadParameter(f"{header!r} is not NAME:VALUE", param_hint="--header")
-        given[name.strip()] = value.strip()
+    given = dict(_pair(header, ":", "--header") for header in headers)
+    filled = dict(_pair(variable, "=", "--variable") for variable in variables)
 
     async def run() -> TrafficStats:
         traffic = Traffic(
@@ -331,6 +336,7 @@ def main(
             stream_share=stream_share,
             zipf=zipf,
             headers=given,
+            variables=filled,
         )
         async with traffic:
             await asyncio.sleep(seconds)

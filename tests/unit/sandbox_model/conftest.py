@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 import uvicorn
-from running_model import RunningModel
 
 from promptrollout.sandbox.model import SimulatedModel
+from tests.unit.sandbox_model.running_model import RunningModel
 
 
 @pytest.fixture

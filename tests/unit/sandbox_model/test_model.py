@@ -5,7 +5,8 @@ import json
 
 import aiohttp
 import pytest
-from running_model import RunningModel
+
+from tests.unit.sandbox_model.running_model import RunningModel
 
 
 async def test_an_answer_has_openais_shape(model: RunningModel) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from running_model import RunningModel
 
 from promptrollout.sandbox.traffic import Traffic, completions_url
+from tests.unit.sandbox_model.running_model import RunningModel
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -1,0 +1,41 @@
+"""`promptrollout demo`: a good and a bad change of a prompt, on a real control plane, in a minute."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from promptrollout.sandbox import demo as story
+
+
+@click.command()
+@click.option("--keep", is_flag=True, help="Leave everything running and say how to connect to it.")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=story.Options().directory,
+    show_default=True,
+    help="Where the demo's sandbox keeps its files; a sandbox that runs there is stopped first.",
+)
+@click.option("--users", type=click.IntRange(min=1), default=story.Options.users, show_default=True)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=1, max=5000),
+    default=story.Options.requests_per_second,
+    show_default=True,
+    help="Requests per second of all users together.",
+)
+def demo(keep: bool, directory: Path, users: int, rate: float) -> None:
+    """Canary two changes of a prompt: a good one that reaches everybody, and a bad one that is rolled back.
+
+    Starts a sandbox of its own, installs the operator from its Helm chart, applies examples/quickstart, sends traffic
+    of simulated users and changes the prompt twice. Exit code 0 only if both changes ended as they should.
+    """
+    options = story.Options(directory=directory.resolve(), keep=keep, users=users, requests_per_second=rate)
+    # a pipe or a file has no width of its own; tables need room
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    sys.exit(0 if story.run(options, console) else 1)
