@@ -1,15 +1,50 @@
-"""The root command; each subcommand lives in a module of its own."""
+"""The root command; each subcommand lives in a module of its own, which is imported only when it is called."""
+
+import importlib
+from typing import Final
 
 import click
 
 from promptrollout import __version__
-from promptrollout.cli.sandbox import sandbox
+
+# name, where its click command is, what the list of commands says of it
+COMMANDS: Final[tuple[tuple[str, str, str], ...]] = (
+    ("status", "promptrollout.cli.status:status", "Show a rollout, or list all of them."),
+    ("promote", "promptrollout.cli.verbs:promote", "End a pause, or skip a step's time; --full skips evidence too."),
+    ("abort", "promptrollout.cli.verbs:abort", "Take the canary back and reject its version."),
+    ("retry", "promptrollout.cli.verbs:retry", "Try a rejected version again."),
+    ("pause", "promptrollout.cli.verbs:pause", "Let nothing advance; a breach still rolls back."),
+    ("resume", "promptrollout.cli.verbs:resume", "End `pause`."),
+    ("undo", "promptrollout.cli.verbs:undo", "Go back to the version before, and reject the present one."),
+    ("emergency", "promptrollout.cli.emergency:emergency", "Send everybody to stable, even with the operator down."),
+    ("lint", "promptrollout.cli.lint:lint", "Check manifests without a cluster."),
+    ("demo", "promptrollout.cli.demo:demo", "Watch a good and a bad prompt change in a sandbox."),
+    ("sandbox", "promptrollout.cli.sandbox:sandbox", "Run a local control plane with the operator in it."),
+    ("operator", "promptrollout.cli.operator:operator", "Run the operator (in its pod)."),
+    ("gateway", "promptrollout.cli.gateway:gateway", "Run a gateway pod (in its pod)."),
+)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class LazyGroup(click.Group):
+    """Imports a subcommand when it is called: a gateway pod needs no rich, `status` no kopf."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name, _, _ in COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for name, target, _ in COMMANDS:
+            if name == cmd_name:
+                module, _, attribute = target.partition(":")
+                command: click.Command = getattr(importlib.import_module(module), attribute)
+                return command
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, _, summary in COMMANDS])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="promptrollout")
 def main() -> None:
     """Progressive delivery for prompts on Kubernetes."""
-
-
-main.add_command(sandbox)
