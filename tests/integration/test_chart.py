@@ -1,50 +1,33 @@
 """The chart on a real API server: every object is accepted, and the permissions are the ones that it promises."""
 
+from __future__ import annotations
+
 import json
-import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from promptrollout.sandbox import assets
-from promptrollout.sandbox.install import find_chart
+from promptrollout.sandbox.sandbox import Sandbox
+from promptrollout.sandbox.settings import OPERATOR_NAMESPACE
+from tests.integration.chart import install_all_but_the_operator, rendered
+from tests.integration.cluster import Kubectl
 
-OPERATOR_NAMESPACE = "promptrollout-system"
 OPERATOR = f"system:serviceaccount:{OPERATOR_NAMESPACE}:promptrollout-operator"
-Kubectl = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture
-def run(sandbox: Any) -> Kubectl:
-    binary = shutil.which("kubectl", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    assert binary, "kubectl is missing: install the dev requirements"
+@pytest.fixture(scope="module")
+def run(sandbox: Sandbox) -> Run:
+    install_all_but_the_operator(sandbox.kubeconfig)
+    kubectl = Kubectl(sandbox.kubeconfig)
 
-    def kubectl(*arguments: str, stdin: Any = None) -> subprocess.CompletedProcess[str]:
-        text = stdin if isinstance(stdin, str) or stdin is None else json.dumps(stdin)
-        command = [binary, f"--kubeconfig={sandbox.kubeconfig}", *arguments]
-        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+    def call(*arguments: str, stdin: Any = None) -> subprocess.CompletedProcess[str]:
+        return kubectl.run(*arguments, stdin=stdin if stdin is None or isinstance(stdin, str) else json.dumps(stdin))
 
-    return kubectl
-
-
-def rendered(*values: str) -> list[dict[str, Any]]:
-    helm = assets.find("helm", assets.cache_dir(), os.environ) or assets.ensure(print).helm
-    flags = [flag for value in values for flag in ("--set", value)]
-    done = subprocess.run(
-        [str(helm), "template", "promptrollout", str(find_chart()), "--namespace", OPERATOR_NAMESPACE, *flags],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [body for body in yaml.safe_load_all(done.stdout) if body]
+    return call
 
 
 @pytest.mark.parametrize(
@@ -56,7 +39,7 @@ def rendered(*values: str) -> list[dict[str, Any]]:
     ],
     ids=["default", "all on", "namespaced"],
 )
-def test_every_object_is_accepted(run: Kubectl, values: tuple[str, ...]) -> None:
+def test_every_object_is_accepted(run: Run, values: tuple[str, ...]) -> None:
     """Also by Pod Security's restricted standard: the operator's namespace enforces it."""
     bodies = rendered(*values)
     text = yaml.safe_dump_all(bodies)
@@ -85,7 +68,7 @@ def test_every_object_is_accepted(run: Kubectl, values: tuple[str, ...]) -> None
         ("create", "pods/eviction", True),
     ],
 )
-def test_what_the_operator_may_do(run: Kubectl, verb: str, resource: str, allowed: bool) -> None:
+def test_what_the_operator_may_do(run: Run, verb: str, resource: str, allowed: bool) -> None:
     name, _, subresource = resource.partition("/")
     flags = [f"--subresource={subresource}"] if subresource else []
     answer = run("auth", "can-i", verb, name, f"--as={OPERATOR}", "--all-namespaces", *flags)
@@ -106,7 +89,7 @@ def role_binding(namespace: str, role: str) -> dict[str, Any]:
     ("role", "allowed"),
     [("promptrollout-gateway", True), ("cluster-admin", False), ("system:aggregate-to-view", False)],
 )
-def test_the_operator_hands_out_the_gateway_role_only(run: Kubectl, namespace: str, role: str, allowed: bool) -> None:
+def test_the_operator_hands_out_the_gateway_role_only(run: Run, namespace: str, role: str, allowed: bool) -> None:
     done = run(
         "apply", "--server-side", "--dry-run=server", f"--as={OPERATOR}", "-f", "-", stdin=role_binding(namespace, role)
     )
@@ -115,7 +98,7 @@ def test_the_operator_hands_out_the_gateway_role_only(run: Kubectl, namespace: s
         assert "attempting to grant RBAC permissions not currently held" in done.stderr
 
 
-def test_a_gateway_reads_deliveries_and_overrides_and_nothing_else(run: Kubectl, namespace: str) -> None:
+def test_a_gateway_reads_deliveries_and_overrides_and_nothing_else(run: Run, namespace: str) -> None:
     assert run("apply", "-f", "-", stdin=role_binding(namespace, "promptrollout-gateway")).returncode == 0
 
     def may(verb: str, resource: str, where: str) -> bool:
@@ -130,7 +113,7 @@ def test_a_gateway_reads_deliveries_and_overrides_and_nothing_else(run: Kubectl,
     assert not may("watch", "promptdeliveries.promptrollout.dev", "default")
 
 
-def test_people_with_the_edit_role_write_rollouts_but_no_deliveries(run: Kubectl) -> None:
+def test_people_with_the_edit_role_write_rollouts_but_no_deliveries(run: Run) -> None:
     """Aggregation is the controller manager's work; the roles' labels are what it goes by."""
     done = run("get", "clusterrole", "-l", "rbac.authorization.k8s.io/aggregate-to-edit=true", "-o", "json")
     rules = [rule for role in json.loads(done.stdout)["items"] for rule in role["rules"] or ()]
