@@ -132,16 +132,19 @@ def print_record(console: Console, title: str, decisions: list[Decision]) -> Non
     console.print(Text(title, style="bold underline"))
     for decision in decisions:
         style = "red" if decision.type == "Warning" else "green"
-        where = f"step {decision.step}, " if decision.step else ""
+        where = [f"revision {decision.revision}", f"weight {decision.weight} %"]
+        if decision.step:
+            where.insert(1, f"step {decision.step}")
+        if decision.window_seconds is not None:
+            where.append(f"evidence of {decision.window_seconds} s")
         console.print(
             Text.assemble(
                 (f"{decision.at}  ", "dim"),
                 (decision.reason, style),
-                f" (revision {decision.revision}, {where}weight {decision.weight} %)",
+                f" ({', '.join(where)})",
             )
         )
-        window = f" [evidence of {decision.window_seconds} s]" if decision.window_seconds is not None else ""
-        console.print(Text(f"  {decision.message}{window}"))
+        console.print(Text(f"  {decision.message}"))
         if decision.evidence:
             console.print(evidence_table(decision.evidence))
 

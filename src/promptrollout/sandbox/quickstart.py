@@ -39,7 +39,7 @@ class Quickstart:
     def manifests(self) -> str:
         """Everything that `kubectl apply -f examples/quickstart/` would apply, as one stream."""
         files = sorted(self.directory.glob("*.yaml"))
-        return "---\n".join(self._read(file) for file in files)
+        return "".join(self._read(file) for file in files)
 
     def change(self, name: str) -> str:
         """The rollout's manifest with another prompt: `good-change` or `bad-change`."""
