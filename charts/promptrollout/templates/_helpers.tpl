@@ -52,6 +52,7 @@ metricsSources:
   {{- toYaml .Values.metricsSources | nindent 2 }}
 watchNamespaces: {{ toJson .Values.watchNamespaces }}
 logLevel: {{ .Values.logLevel }}
+settleSeconds: {{ .Values.settleSeconds }}
 gatewayImage: {{ default (include "promptrollout.image" .) .Values.gatewayImage | quote }}
 {{- end }}
 

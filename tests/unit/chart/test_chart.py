@@ -1,6 +1,7 @@
 """The Helm chart, rendered: safe defaults, least permissions, values that are checked."""
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from functools import cache
@@ -13,6 +14,8 @@ import yaml
 
 from promptrollout.api.crds import KINDS, crd
 from promptrollout.api.names import GROUP, PORT_ADMIN
+from promptrollout.operator.config import load
+from promptrollout.operator.metrics import Metrics
 from promptrollout.sandbox import assets
 
 CHART = Path(__file__).parents[3] / "charts" / "promptrollout"
@@ -140,8 +143,31 @@ def test_configuration(render: Render) -> None:
         "metricsSources": [{"name": "default", "url": "http://p:9090"}],
         "watchNamespaces": [],
         "logLevel": "debug",
+        "settleSeconds": 2,
         "gatewayImage": only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"],
     }
+
+
+def test_operator_reads_the_configuration(render: Render, tmp_path: Path) -> None:
+    text = only(render("watchNamespaces={a}", "settleSeconds=5"), "ConfigMap")["data"]["config.yaml"]
+    (tmp_path / "config.yaml").write_text(text)
+    config = load(tmp_path / "config.yaml")
+    assert [source.name for source in config.metrics_sources] == ["default"]
+    assert config.watch_namespaces == ["a"]
+    assert config.settle_seconds == 5
+    assert config.gateway_image == "ghcr.io/promptrollout/promptrollout:0.1.0"
+
+
+def test_alerts_are_on_metrics_that_the_operator_has(render: Render) -> None:
+    (group,) = only(render(*ALL_ON), "PrometheusRule")["spec"]["groups"]
+    known = {sample.name for family in Metrics().registry.collect() for sample in family.samples}
+    known |= {f"{family.name}_total" for family in Metrics().registry.collect()}
+    known |= {family.name for family in Metrics().registry.collect()}
+    for rule in group["rules"]:
+        (metric,) = set(re.findall(r"promptrollout_\w+", rule["expr"]))
+        assert metric in known, rule["alert"]
+        assert rule["annotations"].keys() == {"summary", "description"}
+        assert "{{" not in rule["annotations"]["summary"].replace("{{ $labels.", "")
 
 
 def test_changed_configuration_restarts_the_operator(render: Render) -> None:
