@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench-NAME` runs one, prints its table and writes `benchmarks/results/NAME.json`."""
