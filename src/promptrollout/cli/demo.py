@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def demo(keep: bool, directory: Path, users: int, rate: float) -> None:
     of simulated users and changes the prompt twice. Exit code 0 only if both changes ended as they should.
     """
     options = story.Options(directory=directory.resolve(), keep=keep, users=users, requests_per_second=rate)
+    # a demo that is told to stop takes its sandbox down, as it does after Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # a pipe or a file has no width of its own; tables need room
     console = Console() if sys.stdout.isatty() else Console(width=160)
     sys.exit(0 if story.run(options, console) else 1)
