@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 LOCK   := requirements/dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit check generate lock fmt clean
+.PHONY: help demo kind-demo test unit check generate lock fmt clean
 .SUFFIXES:
 
 help: ## list the targets
@@ -21,6 +21,9 @@ $(VENV)/.installed: $(LOCK) pyproject.toml
 
 demo: $(VENV)/.installed ## start the sandbox, canary a good and a bad prompt change (KEEP=1 leaves it running)
 	@$(BIN)/promptrollout demo $(if $(KEEP),--keep)
+
+kind-demo: $(VENV)/.installed ## the same at full size: on a kind cluster, in containers (needs docker, kind, kubectl, helm)
+	@examples/kind/kind-demo
 
 test: check $(VENV)/.installed ## static checks, then all tests (starts one sandbox)
 	@$(BIN)/pytest $(ARGS)

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from promptrollout.sandbox.install import find_chart
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE
 from tests.integration.chart import install_all_but_the_operator, rendered
-from tests.integration.cluster import Kubectl
+from tests.integration.cluster import Kubectl, Manifest
 
 OPERATOR = f"system:serviceaccount:{OPERATOR_NAMESPACE}:promptrollout-operator"
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -49,6 +50,39 @@ def test_every_object_is_accepted(run: Run, values: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == len(bodies)
     assert "Warning" not in done.stderr
+
+
+def examples_for_kind() -> list[Manifest]:
+    folder = find_chart().parents[1] / "examples" / "kind"
+    return [body for path in sorted(folder.glob("*.yaml")) for body in yaml.safe_load_all(path.read_text("utf-8"))]
+
+
+def test_pods_meet_the_restricted_standard(run: Run, namespace: str, eventually: Callable[..., Any]) -> None:
+    """Pod Security refuses pods, not Deployments, so the templates are tried as pods."""
+    eventually(lambda: run("get", "serviceaccount", "default", "--namespace", namespace).returncode == 0)
+    deployments = [body for body in (*rendered(), *examples_for_kind()) if body["kind"] == "Deployment"]
+    assert len(deployments) == 3
+    for deployment in deployments:
+        template = deployment["spec"]["template"]
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "probe", "namespace": namespace, "labels": template["metadata"]["labels"]},
+            "spec": {**template["spec"], "serviceAccountName": "default"},
+        }
+        done = run("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=pod)
+        assert done.returncode == 0, done.stderr
+
+
+def test_what_kind_demo_applies_is_accepted(run: Run, namespace: str) -> None:
+    bodies = examples_for_kind()
+    for body in bodies:
+        if body["kind"] != "Namespace" and not body["kind"].startswith("Cluster"):
+            body["metadata"]["namespace"] = namespace
+    done = run(
+        "apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=yaml.safe_dump_all(bodies)
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
