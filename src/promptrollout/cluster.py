@@ -12,7 +12,7 @@ import os
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -134,7 +134,7 @@ async def watch(
     relist_seconds: float = RELIST_SECONDS,
     contact: Callable[[], None] | None = None,
     rng: random.Random | None = None,
-) -> AsyncIterator[tuple[EventType, Object]]:
+) -> AsyncGenerator[tuple[EventType, Object]]:
     """Every object and then every change, for ever, whatever the API server does meanwhile.
 
     Yields (ADDED | MODIFIED | DELETED, object), and (SYNCED, {}) after each complete list. Objects that vanished

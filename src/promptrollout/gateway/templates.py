@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from jinja2 import StrictUndefined, Template, TemplateError, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
-from jinja2.sandbox import SecurityError
 
 from promptrollout.api.template import PromptEnvironment, compile_template
 
@@ -41,7 +41,7 @@ class _NamedUndefined(StrictUndefined):
         raise MissingVariable(self._undefined_name or "?")
 
     _fail_with_undefined_error = _fail
-    __iter__ = __str__ = __len__ = __eq__ = __ne__ = __bool__ = __hash__ = _fail  # type: ignore[assignment]
+    __iter__ = __str__ = __len__ = __eq__ = __ne__ = __bool__ = __hash__ = _fail
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __rmod__ = _fail
     __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __pos__ = __neg__ = _fail
     __call__ = __getitem__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = _fail
@@ -70,16 +70,16 @@ class _GuardedEnvironment(PromptEnvironment):
         if time.perf_counter() > self.deadline:
             raise RenderError(f"rendering took longer than {MAX_RENDER_SECONDS} s")
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         __self.check_clock()
         return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
             for sequence, times in ((left, right), (right, left)):
-                if isinstance(times, int) and hasattr(sequence, "__len__"):
-                    if len(sequence) * times > MAX_OUTPUT_CHARACTERS:
-                        raise RenderError(f"a repetition makes more than {MAX_OUTPUT_CHARACTERS} characters")
+                sized = isinstance(times, int) and hasattr(sequence, "__len__")
+                if sized and len(sequence) * times > MAX_OUTPUT_CHARACTERS:
+                    raise RenderError(f"a repetition makes more than {MAX_OUTPUT_CHARACTERS} characters")
         elif operator == "**" or isinstance(left, str):
             raise RenderError(f"the operator {operator} is not supported in prompts")
         return super().call_binop(context, operator, left, right)
@@ -101,6 +101,17 @@ def _environment() -> _GuardedEnvironment:
 
 # rendering happens in the event loop's thread only, so one deadline at a time suffices
 _ENVIRONMENT: Final = _environment()
+
+# what an expression raises on a value that it was not written for
+_VALUE_ERRORS: Final = (
+    TemplateError,
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    AttributeError,
+)
 
 Renderer = Callable[[Mapping[str, Any]], str]
 
@@ -133,7 +144,15 @@ def _render(template: Template, variables: Mapping[str, Any]) -> str:
         raise
     except SecurityError as error:
         raise RenderError(f"not allowed in a prompt: {error}") from error
-    except (TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError, AttributeError) as error:
+    except (
+        TemplateError,
+        ArithmeticError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
         # what an expression raises on a value that it was not written for
         raise RenderError(f"{type(error).__name__}: {error}") from error
     except MemoryError as error:

@@ -1,0 +1,96 @@
+"""The serving port: OpenAI's paths, limits on size and number of requests, one place where errors become answers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from promptrollout.gateway.counters import Counters
+from promptrollout.gateway.errors import CallerError, ClientGone, Overloaded, error_object
+from promptrollout.gateway.http import JSON, Receive, Reply, Scope, Send, headers_of, read_body, unless_gone
+from promptrollout.gateway.registry import Registry
+from promptrollout.gateway.serve import ChatCompletions
+
+logger = logging.getLogger(__name__)
+
+CHAT_PATH: Final = "/v1/chat/completions"
+MODELS_PATH: Final = "/v1/models"
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_request_bytes: int = 4 * 1024 * 1024
+    max_concurrent_requests: int = 1000
+
+
+class ServingApp:
+    """ASGI application of the port that callers use."""
+
+    def __init__(self, registry: Registry, counters: Counters, limits: Limits) -> None:
+        self._registry = registry
+        self._counters = counters
+        self._limits = limits
+        self._chat = ChatCompletions(registry, counters)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        reply = Reply(send)
+        try:
+            await self._dispatch(scope, receive, reply)
+        except CallerError as error:
+            self._counters.rejected[error.code] += 1
+            headers = {"content-type": JSON}
+            if isinstance(error, Overloaded):
+                headers["retry-after"] = "1"
+            await reply.whole(error.status, headers, error.body())
+        except ClientGone:
+            self._counters.disconnects += 1
+        except Exception:
+            # ours, whoever called: answered if that is still possible, logged with its trace, and counted
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            self._counters.rejected["internal"] += 1
+            if not reply.begun:
+                body = error_object(500, "the gateway failed; its log says why", "internal")
+                await reply.whole(500, {"content-type": JSON}, body)
+
+    async def _dispatch(self, scope: Scope, receive: Receive, reply: Reply) -> None:
+        method, path = scope["method"], scope["path"]
+        if path == CHAT_PATH:
+            _require(method, "POST")
+            await self._complete(scope, receive, reply)
+        elif path == MODELS_PATH:
+            _require(method, "GET")
+            models = [_model(name) for name in self._registry.names()]
+            await reply.whole(200, {"content-type": JSON}, orjson.dumps({"object": "list", "data": models}))
+        elif path.startswith(f"{MODELS_PATH}/"):
+            _require(method, "GET")
+            name = path.removeprefix(f"{MODELS_PATH}/")
+            if self._registry.find(name) is None:
+                raise CallerError(404, "model_not_found", f"no rollout {name[:253]!r} here", "model")
+            await reply.whole(200, {"content-type": JSON}, orjson.dumps(_model(name)))
+        else:
+            raise CallerError(404, "unknown_url", f"unknown request URL: {method} {path[:200]}")
+
+    async def _complete(self, scope: Scope, receive: Receive, reply: Reply) -> None:
+        headers = headers_of(scope)
+        if self._counters.in_flight >= self._limits.max_concurrent_requests:
+            raise Overloaded(self._limits.max_concurrent_requests)
+        self._counters.in_flight += 1
+        try:
+            payload = await read_body(headers, receive, self._limits.max_request_bytes)
+            await unless_gone(self._chat.answer(headers, payload, reply), receive, reply)
+        finally:
+            self._counters.in_flight -= 1
+
+
+def _require(method: str, wanted: str) -> None:
+    if method != wanted:
+        raise CallerError(405, "method_not_allowed", f"this URL takes {wanted}, not {method}")
+
+
+def _model(name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "promptrollout"}

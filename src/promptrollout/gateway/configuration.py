@@ -1,0 +1,211 @@
+"""From a PromptDelivery's spec to something that serves: everything that can be wrong with it is found here."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import ValidationError
+
+from promptrollout.api.delivery import ArmConfig, DeliverySpec, ProviderConfig
+from promptrollout.api.names import FORMAT_VERSION, short_digest
+from promptrollout.gateway.account import Price
+from promptrollout.gateway.providers.openai import OpenAIProvider
+from promptrollout.gateway.render import CompiledPrompt, compile_prompt
+from promptrollout.gateway.route import Routing
+
+KEY_FILE: Final = "api-key"
+PROBE_SECONDS: Final = 3.0
+_ROLLOUT_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+
+
+class LoadError(Exception):
+    """The delivery cannot be served; the message says what to mend."""
+
+
+class KeyMissing(LoadError):
+    """A provider's key file is not there yet; worth another try when it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One version, ready to serve."""
+
+    variant: Literal["stable", "canary"]
+    version: str
+    """The short digest."""
+    digest: str
+    prompt: CompiledPrompt
+    provider: OpenAIProvider
+    provider_config: ProviderConfig
+    price: Price | None
+
+    @property
+    def model(self) -> str:
+        return self.prompt.spec.model
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One rollout's delivery, compiled. Swapped in as a whole."""
+
+    name: str
+    spec: DeliverySpec
+    stable: Arm
+    canary: Arm | None
+
+    def routing(self, overridden: bool) -> Routing:
+        weight = 0 if overridden or self.canary is None else self.spec.weight
+        return Routing(weight, self.spec.salt, self.spec.stickiness, self.spec.audience)
+
+
+class Providers:
+    """The endpoints in use, each with one pool of connections, and the keys in the provider keys' folder."""
+
+    def __init__(self, keys_dir: Path) -> None:
+        self._keys_dir = keys_dir
+        self._known: dict[tuple[str, str], OpenAIProvider] = {}
+        self._key_states: dict[str, tuple[int, int]] = {}
+        self._idle_since: dict[tuple[str, str], float] = {}
+        self._probe_due = 0.0
+
+    def get(self, config: ProviderConfig) -> OpenAIProvider:
+        """The endpoint with its key. Raises KeyMissing."""
+        provider = self._known.get((config.name, config.base_url))
+        if provider is None:
+            provider = OpenAIProvider(config.name, config.base_url)
+        if config.needs_key:
+            if provider.key is None:
+                provider.key = self._read_key(config.name)
+        else:
+            provider.key = None
+        return self._known.setdefault((config.name, config.base_url), provider)
+
+    def refresh_keys(self) -> list[str]:
+        """Read the keys whose files changed; a key that vanished or broke stays. Returns what is wrong."""
+        problems: list[str] = []
+        for provider in self._known.values():
+            if provider.key is None or self._key_state(provider.name) == self._key_states.get(provider.name):
+                continue
+            try:
+                provider.key = self._read_key(provider.name)
+            except KeyMissing as error:
+                problems.append(str(error))
+        return problems
+
+    async def probe_unreachable(self, configs: Mapping[int, ProviderConfig], now: float) -> None:
+        """Every few seconds, ask endpoints (by `id`, those in use) that could not be reached: requests are not sent
+        to them meanwhile, so nothing else would notice that they are back."""
+        if now < self._probe_due:
+            return
+        asked = [
+            provider.probe(configs[id(provider)])
+            for provider in self._known.values()
+            if provider.unreachable and id(provider) in configs
+        ]
+        if asked:
+            await asyncio.gather(*asked)
+            self._probe_due = now + PROBE_SECONDS
+
+    def retries(self) -> dict[str, int]:
+        """Further tries of calls so far, by the provider's name."""
+        found: dict[str, int] = {}
+        for provider in self._known.values():
+            found[provider.name] = found.get(provider.name, 0) + provider.retries
+        return found
+
+    async def close_unused(self, used: set[int], now: float, after_seconds: float = 600.0) -> None:
+        """Close the connections of endpoints (by `id`) that no configuration has used for a while."""
+        for key, provider in list(self._known.items()):
+            if id(provider) in used or provider.in_flight:
+                self._idle_since.pop(key, None)
+            elif now - self._idle_since.setdefault(key, now) > after_seconds:
+                del self._known[key], self._idle_since[key]
+                await provider.close()
+
+    async def close(self) -> None:
+        for provider in self._known.values():
+            await provider.close()
+
+    def _read_key(self, name: str) -> str:
+        path = self._keys_dir / name / KEY_FILE
+        state = self._key_state(name)
+        try:
+            key = path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise KeyMissing(f"the key of provider {name} cannot be read from {path}: {error}") from error
+        if not key or not key.isascii() or not key.isprintable():
+            raise KeyMissing(f"the key of provider {name} in {path} is empty or not one line of printable ASCII")
+        if state is not None:
+            self._key_states[name] = state
+        return key
+
+    def _key_state(self, name: str) -> tuple[int, int] | None:
+        try:
+            found = (self._keys_dir / name / KEY_FILE).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
+
+class Loader:
+    """Compiles deliveries off the request path; what did not change since the last one is taken over."""
+
+    def __init__(self, providers: Providers) -> None:
+        self._providers = providers
+
+    async def load(self, name: str, raw: dict[str, Any], previous: Configuration | None) -> Configuration:
+        """The compiled configuration. Raises LoadError naming the field and the fix."""
+        if not _ROLLOUT_NAME.fullmatch(name):
+            raise LoadError(f"{name!r} is no name of a rollout")
+        if (version := raw.get("formatVersion", 1)) != FORMAT_VERSION:
+            raise LoadError(
+                f"formatVersion: this gateway reads {FORMAT_VERSION}, not {version}: use the operator's release"
+            )
+        known = [arm.prompt for arm in (previous.stable, previous.canary) if arm is not None] if previous else []
+        spec, stable, canary = await asyncio.to_thread(_compile, raw, known)
+        return Configuration(
+            name=name,
+            spec=spec,
+            stable=self._arm("stable", spec.stable, stable),
+            canary=None if spec.canary is None or canary is None else self._arm("canary", spec.canary, canary),
+        )
+
+    def _arm(self, variant: Literal["stable", "canary"], config: ArmConfig, prompt: CompiledPrompt) -> Arm:
+        return Arm(
+            variant=variant,
+            version=short_digest(config.digest),
+            digest=config.digest,
+            prompt=prompt,
+            provider=self._providers.get(config.provider),
+            provider_config=config.provider,
+            price=None if config.provider.price is None else Price.of(config.provider.price),
+        )
+
+
+def _compile(
+    raw: dict[str, Any], known: list[CompiledPrompt]
+) -> tuple[DeliverySpec, CompiledPrompt, CompiledPrompt | None]:
+    try:
+        spec = DeliverySpec.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise LoadError(f"{path}: {first['msg']}") from error
+    stable = _prompt("stable", spec.stable, known)
+    canary = None if spec.canary is None else _prompt("canary", spec.canary, [*known, stable])
+    return spec, stable, canary
+
+
+def _prompt(arm: str, config: ArmConfig, known: list[CompiledPrompt]) -> CompiledPrompt:
+    for prompt in known:
+        if prompt.spec == config.prompt:
+            return prompt
+    try:
+        return compile_prompt(config.prompt)
+    except ValueError as error:
+        raise LoadError(f"{arm}.prompt.{error}") from error

@@ -1,0 +1,71 @@
+"""All counters of a pod: the series of the versions that are or were served, and what the process counts of itself."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from promptrollout.gateway.account import DEFAULT_EDGES_SECONDS, Series
+from promptrollout.gateway.route import Variant
+
+SECONDS_KEPT = 120.0
+"""After a version retires: several scrapes, so that its last increments are seen."""
+
+Labels = tuple[str, str, str, str, str]
+
+
+class Counters:
+    """The pod's counters. Used from the event loop's thread only."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._series: dict[Labels, Series] = {}
+        self.unassigned: Counter[tuple[str, str]] = Counter()
+        """By rollout uid and name."""
+        self.diverted: Counter[tuple[str, str]] = Counter()
+        self.rejected: Counter[str] = Counter()
+        """Requests answered with a caller's error, by its code (a fixed set)."""
+        self.swaps = 0
+        self.refused: Counter[str] = Counter()
+        self.disk_errors: Counter[str] = Counter()
+        self.disconnects = 0
+        self.retries: Counter[str] = Counter()
+        """Further tries of calls, by provider."""
+        self.in_flight = 0
+
+    def series(
+        self, uid: str, rollout: str, version: str, variant: Variant, model: str, edges_seconds: Iterable[float] = ()
+    ) -> Series:
+        """The counters of these labels; the same ones go on counting where a version comes back in time."""
+        labels = (uid, rollout, version, variant, model)
+        found = self._series.get(labels)
+        if found is None:
+            found = self._series[labels] = Series(labels, list(DEFAULT_EDGES_SECONDS))
+        found.add_edges(list(edges_seconds))
+        found.retired_at = None
+        return found
+
+    def rollout_loaded(self, uid: str, rollout: str, used: Iterable[Series]) -> None:
+        """A configuration was swapped in: what it does not use of this rollout retires."""
+        self.unassigned[uid, rollout] += 0
+        self.diverted[uid, rollout] += 0
+        keep = {id(series) for series in used}
+        now = self._clock()
+        for labels, series in self._series.items():
+            outside = labels[3] == "stable-outside" and any(labels[2] == kept.labels[2] for kept in used)
+            if labels[1] == rollout and id(series) not in keep and not outside and series.retired_at is None:
+                series.retired_at = now
+
+    def rollout_gone(self, uid: str, rollout: str) -> None:
+        """The rollout is served no more."""
+        self.rollout_loaded(uid, rollout, ())
+        del self.unassigned[uid, rollout], self.diverted[uid, rollout]
+
+    def live(self) -> list[Series]:
+        """The series to export; drops those that retired long enough ago and have nothing under way."""
+        limit = self._clock() - SECONDS_KEPT
+        for labels, series in list(self._series.items()):
+            if series.retired_at is not None and series.retired_at < limit and not series.in_flight:
+                del self._series[labels]
+        return list(self._series.values())

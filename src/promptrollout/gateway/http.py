@@ -1,0 +1,144 @@
+"""Plain ASGI: read a body within bounds, answer once or in pieces, notice a caller who hangs up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Final
+
+from promptrollout.gateway.errors import CallerError, ClientGone
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+JSON: Final = "application/json"
+READER_SECONDS: Final = 60.0
+"""A caller who takes nothing for so long has gone."""
+BODY_SECONDS: Final = 60.0
+"""A request must be here within this time."""
+# a refused body is read to its end within these bounds: many clients cannot read an answer before they have sent all
+_DISCARD_BYTES: Final = 64 * 1024 * 1024
+_DISCARD_SECONDS: Final = 5.0
+
+
+class Reply:
+    """The answer to one request; the status line is sent once."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+        self.finished = False
+        self.blocked_seconds = 0.0
+        """How long the caller made us wait for taking what was sent."""
+
+    async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Everything at once."""
+        await self.begin(status, {**headers, "content-length": str(len(body))})
+        self.finished = True
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        self.begun = True
+        raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def piece(self, body: bytes) -> None:
+        """Some of the body, on its way at once. Raises ClientGone for a caller who does not read."""
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(READER_SECONDS):
+                await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        except TimeoutError as error:
+            raise ClientGone("the caller stopped reading") from error
+        finally:
+            self.blocked_seconds += time.perf_counter() - began
+
+    async def end(self) -> None:
+        self.finished = True
+        await self._send({"type": "http.response.body", "body": b""})
+
+
+def headers_of(scope: Scope) -> dict[str, bytes]:
+    """The request's headers, lower-case names; the first of several wins."""
+    found: dict[str, bytes] = {}
+    for name, value in scope["headers"]:
+        found.setdefault(name.decode("latin-1"), value)
+    return found
+
+
+async def read_body(headers: Mapping[str, bytes], receive: Receive, max_bytes: int) -> bytes:
+    """The whole body. Raises CallerError (413, 415, 408) or ClientGone."""
+    encoding = headers.get("content-encoding", b"identity").strip().lower()
+    if encoding not in (b"", b"identity"):
+        await _discard(receive)
+        raise CallerError(415, "unsupported_encoding", "compressed requests are not taken: send plain JSON")
+    announced = headers.get("content-length", b"0")
+    if announced.isdigit() and int(announced) > max_bytes:
+        await _discard(receive)
+        raise _too_large(max_bytes)
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone("the caller hung up while sending")
+                piece = message.get("body", b"")
+                size += len(piece)
+                if size > max_bytes:
+                    break
+                pieces.append(piece)
+                if not message.get("more_body"):
+                    return b"".join(pieces)
+    except TimeoutError as error:
+        raise CallerError(408, "request_timeout", f"the request was not here within {BODY_SECONDS} s") from error
+    await _discard(receive)
+    raise _too_large(max_bytes)
+
+
+def _too_large(max_bytes: int) -> CallerError:
+    return CallerError(413, "request_too_large", f"a request may have {max_bytes} bytes; see the gateway's limits")
+
+
+async def _discard(receive: Receive) -> None:
+    """Read what is still being sent, up to a bound."""
+    size = 0
+    try:
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            while size < _DISCARD_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    return
+    except TimeoutError:
+        return  # the caller sends slowly; the answer goes out now
+
+
+async def unless_gone(work: Awaitable[None], receive: Receive, reply: Reply) -> None:
+    """Do the work; cancel it when the caller hangs up first. Raises ClientGone then."""
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if not reply.finished:
+            gone = True
+            task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not gone:
+            raise  # the process is being stopped
+        task.uncancel()
+        raise ClientGone("the caller hung up") from None
+    finally:
+        watcher.cancel()

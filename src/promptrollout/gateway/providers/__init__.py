@@ -1,0 +1,1 @@
+"""The language models behind the gateway, one module per kind of API."""

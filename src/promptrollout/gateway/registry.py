@@ -1,0 +1,253 @@
+"""What the pod serves now: swaps configurations in whole, refuses older ones, keeps the last good, reports on it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from promptrollout.api.delivery import PodReport, RolloutReport
+from promptrollout.api.names import FORMAT_VERSION
+from promptrollout.gateway.account import Series
+from promptrollout.gateway.configuration import Arm, Configuration, KeyMissing, Loader, LoadError
+from promptrollout.gateway.counters import Counters
+from promptrollout.gateway.route import Routing, Variant
+from promptrollout.gateway.store import Store
+from promptrollout.gateway.window import ShareWindow
+
+logger = logging.getLogger(__name__)
+
+RETIREMENT_SECONDS: Final = 300.0
+"""A deleted rollout is served this much longer, so that its callers can go first."""
+_NO_DIGEST: Final = "sha256:" + "0" * 64
+
+
+class Serving:
+    """One rollout in service: its configuration, the arm rule in force, its counters."""
+
+    def __init__(self, configuration: Configuration, overridden: bool, counters: Counters, window: ShareWindow) -> None:
+        self.configuration = configuration
+        self.overridden = overridden
+        self.routing: Routing = configuration.routing(overridden)
+        self.stable = configuration.stable
+        self.canary = configuration.canary
+        self.window = window
+        self.gone_at: float | None = None
+        """Wall clock: from then on it is not served."""
+        self._counters = counters
+        used = [self.series(self.stable, "stable")]
+        if self.canary is not None:
+            used.append(self.series(self.canary, "canary"))
+        counters.rollout_loaded(configuration.spec.rollout_uid, configuration.name, used)
+
+    def series(self, arm: Arm, variant: Variant) -> Series:
+        """The counters of an arm under a variant."""
+        spec = self.configuration.spec
+        edges = [float(edge) for edge in spec.latency_edges_seconds]
+        name = self.configuration.name
+        return self._counters.series(spec.rollout_uid, name, arm.version, variant, arm.model, edges)
+
+    @property
+    def canary_provider_unreachable(self) -> bool:
+        """The canary's endpoint cannot be reached, and stable's is another one that can."""
+        stable, canary = self.stable.provider, self.canary and self.canary.provider
+        return bool(canary and canary.base_url != stable.base_url and canary.unreachable and not stable.unreachable)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A delivery that could not be loaded."""
+
+    sequence: int
+    message: str
+    raw: dict[str, Any]
+    waits_for_key: bool
+
+
+class Registry:
+    """All rollouts of this gateway. Lives in the event loop's thread; a request reads it without waiting."""
+
+    def __init__(
+        self, pod: str, loader: Loader, store: Store, counters: Counters, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        self._pod = pod
+        self._loader = loader
+        self._store = store
+        self._counters = counters
+        self._wall_clock = wall_clock
+        self._serving: dict[str, Serving] = {}
+        self._problems: dict[str, Problem] = {}
+        self._overrides: set[str] = set()
+        self._lock = asyncio.Lock()
+        self.loaded = False
+        """The first list of deliveries is complete."""
+
+    def find(self, name: str) -> Serving | None:
+        """The rollout, if it is served."""
+        serving = self._serving.get(name)
+        if serving is None or (serving.gone_at is not None and self._wall_clock() >= serving.gone_at):
+            return None
+        return serving
+
+    def names(self) -> list[str]:
+        return sorted(name for name in self._serving if self.find(name) is not None)
+
+    def all(self) -> Iterable[Serving]:
+        return self._serving.values()
+
+    async def load_from_disk(self) -> int:
+        """Put the last good configurations in service; how many there were."""
+        self._overrides = await asyncio.to_thread(self._store.load_overrides)
+        found = await asyncio.to_thread(self._store.load)
+        for name, raw in found.items():
+            await self.apply(name, raw, from_disk=True)
+        return len(self._serving)
+
+    async def apply(self, name: str, raw: dict[str, Any], *, from_disk: bool = False) -> None:
+        """Put a delivery's spec in service, or note why not: an older sequence, or one that does not compile."""
+        async with self._lock:
+            current = self._serving.get(name)
+            sequence = raw.get("sequence") if isinstance(raw.get("sequence"), int) else 0
+            assert isinstance(sequence, int)
+            now_serving = current.configuration.spec.sequence if current else 0
+            if current and sequence == now_serving and name not in self._problems:
+                self._retire_or_revive(current, raw)
+                return
+            if sequence < now_serving:
+                self._refuse(name, "older_sequence", f"sequence {sequence} is older than {now_serving}", sequence, raw)
+                return
+            if self._retired(raw):
+                return
+            try:
+                configuration = await self._loader.load(name, raw, current.configuration if current else None)
+            except LoadError as error:
+                reason = "key_missing" if isinstance(error, KeyMissing) else "invalid"
+                self._refuse(name, reason, str(error), sequence, raw)
+                return
+            self._swap(configuration)
+            self._problems.pop(name, None)
+            if not from_disk:
+                await asyncio.to_thread(self._store.save, name, raw)
+
+    def remove(self, name: str) -> None:
+        """The delivery is gone: serve it for a while longer."""
+        self._problems.pop(name, None)
+        serving = self._serving.get(name)
+        if serving is not None and serving.gone_at is None:
+            serving.gone_at = self._wall_clock() + RETIREMENT_SECONDS
+            logger.info("rollout %s was deleted: served for %d s more", name, RETIREMENT_SECONDS)
+
+    def listed(self, names: set[str]) -> None:
+        """A complete list of the deliveries has been applied: what it does not name is gone."""
+        for name in set(self._serving) | set(self._problems):
+            if name not in names:
+                self.remove(name)
+        self.loaded = True
+
+    async def set_overrides(self, rollouts: set[str]) -> None:
+        """The emergency overrides in force: these rollouts answer everybody from stable."""
+        if rollouts == self._overrides:
+            return
+        for name in rollouts ^ self._overrides:
+            logger.warning("emergency override of rollout %s is %s", name, "on" if name in rollouts else "off")
+        self._overrides = set(rollouts)
+        for name, serving in self._serving.items():
+            serving.overridden = name in rollouts
+            serving.routing = serving.configuration.routing(serving.overridden)
+        await asyncio.to_thread(self._store.save_overrides, self._overrides)
+
+    async def sweep(self) -> None:
+        """Forget what is served no more; try again what waited for a key."""
+        now = self._wall_clock()
+        for name, serving in list(self._serving.items()):
+            if serving.gone_at is not None and now >= serving.gone_at:
+                del self._serving[name]
+                self._counters.rollout_gone(serving.configuration.spec.rollout_uid, name)
+                await asyncio.to_thread(self._store.forget, name)
+        for name, problem in list(self._problems.items()):
+            if problem.waits_for_key:
+                await self.apply(name, problem.raw)
+
+    def report(self, names: Iterable[str] | None = None) -> PodReport:
+        """What this pod says of itself, for the operator."""
+        wanted = set(names) if names is not None else set(self._serving) | set(self._problems)
+        reports = [self._report(name) for name in sorted(wanted)]
+        return PodReport(
+            pod=self._pod,
+            format_versions=[FORMAT_VERSION],
+            loaded=self.loaded,
+            rollouts=[report for report in reports if report is not None],
+        )
+
+    def _report(self, name: str) -> RolloutReport | None:
+        serving, problem = self.find(name), self._problems.get(name)
+        message, problem_sequence = (problem.message[:256], problem.sequence) if problem else (None, None)
+        if serving is None:
+            if problem is None:
+                return None
+            return RolloutReport(
+                name=name,
+                rolloutUID=str(problem.raw.get("rolloutUID", "")),
+                sequence=0,  # not served at all: below every real one
+                weight=0,
+                stable=_NO_DIGEST,
+                problem=message,
+                problem_sequence=problem_sequence,
+            )
+        spec = serving.configuration.spec
+        return RolloutReport(
+            name=name,
+            rolloutUID=spec.rollout_uid,
+            sequence=spec.sequence,
+            weight=spec.weight,
+            stable=spec.stable.digest,
+            canary=spec.canary.digest if spec.canary else None,
+            overridden=serving.overridden,
+            problem=message,
+            problem_sequence=problem_sequence,
+            canary_provider_unreachable=serving.canary_provider_unreachable,
+            unassigned_share_percent=serving.window.share_percent(),
+        )
+
+    def _swap(self, configuration: Configuration) -> None:
+        name = configuration.name
+        current = self._serving.get(name)
+        if current and current.configuration.spec.rollout_uid != configuration.spec.rollout_uid:
+            self._counters.rollout_gone(current.configuration.spec.rollout_uid, name)
+        window = current.window if current else ShareWindow()
+        serving = Serving(configuration, name in self._overrides, self._counters, window)
+        self._retire_or_revive(serving, {"retiredAt": configuration.spec.retired_at})
+        self._serving[name] = serving
+        self._counters.swaps += 1
+        logger.info(
+            "rollout %s: sequence %d, weight %d %%", name, configuration.spec.sequence, configuration.spec.weight
+        )
+
+    def _refuse(self, name: str, reason: str, message: str, sequence: int, raw: dict[str, Any]) -> None:
+        known = self._problems.get(name)
+        if known is None or known.message != message or known.sequence != sequence:
+            logger.error("rollout %s: sequence %d is not put in service: %s", name, sequence, message)
+            self._counters.refused[reason] += 1
+        self._problems[name] = Problem(sequence, message, raw, reason == "key_missing")
+
+    def _retire_or_revive(self, serving: Serving, raw: dict[str, Any]) -> None:
+        retired_at = _timestamp(raw.get("retiredAt"))
+        serving.gone_at = None if retired_at is None else retired_at + RETIREMENT_SECONDS
+
+    def _retired(self, raw: dict[str, Any]) -> bool:
+        retired_at = _timestamp(raw.get("retiredAt"))
+        return retired_at is not None and self._wall_clock() >= retired_at + RETIREMENT_SECONDS
+
+
+def _timestamp(text: Any) -> float | None:
+    """Seconds since the epoch of an RFC 3339 time; None where there is none."""
+    if not isinstance(text, str):
+        return None
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None

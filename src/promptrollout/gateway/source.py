@@ -1,0 +1,128 @@
+"""Where configuration comes from: the disk first, then the API server's deliveries and emergency overrides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Final
+
+from kubernetes.aio.client import ApiClient
+
+from promptrollout import cluster
+from promptrollout.api.names import LABEL_GATEWAY, LABEL_OVERRIDE
+from promptrollout.gateway.configuration import Providers
+from promptrollout.gateway.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+API_PATIENCE_SECONDS: Final = 5.0
+"""Without a first list for so long, the disk's configuration is served."""
+TICK_SECONDS: Final = 1.0
+
+
+class Source:
+    """Keeps the registry as the API server says. Runs for the life of the process."""
+
+    def __init__(
+        self, client: ApiClient, namespace: str, gateway: str, registry: Registry, providers: Providers
+    ) -> None:
+        self._client = client
+        self._namespace = namespace
+        self._gateway = gateway
+        self._registry = registry
+        self._providers = providers
+        self._overrides_listed = False
+        self._served_from_disk = False
+        self.api_contact_at: float | None = None
+        """On the monotonic clock: when the API server was last heard."""
+
+    @property
+    def ready(self) -> bool:
+        """Everything of the first lists is in service; or the disk's copy is, and no API server answers."""
+        return (self._registry.loaded and self._overrides_listed) or self._served_from_disk
+
+    async def run(self) -> None:
+        """Load, watch, look after keys and providers. Ends by cancellation only."""
+        on_disk = await self._registry.load_from_disk()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._forever("deliveries", self._watch_deliveries))
+            group.create_task(self._forever("overrides", self._watch_overrides))
+            group.create_task(self._forever("tick", self._tick))
+            if on_disk:
+                group.create_task(self._serve_from_disk_alone(on_disk))
+
+    async def _forever(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
+        """A failure of ours in one object must not end the watch: it is logged, and begun anew."""
+        while True:
+            try:
+                await step()
+            except Exception:
+                logger.exception("%s: begun anew", what)
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def _watch_deliveries(self) -> None:
+        listed: set[str] = set()
+        path = cluster.custom_path("promptdeliveries", self._namespace)
+        selector = f"{LABEL_GATEWAY}={self._gateway}"
+        async with aclosing(cluster.watch(self._client, path, label_selector=selector, contact=self._heard)) as events:
+            async for kind, item in events:
+                if kind == "SYNCED":
+                    self._registry.listed(listed)
+                    continue
+                name = item["metadata"]["name"]
+                if kind == "DELETED":
+                    listed.discard(name)
+                    self._registry.remove(name)
+                else:
+                    listed.add(name)
+                    await self._registry.apply(name, item.get("spec") or {})
+
+    async def _watch_overrides(self) -> None:
+        found: dict[str, str] = {}
+        path = f"/api/v1/namespaces/{self._namespace}/configmaps"
+        async with aclosing(
+            cluster.watch(self._client, path, label_selector=LABEL_OVERRIDE, contact=self._heard)
+        ) as events:
+            async for kind, item in events:
+                if kind == "SYNCED":
+                    self._overrides_listed = True
+                else:
+                    _note_override(found, item, kind == "DELETED")
+                if self._overrides_listed:
+                    # not before the first list is complete: what the disk remembers stays in force until then
+                    await self._registry.set_overrides(set(found.values()))
+
+    async def _tick(self) -> None:
+        """Keys that rotate or appear, rollouts whose time is over, providers that may be reachable again."""
+        for problem in self._providers.refresh_keys():
+            logger.warning("%s: the last one stays in use", problem)
+        await self._registry.sweep()
+        now = time.monotonic()
+        arms = [arm for serving in self._registry.all() for arm in (serving.stable, serving.canary) if arm]
+        await self._providers.close_unused({id(arm.provider) for arm in arms}, now)
+        await self._providers.probe_unreachable({id(arm.provider): arm.provider_config for arm in arms}, now)
+
+    async def _serve_from_disk_alone(self, count: int) -> None:
+        await asyncio.sleep(API_PATIENCE_SECONDS)
+        if not self._registry.loaded and self.api_contact_at is None:
+            logger.warning("no API server for %s s: serving %d rollouts from disk", API_PATIENCE_SECONDS, count)
+            self._served_from_disk = True
+
+    def _heard(self) -> None:
+        self.api_contact_at = time.monotonic()
+
+
+def _note_override(found: dict[str, str], item: cluster.Object, deleted: bool) -> None:
+    """Keep in `found` which ConfigMap overrides which rollout."""
+    name = item["metadata"]["name"]
+    found.pop(name, None)
+    arm = (item.get("data") or {}).get("arm")
+    if deleted:
+        return
+    if arm == "stable":
+        found[name] = item["metadata"]["labels"][LABEL_OVERRIDE]
+    else:
+        logger.error("override ConfigMap %s: data.arm is %r, only 'stable' is known: ignored", name, arm)

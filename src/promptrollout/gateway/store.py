@@ -1,0 +1,84 @@
+"""The last good configuration on disk: a pod that restarts while the API server is down serves from it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+logger = logging.getLogger(__name__)
+
+_SUFFIX: Final = ".json"
+
+
+class Store:
+    """One file per rollout, and one for the emergency overrides. Failures are counted and logged, never raised.
+
+    Each file is `<sha256 of the rest>\\n<JSON>`, written beside and renamed: a torn or altered file is ignored.
+    """
+
+    def __init__(self, folder: Path, on_error: Callable[[str], None]) -> None:
+        self._deliveries = folder / "deliveries"
+        self._overrides = folder / "overrides"
+        self._on_error = on_error
+
+    def save(self, name: str, spec: dict[str, Any]) -> None:
+        """Keep the spec of a delivery that has just been put in service."""
+        self._write(self._deliveries / f"{name}{_SUFFIX}", spec)
+
+    def forget(self, name: str) -> None:
+        try:
+            (self._deliveries / f"{name}{_SUFFIX}").unlink(missing_ok=True)
+        except OSError as error:
+            self._failed("delete", f"{name} cannot be deleted: {error}")
+
+    def load(self) -> dict[str, dict[str, Any]]:
+        """All deliveries that are whole, by the rollout's name."""
+        found: dict[str, dict[str, Any]] = {}
+        try:
+            files = sorted(self._deliveries.glob(f"*{_SUFFIX}"))
+        except OSError as error:
+            self._failed("read", f"{self._deliveries} cannot be read: {error}")
+            return found
+        for path in files:
+            content = self._read(path)
+            if isinstance(content, dict):
+                found[path.name.removesuffix(_SUFFIX)] = content
+        return found
+
+    def save_overrides(self, rollouts: set[str]) -> None:
+        self._write(self._overrides, sorted(rollouts))
+
+    def load_overrides(self) -> set[str]:
+        content = self._read(self._overrides) if self._overrides.exists() else None
+        return {name for name in content if isinstance(name, str)} if isinstance(content, list) else set()
+
+    def _write(self, path: Path, content: Any) -> None:
+        payload = orjson.dumps(content)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+            temporary.replace(path)
+        except OSError as error:
+            self._failed("write", f"{path} cannot be written: {error}")
+
+    def _read(self, path: Path) -> Any:
+        try:
+            checksum, _, payload = path.read_bytes().partition(b"\n")
+        except OSError as error:
+            self._failed("read", f"{path} cannot be read: {error}")
+            return None
+        if hashlib.sha256(payload).hexdigest().encode() != checksum:
+            self._failed("checksum", f"{path} is not what was written: ignored")
+            return None
+        return orjson.loads(payload)
+
+    def _failed(self, operation: str, message: str) -> None:
+        logger.error("last good configuration: %s", message)
+        self._on_error(operation)
