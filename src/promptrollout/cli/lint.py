@@ -1,0 +1,122 @@
+"""`promptrollout lint`: manifests checked without a cluster, by the very schemas and parsers that a cluster uses."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from promptrollout.api.names import API_VERSION, GROUP
+from promptrollout.cli.lint_references import content_problems, reference_problems
+from promptrollout.cli.lint_schema import Problem, schema_problems, written
+from promptrollout.cli.manifests import Manifest, Unreadable, files_below, read
+
+STDIN = "-"
+
+
+class Finding(NamedTuple):
+    """One line of the output."""
+
+    source: str
+    line: int
+    subject: str
+    path: str
+    reason: str
+    is_error: bool
+
+    def __str__(self) -> str:
+        parts = [f"{self.source}:{self.line}", self.subject, self.path, self.reason]
+        return ("" if self.is_error else "warning: ") + ": ".join(part for part in parts if part)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--strict", is_flag=True, help="Warnings fail, too.")
+def lint(files: tuple[str, ...], strict: bool) -> None:
+    """Check manifests without a cluster: FILEs, directories, or `-` for standard input.
+
+    Finds what the API server would refuse, unknown fields, prompts and output schemas that do not compile, and
+    references that the given files contradict. Objects of other groups are passed over. Exit code 1 on errors.
+    """
+    documents = [document for name in files for document in _documents(name)]
+    findings = sorted(check(documents), key=lambda each: (each.source, each.line))
+    for finding in findings:
+        click.echo(str(finding), err=finding.is_error)
+    ours = sum(isinstance(document, Manifest) and _is_ours(document.body) for document in documents)
+    errors = sum(finding.is_error for finding in findings)
+    warnings = len(findings) - errors
+    click.echo(f"{ours} objects checked: {errors} errors, {warnings} warnings", err=bool(errors))
+    if errors or (strict and warnings):
+        raise click.exceptions.Exit(1)
+    if not ours:
+        raise click.ClickException(f"no object of {GROUP} in {', '.join(files)}")
+
+
+def check(documents: Sequence[Manifest | Unreadable]) -> Iterator[Finding]:
+    """All that is wrong with the documents, taken together."""
+    bodies = [each.body for each in documents if isinstance(each, Manifest) and isinstance(each.body, dict)]
+    seen: dict[tuple[Any, ...], Manifest] = {}
+    for document in documents:
+        if isinstance(document, Unreadable):
+            yield Finding(document.source, document.line, "", "", document.reason, True)
+            continue
+        if not isinstance(document.body, dict) or not document.body.get("kind"):
+            reason = "no Kubernetes object: apiVersion and kind are missing"
+            yield Finding(document.source, document.line(()), "", "", reason, True)
+            continue
+        if not _is_ours(document.body):
+            continue
+        name = (document.body.get("metadata") or {}).get("name") or "(no name)"
+        kind = str(document.body["kind"])
+        errors, warnings = _of(document.body, bodies)
+        identity = (kind, name, (document.body.get("metadata") or {}).get("namespace"))
+        if identity in seen and name != "(no name)":
+            first = seen[identity]
+            place = f"{first.source}:{first.line(())}"
+            warnings.append(Problem(("metadata", "name"), f"is in {place} too; the one applied last wins"))
+        seen.setdefault(identity, document)
+        for is_error, problems in ((True, errors), (False, warnings)):
+            for problem in problems:
+                line = document.line(problem.path)
+                yield Finding(document.source, line, f"{kind}/{name}", written(problem.path), problem.reason, is_error)
+
+
+def _of(body: dict[str, Any], all_bodies: Sequence[dict[str, Any]]) -> tuple[list[Problem], list[Problem]]:
+    """Errors and warnings of one object of ours."""
+    if body["apiVersion"] != API_VERSION:
+        return [Problem(("apiVersion",), f"{body['apiVersion']} is not served; write {API_VERSION}")], []
+    kind = str(body["kind"])
+    if errors := schema_problems(kind, body):
+        return errors, []
+    spec = body.get("spec") or {}
+    errors = list(content_problems(kind, spec))
+    more, warnings = reference_problems({**body, "spec": spec}, all_bodies)
+    return errors + more, warnings
+
+
+def _is_ours(body: Any) -> bool:
+    return isinstance(body, dict) and str(body.get("apiVersion", "")).split("/")[0] == GROUP
+
+
+def _is_foreign(body: Any) -> bool:
+    return not isinstance(body, dict) or not ({"apiVersion", "kind"} & body.keys())
+
+
+def _documents(name: str) -> Iterator[Manifest | Unreadable]:
+    if name == STDIN:
+        yield from read("stdin", sys.stdin.read())
+        return
+    searched = Path(name).is_dir()
+    for path in files_below(Path(name)):
+        try:
+            text = path.read_text("utf-8")
+        except OSError as error:
+            raise click.ClickException(f"{path}: {error.strerror}") from error
+        except UnicodeDecodeError:
+            yield Unreadable(str(path), 1, "no text in UTF-8")
+            continue
+        for document in read(str(path), text):
+            # a directory may hold other YAML and JSON, such as Helm values
+            if not (searched and isinstance(document, Manifest) and _is_foreign(document.body)):
+                yield document

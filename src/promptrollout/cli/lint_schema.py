@@ -1,0 +1,269 @@
+"""What the API server would refuse, found without one: the CRDs' own schemas, and their CEL rules said in Python."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from promptrollout.api.crds import KINDS, PRESERVE, RULES, kind_schema
+
+Schema = Mapping[str, Any]
+Path = tuple[str | int, ...]
+
+TYPES: Final[dict[str, tuple[type, ...]]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "object": (dict,),
+    "array": (list,),
+}
+METADATA: Final = frozenset(
+    (
+        "annotations",
+        "creationTimestamp",
+        "deletionGracePeriodSeconds",
+        "deletionTimestamp",
+        "finalizers",
+        "generateName",
+        "generation",
+        "labels",
+        "managedFields",
+        "name",
+        "namespace",
+        "ownerReferences",
+        "resourceVersion",
+        "selfLink",
+        "uid",
+    )
+)
+MAX_MESSAGES_LENGTH: Final = 196_608
+
+
+class Problem(NamedTuple):
+    """`path` leads to the field; `reason` also says what to do."""
+
+    path: Path
+    reason: str
+
+
+SCHEMAS: Final[dict[str, Schema]] = {}
+"""By kind; filled on first use."""
+
+
+def schema_of(kind: str) -> Schema | None:
+    """The kind's structural schema; None if it is not ours."""
+    if not SCHEMAS:
+        SCHEMAS.update({each.kind_name: kind_schema(each) for each in KINDS})
+    return SCHEMAS.get(kind)
+
+
+def schema_problems(kind: str, manifest: Mapping[str, Any]) -> list[Problem]:
+    """Everything that the schema and the rules of `kind` have against the manifest. Its status is not looked at."""
+    schema = schema_of(kind)
+    if schema is None:
+        return [Problem(("kind",), f"{kind} is unknown; {_nearest(kind, SCHEMAS)}")]
+    found = list(_metadata(manifest.get("metadata"), schema["properties"]["metadata"]["properties"]["name"]))
+    shape = {key: value for key, value in schema.items() if key != "properties"}
+    shape["properties"] = {k: v for k, v in schema["properties"].items() if k not in ("metadata", "status")}
+    body = {key: value for key, value in manifest.items() if key not in ("metadata", "status")}
+    return found + list(_walk(body, shape, ()))
+
+
+def written(path: Path) -> str:
+    """`spec.steps[0].weight`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _metadata(metadata: Any, name_schema: Schema) -> Iterator[Problem]:
+    if not isinstance(metadata, dict):
+        yield Problem(("metadata",), "is missing; add metadata.name")
+        return
+    for key in metadata:
+        if key not in METADATA:
+            yield Problem(("metadata", key), f"unknown field; {_nearest(str(key), METADATA)}")
+    if metadata.get("name") is None:
+        if not metadata.get("generateName"):
+            yield Problem(("metadata", "name"), "is missing; add it")
+        return
+    yield from _walk(metadata["name"], name_schema, ("metadata", "name"))
+    for group in ("labels", "annotations"):
+        for key, value in (metadata.get(group) or {}).items():
+            if not isinstance(value, str):
+                yield Problem(("metadata", group, key), f"must be a string; write {_quoted(value)}")
+
+
+def _walk(value: Any, schema: Schema, path: Path) -> Iterator[Problem]:
+    wanted = schema.get("type")
+    if wanted and not _is(value, wanted):
+        yield Problem(path, _wrong_type(value, wanted))
+        return
+    if (reason := _out_of_bounds(value, schema)) is not None:
+        yield Problem(path, reason)
+        return
+    before = list(_children(value, schema, path))
+    yield from before
+    if not before:  # as the API server: rules see only what has the right shape
+        for rule in schema.get(RULES, ()):
+            holds = CEL.get(rule["message"])
+            if holds is not None and not holds(value):
+                yield Problem(path, rule["message"])
+
+
+def _children(value: Any, schema: Schema, path: Path) -> Iterator[Problem]:
+    if isinstance(value, dict):
+        properties: Schema = schema.get("properties", {})
+        extra = schema.get("additionalProperties")
+        for key in schema.get("required", ()):
+            if key not in value:
+                yield Problem((*path, key), "is missing; add it")
+        for key, item in value.items():
+            if key in properties:
+                yield from _walk(item, properties[key], (*path, key))
+            elif isinstance(extra, dict):
+                yield from _walk(item, extra, (*path, key))
+            elif not schema.get(PRESERVE):
+                yield Problem((*path, key), f"unknown field; {_nearest(str(key), properties)}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _walk(item, schema.get("items", {}), (*path, index))
+        keys = schema.get("x-kubernetes-list-map-keys", ())
+        seen: set[tuple[Any, ...]] = set()
+        for index, item in enumerate(value):
+            if not keys or not isinstance(item, dict):
+                continue
+            identity = tuple(str(item.get(key)) for key in keys)
+            if identity in seen:
+                yield Problem((*path, index, keys[0]), f"{identity[0]} is there twice; rename or remove one")
+            seen.add(identity)
+
+
+def _is(value: Any, wanted: str) -> bool:
+    if isinstance(value, bool) and wanted != "boolean":
+        return False
+    return isinstance(value, TYPES[wanted]) or (wanted == "integer" and isinstance(value, float) and value.is_integer())
+
+
+def _wrong_type(value: Any, wanted: str) -> str:
+    if value is None:
+        return "is null; give it a value or leave it out"
+    given = next(
+        (name for name in ("boolean", "integer", "number", "string", "object", "array") if _is(value, name)), "?"
+    )
+    fix = f"; write {_quoted(value)}" if wanted == "string" and given in ("boolean", "integer", "number") else ""
+    if wanted in ("integer", "number") and given == "string":
+        fix = "; write it without quotes"
+    return f"must be of type {wanted}, not {given}{fix}"
+
+
+def _out_of_bounds(value: Any, schema: Schema) -> str | None:
+    """The first bound of this very value that does not hold."""
+    if "enum" in schema and value not in schema["enum"]:
+        choices = [str(choice) for choice in schema["enum"]]
+        return f"{str(value)!r} is not supported; {_nearest(str(value), choices)}"
+    if isinstance(value, str):
+        if len(value) < schema.get("minLength", 0):
+            return "is empty; give it a value"
+        if len(value) > schema.get("maxLength", len(value)):
+            return f"has {len(value)} characters, at most {schema['maxLength']} are allowed; shorten it"
+        if "pattern" in schema and not re.search(schema["pattern"], value):
+            return f"{value!r} does not match {schema['pattern']}; {_example(schema['pattern'])}"
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        low, high = schema.get("minimum"), schema.get("maximum")
+        if (low is not None and value < low) or (high is not None and value > high):
+            bounds = f"from {low} to {high}" if low is not None and high is not None else f"at least {low}"
+            return f"{value} is out of range; choose a value {bounds}"
+    elif isinstance(value, list):
+        if len(value) < schema.get("minItems", 0):
+            return f"has {len(value)} items; at least {schema['minItems']} is needed"
+        if len(value) > schema.get("maxItems", len(value)):
+            return f"has {len(value)} items, at most {schema['maxItems']} are allowed; remove some"
+    elif isinstance(value, dict) and len(value) > schema.get("maxProperties", len(value)):
+        return f"has {len(value)} entries, at most {schema['maxProperties']} are allowed; remove some"
+    return None
+
+
+def _nearest(word: str, known: Any) -> str:
+    """A fix for a misspelt word: the nearest that exists, or all of them."""
+    choices = sorted(str(each) for each in known)
+    lowered = {each.lower(): each for each in choices}
+    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {lowered[close[0]]}?"
+    return f"supported: {', '.join(choices)}" if choices else "remove it"
+
+
+def _quoted(value: Any) -> str:
+    return f'"{str(value).lower()}"' if isinstance(value, bool) else f'"{value}"'
+
+
+def _example(pattern: str) -> str:
+    if pattern.startswith(("^[0-9]{1,12}", "^-?[0-9]{1,12}")):
+        return 'write a decimal number as a string, for example "0.02"'
+    if pattern.startswith("^https?://"):
+        return "write it as https://host/v1, without a slash at the end"
+    if pattern.startswith("^[a-z0-9]("):
+        return "use lowercase letters, digits and hyphens"
+    return "see docs/objects.md"
+
+
+# ---------------------------------------------------------------- the CEL rules, by their message
+
+
+def _weights(steps: list[dict[str, Any]]) -> list[int]:
+    return [step["weight"] for step in steps if "weight" in step]
+
+
+def _mode_is_none(analysis: dict[str, Any]) -> bool:
+    return analysis.get("mode") == "None"
+
+
+def _objectives(analysis: dict[str, Any]) -> int:
+    return len(analysis.get("objectives", ())) + len(analysis.get("sloRefs", ()))
+
+
+def _share(objective: dict[str, Any], field: str, below: float) -> bool:
+    return field not in objective or 0.0 < float(objective[field]) < below
+
+
+def _messages_length(prompt: dict[str, Any]) -> int:
+    return sum(len(message.get("content", "")) for message in prompt["messages"])
+
+
+CEL: Final[dict[str, Callable[[Any], bool]]] = {
+    # PromptRollout
+    "set exactly one of template (the prompt itself) and versionRef (a PromptVersion)": lambda s: (
+        ("template" in s) != ("versionRef" in s)
+    ),
+    "stickiness.header belongs to by: Header, which needs it": lambda s: (
+        "stickiness" not in s or (s["stickiness"].get("by", "User") == "Header") == ("header" in s["stickiness"])
+    ),
+    "weights must grow strictly from step to step": lambda s: _weights(s) == sorted(set(_weights(s))),
+    "at least one step needs a weight": lambda s: bool(_weights(s)),
+    "a step has either weight or pause": lambda s: ("weight" in s) != ("pause" in s),
+    "minDurationSeconds belongs to a weight": lambda s: "minDurationSeconds" not in s or "weight" in s,
+    "mode None excludes objectives and sloRefs": lambda s: not _mode_is_none(s) or _objectives(s) == 0,
+    "declare objectives or sloRefs, or say mode: None": lambda s: _mode_is_none(s) or _objectives(s) > 0,
+    # an objective
+    "an objective needs a bound: set max, versusStable or both": lambda s: "max" in s or "versusStable" in s,
+    "thresholdSeconds belongs to signal Latency, which needs it": lambda s: (
+        (s["signal"] == "Latency") == ("thresholdSeconds" in s)
+    ),
+    'max of a rate is a share between 0 and 1, for example "0.02" for 2 %': lambda s: (
+        s["signal"] == "CostPerRequest" or _share(s, "max", 1.0)
+    ),
+    "max must be above 0": lambda s: _share(s, "max", float("inf")),
+    "thresholdSeconds must be above 0": lambda s: _share(s, "thresholdSeconds", float("inf")),
+    "negligibleRate is a share above 0 and below 0.5": lambda s: _share(s, "negligibleRate", 0.5),
+    "rollbackAbovePercent must not exceed maxIncreasePercent": lambda s: (
+        s.get("rollbackAbovePercent", 0) <= s["maxIncreasePercent"]
+    ),
+    # a prompt
+    "a message has either role and content, or placeholder": lambda s: ("placeholder" in s) != ("role" in s),
+    "role and content go together": lambda s: ("role" in s) == ("content" in s),
+    "placeholder: history may stand at most once": lambda s: sum("placeholder" in m for m in s["messages"]) <= 1,
+    "all messages together may have at most 192 KiB": lambda s: _messages_length(s) <= MAX_MESSAGES_LENGTH,
+}
