@@ -1,4 +1,4 @@
-"""What the image is built from: files that exist, downloads whose hashes are pinned and whose registry is the user's choice."""
+"""What the image is built from: files that exist, downloads with pinned hashes, no registry named."""
 
 import re
 import shlex
