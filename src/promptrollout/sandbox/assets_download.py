@@ -39,7 +39,29 @@ def archives(system: tuple[str, str]) -> list[Archive]:
     return _PINNED.get(system, [])
 
 
-_PINNED: dict[tuple[str, str], list[Archive]] = {}
+def _helm(architecture: str, digest: str) -> Archive:
+    url = f"https://get.helm.sh/helm-v4.2.4-linux-{architecture}.tar.gz"
+    return Archive(url, "sha256", digest, {f"linux-{architecture}/helm": "helm"})
+
+
+def _prometheus(architecture: str, digest: str) -> Archive:
+    folder = f"prometheus-3.15.0.linux-{architecture}"
+    url = f"https://github.com/prometheus/prometheus/releases/download/v3.15.0/{folder}.tar.gz"
+    return Archive(url, "sha256", digest, {f"{folder}/prometheus": "prometheus"})
+
+
+# Only what the projects publish beside their releases. etcd and Kubernetes are always built: for the versions we
+# build there was no published checksum at hand that we could verify, and an unpinned download is no option.
+_PINNED: dict[tuple[str, str], list[Archive]] = {
+    ("linux", "amd64"): [
+        _prometheus("amd64", "2a542df32eac02ee17b9d844fb2aa1de00dafa5476579ba8a3ba862e9d572ea0"),
+        _helm("amd64", "c306b46f719b0a4da32d0f78ee21bf90ce8d602f15b22ab753f0674d1670a7f3"),
+    ],
+    ("linux", "arm64"): [
+        _prometheus("arm64", "f1f90ec08e849d494ca66c611470afc50192f0355f1a61c33f2cbde02d067823"),
+        _helm("arm64", "564de2191b881e9f71b5606b25345821ea1682f06ab90499d3ab22b530176da1"),
+    ],
+}
 
 
 def download(
