@@ -29,7 +29,9 @@ class HeaderMatch(Model):
     """A request header and the values that match it."""
 
     header: HeaderName
+    """Name of the header, in any case."""
     values: Annotated[list[Annotated[str, Field(max_length=256)]], Field(min_length=1, max_length=64)]
+    """Any of them, compared exactly."""
 
 
 class Audience(Model):
@@ -45,6 +47,7 @@ class Stickiness(Model):
     """What is bucketed: the unit that stays on its arm."""
 
     by: Literal["User", "Conversation", "Request", "Header"] = "User"
+    """`User` and `Conversation` are read from the request; `Request` assigns every request anew."""
     header: HeaderName | None = None
     """With `by: Header`: the header whose value is the unit."""
 

@@ -12,21 +12,27 @@ ResourceList = Annotated[dict[Annotated[str, Field(max_length=63)], Quantity], F
 
 class Resources(Model):
     requests: ResourceList = {}
+    """What the scheduler reserves."""
     limits: ResourceList = {}
+    """What a pod may not exceed."""
 
 
 class Limits(Model):
     """What a pod accepts before it answers 413 or 503."""
 
     max_request_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 4 * 1024 * 1024
+    """A larger request is answered with 413."""
     max_concurrent_requests: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Further ones are answered with 503 and Retry-After."""
 
 
 class GatewaySpec(Model):
     replicas: Annotated[int, Field(ge=1, le=500)] = 2
+    """Number of serving pods. With one, an eviction interrupts the service."""
     image: Annotated[str, Field(max_length=512)] | None = None
     """Absent: the operator's own release, taken over only while no rollout of this gateway progresses."""
     resources: Resources = Resources(requests={"cpu": "250m", "memory": "256Mi"}, limits={"memory": "512Mi"})
+    """Of each pod."""
     metrics_source: Name = "default"
     """One of the Prometheus sources that the operator was installed with."""
     limits: Limits = Limits()

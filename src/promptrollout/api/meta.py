@@ -44,13 +44,16 @@ class LocalRef(Model):
     """A reference inside the namespace."""
 
     name: Name
+    """Its metadata.name."""
 
 
 class SecretKeyRef(Model):
     """One key of a Secret in the namespace."""
 
     name: ObjectName
+    """Name of the Secret."""
     key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+    """Key in the data of the Secret."""
 
 
 class Condition(Model):

@@ -30,6 +30,7 @@ class Message(Model):
     )
 
     role: Literal["system", "developer", "user", "assistant"] | None = None
+    """Who speaks, as the provider sees it."""
     content: Annotated[str, Field(max_length=131_072)] | None = None
     """Jinja2 template text; `{{ name }}` is filled from the request's `prompt_variables`."""
     placeholder: Literal["history"] | None = None
@@ -40,12 +41,19 @@ class Parameters(Model):
     """Sampling parameters. They win over the request's own; what is absent here passes through from the request."""
 
     temperature: Decimal | None = None
+    """Randomness, for example "0.2"."""
     top_p: Decimal | None = None
+    """Share of the probability mass that is sampled from, for example "0.95"."""
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Longest answer. An answer that is cut off is rarely valid JSON."""
     seed: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    """For providers that sample reproducibly."""
     presence_penalty: SignedDecimal | None = None
+    """For example "-0.5"."""
     frequency_penalty: SignedDecimal | None = None
+    """For example "0.5"."""
     stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16)] | None = None
+    """Texts that end the answer."""
     extra: Annotated[Json, Field(max_length=32)] | None = None
     """Any further fields of the provider's request, as they are (for example `reasoning_effort`)."""
 
@@ -65,10 +73,14 @@ class PromptSpec(Model):
     )
 
     provider_ref: LocalRef
+    """The ModelProvider that answers."""
     model: Annotated[str, Field(min_length=1, max_length=256)]
+    """As the provider names it."""
     parameters: Parameters | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=64)]
+    """In order; the request's own follow, unless a placeholder says where they go."""
     tools: Annotated[list[Json], Field(max_length=128)] | None = None
+    """As in OpenAI's API. They win over the request's own."""
     output_schema: Json | None = None
     """JSON Schema of the answer. An answer that does not match is a contract failure."""
     caller_system_message: Literal["Append", "Refuse", "Replace"] | None = None

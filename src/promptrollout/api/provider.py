@@ -11,16 +11,22 @@ class Timeouts(Model):
     """In seconds."""
 
     connect_seconds: Annotated[int, Field(ge=1, le=60)] = 5
+    """For the connection, TLS included."""
     first_byte_seconds: Annotated[int, Field(ge=1, le=600)] = 60
+    """From the request to the first byte of the answer: reasoning models take their time."""
     total_seconds: Annotated[int, Field(ge=1, le=3600)] = 300
+    """For the whole answer, retries included."""
 
 
 class ModelPrice(Model):
     """USD for a million tokens. A model without a row costs 0 and is counted as unpriced."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
+    """As in the prompt."""
     input_per_million_usd: Decimal
+    """Of input tokens that were not cached."""
     output_per_million_usd: Decimal
+    """Of output tokens, reasoning included."""
     cached_input_per_million_usd: Decimal | None = None
     """Absent: cached input costs as much as input."""
 
@@ -51,6 +57,7 @@ class ProviderSpec(Model):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["model"]},
         ),
     ] = []
+    """One row for each model. A changed price counts for requests from then on."""
 
 
 class ProviderStatus(Model):

@@ -41,9 +41,11 @@ class Step(Model):
     )
 
     weight: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Percent of users on the canary. Grows strictly from step to step."""
     min_duration_seconds: Annotated[int, Field(ge=0, le=2_592_000)] | None = None
     """Active time at this weight before the next step. Absent: 300."""
     pause: Pause | None = None
+    """Nothing advances until it is over; a breach still rolls back."""
 
 
 class Canary(Model):
@@ -69,16 +71,20 @@ class Canary(Model):
             },
         ),
     ]
+    """In order. After the last one the canary gets everybody."""
     bake_seconds: Annotated[int, Field(ge=0, le=2_592_000)] = 3600
     """After 100 %: how long the old arm stays loaded and absolute objectives can still roll back."""
     max_duration_seconds: Annotated[int, Field(ge=1, le=7_776_000)] = 86_400
     """Of active time."""
     on_timeout: Literal["Hold", "Rollback"] = "Hold"
+    """When maxDurationSeconds is over: wait for a person, or go back to stable."""
     on_insufficient_traffic: Literal["RequireApproval", "Hold", "Rollback"] = "RequireApproval"
+    """When a step's time is over and there were too few requests to tell: ask a person, wait, or go back to stable."""
 
 
 class Strategy(Model):
     canary: Canary
+    """Raise the weight step by step while the objectives hold."""
 
 
 class Analysis(Model):
@@ -96,8 +102,11 @@ class Analysis(Model):
     mode: Literal["Metrics", "None"] = "Metrics"
     """`None`: steps advance by time alone and nothing is rolled back by itself."""
     interval_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
+    """How often the objectives are evaluated. At least twice the scrape interval."""
     slo_refs: Annotated[list[LocalRef], Field(max_length=10)] = []
+    """PromptSLOs whose objectives apply too."""
     objectives: Objectives = []
+    """Of this rollout. ErrorRate and ContractFailureRate are watched even if they are not named."""
 
 
 class RolloutSpec(Model):
@@ -113,16 +122,23 @@ class RolloutSpec(Model):
     )
 
     gateway_ref: LocalRef
+    """The PromptGateway that serves this rollout."""
     template: PromptSpec | None = None
+    """The prompt itself. Editing it starts a rollout."""
     version_ref: LocalRef | None = None
+    """The PromptVersion to serve. Naming another one starts a rollout."""
     baseline_ref: LocalRef | None = None
     """A PromptVersion to compare the first version with; without it the first version is served at once."""
     stickiness: Stickiness = Stickiness()
+    """What stays on its arm."""
     strategy: Strategy
+    """How a change reaches the users."""
     analysis: Analysis
+    """What a change is judged by."""
     paused: bool = False
     """Nothing advances; a breach still rolls back."""
     revision_history_limit: Annotated[int, Field(ge=0, le=50)] = 10
+    """How many copies of versions are kept beside those in use and the one to go back to."""
 
 
 # ---------------------------------------------------------------- status

@@ -55,7 +55,9 @@ class Objective(Model):
     )
 
     name: Name
+    """Unique in the rollout, its SLOs included."""
     signal: Signal
+    """What is measured, from the gateways' own metrics."""
     max: Decimal | None = None
     """Absolute bound. Rates and `Latency`: a share of requests between 0 and 1. `CostPerRequest`: USD."""
     versus_stable: VersusStable | None = None
@@ -80,6 +82,7 @@ Objectives = Annotated[
 
 class SLOSpec(Model):
     objectives: Annotated[Objectives, Field(min_length=1)]
+    """Names are unique."""
 
 
 class SLOStatus(Model):

@@ -126,6 +126,15 @@ def test_field_docs_reach_the_schema() -> None:
     )
 
 
+@EVERY_KIND
+def test_kubectl_explain_says_something_on_every_field_that_people_write(kind: type[CustomResource]) -> None:
+    if kind.written_by_operator:
+        return
+    for path, schema in spec_and_status(kind):
+        if path.startswith("spec.") and not path.endswith(("[]", ".*")):
+            assert schema.get("description"), f"{path}: give the model's field a docstring"
+
+
 def test_committed_files_are_the_generated_ones() -> None:
     assert main([str(ROOT), "--check"]) == 0
 
