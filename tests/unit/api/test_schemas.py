@@ -4,11 +4,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 import yaml
 
 from promptrollout.api.crds import CATEGORY, KINDS, PRESERVE, RULES, chart_file, crd, files, kind_schema, main
-from promptrollout.api.meta import CustomResource
+from promptrollout.api.delivery import (
+    ArmConfig,
+    Attempt,
+    Audience,
+    DeliverySpec,
+    DeliveryStatus,
+    HeaderMatch,
+    Laggard,
+    Memory,
+    PromptDelivery,
+    ProviderConfig,
+    RejectedVersion,
+    VersionRef,
+)
+from promptrollout.api.gateway import GatewayStatus, PromptGateway
+from promptrollout.api.meta import Condition, CustomResource, LocalRef, Model
+from promptrollout.api.prompt import Message, PromptSpec, PromptVersion, VersionStatus
+from promptrollout.api.provider import ModelProvider, ProviderStatus
+from promptrollout.api.rollout import (
+    Decision,
+    DeliveryState,
+    ObjectiveStatus,
+    Pause,
+    PromptRollout,
+    RolloutStatus,
+    Snapshot,
+    Step,
+)
+from promptrollout.api.slo import Objective, PromptSLO, SLOStatus
 
 Schema = dict[str, Any]
 ROOT = Path(__file__).parents[3]
@@ -159,3 +188,84 @@ def test_chart_copy_escapes_braces_of_descriptions(kind: type[CustomResource]) -
     assert "{{" not in body.replace('{{ "{{" }}', "").replace('{{ "}}" }}', "")
     plain = body.replace('{{ "{{" }}', "{{").replace('{{ "}}" }}', "}}")
     assert yaml.safe_load(plain)["spec"] == crd(kind)["spec"]
+
+
+def strict(schema: Schema) -> Schema:
+    """As the API server validates a write of the operator: a field that the schema lacks would be lost."""
+    out = dict(schema)
+    if "properties" in out and not out.get(PRESERVE):
+        out["additionalProperties"] = False
+    if "properties" in out:
+        out["properties"] = {name: strict(child) for name, child in out["properties"].items()}
+    if "items" in out:
+        out["items"] = strict(out["items"])
+    return out
+
+
+DIGEST = "sha256:" + "0" * 64
+AT = "2026-11-21T08:00:00Z"
+CONDITION = Condition(type="Ready", status="True", reason="Serving", last_transition_time=AT, observed_generation=1)
+VERSION = VersionRef(version="support-0000000000", digest=DIGEST)
+ROW = ObjectiveStatus(name="cost", signal="CostPerRequest", verdict="Pass", canary="0.001", difference="[-1, 1]")
+OBJECTIVE = Objective(name="slow", signal="Latency", max="0.1", threshold_seconds="2.5")
+SNAPSHOT = Snapshot(
+    steps=[Step(weight=5), Step(pause=Pause())],
+    objectives=[OBJECTIVE],
+    interval_seconds=30,
+    bake_seconds=60,
+    max_duration_seconds=60,
+    on_timeout="Hold",
+    on_insufficient_traffic="Hold",
+    analyse=True,
+)
+STATUS = RolloutStatus(
+    observed_generation=1,
+    phase="Progressing",
+    stable=VERSION,
+    canary=VERSION,
+    rejected=[RejectedVersion(digest=DIGEST, reason="ContractFailureRate", at=AT)],
+    attempts=[Attempt(digest=DIGEST, attempt=2)],
+    snapshot=SNAPSHOT,
+    analysis=[ROW],
+    delivery=DeliveryState(sequence=1, laggards=[Laggard(pod="gateway-0", reason="not ready")]),
+    history=[Decision(id="1", at=AT, reason="Promoted", revision=1, weight=5, message="m", evidence=[ROW])],
+    conditions=[CONDITION],
+)
+ARM = ArmConfig(
+    version="support-0000000000",
+    digest=DIGEST,
+    prompt=PromptSpec(provider_ref=LocalRef(name="p"), model="m", messages=[Message(role="user", content="Hi.")]),
+    provider=ProviderConfig(name="p", base_url="http://p/v1", price=None),
+)
+DELIVERY = DeliverySpec(
+    gateway="default",
+    rollout_uid="u",
+    sequence=1,
+    weight=5,
+    salt="s",
+    stable=ARM,
+    canary=ARM,
+    audience=Audience(include=[HeaderMatch(header="x-plan", values=["free"])]),
+    latency_edges_seconds=["2.5"],
+    memory=Memory(stable=VERSION),
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "value"),
+    [
+        (PromptRollout, "status", STATUS),
+        (PromptRollout, "status", RolloutStatus()),
+        (PromptDelivery, "spec", DELIVERY),
+        (PromptDelivery, "status", DeliveryStatus(conditions=[CONDITION])),
+        (PromptGateway, "status", GatewayStatus(conditions=[CONDITION])),
+        (PromptVersion, "status", VersionStatus(digest=DIGEST)),
+        (ModelProvider, "status", ProviderStatus(observed_generation=1)),
+        (PromptSLO, "status", SLOStatus(observed_generation=1)),
+    ],
+    ids=lambda value: getattr(value, "kind_name", None),
+)
+def test_what_the_operator_writes_fits_the_schema(kind: type[CustomResource], part: str, value: Model) -> None:
+    written = value.dump()
+    jsonschema_rs.validate(strict(kind_schema(kind)["properties"][part]), written)
+    assert type(value).model_validate(written) == value
