@@ -1,0 +1,42 @@
+"""`promptrollout operator`: the process that reconciles; started by the chart's Deployment, not by people."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import click
+import uvloop
+
+from promptrollout.cluster import ClusterError
+from promptrollout.operator.app import serve
+from promptrollout.operator.config import ConfigError, load, surroundings
+
+
+@click.command()
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("/etc/promptrollout/config.yaml"),
+    show_default=True,
+    help="Metrics sources, namespaces, log level, image of gateways.",
+)
+def operator(config_file: Path) -> None:
+    """Run the operator."""
+    try:
+        config = load(config_file)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    for name in ("kopf", "aiohttp"):
+        # a line for every event that it hands over
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(config, surroundings()))
+    except ClusterError as error:
+        raise click.ClickException(str(error)) from error

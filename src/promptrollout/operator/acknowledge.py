@@ -1,0 +1,296 @@
+"""Ask ready gateway pods what they serve. A rollout advances on their answers and on nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from pydantic import ValidationError
+
+from promptrollout.api.delivery import Laggard, PodReport, RolloutReport
+from promptrollout.api.names import LABEL_GATEWAY, PORT_ADMIN
+from promptrollout.operator.queue import Key
+from promptrollout.operator.store import Store
+
+logger = logging.getLogger(__name__)
+Object = dict[str, Any]
+
+POD_TIMEOUT_SECONDS = 1.0
+POLL_SECONDS = (0.1, 1.0)
+REPORT_SECONDS = 10.0
+"""How often pods are asked anyway while a rollout progresses: is the canary's provider within reach?"""
+NAMES_IN_QUERY = 20
+"""Up to so many rollouts are named in the question; beyond that a pod is asked for all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """How far one sequence of one delivery has come."""
+
+    complete: bool
+    acknowledged: int
+    total: int
+    laggards: tuple[Laggard, ...] = ()
+    canary_provider_unreachable: bool = False
+    unassigned_share_percent: int = 0
+    highest: int = 0
+    """The highest sequence that any pod knows for this rollout."""
+
+
+@dataclass(slots=True)
+class _Question:
+    """What is wanted of one rollout. `regularly`: while it progresses, also once the sequence is complete."""
+
+    sequence: int
+    regularly: bool
+    uid: str
+    answer: Acknowledgement | None = None
+
+
+@dataclass(slots=True)
+class _Gateway:
+    """All that is asked of one gateway's pods; one task asks for all rollouts together."""
+
+    questions: dict[str, _Question] = field(default_factory=dict)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
+def deployment_name(gateway: str) -> str:
+    """Of a PromptGateway's Deployment, Service, ServiceAccount and so on. Not the bare name: `default` is taken by the
+    namespace's own ServiceAccount."""
+    return f"{gateway}-gateway"
+
+
+def serving_pods(store: Store, namespace: str, gateway: str) -> list[Object]:
+    """Ready pods of the gateway's own Deployment, of all its ReplicaSets, by name."""
+    return sorted(
+        (
+            pod
+            for pod in store.in_namespace("Pod", namespace)
+            if (pod["metadata"].get("labels") or {}).get(LABEL_GATEWAY) == gateway
+            and _belongs(pod, deployment_name(gateway))
+            and is_ready(pod)
+        ),
+        key=lambda pod: str(pod["metadata"]["name"]),
+    )
+
+
+def _belongs(pod: Object, deployment: str) -> bool:
+    """By its controller: a ReplicaSet is named after its Deployment and the hash of the pod's template."""
+    template = (pod["metadata"].get("labels") or {}).get("pod-template-hash", "")
+    return any(
+        owner.get("controller")
+        and owner.get("kind") == "ReplicaSet"
+        and owner.get("name") == f"{deployment}-{template}"
+        for owner in pod["metadata"].get("ownerReferences") or []
+    )
+
+
+def is_ready(pod: Object) -> bool:
+    status = pod.get("status") or {}
+    ready = any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or [])
+    return ready and not pod["metadata"].get("deletionTimestamp") and bool(status.get("podIP"))
+
+
+class Acknowledger:
+    """Keeps asking until every ready pod confirms, and remembers what was complete."""
+
+    def __init__(self, store: Store, changed: Callable[[Key], None]) -> None:
+        self._store = store
+        self._changed = changed
+        self._gateways: dict[tuple[str, str], _Gateway] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        tasks = [gateway.task for gateway in self._gateways.values() if gateway.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    # ------------------------------------------------------------ for reconciles
+
+    def ask(
+        self,
+        namespace: str,
+        gateway: str,
+        rollout: str,
+        uid: str,
+        sequence: int,
+        *,
+        regularly: bool,
+        known: tuple[int, int] | None,
+    ) -> None:
+        """Want to know whether all ready pods confirm `sequence`. `known`: acknowledged and total, if
+        the delivery's status says that it is complete."""
+        place = self._gateways.setdefault((namespace, gateway), _Gateway())
+        question = place.questions.get(rollout)
+        if question is None or question.sequence != sequence or question.uid != uid:
+            answer = question.answer if question is not None else None
+            question = _Question(sequence, regularly, uid)
+            if known is not None:
+                question.answer = Acknowledgement(True, *known, highest=sequence)
+            elif answer is not None:
+                # while the new sequence is on its way, what pods said of the provider still holds
+                question.answer = Acknowledgement(
+                    False,
+                    0,
+                    answer.total,
+                    canary_provider_unreachable=answer.canary_provider_unreachable,
+                    unassigned_share_percent=answer.unassigned_share_percent,
+                )
+            place.questions[rollout] = question
+        question.regularly = regularly
+        for (space, other), elsewhere in self._gateways.items():
+            if space == namespace and other != gateway:
+                elsewhere.questions.pop(rollout, None)
+        if place.task is None or place.task.done():
+            place.task = asyncio.create_task(self._keep_asking(namespace, gateway, place), name=f"ask {gateway}")
+        place.wake.set()
+
+    def answer(self, namespace: str, gateway: str, rollout: str, uid: str, sequence: int) -> Acknowledgement | None:
+        """None while nobody was asked about that very sequence."""
+        place = self._gateways.get((namespace, gateway))
+        question = place.questions.get(rollout) if place else None
+        if question is None or (question.sequence, question.uid) != (sequence, uid):
+            return None
+        return question.answer
+
+    def forget(self, namespace: str, rollout: str) -> None:
+        for (space, _), place in self._gateways.items():
+            if space == namespace:
+                place.questions.pop(rollout, None)
+
+    def pods_changed(self, namespace: str, gateway: str) -> None:
+        """A pod came, went, or changed its readiness: ask at once."""
+        place = self._gateways.get((namespace, gateway))
+        if place is not None:
+            place.wake.set()
+
+    # ------------------------------------------------------------ asking
+
+    async def _keep_asking(self, namespace: str, gateway: str, place: _Gateway) -> None:
+        pause = POLL_SECONDS[0]
+        regular_due = 0.0
+        while place.questions:
+            place.wake.clear()
+            now = time.monotonic()
+            regular = now >= regular_due
+            if regular:
+                regular_due = now + REPORT_SECONDS
+            pending = {name for name, question in place.questions.items() if _open(question)}
+            wanted = pending | {name for name, question in place.questions.items() if regular and question.regularly}
+            if wanted:
+                await self._round(namespace, gateway, place, wanted)
+            pending = {name for name, question in place.questions.items() if _open(question)}
+            if pending:
+                seconds = pause
+                pause = min(POLL_SECONDS[1], pause * 2)
+            elif any(question.regularly for question in place.questions.values()):
+                seconds, pause = max(0.0, regular_due - time.monotonic()), POLL_SECONDS[0]
+            else:
+                seconds, pause = 3600.0, POLL_SECONDS[0]
+            try:
+                await asyncio.wait_for(place.wake.wait(), seconds)
+                pause = POLL_SECONDS[0]
+            except TimeoutError:
+                continue
+
+    async def _round(self, namespace: str, gateway: str, place: _Gateway, wanted: set[str]) -> None:
+        """Ask every ready pod once and settle what can be settled."""
+        pods = serving_pods(self._store, namespace, gateway)
+        reports = await asyncio.gather(*(self._ask_pod(pod, wanted) for pod in pods))
+        for name in wanted:
+            question = place.questions.get(name)
+            if question is None:
+                continue
+            answer = judge(question.sequence, question.uid, pods, [_of(report, name) for report in reports])
+            before = question.answer
+            if before is not None and before.complete:
+                # pods that join or restart later reset nothing
+                answer = Acknowledgement(
+                    True,
+                    before.acknowledged,
+                    before.total,
+                    (),
+                    answer.canary_provider_unreachable,
+                    answer.unassigned_share_percent,
+                    answer.highest,
+                )
+            if answer != before:
+                question.answer = answer
+                self._changed(Key("PromptRollout", namespace, name))
+
+    async def _ask_pod(self, pod: Object, wanted: set[str]) -> PodReport | str:
+        """The pod's report, or a sentence saying why there is none."""
+        address = pod["status"]["podIP"]
+        host = f"[{address}]" if ":" in address else address
+        names = sorted(wanted) if len(wanted) <= NAMES_IN_QUERY else []
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=POD_TIMEOUT_SECONDS), connector=aiohttp.TCPConnector(limit=64)
+            )
+        try:
+            async with self._session.get(
+                f"http://{host}:{PORT_ADMIN}/rollouts", params=[("name", name) for name in names]
+            ) as response:
+                body = await response.read()
+                if response.status != 200:
+                    return f"its admin port answers HTTP {response.status}"
+            return PodReport.model_validate_json(body)
+        except TimeoutError:
+            return f"no answer within {POD_TIMEOUT_SECONDS:g} s"
+        except (aiohttp.ClientError, OSError) as error:
+            return f"cannot be reached: {type(error).__name__}"
+        except ValidationError:
+            return "its answer cannot be read by this operator"
+
+
+def _open(question: _Question) -> bool:
+    return question.answer is None or not question.answer.complete
+
+
+def _of(report: PodReport | str, name: str) -> RolloutReport | str:
+    if isinstance(report, str):
+        return report
+    found = next((rollout for rollout in report.rollouts if rollout.name == name), None)
+    return found or "it has not loaded this rollout yet"
+
+
+def judge(sequence: int, uid: str, pods: list[Object], reports: list[RolloutReport | str]) -> Acknowledgement:
+    """What the answers of all ready pods amount to. No ready pod at all is not complete."""
+    laggards: list[Laggard] = []
+    unreachable, shares, highest = 0, [0], 0
+    for pod, report in zip(pods, reports, strict=True):
+        name = str(pod["metadata"]["name"])
+        if isinstance(report, str):
+            laggards.append(Laggard(pod=name, reason=report))
+            continue
+        highest = max(highest, report.sequence)
+        unreachable += report.canary_provider_unreachable
+        shares.append(report.unassigned_share_percent)
+        if report.sequence >= sequence and report.rollout_uid == uid:
+            continue
+        if report.problem:
+            laggards.append(Laggard(pod=name, reason=report.problem[:1024]))
+        elif report.rollout_uid != uid:
+            laggards.append(Laggard(pod=name, reason="it still serves an earlier object of this name"))
+        else:
+            laggards.append(Laggard(pod=name, reason=f"it still serves sequence {report.sequence}"))
+    total = len(pods)
+    return Acknowledgement(
+        complete=total > 0 and not laggards,
+        acknowledged=total - len(laggards),
+        total=total,
+        laggards=tuple(laggards),
+        canary_provider_unreachable=total > 0 and 2 * unreachable >= total and unreachable > 0,
+        unassigned_share_percent=max(shares),
+        highest=highest,
+    )

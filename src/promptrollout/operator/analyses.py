@@ -1,0 +1,223 @@
+"""The one scheduler of all analyses: what is due is grouped, asked for once per metric, and handed to its rollouts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+from promptrollout.engine.evidence import Evidence, Interval
+from promptrollout.operator.evidence import Question, Reader
+from promptrollout.operator.prometheus import Series, Source, SourceError
+from promptrollout.operator.queue import Key
+
+logger = logging.getLogger(__name__)
+
+CATCH_UP_INTERVALS = 100
+"""At most so many at once after an outage; the next ones follow at the next look."""
+LOOK_SECONDS = 1.0
+CLOCK_SECONDS = 10.0
+"""How old the reading of a source's clock may get while something is analysed."""
+BACKOFF_SECONDS = (1.0, 15.0)
+
+Group = tuple[str, str, int, int]
+"""Source, metric, end of the window, its length: what one query answers."""
+
+
+class _Analysis:
+    """One rollout under analysis: its reader, what it read and nobody folded in yet, and what keeps it from reading."""
+
+    def __init__(self, key: Key, reader: Reader) -> None:
+        self.key = key
+        self.reader = reader
+        self.intervals: list[Interval] = []
+        self.problem = ""
+
+
+class Analyses:
+    """Readers by rollout. `changed` is called when a rollout has new intervals or a new problem."""
+
+    def __init__(self, sources: Mapping[str, Source], settle_seconds: float, changed: Callable[[Key], None]) -> None:
+        self._sources = sources
+        self._settle_seconds = settle_seconds
+        self._changed = changed
+        self._analyses: dict[Key, _Analysis] = {}
+        self._wake = asyncio.Event()
+        self._clock_read: dict[str, float] = {}
+        self._pause_until: dict[str, float] = {}
+        self._pause: dict[str, float] = {}
+
+    # ------------------------------------------------------------ for reconciles
+
+    def now(self, source: str | None) -> float:
+        """The clock that a rollout's intervals are cut by."""
+        found = self._sources.get(source or "")
+        return found.now() if found is not None else time.time()
+
+    def want(self, key: Key, question: Question, position: int) -> None:
+        """Read evidence from `position` on. The same question at a position within what was read goes on."""
+        analysis = self._analyses.get(key)
+        if analysis is not None and analysis.reader.question == question:
+            starts = [interval.start for interval in analysis.intervals]
+            if position == analysis.reader.position or position in starts:
+                analysis.intervals = [interval for interval in analysis.intervals if interval.start >= position]
+                return
+        self._analyses[key] = _Analysis(key, Reader(question, position))
+        self._wake.set()
+
+    def drop(self, key: Key) -> None:
+        self._analyses.pop(key, None)
+
+    def evidence(self, key: Key, since: int | None, source: str | None) -> Evidence:
+        """What was read after `since`; whether more can be read now."""
+        found = self._sources.get(source or "")
+        if found is None:
+            return Evidence(available=False, problem="the gateway names no metrics source that the operator has")
+        analysis = self._analyses.get(key)
+        problem = found.problem or (analysis.problem if analysis is not None else "")
+        intervals: tuple[Interval, ...] = ()
+        if analysis is not None and since is not None:
+            intervals = tuple(interval for interval in analysis.intervals if interval.start >= since)
+            if intervals and intervals[0].start != since:
+                intervals = ()  # a gap: `want` starts a new reader from there
+        return Evidence(intervals, available=not problem, problem=problem)
+
+    # ------------------------------------------------------------ the loop
+
+    async def first_contact(self) -> None:
+        """Ask every source once, so that the first plans know whether it is there."""
+        await asyncio.gather(*(self._read_clock(source) for source in self._sources.values()))
+
+    async def run(self) -> None:
+        """Look for what is due, for ever."""
+        while True:
+            self._wake.clear()
+            await self.look()
+            try:
+                await asyncio.wait_for(self._wake.wait(), self._seconds_to_next())
+            except TimeoutError:
+                continue
+
+    async def look(self) -> None:
+        """One look: everything that is due now, of all sources that are not in a pause."""
+        by_source: dict[str, list[_Analysis]] = defaultdict(list)
+        for analysis in self._analyses.values():
+            by_source[analysis.reader.question.source].append(analysis)
+        await asyncio.gather(*(self._look_at(self._sources[name], found) for name, found in by_source.items()))
+
+    async def _look_at(self, source: Source, analyses: list[_Analysis]) -> None:
+        if time.monotonic() < self._pause_until.get(source.name, 0.0):
+            return
+        stale = time.monotonic() - self._clock_read.get(source.name, -CLOCK_SECONDS) >= CLOCK_SECONDS
+        if (stale or source.problem) and not await self._read_clock(source):
+            return
+        due = [(analysis, end) for analysis in analyses if (end := self._due_end(source, analysis)) is not None]
+        if due:
+            await self._read(source, due)
+
+    async def _read_clock(self, source: Source) -> bool:
+        """Note the source's time, or its problem and a pause before the next try."""
+        before = source.problem
+        try:
+            await source.read_clock()
+            source.problem = ""
+        except SourceError as error:
+            source.problem = str(error)
+        if source.problem:
+            pause = min(BACKOFF_SECONDS[1], self._pause.get(source.name, BACKOFF_SECONDS[0] / 2) * 2)
+            self._pause[source.name] = pause
+            self._pause_until[source.name] = time.monotonic() + pause
+        else:
+            self._pause.pop(source.name, None)
+            self._clock_read[source.name] = time.monotonic()
+        if source.problem != before:
+            log = logger.warning if source.problem else logger.info
+            log("%s", source.problem or f"metrics source {source.name} answers")
+            for analysis in self._analyses.values():
+                if analysis.reader.question.source == source.name:
+                    self._changed(analysis.key)
+        return not source.problem
+
+    async def _read(self, source: Source, due: list[tuple[_Analysis, int]]) -> None:
+        groups: dict[Group, set[str]] = defaultdict(set)
+        edges: dict[Group, set[str]] = defaultdict(set)
+        for analysis, end in due:
+            question = analysis.reader.question
+            for group, thresholds in self._groups(analysis, end).items():
+                groups[group].add(question.uid)
+                edges[group] |= thresholds
+        answers: dict[Group, dict[str, list[Series]] | SourceError] = {}
+
+        async def ask(group: Group) -> None:
+            _, metric, end, seconds = group
+            try:
+                answers[group] = await source.window(metric, groups[group], end, seconds, tuple(sorted(edges[group])))
+            except SourceError as error:
+                answers[group] = error
+
+        await asyncio.gather(*(ask(group) for group in groups))
+        for analysis, end in due:
+            self._take(analysis, end, answers)
+            await asyncio.sleep(0)  # after a restart a thousand of them warm up
+
+    def _take(
+        self, analysis: _Analysis, end: int, answers: Mapping[Group, dict[str, list[Series]] | SourceError]
+    ) -> None:
+        """One failed query holds the rollouts that need it, and nobody else."""
+        if self._analyses.get(analysis.key) is not analysis:
+            return  # dropped, or asked anew, while the queries were under way
+        windows: dict[str, list[Series]] = {}
+        problem = ""
+        for group in self._groups(analysis, end):
+            answer = answers.get(group)
+            if isinstance(answer, SourceError):
+                problem = problem or str(answer)
+            elif answer is not None:
+                windows[group[1]] = answer.get(analysis.reader.question.uid, [])
+        before, analysis.problem = analysis.problem, problem
+        if problem:
+            source = analysis.reader.question.source
+            pause = self._pause_until[source] = time.monotonic() + BACKOFF_SECONDS[0]
+            logger.debug("%s: %s; next try in %.0f s", analysis.key, problem, pause - time.monotonic())
+        else:
+            analysis.intervals += analysis.reader.take(windows, end)
+        if not problem or problem != before:
+            self._changed(analysis.key)
+
+    def _groups(self, analysis: _Analysis, end: int) -> dict[Group, set[str]]:
+        """The queries that one rollout needs, with the bucket edges that it needs of each."""
+        reader = analysis.reader
+        question = reader.question
+        seconds = end - reader.start_of_window()
+        found: dict[Group, set[str]] = defaultdict(set)
+        for measured in question.objectives:
+            for role, metric in measured.roles().items():
+                group = (question.source, metric, end, seconds)
+                found[group] |= (
+                    {measured.threshold} if measured.by_bucket and role == "bad" and measured.threshold else set()
+                )
+        return found
+
+    def _due_end(self, source: Source, analysis: _Analysis) -> int | None:
+        reader = analysis.reader
+        width = reader.question.interval_seconds
+        settled = source.now() - self._settle(width)
+        end = min(int(settled // width) * width, reader.position + CATCH_UP_INTERVALS * width)
+        return end if end > reader.position else None
+
+    def _settle(self, width: int) -> float:
+        return min(self._settle_seconds, width / 4)
+
+    def _seconds_to_next(self) -> float | None:
+        """Until the next interval is over and settled; None if nothing is analysed."""
+        seconds: float | None = None
+        for analysis in self._analyses.values():
+            question = analysis.reader.question
+            source = self._sources[question.source]
+            width = question.interval_seconds
+            left = analysis.reader.position + width + self._settle(width) - source.now()
+            pause = self._pause_until.get(source.name, 0.0) - time.monotonic()
+            seconds = min(LOOK_SECONDS if seconds is None else seconds, max(left, pause, 0.05))
+        return seconds

@@ -1,0 +1,278 @@
+"""The operator's process: put the parts together, start them in order, stop them without half a write."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from kubernetes.aio.client import ApiClient
+
+from promptrollout.api.names import API_VERSION, LABEL_GATEWAY
+from promptrollout.cluster import ApiException, ApiUnavailable, connect
+from promptrollout.operator.acknowledge import Acknowledger
+from promptrollout.operator.admin import start_admin
+from promptrollout.operator.analyses import Analyses
+from promptrollout.operator.cluster_api import KINDS, WATCHED, Api
+from promptrollout.operator.config import Config, Surroundings
+from promptrollout.operator.declarations import reconcile_declaration
+from promptrollout.operator.dirty import affected
+from promptrollout.operator.gateways import GatewayReconciler
+from promptrollout.operator.metrics import Metrics
+from promptrollout.operator.prometheus import Source
+from promptrollout.operator.queue import Key, WorkQueue
+from promptrollout.operator.reconcile import RolloutReconciler, Stale
+from promptrollout.operator.retire import retire
+from promptrollout.operator.shell import Shell
+from promptrollout.operator.store import Store
+
+logger = logging.getLogger(__name__)
+Object = dict[str, Any]
+
+WORKERS = 8
+RELIST_SECONDS = 300.0
+RELIST_RETRY_SECONDS = (1.0, 10.0)
+SHUTDOWN_SECONDS = 10.0
+STUCK_SECONDS = 300.0
+"""A key that has waited so long for a worker: the workers hang, and a restart helps."""
+
+
+class Operator:
+    """One operator process."""
+
+    def __init__(self, config: Config, where: Surroundings, client: ApiClient) -> None:
+        self._config = config
+        self._where = where
+        self._client = client
+        self._metrics = Metrics()
+        self._api = Api(client, self._metrics)
+        self._queue = WorkQueue()
+        self._store = Store(self._changed)
+        sources = {source.name: Source(source.name, source.url, self._metrics) for source in config.metrics_sources}
+        self._sources = sources
+        self._analyses = Analyses(sources, config.settle_seconds, self._queue.add)
+        self._acknowledger = Acknowledger(self._store, self._queue.add)
+        self._rollouts = RolloutReconciler(
+            self._api,
+            self._store,
+            self._queue,
+            self._acknowledger,
+            self._analyses,
+            set(sources),
+            self._metrics,
+            where.pod,
+        )
+        self._gateways = GatewayReconciler(self._api, self._store, config.gateway_image, set(sources))
+        self._trouble = asyncio.Event()
+        self._listed_at: float | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._workers: list[asyncio.Task[None]] = []
+
+    # ------------------------------------------------------------ life
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set."""
+        admin = await start_admin(
+            self._where.bind_address, self._where.port, self._metrics, self._refresh, self._unhealthy, self._unready
+        )
+        shell: Shell | None = None
+        try:
+            if await self._or_stop(self._first_lists(), stop):
+                shell = Shell(self._client, self._config.watch_namespaces, self._deliver, self._metrics)
+                shell.start()
+                await self._analyses.first_contact()
+                self._tasks = [
+                    asyncio.create_task(self._analyses.run(), name="analyses"),
+                    asyncio.create_task(self._keep_listing(), name="lists"),
+                ]
+                self._workers = [asyncio.create_task(self._work(), name=f"worker {n}") for n in range(WORKERS)]
+                logger.info("watching; %d workers", WORKERS)
+                await stop.wait()
+        finally:
+            await self._shut_down(shell)
+            await admin.cleanup()
+
+    async def _or_stop(self, work: Coroutine[Any, Any, None], stop: asyncio.Event) -> bool:
+        """False if `stop` came first."""
+        task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+        for each in (task, stopped):
+            each.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)
+        if stop.is_set():
+            return False
+        task.result()
+        return True
+
+    async def _shut_down(self, shell: Shell | None) -> None:
+        """Workers finish what they are at: a status without its delivery is made good after a restart, but later."""
+        self._queue.close()
+        if self._workers:
+            _, late = await asyncio.wait(self._workers, timeout=SHUTDOWN_SECONDS)
+            for task in late:
+                task.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._workers, *self._tasks, return_exceptions=True)
+        await self._acknowledger.close()
+        if shell is not None:
+            await shell.stop()
+        for source in self._sources.values():
+            source.close()
+
+    # ------------------------------------------------------------ knowing
+
+    def _deliver(self, kind: str, event: str | None, item: Object) -> None:
+        """An event of a watch."""
+        if event == "DELETED":
+            metadata = item["metadata"]
+            self._store.remove(kind, metadata.get("namespace", ""), metadata["name"], metadata["uid"])
+        else:
+            self._store.put(kind, item)
+
+    def _changed(self, key: Key, before: Object | None, after: Object | None) -> None:
+        if key.kind == "Pod":
+            for item in (before, after):
+                gateway = ((item or {}).get("metadata", {}).get("labels") or {}).get(LABEL_GATEWAY)
+                if gateway:
+                    self._acknowledger.pods_changed(key.namespace, gateway)
+            return
+        for each in affected(key, before, after, self._store):
+            self._queue.add(each)
+
+    async def _first_lists(self) -> None:
+        """Everything must be known before anything is concluded: a rollout that is not listed yet is not gone."""
+        pause = RELIST_RETRY_SECONDS[0]
+        while True:
+            try:
+                wanted = {KINDS[kind].plural for kind in WATCHED if KINDS[kind].api_version == API_VERSION}
+                missing = wanted - await self._api.served_plurals()
+                if not missing:
+                    await self._list_all()
+                    return
+                logger.warning("waiting for the CRDs of %s: apply the chart's, or crds/", ", ".join(sorted(missing)))
+            except (ApiException, ApiUnavailable) as error:
+                logger.warning("waiting for the API server: %s", _said(error))
+            await asyncio.sleep(pause)
+            pause = min(RELIST_RETRY_SECONDS[1], pause * 1.5)
+
+    async def _list_all(self) -> int:
+        """Returns the number of changes that no watch had reported."""
+        corrections = 0
+        spaces: list[str | None] = [*self._config.watch_namespaces] or [None]
+        for kind in WATCHED:
+            for namespace in spaces:
+                known = self._store.known(kind, namespace)
+                found = self._store.take_list(kind, await self._api.list(kind, namespace), known)
+                if found and self._listed_at is not None:
+                    self._metrics.missed_events.labels(kind).inc(found)
+                corrections += found
+        self._listed_at = time.monotonic()
+        return corrections
+
+    async def _keep_listing(self) -> None:
+        """Lists at long intervals find what a watch never told; after an outage they come at once."""
+        pause, failing = RELIST_SECONDS, False
+        while True:
+            try:
+                await asyncio.wait_for(self._trouble.wait(), pause)
+                if pause >= RELIST_SECONDS:
+                    pause = RELIST_RETRY_SECONDS[0]
+                failing = True
+                await asyncio.sleep(pause)
+            except TimeoutError:
+                pass
+            self._trouble.clear()
+            try:
+                await self._list_all()
+            except (ApiException, ApiUnavailable) as error:
+                logger.warning("the list of objects failed, trying again: %s", _said(error))
+                self._trouble.set()
+                pause = min(RELIST_RETRY_SECONDS[1], (pause if failing else RELIST_RETRY_SECONDS[0]) * 1.5)
+                continue
+            if failing:
+                self._queue.hasten()
+            pause, failing = RELIST_SECONDS, False
+
+    # ------------------------------------------------------------ working
+
+    async def _work(self) -> None:
+        while (key := await self._queue.get()) is not None:
+            started = time.monotonic()
+            try:
+                await self._reconcile(key)
+                self._queue.forget(key)
+            except Stale as error:
+                logger.debug("%s: planned from an old state, again: %s", key, error)
+                self._queue.retry(key)
+            except (ApiException, ApiUnavailable) as error:
+                if isinstance(error, ApiUnavailable):
+                    self._trouble.set()
+                pause = self._queue.retry(key)
+                self._failed(key, error)
+                logger.warning("%s: %s; again in %.1f s", key, _said(error), pause)
+            except Exception as error:  # one object must not stop the others
+                pause = self._queue.retry(key)
+                self._failed(key, error)
+                logger.exception("%s: reconcile failed; again in %.1f s", key, pause)
+            finally:
+                self._queue.done(key)
+                self._metrics.reconcile_seconds.labels(key.kind).observe(time.monotonic() - started)
+
+    def _failed(self, key: Key, error: Exception) -> None:
+        self._metrics.reconcile_errors.labels(key.kind, type(error).__name__).inc()
+
+    async def _reconcile(self, key: Key) -> None:
+        item = self._store.get(*key)
+        if key.kind == "PromptRollout":
+            if item is None:
+                self._rollouts.forget(key)
+                await retire(key, self._api, self._store, self._queue)
+            else:
+                await self._rollouts.reconcile(key, item)
+        elif item is None or item["metadata"].get("deletionTimestamp"):
+            return  # owned objects go with their owner
+        elif key.kind == "PromptGateway":
+            await self._gateways.reconcile(key, item)
+        else:
+            await reconcile_declaration(key, item, self._api, self._store)
+
+    # ------------------------------------------------------------ being watched
+
+    def _refresh(self) -> None:
+        self._metrics.queue_depth.set(self._queue.depth)
+        self._metrics.queue_lag.set(self._queue.lag_seconds)
+
+    def _unhealthy(self) -> str:
+        dead = [task.get_name() for task in (*self._tasks, *self._workers) if task.done()]
+        if dead:
+            return f"ended: {', '.join(dead)}"
+        if self._queue.lag_seconds > STUCK_SECONDS:
+            return f"the oldest key has waited for {self._queue.lag_seconds:.0f} s"
+        if self._listed_at is not None and not self._trouble.is_set():
+            age = time.monotonic() - self._listed_at
+            if age > 4 * RELIST_SECONDS:
+                return f"the last complete list is {age:.0f} s old"
+        return ""
+
+    def _unready(self) -> str:
+        return "" if self._workers else "objects are not all known yet"
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, ApiException):
+        return f"HTTP {error.status}: {error.reason}"
+    return str(error)
+
+
+async def serve(config: Config, where: Surroundings) -> None:
+    """The whole process: until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    async with await connect() as client:
+        await Operator(config, where, client).run(stop)

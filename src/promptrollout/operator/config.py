@@ -1,0 +1,96 @@
+"""The operator's configuration: one YAML file, read once at start, and what the pod tells through its environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.alias_generators import to_camel
+
+from promptrollout import __version__
+from promptrollout.api.meta import Name
+from promptrollout.api.names import ENV_BIND_ADDRESS, PORT_ADMIN
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names the field and the fix."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid")
+
+
+class MetricsSource(_Section):
+    """A Prometheus-compatible store. Gateways name one; nobody else chooses where queries go."""
+
+    name: Name
+    url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$", max_length=1024)]
+
+
+class Config(_Section):
+    metrics_sources: list[MetricsSource] = []
+    watch_namespaces: list[Name] = []
+    """Empty: all namespaces."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    gateway_image: str = f"ghcr.io/promptrollout/promptrollout:{__version__}"
+    """Of serving pods whose PromptGateway names none."""
+    settle_seconds: Annotated[float, Field(ge=0, le=60)] = 2.0
+    """How long after an interval's end its last scrapes are waited for; never more than a quarter of the interval."""
+
+    @field_validator("metrics_sources")
+    @classmethod
+    def _names_are_unique(cls, sources: list[MetricsSource]) -> list[MetricsSource]:
+        names = [source.name for source in sources]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"the name {twice[0]} stands twice: names of sources are unique")
+        return sources
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _any_case(cls, level: object) -> object:
+        return level.lower() if isinstance(level, str) else level
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the pod's environment says."""
+
+    pod: str
+    namespace: str
+    bind_address: str
+    port: int
+
+
+def surroundings(environ: Mapping[str, str] | None = None) -> Surroundings:
+    environ = os.environ if environ is None else environ
+    return Surroundings(
+        pod=environ.get("POD_NAME") or environ.get("HOSTNAME") or "operator",
+        namespace=environ.get("POD_NAMESPACE", ""),
+        bind_address=environ.get(ENV_BIND_ADDRESS) or "0.0.0.0",
+        port=PORT_ADMIN,
+    )
+
+
+def load(path: Path) -> Config:
+    """Raises ConfigError naming the file, the field and what is wrong with it."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give the file with --config") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must be a mapping with metricsSources, watchNamespaces, logLevel, gatewayImage")
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {field}: {first['msg']}") from error

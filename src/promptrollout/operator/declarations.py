@@ -1,0 +1,93 @@
+"""Status of what people declare and rollouts use: versions, providers, SLOs. Valid or not, and why."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pydantic import ValidationError
+
+from promptrollout.api.digest import digest_of
+from promptrollout.api.prompt import PromptSpec
+from promptrollout.api.provider import ProviderSpec
+from promptrollout.api.slo import SLOSpec
+from promptrollout.api.template import prompt_problems
+from promptrollout.cluster import ApiException
+from promptrollout.engine.objectives import make_test
+from promptrollout.operator.cluster_api import Api
+from promptrollout.operator.conditions import conditions, same_status
+from promptrollout.operator.queue import Key
+from promptrollout.operator.store import Store
+
+Object = dict[str, Any]
+Verdict = tuple[bool, str, str]
+
+
+async def reconcile_declaration(key: Key, item: Object, api: Api, store: Store) -> None:
+    """Write the status of a PromptVersion, ModelProvider or PromptSLO if it says something new."""
+    digest: str | None = None
+    if key.kind == "PromptVersion":
+        truth, digest = version_verdict(item)
+    elif key.kind == "ModelProvider":
+        truth = provider_verdict(item)
+    else:
+        truth = slo_verdict(item)
+    status: Object = {
+        "observedGeneration": item["metadata"].get("generation", 0),
+        "conditions": conditions(item, {"Ready": truth}, time.time()),
+    }
+    if digest is not None:
+        status["digest"] = digest
+    if same_status(item, status):
+        return
+    try:
+        answer = await api.apply_status(key.kind, item, status)
+    except ApiException as error:
+        if error.status == 404:
+            return  # deleted meanwhile
+        raise
+    store.put(key.kind, answer, quiet=True)
+
+
+def version_verdict(item: Object) -> tuple[Verdict, str | None]:
+    try:
+        prompt = PromptSpec.model_validate(item.get("spec") or {})
+    except ValidationError as error:
+        return _invalid(error), None
+    problems = prompt_problems(prompt)
+    try:
+        digest = digest_of(prompt)
+    except ValueError:
+        digest = None  # among the problems
+    if problems:
+        text = "; ".join(f"spec{'.' + path if path else ''}: {reason}" for path, reason in problems)
+        return (False, "InvalidSpec", text), digest
+    return (True, "Valid", "the prompt can be served"), digest
+
+
+def provider_verdict(item: Object) -> Verdict:
+    try:
+        spec = ProviderSpec.model_validate(item.get("spec") or {})
+    except ValidationError as error:
+        return _invalid(error)
+    prices = f"{len(spec.prices)} model prices" if spec.prices else "no prices: its requests are unpriced"
+    return True, "Valid", f"{spec.base_url}, {prices}"
+
+
+def slo_verdict(item: Object) -> Verdict:
+    try:
+        objectives = SLOSpec.model_validate(item.get("spec") or {}).objectives
+    except ValidationError as error:
+        return _invalid(error)
+    for index, objective in enumerate(objectives):
+        try:
+            make_test(objective)
+        except ValueError as error:
+            return False, "InvalidSpec", f"spec.objectives[{index}]: {error}"
+    return True, "Valid", f"{len(objectives)} objectives"
+
+
+def _invalid(error: ValidationError) -> Verdict:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    return False, "InvalidSpec", f"spec.{path}: {first['msg']}"

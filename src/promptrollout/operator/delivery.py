@@ -1,0 +1,175 @@
+"""Compile what gateway pods should be told into a PromptDelivery, and number it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any
+
+from pydantic import ValidationError
+
+from promptrollout.api.delivery import (
+    ArmConfig,
+    DeliverySpec,
+    Memory,
+    ProviderConfig,
+    VersionRef,
+)
+from promptrollout.api.digest import digest_of
+from promptrollout.api.names import (
+    API_VERSION,
+    FORMAT_VERSION,
+    LABEL_GATEWAY,
+    LABEL_MANAGED_BY,
+    LABEL_ROLLOUT,
+    MANAGED_BY,
+)
+from promptrollout.api.prompt import PromptSpec
+from promptrollout.api.provider import ProviderSpec
+from promptrollout.api.rollout import RolloutSpec, Snapshot
+from promptrollout.engine.facts import DeliveryIntent
+from promptrollout.operator.copies import prompt_of
+from promptrollout.operator.store import Store
+
+Object = dict[str, Any]
+
+
+class CannotCompile(Exception):
+    """Something that an arm needs is gone; the last good configuration stays in force."""
+
+
+def read(item: Object | None) -> DeliverySpec | None:
+    """What a PromptDelivery object says; None if there is none or it cannot be read (it is then written anew)."""
+    if item is None:
+        return None
+    try:
+        return DeliverySpec.model_validate(item.get("spec") or {})
+    except ValidationError:
+        return None
+
+
+def compile_delivery(
+    namespace: str,
+    uid: str,
+    spec: RolloutSpec,
+    intent: DeliveryIntent,
+    snapshots: Iterable[Snapshot | None],
+    existing: DeliverySpec | None,
+    store: Store,
+    at_least: int = 1,
+) -> DeliverySpec:
+    """The delivery of `intent`. Its sequence grows only when pods have something new to take over.
+
+    `snapshots`: whose latency thresholds need histogram edges. `at_least`: a sequence that no pod has gone beyond.
+    Raises CannotCompile.
+    """
+    gateway = spec.gateway_ref.name
+    if store.get("PromptGateway", namespace, gateway) is None and existing is not None:
+        gateway = existing.gateway
+    wanted = DeliverySpec(
+        format_version=FORMAT_VERSION,
+        gateway=gateway,
+        rollout_uid=uid,
+        sequence=max(at_least, existing.sequence if existing else 1),
+        weight=intent.weight,
+        salt=intent.salt,
+        stickiness=spec.stickiness,
+        audience=spec.strategy.canary.audience,
+        stable=_arm(namespace, intent.stable, existing, store),
+        canary=_arm(namespace, intent.canary, existing, store) if intent.canary else None,
+        latency_edges_seconds=_edges(snapshots, existing),
+        memory=intent.memory,
+    )
+    if existing is not None and _content(wanted) != _content(existing):
+        wanted = wanted.model_copy(update={"sequence": max(at_least, existing.sequence + 1)})
+    return wanted
+
+
+def _content(spec: DeliverySpec) -> dict[str, Any]:
+    """What pods act on. `memory` is for the operator alone."""
+    return spec.model_copy(update={"sequence": 1, "memory": Memory()}).dump()
+
+
+def body_of(namespace: str, name: str, spec: DeliverySpec, existing: Object | None) -> Object:
+    """The object to write. It carries the resource version that it was planned from."""
+    metadata: Object = {
+        "name": name,
+        "namespace": namespace,
+        "labels": {LABEL_MANAGED_BY: MANAGED_BY, LABEL_ROLLOUT: name, LABEL_GATEWAY: spec.gateway},
+    }
+    if existing is not None:
+        metadata["uid"] = existing["metadata"]["uid"]
+        metadata["resourceVersion"] = existing["metadata"]["resourceVersion"]
+    return {"apiVersion": API_VERSION, "kind": "PromptDelivery", "metadata": metadata, "spec": dump(spec)}
+
+
+def dump(spec: DeliverySpec) -> Object:
+    """As `spec.dump()`, but with prompts exactly as they were declared: that is what their digest is of."""
+    content = spec.dump()
+    content["stable"]["prompt"] = _prompt(spec.stable)
+    if spec.canary is not None:
+        content["canary"]["prompt"] = _prompt(spec.canary)
+    return content
+
+
+def _prompt(arm: ArmConfig) -> Object:
+    return arm.prompt.model_dump(by_alias=True, exclude_none=True, exclude_unset=True, mode="json")
+
+
+def _arm(namespace: str, version: VersionRef, existing: DeliverySpec | None, store: Store) -> ArmConfig:
+    before = next(
+        (arm for arm in (existing.stable, existing.canary) if arm is not None and arm.digest == version.digest)
+        if existing
+        else iter(()),
+        None,
+    )
+    item = store.get("PromptVersion", namespace, version.version)
+    prompt = prompt_of(item) if item is not None else None
+    if prompt is None or digest_of(prompt) != version.digest:
+        if before is None:
+            raise CannotCompile(f"PromptVersion {version.version}, the copy of what is to be served, is gone")
+        prompt = before.prompt
+    return ArmConfig(
+        version=version.version,
+        digest=version.digest,
+        prompt=prompt,
+        provider=_provider(namespace, prompt, before, store),
+    )
+
+
+def _provider(namespace: str, prompt: PromptSpec, before: ArmConfig | None, store: Store) -> ProviderConfig:
+    name = prompt.provider_ref.name
+    item = store.get("ModelProvider", namespace, name)
+    try:
+        spec = ProviderSpec.model_validate(item.get("spec") or {}) if item is not None else None
+    except ValidationError:
+        spec = None
+    if spec is None:
+        if before is None:
+            raise CannotCompile(f"ModelProvider {name} of a version that is to be served is missing: create it")
+        return before.provider
+    return ProviderConfig(
+        name=name,
+        type=spec.type,
+        base_url=spec.base_url,
+        needs_key=spec.api_key_secret_ref is not None,
+        timeouts=spec.timeouts,
+        max_retries=spec.max_retries,
+        price=next((price for price in spec.prices if price.model == prompt.model), None),
+    )
+
+
+def _edges(snapshots: Iterable[Snapshot | None], existing: DeliverySpec | None) -> list[str]:
+    given = list(snapshots)
+    edges = {o.threshold_seconds for snapshot in given if snapshot for o in snapshot.objectives if o.threshold_seconds}
+    if not all(given) and existing is not None:
+        edges |= set(existing.latency_edges_seconds)  # the spec is invalid just now: change nothing that is served
+    return sorted(edges, key=Decimal)[:20]
+
+
+def prompt_in(spec: DeliverySpec | None, version: VersionRef) -> PromptSpec | None:
+    """The prompt of a version whose copy was deleted, if the delivery still has it."""
+    if spec is None:
+        return None
+    arms = [arm for arm in (spec.stable, spec.canary) if arm is not None]
+    return next((arm.prompt for arm in arms if arm.digest == version.digest), None)

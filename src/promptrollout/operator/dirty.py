@@ -1,0 +1,65 @@
+"""Which objects have to be looked at again when one has changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from promptrollout.api.names import LABEL_GATEWAY, LABEL_ROLLOUT, OVERRIDE_PREFIX
+from promptrollout.operator.queue import Key
+from promptrollout.operator.store import Store
+
+Object = dict[str, Any]
+
+
+def affected(key: Key, before: Object | None, after: Object | None, store: Store) -> set[Key]:
+    """Keys to mark dirty. `before`, `after`: the object then and now; None: it was, or is, not there."""
+    item = after or before
+    if item is None:
+        return set()
+    space, name = key.namespace, key.name
+    labels = item["metadata"].get("labels") or {}
+    found: set[Key] = set()
+    if key.kind == "PromptRollout":
+        found.add(key)
+        found |= {Key("PromptGateway", space, ref) for each in (before, after) if (ref := _gateway_of(each))}
+    elif key.kind == "PromptDelivery":
+        found.add(Key("PromptRollout", space, name))
+    elif key.kind == "PromptVersion":
+        found.add(key)
+        if owner := labels.get(LABEL_ROLLOUT):
+            found.add(Key("PromptRollout", space, owner))
+        found |= {each for each, spec in _rollouts(store, space) if name in _versions(spec)}
+    elif key.kind == "PromptSLO":
+        found.add(key)
+        for each, spec in _rollouts(store, space):
+            refs = (spec.get("analysis") or {}).get("sloRefs") or []
+            if any(ref.get("name") == name for ref in refs):
+                found.add(each)
+    elif key.kind == "ModelProvider":
+        found.add(key)
+        found |= {each for each, _ in _rollouts(store, space)}
+        for gateway in store.in_namespace("PromptGateway", space):
+            found.add(Key("PromptGateway", space, gateway["metadata"]["name"]))
+    elif key.kind == "PromptGateway":
+        found.add(key)
+        found |= {each for each, spec in _rollouts(store, space) if spec.get("gatewayRef", {}).get("name") == name}
+    elif key.kind == "ConfigMap":
+        found.add(Key("PromptRollout", space, name.removeprefix(OVERRIDE_PREFIX)))
+    elif key.kind == "Deployment" and (gateway_name := labels.get(LABEL_GATEWAY)):
+        found.add(Key("PromptGateway", space, gateway_name))
+    return found
+
+
+def _rollouts(store: Store, namespace: str) -> list[tuple[Key, Object]]:
+    return [
+        (Key("PromptRollout", namespace, item["metadata"]["name"]), item.get("spec") or {})
+        for item in store.in_namespace("PromptRollout", namespace)
+    ]
+
+
+def _versions(spec: Object) -> set[str]:
+    return {str(spec[ref].get("name", "")) for ref in ("versionRef", "baselineRef") if spec.get(ref)}
+
+
+def _gateway_of(item: Object | None) -> str:
+    return str(((item or {}).get("spec") or {}).get("gatewayRef", {}).get("name", ""))

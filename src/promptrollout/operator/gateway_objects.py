@@ -1,0 +1,207 @@
+"""The objects of a PromptGateway: what its serving pods need, and nothing that the `restricted` standard refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from promptrollout.api.gateway import GatewaySpec
+from promptrollout.api.names import (
+    API_VERSION,
+    LABEL_GATEWAY,
+    LABEL_MANAGED_BY,
+    MANAGED_BY,
+    PORT_ADMIN,
+    PORT_HTTP,
+    PROVIDER_KEYS_DIR,
+    STATE_DIR,
+)
+from promptrollout.api.provider import ProviderSpec
+from promptrollout.operator.acknowledge import deployment_name
+
+Object = dict[str, Any]
+
+CLUSTER_ROLE = "promptrollout-gateway"
+UID = 65532
+
+
+def gateway_objects(
+    gateway: Object, spec: GatewaySpec, image: str, providers: Sequence[tuple[str, ProviderSpec]]
+) -> list[tuple[str, Object]]:
+    """(kind, object), in the order in which they are needed."""
+    namespace, name = gateway["metadata"]["namespace"], gateway["metadata"]["name"]
+    own = deployment_name(name)
+    labels = {
+        "app.kubernetes.io/name": "promptrollout-gateway",
+        "app.kubernetes.io/instance": name,
+        LABEL_MANAGED_BY: MANAGED_BY,
+        LABEL_GATEWAY: name,
+    }
+    selector = {"app.kubernetes.io/name": "promptrollout-gateway", LABEL_GATEWAY: name}
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": "PromptGateway",
+        "name": name,
+        "uid": gateway["metadata"]["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+    def made(kind: str, api_version: str, content: Object) -> tuple[str, Object]:
+        metadata = {"name": own, "namespace": namespace, "labels": labels, "ownerReferences": [owner]}
+        return kind, {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
+
+    return [
+        made("ServiceAccount", "v1", {"automountServiceAccountToken": False}),
+        made(
+            "RoleBinding",
+            "rbac.authorization.k8s.io/v1",
+            {
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": CLUSTER_ROLE},
+                "subjects": [{"kind": "ServiceAccount", "name": own, "namespace": namespace}],
+            },
+        ),
+        made("Deployment", "apps/v1", {"spec": _deployment(name, own, spec, image, providers, labels, selector)}),
+        made(
+            "Service",
+            "v1",
+            {
+                "spec": {
+                    "selector": selector,
+                    "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
+                }
+            },
+        ),
+        made(
+            "PodDisruptionBudget",
+            "policy/v1",
+            {"spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector}}},
+        ),
+        made("NetworkPolicy", "networking.k8s.io/v1", {"spec": _network_policy(selector)}),
+    ]
+
+
+def _deployment(
+    name: str,
+    own: str,
+    spec: GatewaySpec,
+    image: str,
+    providers: Sequence[tuple[str, ProviderSpec]],
+    labels: dict[str, str],
+    selector: dict[str, str],
+) -> Object:
+    return {
+        "replicas": spec.replicas,
+        "revisionHistoryLimit": 3,
+        "selector": {"matchLabels": selector},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        "template": {
+            "metadata": {
+                "labels": labels,
+                "annotations": {
+                    "prometheus.io/scrape": "true",
+                    "prometheus.io/port": str(PORT_ADMIN),
+                    "prometheus.io/path": "/metrics",
+                },
+            },
+            "spec": {
+                "serviceAccountName": own,
+                "automountServiceAccountToken": True,
+                "terminationGracePeriodSeconds": spec.drain_seconds + 10,
+                "securityContext": {
+                    "runAsNonRoot": True,
+                    "runAsUser": UID,
+                    "runAsGroup": UID,
+                    "fsGroup": UID,
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                },
+                "topologySpreadConstraints": [
+                    {
+                        "maxSkew": 1,
+                        "topologyKey": "kubernetes.io/hostname",
+                        "whenUnsatisfiable": "ScheduleAnyway",
+                        "labelSelector": {"matchLabels": selector},
+                    }
+                ],
+                "containers": [_container(name, spec, image)],
+                "volumes": _volumes(providers),
+            },
+        },
+    }
+
+
+def _container(name: str, spec: GatewaySpec, image: str) -> Object:
+    def by_field(variable: str, path: str) -> Object:
+        return {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+    def probe(path: str, **times: int) -> Object:
+        return {"httpGet": {"path": path, "port": "admin"}, **times}
+
+    resources = {part: values for part, values in spec.resources.dump().items() if values}
+    return {
+        "name": "gateway",
+        "image": image,
+        "args": ["gateway"],
+        "env": [
+            {"name": "PROMPTROLLOUT_GATEWAY", "value": name},
+            by_field("POD_NAME", "metadata.name"),
+            by_field("POD_NAMESPACE", "metadata.namespace"),
+            {"name": "PROMPTROLLOUT_STATE_DIR", "value": STATE_DIR},
+            {"name": "PROMPTROLLOUT_PROVIDER_KEYS_DIR", "value": PROVIDER_KEYS_DIR},
+            {"name": "PROMPTROLLOUT_MAX_REQUEST_BYTES", "value": str(spec.limits.max_request_bytes)},
+            {"name": "PROMPTROLLOUT_MAX_CONCURRENT_REQUESTS", "value": str(spec.limits.max_concurrent_requests)},
+            {"name": "PROMPTROLLOUT_DRAIN_SECONDS", "value": str(spec.drain_seconds)},
+        ],
+        "ports": [
+            {"name": "http", "containerPort": PORT_HTTP, "protocol": "TCP"},
+            {"name": "admin", "containerPort": PORT_ADMIN, "protocol": "TCP"},
+        ],
+        "startupProbe": probe("/healthz", periodSeconds=1, failureThreshold=60),
+        "readinessProbe": probe("/readyz", periodSeconds=2, failureThreshold=2),
+        "livenessProbe": probe("/healthz", periodSeconds=10, timeoutSeconds=5, failureThreshold=6),
+        "resources": resources,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "state", "mountPath": STATE_DIR},
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "provider-keys", "mountPath": PROVIDER_KEYS_DIR, "readOnly": True},
+        ],
+    }
+
+
+def _volumes(providers: Sequence[tuple[str, ProviderSpec]]) -> list[Object]:
+    """Keys come as files: neither operator nor gateway may read Secrets through the API. A missing one is optional, so
+    that it keeps no pod from starting; the pod says which file it lacks."""
+    sources = [
+        {
+            "secret": {
+                "name": spec.api_key_secret_ref.name,
+                "items": [{"key": spec.api_key_secret_ref.key, "path": f"{name}/api-key"}],
+                "optional": True,
+            }
+        }
+        for name, spec in sorted(providers, key=lambda pair: pair[0])
+        if spec.api_key_secret_ref is not None
+    ]
+    return [
+        {"name": "state", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "provider-keys", "projected": {"sources": sources}},
+    ]
+
+
+def _network_policy(selector: dict[str, str]) -> Object:
+    return {
+        "podSelector": {"matchLabels": selector},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [
+            {"ports": [{"protocol": "TCP", "port": PORT_HTTP}]},
+            # operator and Prometheus, in whichever namespace; not from outside the cluster
+            {"ports": [{"protocol": "TCP", "port": PORT_ADMIN}], "from": [{"namespaceSelector": {}}]},
+        ],
+        "egress": [{}],
+    }

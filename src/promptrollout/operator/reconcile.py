@@ -1,0 +1,448 @@
+"""One reconcile of a rollout: load facts, plan, carry out in the order status, delivery, Events."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from promptrollout.api.command import parse_command
+from promptrollout.api.delivery import DeliverySpec, VersionRef
+from promptrollout.api.names import OVERRIDE_PREFIX, short_digest
+from promptrollout.api.prompt import PromptSpec
+from promptrollout.api.rollout import Decision, RolloutSpec, RolloutStatus
+from promptrollout.cluster import ApiException
+from promptrollout.engine.draft import ACTIVE
+from promptrollout.engine.facts import Delivered, Facts, Plan
+from promptrollout.engine.plan import plan
+from promptrollout.operator import copies
+from promptrollout.operator.acknowledge import Acknowledgement, Acknowledger
+from promptrollout.operator.analyses import Analyses
+from promptrollout.operator.cluster_api import Api
+from promptrollout.operator.delivery import CannotCompile, body_of, compile_delivery, prompt_in, read
+from promptrollout.operator.delivery_status import delivery_status, is_complete
+from promptrollout.operator.events import post_decision, recent
+from promptrollout.operator.evidence import Measured, Question
+from promptrollout.operator.metrics import Metrics
+from promptrollout.operator.queue import Key, WorkQueue
+from promptrollout.operator.resolve import Resolved, resolve
+from promptrollout.operator.store import Store
+
+logger = logging.getLogger(__name__)
+Object = dict[str, Any]
+
+CHECKPOINT_SECONDS = 300
+CHECKPOINT_INTERVALS = 10
+
+
+class Stale(Exception):
+    """Someone wrote the object in between: what is known of it was read anew, plan again."""
+
+
+@dataclass(slots=True)
+class Record:
+    """What is kept in memory of one rollout object, by uid."""
+
+    planned: RolloutStatus
+    written: RolloutStatus | None
+    """The status as the API server has it."""
+    version: str
+    """The resource version that `written` was seen at."""
+    checkpoint_at: float
+    unposted: list[Decision] = field(default_factory=list)
+    spec: RolloutSpec | None = None
+    """The last one that could be read."""
+    cannot_compile: str = ""
+
+
+class RolloutReconciler:
+    """Carries out plans. Holds nothing that status, delivery and Prometheus could not give back after a restart."""
+
+    def __init__(
+        self,
+        api: Api,
+        store: Store,
+        queue: WorkQueue,
+        acknowledger: Acknowledger,
+        analyses: Analyses,
+        sources: Collection[str],
+        metrics: Metrics,
+        instance: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._api = api
+        self._store = store
+        self._queue = queue
+        self._acknowledger = acknowledger
+        self._analyses = analyses
+        self._sources = sources
+        self._metrics = metrics
+        self._instance = instance
+        self._clock = clock
+        self._records: dict[str, Record] = {}
+        self._uids: dict[Key, str] = {}
+        self._prompts: dict[tuple[str, str], PromptSpec] = {}
+
+    async def reconcile(self, key: Key, item: Object) -> None:
+        """Raises ApiException, ApiUnavailable and Stale; each means: again, from the start."""
+        record = self._record(key, item)
+        spec = self._spec(key, item, record)
+        if spec is None:
+            return
+        delivery = self._store.get("PromptDelivery", key.namespace, key.name)
+        delivery_spec = read(delivery)
+        await self._restore_copies(key, record.planned, delivery_spec)
+        resolved = resolve(key.namespace, key.name, spec, record.planned.stable, self._store, self._sources)
+        await self._create_copies(key, resolved.missing_copies)
+        facts = self._facts(key, item, record, spec, resolved, delivery_spec)
+        now = int(self._analyses.now(resolved.metrics_source))
+        result = plan(facts, now)
+        item = await self._write_status(key, item, record, result)
+        self._schedule_analysis(key, item, result, resolved)
+        await self._write_delivery(key, item, record, spec, resolved, result, delivery)
+        await self._mark_promoted(key, result.status)
+        await self._post_events(item, record)
+        for pod in result.evict:
+            logger.warning("%s: evicting pod %s, which did not confirm a rollback", key, pod)
+            await self._api.evict(key.namespace, pod)
+        await self._collect_copies(key, spec, facts, result)
+        if result.next_seconds is not None:
+            self._queue.add_after(key, result.next_seconds - self._analyses.now(resolved.metrics_source))
+
+    def forget(self, key: Key) -> None:
+        """The object is gone."""
+        uid = self._uids.pop(key, None)
+        if uid is not None:
+            self._records.pop(uid, None)
+        self._analyses.drop(key)
+        self._acknowledger.forget(key.namespace, key.name)
+        self._metrics.set_phase(key.namespace, key.name, None)
+
+    # ------------------------------------------------------------ load
+
+    def _record(self, key: Key, item: Object) -> Record:
+        """The memory of this object, brought up to date with what the API server has.
+
+        A status that is not the one we wrote was edited by hand, or by another operator: it is the truth. One that
+        cannot be read is as good as lost.
+        """
+        uid, version = item["metadata"]["uid"], item["metadata"]["resourceVersion"]
+        if self._uids.get(key) != uid:
+            self.forget(key)
+            self._uids[key] = uid
+        record = self._records.get(uid)
+        if record is not None and record.version == version:
+            return record
+        fetched = _read_status(key, item)
+        if record is None:
+            record = Record(fetched or RolloutStatus(), fetched, version, self._clock())
+            record.unposted = recent(record.planned.history, time.time())
+            self._records[uid] = record
+        elif fetched != record.written:
+            logger.warning("%s: its status was written by someone else, which is taken as it is", key)
+            record.planned, record.written = fetched or RolloutStatus(), fetched
+        record.version = version
+        return record
+
+    def _spec(self, key: Key, item: Object, record: Record) -> RolloutSpec | None:
+        try:
+            record.spec = RolloutSpec.model_validate(item.get("spec") or {})
+        except ValidationError as error:
+            # the CRD's schema lets nothing through that we cannot read, unless it is of another release
+            logger.error("%s: the spec cannot be read, is the CRD of this release? %s", key, error)
+        return record.spec
+
+    def _facts(
+        self,
+        key: Key,
+        item: Object,
+        record: Record,
+        spec: RolloutSpec,
+        resolved: Resolved,
+        delivery: DeliverySpec | None,
+    ) -> Facts:
+        status, desired = record.planned, resolved.desired
+        if record.cannot_compile and not desired.problems:
+            desired = type(desired)(desired.version, desired.baseline, None, (record.cannot_compile,))
+        metadata = item["metadata"]
+        evidence = self._analyses.evidence(key, status.clock.evaluated_until, resolved.metrics_source)
+        return Facts(
+            name=key.name,
+            uid=metadata["uid"],
+            generation=metadata.get("generation", 0),
+            spec=spec,
+            status=status,
+            desired=desired,
+            delivered=self._delivered(key, delivery),
+            promoted=copies.promoted(copies.owned(self._store, key.namespace, key.name)),
+            evidence=evidence,
+            command=parse_command(metadata.get("annotations") or {}),
+        )
+
+    def _delivered(self, key: Key, spec: DeliverySpec | None) -> Delivered | None:
+        if spec is None:
+            return None
+        found = self._acknowledger.answer(key.namespace, spec.gateway, key.name, spec.rollout_uid, spec.sequence)
+        answer = found or Acknowledgement(False, 0, 0)
+        return Delivered(
+            sequence=spec.sequence,
+            weight=spec.weight,
+            stable=VersionRef(version=spec.stable.version, digest=spec.stable.digest),
+            canary=VersionRef(version=spec.canary.version, digest=spec.canary.digest) if spec.canary else None,
+            memory=spec.memory,
+            complete=answer.complete and spec.rollout_uid == self._uids.get(key) and spec.retired_at is None,
+            acknowledged=answer.acknowledged,
+            total=answer.total,
+            laggards=answer.laggards,
+            overridden=self._overridden(key),
+            canary_provider_unreachable=answer.canary_provider_unreachable,
+            unassigned_share_percent=answer.unassigned_share_percent,
+        )
+
+    def _overridden(self, key: Key) -> bool:
+        item = self._store.get("ConfigMap", key.namespace, OVERRIDE_PREFIX + key.name)
+        return item is not None and (item.get("data") or {}).get("arm") == "stable"
+
+    # ------------------------------------------------------------ status
+
+    async def _write_status(self, key: Key, item: Object, record: Record, result: Plan) -> Object:
+        """Returns the object as it is then. Nothing that follows from a plan happens unless its status is written."""
+        if self._must_write(record, result):
+            try:
+                item = await self._api.apply_status("PromptRollout", item, result.status.dump())
+            except ApiException as error:
+                if error.status in (404, 409):
+                    await self._read_again(key)
+                    raise Stale(str(error.reason)) from error
+                raise
+            self._store.put("PromptRollout", item, quiet=True)
+            record.version = item["metadata"]["resourceVersion"]
+            record.written = _read_status(key, item)
+            record.checkpoint_at = self._clock()
+        if (record.planned.stage in (None, "Idle")) != (result.status.stage in (None, "Idle")):
+            gateway = (item.get("spec") or {}).get("gatewayRef", {}).get("name", "")
+            self._queue.add(Key("PromptGateway", key.namespace, gateway))  # its image is held while a canary runs
+        record.planned = result.status
+        record.unposted += result.decisions
+        for decision in result.decisions:
+            self._metrics.decisions.labels(decision.reason).inc()
+            logger.info("%s: %s: %s", key, decision.reason, decision.message)
+        self._metrics.set_phase(key.namespace, key.name, result.status.phase)
+        return item
+
+    def _must_write(self, record: Record, result: Plan) -> bool:
+        if record.written is not None and result.status == record.written:
+            return False
+        if record.written is None or result.urgent:
+            return True
+        status = result.status
+        if status.stage in (None, "Idle"):
+            return _without_ticks(status) != _without_ticks(record.written)
+        seconds = CHECKPOINT_SECONDS
+        if status.snapshot is not None:
+            seconds = min(seconds, CHECKPOINT_INTERVALS * status.snapshot.interval_seconds)
+        return self._clock() - record.checkpoint_at >= seconds
+
+    async def _read_again(self, key: Key) -> None:
+        item = await self._api.get("PromptRollout", key.namespace, key.name)
+        if item is not None:
+            self._store.put("PromptRollout", item)
+        elif (known := self._store.get("PromptRollout", key.namespace, key.name)) is not None:
+            self._store.remove("PromptRollout", key.namespace, key.name, known["metadata"]["uid"])
+
+    # ------------------------------------------------------------ delivery
+
+    async def _write_delivery(
+        self,
+        key: Key,
+        item: Object,
+        record: Record,
+        spec: RolloutSpec,
+        resolved: Resolved,
+        result: Plan,
+        existing: Object | None,
+    ) -> None:
+        if result.delivery is None:
+            return
+        before = read(existing)
+        try:
+            wanted = compile_delivery(
+                key.namespace,
+                item["metadata"]["uid"],
+                spec,
+                result.delivery,
+                (result.status.snapshot, resolved.desired.snapshot)
+                if result.status.snapshot is not None
+                else (resolved.desired.snapshot,),
+                before,
+                self._store,
+                self._lowest_sequence(key, existing, before),
+            )
+        except CannotCompile as problem:
+            if record.cannot_compile != str(problem):
+                record.cannot_compile = str(problem)
+                self._queue.add(key)  # the next plan holds, and says why
+            return
+        record.cannot_compile = ""
+        if wanted != before:
+            body = body_of(key.namespace, key.name, wanted, existing)
+            try:
+                if existing is None and await self._api.get("PromptDelivery", key.namespace, key.name) is not None:
+                    await self._read_delivery_again(key, None)
+                    raise Stale("the delivery exists already")
+                # applied, not created: fields that a create owns cannot be taken out by a later apply
+                existing = await self._api.apply("PromptDelivery", key.namespace, key.name, body)
+            except ApiException as error:
+                if error.status in (404, 409):
+                    await self._read_delivery_again(key, existing)
+                    raise Stale(str(error.reason)) from error
+                raise
+            self._store.put("PromptDelivery", existing, quiet=True)
+        assert existing is not None
+        self._acknowledger.ask(
+            key.namespace,
+            wanted.gateway,
+            key.name,
+            wanted.rollout_uid,
+            wanted.sequence,
+            regularly=result.status.stage in (*ACTIVE, "Baking"),
+            known=is_complete(existing, wanted.sequence),
+        )
+        await self._write_delivery_status(key, existing, wanted)
+
+    def _lowest_sequence(self, key: Key, existing: Object | None, before: DeliverySpec | None) -> int:
+        """One that every pod takes: above what the object says that we cannot read, and above what pods have.
+
+        Pods know a higher one than the object after a restore from backup, or if the delivery was deleted.
+        """
+        if before is None:
+            known = ((existing or {}).get("spec") or {}).get("sequence")
+            return known + 1 if isinstance(known, int) else 1
+        answer = self._acknowledger.answer(key.namespace, before.gateway, key.name, before.rollout_uid, before.sequence)
+        return answer.highest + 1 if answer is not None and answer.highest > before.sequence else 1
+
+    async def _write_delivery_status(self, key: Key, item: Object, spec: DeliverySpec) -> None:
+        answer = self._acknowledger.answer(key.namespace, spec.gateway, key.name, spec.rollout_uid, spec.sequence)
+        status = delivery_status(item, spec.sequence, answer, time.time())
+        if status is None:
+            return
+        try:
+            item = await self._api.apply_status("PromptDelivery", item, status)
+        except ApiException as error:
+            if error.status not in (404, 409):
+                raise
+            await self._read_delivery_again(key, item)
+            raise Stale(str(error.reason)) from error
+        self._store.put("PromptDelivery", item, quiet=True)
+
+    async def _read_delivery_again(self, key: Key, known: Object | None) -> None:
+        item = await self._api.get("PromptDelivery", key.namespace, key.name)
+        if item is not None:
+            self._store.put("PromptDelivery", item)
+        elif known is not None:
+            self._store.remove("PromptDelivery", key.namespace, key.name, known["metadata"]["uid"])
+
+    # ------------------------------------------------------------ analysis
+
+    def _schedule_analysis(self, key: Key, item: Object, result: Plan, resolved: Resolved) -> None:
+        status, until, intent = result.status, result.status.clock.evaluated_until, result.delivery
+        source = resolved.metrics_source
+        if not result.wants_evidence or until is None or status.snapshot is None or source is None:
+            self._analyses.drop(key)
+            return
+        if intent is None or intent.canary is None:
+            self._analyses.drop(key)
+            return
+        question = Question(
+            uid=item["metadata"]["uid"],
+            source=source,
+            interval_seconds=status.snapshot.interval_seconds,
+            stable_version=short_digest(intent.stable.digest),
+            canary_version=short_digest(intent.canary.digest),
+            objectives=tuple(Measured(o.name, o.signal, o.threshold_seconds) for o in status.snapshot.objectives),
+        )
+        self._analyses.want(key, question, until)
+
+    # ------------------------------------------------------------ copies
+
+    async def _restore_copies(self, key: Key, status: RolloutStatus, delivery: DeliverySpec | None) -> None:
+        """Copies in use that someone deleted come back, from memory or from the delivery."""
+        for version in (status.stable, status.canary, status.previous):
+            if version is None:
+                continue
+            place = (key.namespace, version.version)
+            item = self._store.get("PromptVersion", *place)
+            if item is not None:
+                if place not in self._prompts and (prompt := copies.prompt_of(item)) is not None:
+                    self._prompts[place] = prompt
+                continue
+            prompt = self._prompts.get(place) or prompt_in(delivery, version)
+            if prompt is not None:
+                logger.warning("%s: the copy %s was deleted and is made again", key, version.version)
+                await self._create_copies(key, (prompt,))
+
+    async def _create_copies(self, key: Key, prompts: Collection[PromptSpec]) -> None:
+        for prompt in prompts:
+            body = copies.copy_of(key.namespace, key.name, prompt)
+            try:
+                item = await self._api.create("PromptVersion", key.namespace, body)
+            except ApiException as error:
+                if error.status != 409:
+                    raise
+                found = await self._api.get("PromptVersion", key.namespace, body["metadata"]["name"])
+                if found is not None:
+                    self._store.put("PromptVersion", found)
+                raise Stale("the copy exists already") from error
+            # its own status is still to be written
+            self._store.put("PromptVersion", item)
+
+    async def _mark_promoted(self, key: Key, status: RolloutStatus) -> None:
+        if status.stable is None or status.stage not in ("Idle", "Baking") or status.revision == 0:
+            return
+        owned = copies.owned(self._store, key.namespace, key.name)
+        item = next((item for item in owned if item["metadata"]["name"] == status.stable.version), None)
+        highest = max((copies.mark_of(item) for item in owned), default=0)
+        if item is None or (copies.mark_of(item) == highest and highest > 0):
+            return
+        mark = {"annotations": {copies.ANNOTATION_PROMOTED: str(max(highest + 1, status.revision))}}
+        answer = await self._api.merge("PromptVersion", key.namespace, item["metadata"]["name"], {"metadata": mark})
+        self._store.put("PromptVersion", answer, quiet=True)
+
+    async def _collect_copies(self, key: Key, spec: RolloutSpec, facts: Facts, result: Plan) -> None:
+        owned = copies.owned(self._store, key.namespace, key.name)
+        if len(owned) <= spec.revision_history_limit:
+            return
+        status, desired = result.status, facts.desired
+        refs = (status.stable, status.canary, status.previous, desired.version, desired.baseline)
+        needed = {ref.version for ref in refs if ref is not None}
+        if facts.delivered is not None:
+            needed |= {ref.version for ref in (facts.delivered.stable, facts.delivered.canary) if ref is not None}
+        for item in copies.superfluous(owned, needed, spec.revision_history_limit):
+            await self._api.delete("PromptVersion", item)
+            self._prompts.pop((key.namespace, item["metadata"]["name"]), None)
+
+    # ------------------------------------------------------------ events
+
+    async def _post_events(self, item: Object, record: Record) -> None:
+        while record.unposted:
+            await post_decision(self._api, item, record.unposted[0], self._instance)
+            record.unposted.pop(0)
+
+
+def _read_status(key: Key, item: Object) -> RolloutStatus | None:
+    content = item.get("status")
+    if not content:
+        return None
+    try:
+        return RolloutStatus.model_validate(content)
+    except ValidationError as error:
+        logger.error("%s: its status cannot be read and is rebuilt from the delivery: %s", key, error)
+        return None
+
+
+def _without_ticks(status: RolloutStatus) -> RolloutStatus:
+    return status.model_copy(update={"clock": status.clock.model_copy(update={"ticked_at": None})})

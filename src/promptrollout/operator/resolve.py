@@ -1,0 +1,238 @@
+"""From the spec and the objects that it names to what the engine may work with; every defect becomes a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from promptrollout.api.delivery import VersionRef
+from promptrollout.api.digest import copy_name, digest_of
+from promptrollout.api.prompt import PromptSpec
+from promptrollout.api.rollout import RolloutSpec, Snapshot
+from promptrollout.api.slo import Objective, SLOSpec, VersusStable
+from promptrollout.api.template import prompt_problems
+from promptrollout.engine.facts import Desired
+from promptrollout.engine.objectives import make_test
+from promptrollout.operator.copies import is_copy, prompt_of
+from promptrollout.operator.store import Store
+
+Object = dict[str, Any]
+
+MAX_OBJECTIVES = 20
+ALWAYS_ON_INCREASE_PERCENT = 50
+CONTRACT_MAX_SHARE = "0.05"
+"""Bound of the contract failures where stable has no output schema to compare with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """`missing_copies`: prompts whose owned copy does not exist yet and must be created before they are used."""
+
+    desired: Desired
+    missing_copies: tuple[PromptSpec, ...] = ()
+    metrics_source: str | None = None
+
+
+def resolve(
+    namespace: str, name: str, spec: RolloutSpec, stable: VersionRef | None, store: Store, sources: Collection[str]
+) -> Resolved:
+    """`stable`: what is served now; `sources`: names of the metrics sources that the operator knows."""
+    problems: list[str] = []
+    missing: list[PromptSpec] = []
+    source = _metrics_source(namespace, spec, store, sources, problems)
+    prompt: PromptSpec | None
+    if spec.template is not None:
+        prompt, path = spec.template, "spec.template"
+    else:
+        prompt, path = _named_version(namespace, spec, store, problems, "version_ref", "spec.versionRef")
+    version = _own_copy(namespace, name, prompt, path, store, problems, missing)
+    baseline = None
+    if spec.baseline_ref is not None and stable is None:
+        other, other_path = _named_version(namespace, spec, store, problems, "baseline_ref", "spec.baselineRef")
+        baseline = _own_copy(namespace, name, other, other_path, store, problems, missing)
+    snapshot = None
+    if prompt is not None:
+        served = store.get("PromptVersion", namespace, stable.version) if stable else None
+        before = prompt_of(served) if served is not None else None
+        snapshot = _snapshot(namespace, spec, prompt, before, store, problems)
+    desired = Desired(
+        version=version,
+        baseline=baseline,
+        snapshot=None if problems else snapshot,
+        problems=tuple(problems),
+    )
+    return Resolved(desired, tuple(missing), source)
+
+
+# ---------------------------------------------------------------- gateway
+
+
+def _metrics_source(
+    namespace: str, spec: RolloutSpec, store: Store, sources: Collection[str], problems: list[str]
+) -> str | None:
+    name = spec.gateway_ref.name
+    gateway = store.get("PromptGateway", namespace, name)
+    if gateway is None:
+        problems.append(f"spec.gatewayRef.name: there is no PromptGateway {name} in {namespace}: create it")
+        return None
+    source = str((gateway.get("spec") or {}).get("metricsSource", "default"))
+    if source in sources:
+        return source
+    if spec.analysis.mode == "Metrics":
+        known = ", ".join(sorted(sources)) or "none"
+        problems.append(
+            f"spec.gatewayRef.name: PromptGateway {name} names the metrics source {source}, which the operator does "
+            f"not have (it has: {known}): change spec.metricsSource, or add it to the operator's configuration"
+        )
+    return None
+
+
+# ---------------------------------------------------------------- the prompt
+
+
+def _named_version(
+    namespace: str, spec: RolloutSpec, store: Store, problems: list[str], field: str, path: str
+) -> tuple[PromptSpec | None, str]:
+    ref = getattr(spec, field)
+    if ref is None:
+        problems.append("spec: set exactly one of template and versionRef")
+        return None, path
+    item = store.get("PromptVersion", namespace, ref.name)
+    if item is None:
+        problems.append(f"{path}.name: there is no PromptVersion {ref.name} in {namespace}: create it")
+        return None, path
+    prompt = prompt_of(item)
+    if prompt is None:
+        problems.append(f"{path}.name: PromptVersion {ref.name} cannot be read by this release: apply it again")
+    return prompt, f"{path} (PromptVersion {ref.name})"
+
+
+def _own_copy(
+    namespace: str,
+    rollout: str,
+    prompt: PromptSpec | None,
+    path: str,
+    store: Store,
+    problems: list[str],
+    missing: list[PromptSpec],
+) -> VersionRef | None:
+    """The owned copy of a sound prompt, to be created if need be."""
+    if prompt is None:
+        return None
+    found = [f"{path}{'.' + where if where else ''}: {reason}" for where, reason in prompt_problems(prompt)]
+    provider = prompt.provider_ref.name
+    if store.get("ModelProvider", namespace, provider) is None:
+        found.append(f"{path}.providerRef.name: there is no ModelProvider {provider} in {namespace}: create it")
+    problems += found
+    try:
+        digest = digest_of(prompt)
+    except ValueError:
+        return None  # said by prompt_problems
+    name = copy_name(rollout, digest)
+    existing = store.get("PromptVersion", namespace, name)
+    if existing is None:
+        if not found:
+            missing.append(prompt)
+    else:
+        held = prompt_of(existing)
+        if not is_copy(existing, rollout) or held is None or digest_of(held) != digest:
+            problems.append(
+                f"{path}: PromptVersion {name} is in the way: the operator keeps its copy under this name, and that "
+                "object is not its own or differs: delete or rename it"
+            )
+            return None
+    return None if found else VersionRef(version=name, digest=digest)
+
+
+# ---------------------------------------------------------------- the objectives
+
+
+def _snapshot(
+    namespace: str, spec: RolloutSpec, prompt: PromptSpec, stable: PromptSpec | None, store: Store, problems: list[str]
+) -> Snapshot:
+    canary, analysis = spec.strategy.canary, spec.analysis
+    analyse = analysis.mode == "Metrics"
+    objectives = _objectives(namespace, spec, prompt, stable, store, problems) if analyse else []
+    return Snapshot(
+        steps=canary.steps,
+        objectives=objectives,
+        interval_seconds=analysis.interval_seconds,
+        bake_seconds=canary.bake_seconds,
+        max_duration_seconds=canary.max_duration_seconds,
+        on_timeout=canary.on_timeout,
+        on_insufficient_traffic=canary.on_insufficient_traffic,
+        analyse=analyse,
+    )
+
+
+def _objectives(
+    namespace: str, spec: RolloutSpec, prompt: PromptSpec, stable: PromptSpec | None, store: Store, problems: list[str]
+) -> list[Objective]:
+    declared: dict[str, tuple[str, Objective]] = {}
+
+    def declare(origin: str, objective: Objective) -> None:
+        if objective.name in declared:
+            first = declared[objective.name][0]
+            problems.append(f"{origin}: the objective {objective.name} is declared in {first} too: rename one of them")
+            return
+        try:
+            make_test(objective)
+        except ValueError as error:
+            problems.append(f"{origin}: {error}")
+        declared[objective.name] = (origin, objective)
+
+    for objective in spec.analysis.objectives:
+        declare("spec.analysis.objectives", objective)
+    for index, ref in enumerate(spec.analysis.slo_refs):
+        path = f"spec.analysis.sloRefs[{index}]"
+        item = store.get("PromptSLO", namespace, ref.name)
+        if item is None:
+            problems.append(f"{path}.name: there is no PromptSLO {ref.name} in {namespace}: create it")
+            continue
+        try:
+            objectives = SLOSpec.model_validate(item.get("spec") or {}).objectives
+        except ValidationError as error:
+            problems.append(f"{path}.name: PromptSLO {ref.name}: {_first(error)}")
+            continue
+        for objective in objectives:
+            declare(f"{path} (PromptSLO {ref.name})", objective)
+    found = [objective for _, objective in declared.values()]
+    if prompt.output_schema is None:
+        # nothing is checked, so nothing can be measured: the objective would wait for ever
+        found = [objective for objective in found if objective.signal != "ContractFailureRate"]
+    found += _always_on(found, prompt, stable)
+    if len(found) > MAX_OBJECTIVES:
+        problems.append(
+            f"spec.analysis: {len(found)} objectives with those that are always on, at most {MAX_OBJECTIVES}: "
+            "remove some, or an SLO"
+        )
+    return found[:MAX_OBJECTIVES]
+
+
+def _always_on(found: list[Objective], prompt: PromptSpec, stable: PromptSpec | None) -> list[Objective]:
+    """Errors and contract failures are watched whatever is declared."""
+    signals, names = {objective.signal for objective in found}, {objective.name for objective in found}
+    versus = VersusStable(max_increase_percent=ALWAYS_ON_INCREASE_PERCENT)
+    added = []
+    if "ErrorRate" not in signals:
+        added.append(Objective(name=_free("error-rate", names), signal="ErrorRate", versus_stable=versus))
+    if "ContractFailureRate" not in signals and prompt.output_schema is not None:
+        name = _free("contract-failure-rate", names)
+        if stable is not None and stable.output_schema is None:
+            # there is nothing to compare a first schema with
+            added.append(Objective(name=name, signal="ContractFailureRate", max=CONTRACT_MAX_SHARE))
+        else:
+            added.append(Objective(name=name, signal="ContractFailureRate", versus_stable=versus))
+    return added
+
+
+def _free(name: str, taken: set[str]) -> str:
+    return name if name not in taken else f"always-on-{name}"
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
