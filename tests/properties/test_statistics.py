@@ -34,7 +34,7 @@ def rate_counts(draw: st.DrawFn) -> RateCounts:
 @st.composite
 def moments(draw: st.DrawFn) -> Moments:
     n = draw(counts)
-    mean, cv = draw(st.floats(0, 0.1)), draw(st.floats(0, 5))
+    mean, cv = draw(st.just(0.0) | st.floats(1e-9, 0.1)), draw(st.just(0.0) | st.floats(1e-3, 5))
     return Moments(n, n * mean, n * mean * mean * (1 + cv * cv))
 
 

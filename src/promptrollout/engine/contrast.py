@@ -58,14 +58,13 @@ def log_one_sided(total: float, variance: float, rho: float) -> float:
     1/2 ln(4 rho/(V+rho)) + S^2/(2(V+rho)) + ln Phi(S/sqrt(V+rho)): Howard, Ramdas, McAuliffe, Sekhon (arXiv
     1810.08240), as confseq's `OneSidedNormalMixture`; with estimated variances valid asymptotically (arXiv 2103.06476).
     """
-    scale = variance + rho
-    z = total / math.sqrt(scale)
-    return 0.5 * math.log(4 * rho / scale) + z * z / 2 + _log_normal_cdf(z)
+    z = total / math.sqrt(variance + rho)
+    return math.log(2) - math.log1p(variance / rho) / 2 + z * z / 2 + _log_normal_cdf(z)
 
 
 def half_width(variance: float, rho: float, level: float) -> float:
     """Of the two-sided confidence sequence for the mean of a sum of this variance (arXiv 2103.06476, theorem 2.2)."""
-    return math.sqrt((variance + rho) * (math.log((variance + rho) / rho) - 2 * math.log(level)))
+    return math.sqrt((variance + rho) * (math.log1p(variance / rho) - 2 * math.log(level)))
 
 
 def _log_normal_cdf(z: float) -> float:

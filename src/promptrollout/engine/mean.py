@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from promptrollout.engine import encoding, wording
+from promptrollout.engine.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
 from promptrollout.engine.contrast import TUNING, Contrast, half_width, log_one_sided
 from promptrollout.engine.evidence import Counts, MeanCounts, Moments
 from promptrollout.engine.judgement import Judgement, Levels
@@ -18,13 +19,8 @@ EFFECTS = (0.03, 0.06, 0.12)
 
 With 0.12 a large rise crosses well before the gate, so larger alternatives would buy nothing, and they would let single
 expensive requests decide."""
-MOST_PER_INTERVAL = 2.0
-"""Cap on ln e of one interval. A smaller bet is still a bet, so it is valid; it keeps a heavy tail's single requests
-from deciding: costs with a coefficient of variation of 2.9, no rise, level 5 %: false breaches 0 of 200 instead of 20;
-price: a breach takes at least three intervals, and a late doubling seven instead of three."""
 SUSPECT_EFFECT = 0.12
-SUSPECT = math.log(3)
-SUSPECT_CAP = math.log(1000)
+"""The one by which stable comes under suspicion of being above `max` itself."""
 
 LEARN = 50
 """Requests of both arms before the first interval is used: they set the scale."""
@@ -32,6 +28,9 @@ PRIOR = 20
 """Pseudo-requests that shrink an arm's variance to that of both arms together."""
 LEAST_CV = 0.01
 """Standard deviations count as at least this share of the mean, so that constant costs are no infinite certainty."""
+
+NO_VARIANCE = 1e-100
+"""Squares of doubles underflow not far below; no price is that small."""
 
 _NOTHING = Moments(0.0, 0.0, 0.0)
 
@@ -48,7 +47,7 @@ class MeanState:
     relative: StartMixture
     absolute: StartMixture
     suspicion: float
-    """CUSUM of stable above `max`, between 0 and SUSPECT_CAP."""
+    """Of stable being above `max` itself; see common_cause."""
     contrast: Contrast
     """Of all intervals used, for the interval of the difference."""
     promotion: Contrast
@@ -84,7 +83,7 @@ def variances(canary: Moments, stable: Moments) -> tuple[float, float] | None:
     squares = [_squares(arm) for arm in (canary, stable)]
     least = (LEAST_CV * (canary.total + stable.total) / n) ** 2
     pooled = max(sum(squares) / (n - 2), least)
-    if pooled <= 0:
+    if pooled < NO_VARIANCE:
         return None
     v_c, v_s = (
         max((own + PRIOR * pooled) / (max(arm.n - 1, 0.0) + PRIOR), least)
@@ -102,7 +101,9 @@ def log_bets(scale: float, total: float, variance: float) -> Iterator[float]:
     """ln e-value of one interval per effect d: lambda S - lambda^2 V / 2 with lambda = d / scale.
 
     `total` is the interval's sum of excess over the bound, `variance` its variance as earlier intervals know it. Capped
-    at MOST_PER_INTERVAL.
+    at MOST_PER_INTERVAL, versus stable too: it keeps a heavy tail's single requests from deciding. With a coefficient
+    of variation of 2.9, no rise and level 5 %, false breaches were 0 of 200 instead of 20; a late doubling takes seven
+    intervals instead of three.
     """
     for effect in EFFECTS:
         bet = effect / scale
@@ -182,10 +183,10 @@ class MeanTest:
 
         absolute, suspicion = state.absolute, state.suspicion
         if self.maximum is not None:
-            suspicion = self._suspect(suspicion, scale, stable, v_s)
-            # chosen by stable alone, so the canary's e-value of the intervals that count stays one
-            common = suspicion >= SUSPECT or stable.total > self.maximum * n_s
-            if n_c > 0 and not common:
+            bet = SUSPECT_EFFECT / scale
+            gain = bet * (stable.total - self.maximum * n_s) - bet * bet * v_s * n_s / 2
+            suspicion = suspicion_after(suspicion, n_s, gain)
+            if n_c > 0 and not is_common(suspicion, stable.total, n_s, self.maximum):
                 absolute = absolute.observe(log_bets(scale, canary.total - self.maximum * n_c, v_c * n_c))
 
         return MeanState(
@@ -201,14 +202,6 @@ class MeanTest:
             promotable_total=state.promotable_total + (canary.total if promotable else 0.0),
             promotable_spread=state.promotable_spread + (v_c * n_c if promotable else 0.0),
         )
-
-    def _suspect(self, suspicion: float, scale: float, stable: Moments, v_s: float) -> float:
-        """Stable's CUSUM against `max`, as for rates; it halves while stable has no requests."""
-        if stable.n <= 0 or self.maximum is None:
-            return suspicion / 2
-        bet = SUSPECT_EFFECT / scale
-        gain = bet * (stable.total - self.maximum * stable.n) - bet * bet * v_s * stable.n / 2
-        return min(max(suspicion + gain, 0.0), SUSPECT_CAP)
 
     def log_promote_relative(self, state: MeanState, margin_percent: float) -> float:
         """ln evidence against "costlier than stable by the margin or more"."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from promptrollout.engine import encoding, wording
+from promptrollout.engine.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
 from promptrollout.engine.contrast import TUNING, Contrast, half_width
 from promptrollout.engine.evidence import Counts, RateCounts
 from promptrollout.engine.judgement import Judgement, Levels
@@ -22,10 +23,8 @@ BETTER_ODDS = (0.1, 0.25, 0.5, 0.8)
 SPOTLESS_ODDS = (0.1, 0.25, 0.5)
 """The same for the negligible rate, where only arms (nearly) without failures need it."""
 
-SUSPECT_ODDS = 1.5
-SUSPECT = math.log(3)
-SUSPECT_CAP = math.log(1000)
-"""Keeps an hour of trouble from casting suspicion on stable for a day."""
+SUSPECT_ODDS = (1.5, 5.0)
+"""Alternatives by which stable comes under suspicion of being above `max` itself."""
 
 _RHO = 0.02 * TUNING
 """Of the displayed interval: tuned for a rate of 2 %. Any fixed value is valid."""
@@ -46,7 +45,7 @@ class RateState:
     absolute: StartMixture
     """Breach of `max`."""
     suspicion: float
-    """CUSUM of stable above `max`, between 0 and SUSPECT_CAP."""
+    """Of stable being above `max` itself; see common_cause."""
     promotion: tuple[float, ...]
     """ln e per alternative in BETTER, over the promotable intervals."""
     promotable: float
@@ -85,16 +84,6 @@ def log_bound(bound: float, odds: float, requests: float, bad: float) -> float:
     1 for every rate on the bound's near side.
     """
     return bad * math.log(odds) - requests * math.log1p(bound * (odds - 1))
-
-
-def suspect(bound: float, suspicion: float, requests: float, bad: float) -> float:
-    """Stable's CUSUM against `max` after one interval (Page 1954): its recent evidence of being above, 0 if none.
-
-    Without any request on stable nothing can show a common cause, so suspicion halves with each interval.
-    """
-    if requests <= 0:
-        return suspicion / 2
-    return min(max(suspicion + log_bound(bound, SUSPECT_ODDS, requests, bad), 0.0), SUSPECT_CAP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +154,11 @@ class RateTest:
 
         absolute, suspicion = state.absolute, state.suspicion
         if self.maximum is not None:
-            suspicion = suspect(self.maximum, suspicion, n_s, e_s)
-            # chosen by stable's counts alone, so the canary's e-value of the intervals that count stays one
-            common = suspicion >= SUSPECT or e_s > self.maximum * n_s
-            if n_c > 0 and not common:
-                absolute = absolute.observe(log_bound(self.maximum, g, n_c, e_c) for g in WORSE_ODDS)
+            gain = max(log_bound(self.maximum, g, n_s, e_s) for g in SUSPECT_ODDS)
+            suspicion = suspicion_after(suspicion, n_s, gain)
+            if n_c > 0 and not is_common(suspicion, e_s, n_s, self.maximum):
+                gains = (log_bound(self.maximum, g, n_c, e_c) for g in WORSE_ODDS)
+                absolute = absolute.observe(min(x, MOST_PER_INTERVAL) for x in gains)
 
         return RateState(
             canary=state.canary + n_c,
@@ -265,7 +254,8 @@ class RateTest:
                 if gain > 0:
                     ratio = min(ratio, (needed - state.stable_bad * log_r) / gain / state.canary)
             rates.append(max(ratio, self._detectable_bound(self.negligible, state.canary, needed)))
-        if self.maximum is not None and state.suspicion < SUSPECT:
+        enough = state.absolute.intervals >= needed / MOST_PER_INTERVAL
+        if self.maximum is not None and state.suspicion < SUSPECT and enough:
             rates.append(self._detectable_bound(self.maximum, state.canary, needed))
         return min(rates, default=math.inf)
 

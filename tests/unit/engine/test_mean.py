@@ -245,6 +245,15 @@ def test_extreme_counts_and_costs_stay_finite(n: float, mean: float) -> None:
         assert len(BOTH.judge(state, LEVELS).message) <= 512
 
 
+def test_a_vanishing_cost_is_no_scale() -> None:
+    nearly_nothing = MeanCounts(Moments(1e12, 0, 0), Moments(1e12, 9e-147, 8e-305))
+    state = after(BOTH, nearly_nothing, 3)
+    assert state.scale == 0
+    state = BOTH.observe(state, interval(1e12, 0.06, 1e12, 0.03), promotable=True)
+    state = BOTH.observe(state, interval(1e12, 0.06, 1e12, 0.03), promotable=True)
+    assert BOTH.judge(state, LEVELS).message
+
+
 def test_the_scale_is_set_once_by_earlier_intervals() -> None:
     one = after(VERSUS_STABLE, interval(50, STABLE_COST, 50))
     assert one.scale == 0

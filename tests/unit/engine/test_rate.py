@@ -147,6 +147,19 @@ def test_a_shared_spike_decides_nothing() -> None:
     assert not judgement.common_cause
 
 
+def test_a_shared_spike_at_high_weight_and_little_stable_traffic_decides_nothing() -> None:
+    state = after(BOTH, (18, 0.2, 2, 0.02), times=30)
+    for k in range(30):
+        state = BOTH.observe(state, RateCounts(18, 6, 2 * (k % 3 > 0), k % 3 > 0), promotable=True)
+        assert not BOTH.judge(state, LEVELS).breach
+
+
+def test_an_absolute_bound_is_never_crossed_within_two_intervals() -> None:
+    judgement = judged(MAXIMUM, (1000, 1000, 0, 0), times=2)
+    assert not judgement.breach
+    assert judged(MAXIMUM, (1000, 1000, 0, 0), times=4).breach
+
+
 def test_a_canary_above_max_breaches_by_that_alone_when_no_margin_is_crossed() -> None:
     test = RateTest(ERRORS, "d", margin_percent=10_000, rollback_percent=10_000, maximum=0.05)
     judgement = judged(test, (100, 10, 900, 9), times=20)
