@@ -121,13 +121,7 @@ def _series_lines(copies: list[_Copy]) -> Iterator[str]:
         "Complete answers that do not match the output schema.",
         ((c.labels, c.contract_failures) for c in copies),
     )
-    yield from family(
-        names.METRIC_COST_COUNT, "Requests whose cost is known.", ((c.labels, c.cost_count) for c in copies)
-    )
-    yield from family(names.METRIC_COST_SUM, "Their cost in USD.", ((c.labels, c.cost_sum_usd) for c in copies))
-    yield from family(
-        names.METRIC_COST_SUMSQ, "Sum of the squares of their cost.", ((c.labels, c.cost_sumsq_usd2) for c in copies)
-    )
+    yield from _cost_lines(copies)
     yield from family(_UNPRICED, "Requests of a model without a price.", ((c.labels, c.unpriced) for c in copies))
     yield from family(
         _USAGE_MISSING,
@@ -140,6 +134,20 @@ def _series_lines(copies: list[_Copy]) -> Iterator[str]:
         ((f'{c.labels},type="{kind}"', n) for c in copies for kind, n in zip(TOKEN_TYPES, c.tokens, strict=True)),
     )
     yield from _latency_lines(copies)
+
+
+def _cost_lines(copies: list[_Copy]) -> Iterator[str]:
+    """A summary without quantiles, and beside it what the format has no place for."""
+    name = names.METRIC_COST_SUM.removesuffix("_sum")
+    yield f"# HELP {name} Cost of requests in USD, of those whose cost is known."
+    yield f"# TYPE {name} summary"
+    for c in copies:
+        yield f"{names.METRIC_COST_SUM}{{{c.labels}}} {c.cost_sum_usd}"
+        yield f"{names.METRIC_COST_COUNT}{{{c.labels}}} {c.cost_count}"
+    yield f"# HELP {names.METRIC_COST_SUMSQ} Sum of the squares of the cost of requests, for its variance."
+    yield f"# TYPE {names.METRIC_COST_SUMSQ} untyped"
+    for c in copies:
+        yield f"{names.METRIC_COST_SUMSQ}{{{c.labels}}} {c.cost_sumsq_usd2}"
 
 
 def _latency_lines(copies: list[_Copy]) -> Iterator[str]:

@@ -38,6 +38,8 @@ class _NamedUndefined(StrictUndefined):
     __slots__ = ()
 
     def _fail(self, *args: Any, **kwargs: Any) -> Any:
+        if self._undefined_exception is SecurityError:
+            raise RenderError(f"not allowed in a prompt: {self._undefined_message}")
         raise MissingVariable(self._undefined_name or "?")
 
     _fail_with_undefined_error = _fail

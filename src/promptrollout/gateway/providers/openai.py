@@ -249,8 +249,8 @@ def _broken(provider: str, error: BaseException) -> ProviderError:
 
 def _reason(error: BaseException) -> str:
     """Without the address: it is nobody's business outside."""
-    cause = getattr(error, "os_error", None) or error
-    return getattr(cause, "strerror", None) or type(error).__name__
+    number = getattr(getattr(error, "os_error", None) or error, "errno", None)
+    return os.strerror(number) if isinstance(number, int) and number > 0 else type(error).__name__
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -1,0 +1,126 @@
+"""Counting: once per request, exact sums, monotone series."""
+
+import pytest
+
+from promptrollout.api.provider import ModelPrice
+from promptrollout.gateway.account import MAX_TOKENS, Outcome, Price, Series, Usage
+from promptrollout.gateway.counters import SECONDS_KEPT, Counters
+from promptrollout.gateway.window import ShareWindow
+
+LABELS = ("uid", "support", "aaaaaaaaaa", "stable", "gpt")
+PRICE = Price.of(
+    ModelPrice(model="gpt", input_per_million_usd="2", output_per_million_usd="8", cached_input_per_million_usd="0.5")
+)
+
+
+@pytest.mark.parametrize(
+    ("found", "usage"),
+    [
+        ({"prompt_tokens": 10, "completion_tokens": 2}, Usage(10, 0, 2)),
+        ({"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 4}}, Usage(10, 4, 0)),
+        ({"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 40}}, Usage(10, 10, 0)),
+        ({"prompt_tokens": -5, "completion_tokens": 1e30}, Usage(0, 0, MAX_TOKENS)),
+        ({"prompt_tokens": "ten", "completion_tokens": True}, Usage(0, 0, 0)),
+        ({}, None),
+        (None, None),
+        ("many", None),
+    ],
+)
+def test_usage_is_read_and_clipped(found: object, usage: Usage | None) -> None:
+    assert Usage.read(found) == usage
+
+
+def test_cost_prices_cached_input_apart() -> None:
+    assert PRICE.cost_usd(Usage(1000, 400, 100)) == pytest.approx(600 * 2e-6 + 400 * 0.5e-6 + 100 * 8e-6)
+    plain = Price.of(ModelPrice(model="gpt", input_per_million_usd="2", output_per_million_usd="8"))
+    assert plain.cost_usd(Usage(1000, 400, 0)) == pytest.approx(1000 * 2e-6)
+
+
+def test_a_request_counts_once_in_everything() -> None:
+    series = Series(LABELS, [0.1, 1.0])
+    series.count(Outcome(usage=Usage(1000, 0, 100), price=PRICE, seconds=0.5, contract_kept=False))
+    series.count(Outcome(usage=Usage(2000, 0, 100), price=PRICE, seconds=1.0, contract_kept=True))
+    series.count(Outcome(error_type="timeout", seconds=30.0))
+    assert (series.requests, sum(series.errors.values()), series.errors["timeout"]) == (3, 1, 1)
+    assert (series.contract_checks, series.contract_failures) == (2, 1)
+    assert series.bins == [0, 2, 1]  # an edge belongs to its bucket
+    costs = [0.0028, 0.0048, 0.0]
+    assert series.cost_count == 3
+    assert series.cost_sum_usd == pytest.approx(sum(costs))
+    assert series.cost_sumsq_usd2 == pytest.approx(sum(c * c for c in costs))
+    assert series.tokens == [3000, 0, 200]
+
+
+def test_an_answer_without_usage_is_no_evidence_of_cost() -> None:
+    series = Series(LABELS, [1.0])
+    series.count(Outcome(price=PRICE))
+    series.count(Outcome(price=PRICE, error_type="stream_broken"))
+    assert (series.requests, series.cost_count, series.usage_missing) == (2, 0, 2)
+
+
+def test_a_model_without_a_price_costs_nothing_and_is_counted_as_such() -> None:
+    series = Series(LABELS, [1.0])
+    series.count(Outcome(usage=Usage(1, 0, 1)))
+    assert (series.cost_count, series.cost_sum_usd, series.unpriced) == (1, 0.0, 1)
+
+
+def test_new_edges_leave_every_exported_bucket_monotone() -> None:
+    series = Series(LABELS, [0.1, 1.0])
+    series.count(Outcome(seconds=0.05))
+    series.count(Outcome(seconds=0.5))
+    series.add_edges([0.4, 1.0])
+    assert series.edges_seconds == [0.1, 0.4, 1.0]
+    assert series.bins == [1, 0, 1, 0]
+    series.count(Outcome(seconds=0.3))
+    assert series.bins == [1, 1, 1, 0]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_series_continue_when_a_version_comes_back_and_are_dropped_later() -> None:
+    clock = Clock()
+    counters = Counters(clock)
+    old = counters.series("uid", "support", "a", "stable", "gpt")
+    outside = counters.series("uid", "support", "a", "stable-outside", "gpt")
+    counters.rollout_loaded("uid", "support", [old])
+    old.requests = 5
+    new = counters.series("uid", "support", "b", "stable", "gpt")
+    counters.rollout_loaded("uid", "support", [new])
+    assert (old.retired_at, outside.retired_at, new.retired_at) == (1000.0, 1000.0, None)
+    clock.now += SECONDS_KEPT - 1
+    assert counters.series("uid", "support", "a", "stable", "gpt") is old
+    assert counters.live() == [old, outside, new]
+    counters.rollout_loaded("uid", "support", [new])
+    clock.now += SECONDS_KEPT + 1
+    old.in_flight = 1
+    assert counters.live() == [old, new], "a request that is under way will still be counted"
+    old.in_flight = 0
+    assert counters.live() == [new]
+
+
+def test_another_rollouts_load_retires_nothing() -> None:
+    counters = Counters()
+    mine = counters.series("uid", "support", "a", "stable", "gpt")
+    counters.rollout_loaded("uid2", "other", [])
+    assert mine.retired_at is None
+
+
+def test_the_share_without_a_key_is_of_the_last_minute() -> None:
+    clock = Clock()
+    window = ShareWindow(clock)
+    assert window.share_percent() == 0
+    for keyless in [True] + [False] * 199:
+        window.note(keyless)
+    assert window.share_percent() == 1
+    clock.now += 30
+    window.note(True)
+    clock.now += 40
+    assert window.share_percent() == 100
+    clock.now += 1000
+    assert window.share_percent() == 0

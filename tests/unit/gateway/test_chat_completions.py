@@ -1,0 +1,476 @@
+"""A request's way against a real HTTP provider on loopback: what the caller gets, what is sent on, what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+
+from promptrollout.gateway.process import Gateway
+from tests.unit.gateway.kit import (
+    CANARY,
+    DONE,
+    SCHEMA,
+    USAGE_CHUNK,
+    Caller,
+    Provider,
+    arm,
+    chunk,
+    completion,
+    counted,
+    delivery,
+    request,
+    says,
+    series,
+    streams,
+)
+
+NOWHERE = "http://127.0.0.1:1/v1"
+GOOD = '{"answer":"yes"}'
+
+
+async def both(gateway: Gateway, provider: Provider, weight: int = 100, **changes: Any) -> None:
+    """Stable and canary on the same provider, the canary for everybody; `changes` are the canary's."""
+    stable, canary = arm(url=provider.url), arm(CANARY, provider.url, **changes)
+    await gateway.registry.apply("support", delivery(weight=weight, stable=stable, canary=canary))
+
+
+async def one(gateway: Gateway, provider: Provider, **changes: Any) -> None:
+    await gateway.registry.apply("support", delivery(stable=arm(url=provider.url, **changes)))
+
+
+async def test_an_answer_passes_through_untouched_with_headers_that_say_what_answered(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await one(gateway, provider)
+    body = orjson.dumps(completion(), option=orjson.OPT_INDENT_2)
+    provider.script.append(says(200, body, **{"x-request-id": "r1", "set-cookie": "c=1", "openai-organization": "o"}))
+    answered = await caller.post(request(extra_field=1))
+    assert (answered.status, answered.body) == (200, body)
+    assert answered.headers["x-request-id"] == "r1"
+    assert answered.headers["x-promptrollout-rollout"] == "support"
+    assert answered.headers["x-promptrollout-version"] == "a" * 10
+    assert answered.headers["x-promptrollout-variant"] == "stable"
+    assert not {"set-cookie", "openai-organization"} & set(answered.headers)
+    assert provider.requests[0]["extra_field"] == 1
+    assert counted(gateway) == {"stable": (1, 0)}
+    assert series(gateway, "stable").cost_sum_usd == pytest.approx(100e-6 + 40e-6)
+
+
+async def test_the_callers_headers_stay_here_but_for_its_trace(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await one(gateway, provider)
+    await caller.post(request(), headers={"authorization": "Bearer caller", "traceparent": "00-1", "x-user-id": "u"})
+    assert provider.headers[0]["traceparent"] == "00-1"
+    assert not {"authorization", "x-user-id"} & set(provider.headers[0])
+
+
+# ------------------------------------------------------------------------------------------- streaming
+
+
+async def test_events_go_on_at_once_and_the_usage_that_only_we_asked_for_stays(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await one(gateway, provider, outputSchema=SCHEMA)
+    seen = asyncio.Event()
+    provider.script.append(streams(chunk('{"answer":'), seen, chunk('"yes"}', "stop"), USAGE_CHUNK, DONE))
+
+    async def on_piece(piece: bytes) -> None:
+        seen.set()  # the provider sends the second piece only when the caller has the first
+
+    async with asyncio.timeout(5):
+        answered = await caller.post(request(stream=True), on_piece=on_piece)
+    assert answered.pieces[0] == chunk('{"answer":')
+    assert answered.body == chunk('{"answer":') + chunk('"yes"}', "stop") + DONE
+    assert answered.headers["content-type"].startswith("text/event-stream")
+    assert provider.requests[0]["stream_options"] == {"include_usage": True}
+    stable = series(gateway, "stable")
+    assert (stable.requests, stable.contract_checks, stable.contract_failures) == (1, 1, 0)
+    assert stable.tokens == [100, 0, 10]
+
+
+async def test_a_broken_contract_in_a_stream_is_counted(gateway: Gateway, caller: Caller, provider: Provider) -> None:
+    await one(gateway, provider, outputSchema=SCHEMA)
+    provider.script.append(streams(chunk("prose", "stop"), DONE))
+    await caller.post(request(stream=True))
+    assert series(gateway, "stable").contract_failures == 1
+
+
+@pytest.mark.parametrize("cut", [True, False])
+async def test_half_a_stream_ends_in_an_error_event_and_counts_as_broken(
+    gateway: Gateway, caller: Caller, provider: Provider, cut: bool
+) -> None:
+    await one(gateway, provider)
+    provider.script.append(streams(chunk("half"), cut=cut))
+    answered = await caller.post(request(stream=True))
+    assert answered.status == 200
+    assert answered.body.startswith(chunk("half"))
+    last = orjson.loads(answered.pieces[-1].removeprefix(b"data: "))
+    assert last["error"]["code"] == "stream_broken"
+    assert series(gateway, "stable").errors["stream_broken"] == 1
+    assert len(provider.requests) == 1, "never again after the first byte"
+
+
+async def test_an_error_inside_the_stream_is_the_arms(gateway: Gateway, caller: Caller, provider: Provider) -> None:
+    await one(gateway, provider)
+    provider.script.append(streams(chunk("x"), b'data: {"error": {"message": "overloaded"}}\n\n'))
+    answered = await caller.post(request(stream=True))
+    assert answered.body.count(b'"error"') == 1
+    assert series(gateway, "stable").errors["stream_broken"] == 1
+
+
+async def test_a_stream_that_breaks_before_its_first_event_is_a_plain_error(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await one(gateway, provider)
+    provider.script.append(streams(b"data: <html>\n\n"))
+    answered = await caller.post(request(stream=True))
+    assert (answered.status, answered.error["code"]) == (502, "provider_bad_response")
+    assert series(gateway, "stable").errors["bad_response"] == 1
+
+
+async def test_a_provider_that_does_not_stream_is_passed_on_as_it_answers(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await one(gateway, provider)
+    answered = await caller.post(request(stream=True))
+    assert (answered.status, answered.json["object"]) == (200, "chat.completion")
+    assert counted(gateway) == {"stable": (1, 0)}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_caller_who_hangs_up_stops_the_provider_and_counts_for_nobody(
+    gateway: Gateway, caller: Caller, provider: Provider, stream: bool
+) -> None:
+    await one(gateway, provider)
+    never, gone = asyncio.Event(), asyncio.Event()
+    answer = streams(chunk("x") if stream else b"{", never)
+
+    async def hangs(incoming: web.Request) -> web.StreamResponse:
+        if not stream:
+            gone.set()
+        return await answer(incoming)
+
+    provider.script.append(hangs)
+
+    async def on_piece(piece: bytes) -> None:
+        gone.set()
+
+    async with asyncio.timeout(5):
+        await caller.post(request(stream=stream), hang_up=gone, on_piece=on_piece)
+        await provider.cancelled.wait()
+    assert counted(gateway) == {}
+    assert gateway.counters.disconnects == 1
+    assert gateway.counters.in_flight == 0
+
+
+async def test_the_time_of_a_slow_reader_is_not_the_providers(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await one(gateway, provider)
+    provider.script.append(streams(chunk("x"), chunk("y", "stop"), DONE))
+
+    async def slow(piece: bytes) -> None:
+        await asyncio.sleep(0.1)
+
+    await caller.post(request(stream=True), on_piece=slow)
+    assert series(gateway, "stable").seconds_sum < 0.1
+
+
+# ------------------------------------------------------------------------------------------- a provider that fails
+
+
+@pytest.mark.parametrize(
+    ("status", "shown", "error_type", "calls"),
+    [
+        (400, 400, "provider_4xx", 1),
+        (401, 401, "provider_4xx", 1),
+        (404, 404, "provider_4xx", 1),
+        (429, 429, "rate_limited", 3),
+        (500, 502, "provider_5xx", 1),
+        (502, 502, "provider_5xx", 3),
+        (503, 503, "provider_5xx", 3),
+        (302, 502, "bad_response", 1),
+    ],
+)
+async def test_the_providers_errors_are_passed_on_in_openais_shape(
+    gateway: Gateway, caller: Caller, provider: Provider, status: int, shown: int, error_type: Any, calls: int
+) -> None:
+    await one(gateway, provider)
+    said = {"error": {"message": "because", "type": "t", "param": "p", "code": "c"}}
+    provider.script.extend([says(status, said, **{"retry-after": "0"})] * calls)
+    answered = await caller.post(request(stream=True))
+    assert answered.status == shown
+    assert answered.error["message"] == f"provider openai answered {status}: because"
+    assert (answered.error["code"], answered.error["param"]) == ("c", "p")
+    assert answered.headers["retry-after"] == "0"
+    assert answered.headers["x-promptrollout-version"] == "a" * 10
+    assert len(provider.requests) == calls
+    stable = series(gateway, "stable")
+    assert (stable.requests, stable.errors[error_type], sum(stable.errors.values())) == (1, 1, 1)
+    assert stable.cost_count == 1, "a request that failed cost nothing, and that is known"
+
+
+async def test_errors_that_are_no_json_have_a_message_too(gateway: Gateway, caller: Caller, provider: Provider) -> None:
+    await one(gateway, provider)
+    provider.script.append(says(500, b"<html>", **{"content-type": "text/html"}))
+    answered = await caller.post(request())
+    assert answered.error == {
+        "message": "provider openai answered 500",
+        "type": "server_error",
+        "param": None,
+        "code": "provider_5xx",
+    }
+
+
+@pytest.mark.parametrize("garbage", [b"<html>Bad Gateway</html>", b"", b"[]", b'{"choices": 1}', b'{"a":'])
+async def test_garbage_with_status_200_is_a_502(
+    gateway: Gateway, caller: Caller, provider: Provider, garbage: bytes
+) -> None:
+    await one(gateway, provider)
+    provider.script.append(says(200, garbage))
+    answered = await caller.post(request())
+    assert (answered.status, answered.error["code"]) == (502, "provider_bad_response")
+    assert series(gateway, "stable").errors["bad_response"] == 1
+
+
+async def test_a_second_try_that_succeeds_is_a_success(gateway: Gateway, caller: Caller, provider: Provider) -> None:
+    await one(gateway, provider)
+    provider.script.extend([says(503, b""), streams(b"", cut=True)])
+    answered = await caller.post(request())
+    assert answered.status == 200
+    assert len(provider.requests) == 3
+    assert counted(gateway) == {"stable": (1, 0)}
+    assert gateway.providers.retries() == {"openai": 2}
+
+
+async def test_a_provider_that_asks_for_too_long_a_pause_is_not_waited_for(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await one(gateway, provider)
+    provider.script.append(says(429, b"", **{"retry-after": "3600"}))
+    answered = await caller.post(request())
+    assert (answered.status, answered.headers["retry-after"]) == (429, "3600")
+    assert len(provider.requests) == 1
+
+
+async def test_silence_is_a_504(gateway: Gateway, caller: Caller, provider: Provider) -> None:
+    await one(gateway, provider)
+    configuration = gateway.registry.find("support")
+    assert configuration is not None
+    never = asyncio.Event()
+    provider.script.append(streams(never))
+    timeouts = configuration.stable.provider_config.timeouts
+    object.__setattr__(timeouts, "first_byte_seconds", 0.05)
+    answered = await caller.post(request())
+    assert (answered.status, answered.error["code"]) == (504, "provider_timeout")
+    assert series(gateway, "stable").errors["timeout"] == 1
+
+
+async def test_no_connection_is_tried_again_and_then_a_502_without_the_address(
+    gateway: Gateway, caller: Caller
+) -> None:
+    await gateway.registry.apply("support", delivery(stable=arm(url=NOWHERE)))
+    answered = await caller.post(request())
+    assert (answered.status, answered.error["code"]) == (502, "provider_connection")
+    assert "127.0.0.1" not in answered.error["message"]
+    assert gateway.providers.retries() == {"openai": 2}
+    assert series(gateway, "stable").errors["connection"] == 1
+
+
+# ------------------------------------------------------------------------------------------- only the canary's is down
+
+
+async def test_while_only_the_canarys_provider_is_down_stable_answers(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    canary = arm(CANARY, NOWHERE, provider_name="other")
+    await gateway.registry.apply("support", delivery(weight=100, stable=arm(url=provider.url), canary=canary))
+    for n in range(4):
+        answered = await caller.post(request(user=f"u{n}"))
+        assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
+        report = gateway.registry.report().rollouts[0]
+        assert report.canary_provider_unreachable is (n >= 2)
+    assert counted(gateway) == {}
+    assert gateway.counters.diverted == {("uid-1", "support"): 4}
+    serving = gateway.registry.find("support")
+    assert serving is not None
+    assert serving.canary is not None
+    # it comes back: the next probe notices
+    serving.canary.provider.base_url = provider.url
+    await serving.canary.provider.probe(serving.canary.provider_config)
+    assert not serving.canary.provider.unreachable
+
+
+async def test_when_both_providers_are_down_it_is_an_error_of_the_assigned_arm(
+    gateway: Gateway, caller: Caller
+) -> None:
+    canary = arm(CANARY, "http://127.0.0.1:2/v1", provider_name="other")
+    stable = arm(url=NOWHERE, provider_maxRetries=0)
+    await gateway.registry.apply("support", delivery(weight=100, stable=stable, canary=canary))
+    for n in range(4):
+        assert (await caller.post(request(user=f"u{n}"))).status == 502
+    assert counted(gateway) == {"canary": (4, 4)}
+    assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
+
+
+async def test_a_canary_whose_provider_answers_with_errors_is_not_diverted(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    async with Provider() as other:
+        other.script.append(says(500, b""))
+        canary = arm(CANARY, other.url, provider_name="other")
+        await gateway.registry.apply("support", delivery(weight=100, stable=arm(url=provider.url), canary=canary))
+        assert (await caller.post(request())).status == 502
+    assert counted(gateway) == {"canary": (1, 1)}
+
+
+# ------------------------------------------------------------------------------------------- variables
+
+
+def needs(name: str) -> dict[str, Any]:
+    return {"messages": [{"role": "system", "content": f"For {{{{ {name} }}}}"}]}
+
+
+async def test_a_variable_missing_in_both_arms_is_the_callers_fault(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    stable, canary = arm(url=provider.url, **needs("company")), arm(CANARY, provider.url, **needs("company"))
+    await gateway.registry.apply("support", delivery(weight=50, stable=stable, canary=canary))
+    for n in range(20):
+        answered = await caller.post(request(user=f"u{n}"))
+        assert (answered.status, answered.error["code"]) == (400, "prompt_variable_missing")
+        assert answered.error["param"] == "prompt_variables.company"
+        assert "'company'" in answered.error["message"]
+    assert counted(gateway) == {}
+    assert provider.requests == []
+
+
+async def test_a_variable_missing_in_the_canary_only_is_answered_by_stable_and_counts_against_the_canary(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await both(gateway, provider, **needs("company"))
+    answered = await caller.post(request())
+    assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
+    assert provider.requests[0]["messages"][0]["content"] == "You are a."
+    canary = series(gateway, "canary")
+    assert (canary.requests, canary.errors["render"], canary.cost_count) == (1, 1, 1)
+    assert canary.cost_sum_usd > 0, "what it took to answer is the canary's cost"
+
+
+async def test_a_variable_missing_in_stable_only_counts_against_stable(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    stable, canary = arm(url=provider.url, **needs("company")), arm(CANARY, provider.url)
+    await gateway.registry.apply("support", delivery(weight=0, stable=stable, canary=canary))
+    assert (await caller.post(request())).status == 400
+    assert counted(gateway) == {"stable": (1, 1)}
+
+
+async def test_a_template_that_fails_alone_is_an_error_of_its_version(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await one(gateway, provider, messages=[{"role": "system", "content": "{{ 1 // n }}"}])
+    answered = await caller.post(request(prompt_variables={"n": 0}))
+    assert (answered.status, answered.error["code"]) == (400, "prompt_render_failed")
+    assert series(gateway, "stable").errors["render"] == 1
+
+
+# ------------------------------------------------------------------------------------------- who is counted
+
+
+async def test_who_has_no_key_or_is_outside_the_audience_is_no_evidence(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    audience = {"include": [{"header": "x-plan", "values": ["free"]}]}
+    stable, canary = arm(url=provider.url), arm(CANARY, provider.url)
+    await gateway.registry.apply("support", delivery(weight=100, stable=stable, canary=canary, audience=audience))
+    await caller.post(request())
+    await caller.post(request(user=None), headers={"x-plan": "free"})
+    await caller.post(request(), headers={"x-plan": "free"})
+    assert counted(gateway) == {"stable-outside": (2, 0), "canary": (1, 0)}
+    assert gateway.counters.unassigned == {("uid-1", "support"): 1}
+    assert gateway.registry.report().rollouts[0].unassigned_share_percent == 34
+
+
+async def test_the_emergency_override_wins_over_any_weight(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await both(gateway, provider)
+    assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
+    await gateway.registry.set_overrides({"support"})
+    assert (await caller.post(request())).headers["x-promptrollout-variant"] == "stable"
+    assert gateway.registry.report().rollouts[0].overridden
+    await gateway.registry.set_overrides(set())
+    assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
+
+
+# ------------------------------------------------------------------------------------------- bad requests
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"not json", 400, "invalid_json"),
+        (b"", 400, "invalid_json"),
+        (b"[]", 400, "invalid_json"),
+        (b'{"a": NaN}', 400, "invalid_json"),
+        (b"\xff", 400, "invalid_json"),
+        (b"[" * 100_000, 400, "invalid_json"),
+        ({"messages": []}, 400, "model_missing"),
+        ({"model": 5}, 400, "model_missing"),
+        ({"model": "nobody"}, 404, "model_not_found"),
+        (request(messages="hi"), 400, "invalid_type"),
+        (request(prompt_variables="hi"), 400, "invalid_type"),
+        (b'{"model":"support","x":' + b"[" * 500 + b"]" * 500 + b"}", 400, "invalid_json"),
+        (request(filler="x" * 10_000_000), 413, "request_too_large"),
+    ],
+)
+async def test_a_bad_request_gets_a_clear_error_and_counts_for_nobody(
+    gateway: Gateway, caller: Caller, provider: Provider, body: Any, status: int, code: str
+) -> None:
+    await one(gateway, provider)
+    answered = await caller.post(body)
+    assert (answered.status, answered.error["code"]) == (status, code)
+    assert answered.error["type"] == "invalid_request_error"
+    assert counted(gateway) == {}
+    assert gateway.counters.rejected == {code: 1}
+    assert (await caller.post(request())).status == 200
+
+
+async def test_compressed_requests_and_other_urls_are_refused_in_openais_shape(caller: Caller) -> None:
+    assert (await caller.post(request(), headers={"content-encoding": "gzip"})).status == 415
+    assert (await caller.post(request(), path="/v1/embeddings")).error["code"] == "unknown_url"
+    assert (await caller.get("/v1/chat/completions")).status == 405
+
+
+async def test_too_many_at_once_are_sent_away_for_a_moment(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await one(gateway, provider)
+    gateway.counters.in_flight = gateway.settings.limits.max_concurrent_requests
+    answered = await caller.post(request())
+    assert (answered.status, answered.headers["retry-after"]) == (503, "1")
+    assert answered.error["code"] == "overloaded"
+
+
+async def test_models_are_the_rollouts(gateway: Gateway, caller: Caller, provider: Provider) -> None:
+    await one(gateway, provider)
+    assert [model["id"] for model in (await caller.get("/v1/models")).json["data"]] == ["support"]
+    assert (await caller.get("/v1/models/support")).json["id"] == "support"
+    assert (await caller.get("/v1/models/nobody")).error["code"] == "model_not_found"
+
+
+async def test_the_contract_is_checked_on_whole_answers(gateway: Gateway, caller: Caller, provider: Provider) -> None:
+    await one(gateway, provider, outputSchema=SCHEMA)
+    for content, reason in [(GOOD, "stop"), ("prose", "stop"), ("pro", "length")]:
+        provider.script.append(says(200, completion(content, reason)))
+        await caller.post(request())
+    provider.script.append(says(200, completion("prose")))
+    await caller.post(request(response_format={"type": "text"}))
+    stable = series(gateway, "stable")
+    assert (stable.requests, stable.contract_checks, stable.contract_failures) == (4, 2, 1)

@@ -1,0 +1,201 @@
+"""Configurations: swapped in whole, never backwards, the last good one kept, on disk as well."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptrollout.gateway.process import Gateway
+from promptrollout.gateway.registry import RETIREMENT_SECONDS
+from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, delivery, request
+
+
+def report(gateway: Gateway) -> dict[str, Any]:
+    (found,) = gateway.registry.report().rollouts
+    return found.model_dump(exclude_none=True)
+
+
+async def test_a_swap_is_whole_and_reported(gateway: Gateway) -> None:
+    await gateway.registry.apply("support", delivery(1))
+    await gateway.registry.apply("support", delivery(2, weight=25, canary=arm(CANARY)))
+    found = report(gateway)
+    assert (found["sequence"], found["weight"]) == (2, 25)
+    assert (found["stable"], found["canary"]) == ("sha256:" + "a" * 64, "sha256:" + CANARY)
+    assert gateway.counters.swaps == 2
+
+
+async def test_an_older_sequence_is_refused_also_of_another_uid(gateway: Gateway) -> None:
+    await gateway.registry.apply("support", delivery(5))
+    await gateway.registry.apply("support", delivery(4, weight=50))
+    found = report(gateway)
+    assert (found["sequence"], found["problem_sequence"]) == (5, 4)
+    assert "older than 5" in found["problem"]
+    await gateway.registry.apply("support", delivery(4, rolloutUID="uid-2"))
+    assert report(gateway)["sequence"] == 5
+    await gateway.registry.apply("support", delivery(6, rolloutUID="uid-2"))
+    found = report(gateway)
+    assert (found["sequence"], found["rollout_uid"]) == (6, "uid-2")
+    assert "problem" not in found
+
+
+async def test_what_is_listed_again_is_not_loaded_again(gateway: Gateway) -> None:
+    for _ in range(3):
+        await gateway.registry.apply("support", delivery(1))
+    assert gateway.counters.swaps == 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (arm(messages=[{"role": "system", "content": "{{ open"}]), "stable.prompt.messages[0].content: line 1"),
+        (arm(outputSchema={"type": "nonsense"}), "stable.prompt.outputSchema: not a JSON Schema"),
+        (arm(provider_needsKey=True), "the key of provider openai cannot be read"),
+        ({**arm(), "digest": "short"}, "stable.digest: "),
+        ({}, "stable.version: Field required"),
+    ],
+)
+async def test_what_does_not_compile_leaves_the_last_good_one_in_service(
+    gateway: Gateway, caller: Caller, provider: Provider, broken: dict[str, Any], message: str
+) -> None:
+    await gateway.registry.apply("support", delivery(1, stable=arm(url=provider.url)))
+    await gateway.registry.apply("support", delivery(2, stable=broken))
+    found = report(gateway)
+    assert (found["sequence"], found["problem_sequence"]) == (1, 2)
+    assert found["problem"].startswith(message)
+    assert (await caller.post(request())).status == 200
+
+
+async def test_a_first_delivery_that_does_not_compile_is_reported_below_every_sequence(
+    gateway: Gateway, caller: Caller
+) -> None:
+    await gateway.registry.apply("support", delivery(3, formatVersion=2))
+    found = report(gateway)
+    assert (found["sequence"], found["problem_sequence"], found["rollout_uid"]) == (0, 3, "uid-1")
+    assert "formatVersion: this gateway reads 1" in found["problem"]
+    assert (await caller.post(request())).status == 404
+
+
+async def test_a_key_that_appears_or_rotates_is_used(
+    gateway: Gateway, caller: Caller, provider: Provider, tmp_path: Path
+) -> None:
+    await gateway.registry.apply("support", delivery(1, stable=arm(url=provider.url, provider_needsKey=True)))
+    await gateway.registry.sweep()
+    assert report(gateway)["sequence"] == 0
+    assert gateway.counters.refused == {"key_missing": 1}, "said once, however often it is tried"
+    key = tmp_path / "keys" / "openai" / "api-key"
+    key.parent.mkdir(parents=True)
+    key.write_text("first\n")
+    await gateway.registry.sweep()
+    await caller.post(request())
+    (key.parent / "next").write_text("second")
+    (key.parent / "next").replace(key)
+    assert gateway.providers.refresh_keys() == []
+    await caller.post(request())
+    key.unlink()
+    assert "cannot be read" in gateway.providers.refresh_keys()[0]
+    await caller.post(request())
+    sent = [headers["authorization"] for headers in provider.headers]
+    assert sent == ["Bearer first", "Bearer second", "Bearer second"]
+
+
+async def test_compiled_prompts_and_connections_are_taken_over(gateway: Gateway) -> None:
+    await gateway.registry.apply("support", delivery(1, canary=arm(CANARY)))
+    before = gateway.registry.find("support")
+    await gateway.registry.apply("support", delivery(2, stable=arm(CANARY)))
+    after = gateway.registry.find("support")
+    assert before is not None
+    assert after is not None
+    assert before.canary is not None
+    assert after.stable.prompt is before.canary.prompt
+    assert after.stable.provider is before.stable.provider
+
+
+class Clock:
+    now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(gateway: Gateway) -> Clock:
+    clock = Clock()
+    gateway.registry._wall_clock = clock
+    return clock
+
+
+async def test_a_deleted_delivery_is_served_five_more_minutes(
+    gateway: Gateway, caller: Caller, provider: Provider, clock: Clock
+) -> None:
+    await gateway.registry.apply("support", delivery(7, stable=arm(url=provider.url)))
+    gateway.registry.remove("support")
+    clock.now += RETIREMENT_SECONDS - 1
+    assert (await caller.post(request())).status == 200
+    clock.now += 2
+    answered = await caller.post(request())
+    assert (answered.status, answered.error["code"]) == (404, "model_not_found")
+    await gateway.registry.sweep()
+    assert gateway.registry.report().rollouts == []
+    await gateway.registry.apply("support", delivery(1))
+    assert report(gateway)["sequence"] == 1
+
+
+async def test_retired_at_ends_service_and_its_removal_goes_on(gateway: Gateway, clock: Clock) -> None:
+    retired = "2027-01-15T08:00:00Z"  # Clock.now
+    await gateway.registry.apply("support", delivery(1))
+    await gateway.registry.apply("support", delivery(2, retiredAt=retired))
+    assert gateway.registry.find("support")
+    clock.now += RETIREMENT_SECONDS
+    assert gateway.registry.find("support") is None
+    await gateway.registry.apply("support", delivery(2, retiredAt=retired))
+    assert gateway.registry.find("support") is None
+    await gateway.registry.apply("support", delivery(3))
+    assert gateway.registry.find("support")
+
+
+async def test_what_a_complete_list_does_not_name_is_gone(gateway: Gateway, clock: Clock) -> None:
+    await gateway.registry.apply("a", delivery(1))
+    await gateway.registry.apply("b", delivery(1))
+    assert not gateway.registry.report().loaded
+    gateway.registry.listed({"b"})
+    clock.now += RETIREMENT_SECONDS
+    assert gateway.registry.names() == ["b"]
+    assert gateway.registry.report().loaded
+
+
+async def test_a_restart_serves_from_disk_and_takes_the_api_servers_newer_one(gateway: Gateway) -> None:
+    await gateway.registry.apply("support", delivery(3, weight=10, canary=arm(CANARY)))
+    await gateway.registry.set_overrides({"support"})
+    again = Gateway(dataclasses.replace(gateway.settings))
+    assert await again.registry.load_from_disk() == 1
+    found = report(again)
+    assert (found["sequence"], found["overridden"]) == (3, True)
+    await again.registry.apply("support", delivery(4))
+    assert report(again)["sequence"] == 4
+    await again.registry.apply("support", delivery(3))
+    assert report(again)["problem_sequence"] == 3
+    third = Gateway(dataclasses.replace(gateway.settings))
+    await third.registry.load_from_disk()
+    assert report(third)["sequence"] == 4
+
+
+async def test_a_delivery_that_does_not_compile_never_reaches_the_disk(gateway: Gateway) -> None:
+    await gateway.registry.apply("support", delivery(1))
+    await gateway.registry.apply("support", delivery(2, stable={}))
+    again = Gateway(dataclasses.replace(gateway.settings))
+    await again.registry.load_from_disk()
+    assert report(again)["sequence"] == 1
+
+
+async def test_the_answer_can_be_narrowed_to_some_rollouts(gateway: Gateway) -> None:
+    for name in "abc":
+        await gateway.registry.apply(name, delivery(1))
+    admin = Caller(gateway.admin_app)
+    assert [r["name"] for r in (await admin.get("/rollouts?name=a&name=c&name=z")).json["rollouts"]] == ["a", "c"]
+    whole = (await admin.get("/rollouts")).json
+    assert len(whole["rollouts"]) == 3
+    assert (whole["pod"], whole["formatVersions"]) == ("pod-1", [1])
+    assert whole["rollouts"][0]["rolloutUID"] == "uid-1"

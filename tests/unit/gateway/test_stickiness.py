@@ -1,0 +1,121 @@
+"""Buckets, units and audiences: docs/stickiness.md as tests."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from promptrollout.api.delivery import Audience, HeaderMatch, Stickiness
+from promptrollout.gateway.bucketing import bucket, on_canary
+from promptrollout.gateway.route import Assignment, Routing, assign, unit_of
+
+DOCS = Path(__file__).parents[3] / "docs" / "stickiness.md"
+
+
+def murmur3_x86_32(data: bytes, seed: int = 0) -> int:
+    """Austin Appleby's reference algorithm, written down again: the check must not be the library itself."""
+
+    def mixed(word: int) -> int:
+        word = word * 0xCC9E2D51 & 0xFFFFFFFF
+        word = (word << 15 | word >> 17) & 0xFFFFFFFF
+        return word * 0x1B873593 & 0xFFFFFFFF
+
+    state = seed
+    whole = len(data) & ~3
+    for at in range(0, whole, 4):
+        state ^= mixed(int.from_bytes(data[at : at + 4], "little"))
+        state = (state << 13 | state >> 19) & 0xFFFFFFFF
+        state = (state * 5 + 0xE6546B64) & 0xFFFFFFFF
+    if tail := data[whole:]:
+        state ^= mixed(int.from_bytes(tail, "little"))
+    state ^= len(data)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        state = (state ^ state >> shift) * factor & 0xFFFFFFFF
+    return state ^ state >> 16
+
+
+@pytest.mark.parametrize("unit", ["", "a", "ab", "abc", "abcd", "user-1", "Zoë", "用户", "x" * 1000])
+def test_buckets_are_murmur3_of_salt_and_unit_scaled_to_ten_thousand(unit: str) -> None:
+    assert bucket("salt", unit.encode()) == murmur3_x86_32(b"salt" + unit.encode()) * 10_000 >> 32
+
+
+def test_the_vectors_of_the_documentation_hold() -> None:
+    rows = re.findall(r"^\| `([^`]*)` \| `([^`]*)` \| (\d+) \|", DOCS.read_text(), re.MULTILINE)
+    assert len(rows) >= 8
+    assert [bucket(salt, unit.encode()) for salt, unit, _ in rows] == [int(found) for _, _, found in rows]
+
+
+def test_no_unit_flips_back_while_the_weight_grows() -> None:
+    units = [f"user-{n}".encode() for n in range(20_000)]
+    before: set[bytes] = set()
+    for weight in (0, 1, 5, 10, 25, 50, 99, 100):
+        now = {unit for unit in units if on_canary("salt", unit, weight)}
+        assert before <= now
+        assert abs(len(now) / len(units) - weight / 100) < 0.01
+        before = now
+    assert len(before) == len(units)
+
+
+def test_another_salt_chooses_other_units() -> None:
+    units = [f"user-{n}".encode() for n in range(10_000)]
+    first = {unit for unit in units if on_canary("one", unit, 10)}
+    second = {unit for unit in units if on_canary("two", unit, 10)}
+    assert 0.05 < len(first & second) / len(first) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("by", "headers", "body", "unit"),
+    [
+        ("User", {"x-user-id": b"h"}, {"safety_identifier": "s", "user": "u"}, b"h"),
+        ("User", {}, {"safety_identifier": "s", "user": "u"}, b"s"),
+        ("User", {}, {"user": "Zoë"}, "Zoë".encode()),
+        ("User", {}, {"user": 17}, b"17"),
+        ("User", {}, {"user": {"id": 1}}, b""),
+        ("User", {}, {"user": ""}, b""),
+        ("Conversation", {"x-conversation-id": b"c"}, {}, b"c"),
+        ("Conversation", {}, {"metadata": {"conversation_id": "m"}}, b"m"),
+        ("Conversation", {}, {"metadata": "m", "user": "u"}, b""),
+        ("Header", {"x-tenant": b"t"}, {"user": "u"}, b"t"),
+        ("Header", {}, {"user": "u"}, b""),
+    ],
+)
+def test_where_the_unit_comes_from(by: str, headers: dict[str, bytes], body: dict[str, object], unit: bytes) -> None:
+    stickiness = Stickiness.model_validate({"by": by, "header": "X-Tenant"})
+    assert unit_of(stickiness, headers, body) == unit
+
+
+def routing(by: str = "User", weight: int = 100, audience: Audience | None = None) -> Routing:
+    return Routing(weight, "salt", Stickiness.model_validate({"by": by}), audience)
+
+
+def never() -> bytes:
+    raise AssertionError("no random unit is wanted here")
+
+
+def test_no_key_is_stable_outside_the_comparison() -> None:
+    assert assign(routing(), {}, {}, never) == Assignment("stable-outside", keyless=True)
+
+
+def test_by_request_every_request_is_its_own_unit() -> None:
+    draws = iter([b"1", b"2"])
+    assert assign(routing("Request"), {}, {}, lambda: next(draws)) == Assignment("canary")
+    assert assign(routing("Request", weight=0), {}, {}, lambda: next(draws)) == Assignment("stable")
+
+
+@pytest.mark.parametrize(
+    ("headers", "variant"),
+    [
+        ({"x-plan": b"free", "x-region": b"eu"}, "canary"),
+        ({"x-plan": b"gold", "x-region": b"eu"}, "stable-outside"),
+        ({"x-region": b"eu"}, "stable-outside"),
+        ({"x-plan": b"free"}, "stable-outside"),
+        ({"x-plan": b"free", "x-region": b"eu", "x-internal": b"yes"}, "stable-outside"),
+        ({"x-plan": b"free", "x-region": b"eu", "x-internal": b"no"}, "canary"),
+    ],
+)
+def test_the_audience_needs_every_include_and_no_exclude(headers: dict[str, bytes], variant: str) -> None:
+    audience = Audience(
+        include=[HeaderMatch(header="X-Plan", values=["free", "pro"]), HeaderMatch(header="x-region", values=["eu"])],
+        exclude=[HeaderMatch(header="x-internal", values=["yes"])],
+    )
+    assert assign(routing(audience=audience), headers, {"user": "u"}, never).variant == variant
