@@ -1,0 +1,161 @@
+"""`promptrollout lint`: what a cluster refuses is refused here, with the line; what it takes passes."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from promptrollout.api.crds import KINDS, RULES, kind_schema
+from promptrollout.cli.lint import check, lint
+from promptrollout.cli.lint_schema import CEL, schema_problems, written
+from promptrollout.cli.manifests import read
+from tests.integration.test_objects import GOOD, REFUSALS, Manifest, rollout
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+def errors(text: str) -> list[str]:
+    return [str(finding) for finding in check(list(read("f.yaml", text))) if finding.is_error]
+
+
+@pytest.mark.parametrize("make", GOOD, ids=lambda make: make.__name__)
+def test_what_the_api_server_takes_passes(make: Callable[[], Manifest]) -> None:
+    assert errors(yaml.safe_dump(make())) == []
+
+
+@pytest.mark.parametrize(("make", "change"), [case[1:3] for case in REFUSALS], ids=[case[0] for case in REFUSALS])
+def test_what_the_api_server_refuses_is_refused(
+    make: Callable[[], Manifest], change: Callable[[Manifest], None]
+) -> None:
+    body = make()
+    change(body)
+    assert errors(yaml.safe_dump(body))
+
+
+def rules(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        for rule in node.get(RULES, ()):
+            if "oldSelf" not in rule["rule"]:  # about a change: there is nothing to compare with in a file
+                yield rule["message"]
+        for child in node.values():
+            yield from rules(child)
+
+
+def test_every_cel_rule_has_its_twin_and_none_is_left_over() -> None:
+    assert {message for kind in KINDS for message in rules(kind_schema(kind))} == set(CEL)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "path_said", "reason"),
+    [
+        (("strategy", "canary", "bakeSecond"), 5, "spec.strategy.canary.bakeSecond", "did you mean bakeSeconds?"),
+        (("analysis", "objectives", 0, "signal"), "CostPerRequst", "signal", "did you mean CostPerRequest?"),
+        (("analysis", "objectives", 0, "max"), 0.004, "objectives[0].max", 'write "0.004"'),
+        (("strategy", "canary", "steps", 0, "weight"), "5", "steps[0].weight", "write it without quotes"),
+        (("strategy", "canary", "steps", 0, "weight"), 101, "steps[0].weight", "from 1 to 100"),
+        (("template", "messages", 0, "content"), "{{ open", "template.messages[0].content", "line 1"),
+        (("template", "outputSchema", "type"), "objekt", "spec.template.outputSchema", "not a JSON Schema"),
+        (("paused",), None, "spec.paused", "is null"),
+    ],
+)
+def test_error_names_the_field_and_the_fix(path: tuple[Any, ...], value: Any, path_said: str, reason: str) -> None:
+    body = rollout()
+    node: Any = body["spec"]
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = value
+    (error,) = errors(yaml.safe_dump(body))
+    assert path_said in error
+    assert reason in error
+
+
+def test_line_is_that_of_the_field() -> None:
+    text = (
+        "# a comment\napiVersion: v1\nkind: Secret\nmetadata: {name: k}\n---\n"
+        "apiVersion: promptrollout.dev/v1alpha1\nkind: PromptGateway\nmetadata: {name: g}\nspec:\n  replicas: 0\n"
+    )
+    assert errors(text) == [
+        "f.yaml:10: PromptGateway/g: spec.replicas: 0 is out of range; choose a value from 1 to 500"
+    ]
+
+
+def test_key_that_stands_twice_is_an_error() -> None:
+    assert "replicas is there twice" in errors("spec:\n  replicas: 1\n  replicas: 2\n")[0]
+
+
+def test_broken_yaml_is_an_error_with_its_line() -> None:
+    (error,) = errors("a: 1\nb: [1,\n")
+    assert error.startswith("f.yaml:3: no YAML: ")
+
+
+PROVIDER = """
+apiVersion: promptrollout.dev/v1alpha1
+kind: ModelProvider
+metadata: {name: p, namespace: a}
+spec:
+  baseURL: https://host/v1
+  apiKeySecretRef: {name: keys, key: api-key}
+---
+"""
+
+
+@pytest.mark.parametrize(
+    ("secret", "expected"),
+    [
+        ("metadata: {name: keys}\nstringData: {api-key: x}", None),
+        ("metadata: {name: keys, namespace: a}\ndata: {api-key: eA==}", None),
+        ("metadata: {name: keys}\nstringData: {apikey: x}", "Secret keys has no key api-key"),
+        ("metadata: {name: keys, namespace: b}", "references stay inside a namespace"),
+    ],
+)
+def test_references_between_the_given_objects(secret: str, expected: str | None) -> None:
+    found = errors(f"{PROVIDER}apiVersion: v1\nkind: Secret\n{secret}\n")
+    assert (expected is None) == (not found)
+    assert expected is None or expected in found[0]
+
+
+def test_objective_of_an_slo_must_not_repeat_the_rollouts_own() -> None:
+    body = rollout()
+    slo = {
+        "apiVersion": body["apiVersion"],
+        "kind": "PromptSLO",
+        "metadata": {"name": "support-quality"},
+        "spec": {"objectives": [{"name": "cost", "signal": "ErrorRate", "max": "0.1"}]},
+    }
+    (error,) = errors(yaml.safe_dump_all([body, slo]))
+    assert "objective cost of PromptSLO support-quality is declared in spec.analysis.objectives too" in error
+
+
+def test_object_that_is_not_given_is_a_warning_and_strict_makes_it_fail(tmp_path: Path) -> None:
+    file = tmp_path / "provider.yaml"
+    file.write_text(PROVIDER)
+    loose = CliRunner().invoke(lint, [str(file)])
+    assert loose.exit_code == 0
+    assert "warning: " in loose.output
+    assert CliRunner().invoke(lint, ["--strict", str(file)]).exit_code == 1
+
+
+def test_nothing_to_check_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / "values.yaml").write_text("replicas: 2\n")
+    result = CliRunner().invoke(lint, [str(tmp_path)])
+    assert result.exit_code == 1
+    assert "no object of promptrollout.dev" in result.output
+
+
+def test_standard_input() -> None:
+    result = CliRunner().invoke(lint, ["-"], input=PROVIDER.replace("https", "ftp"))
+    assert result.exit_code == 1
+    assert "stdin:6: ModelProvider/p: spec.baseURL" in result.output
+
+
+def test_examples_are_sound() -> None:
+    result = CliRunner().invoke(lint, [str(EXAMPLES)])
+    assert result.exit_code == 0, result.output
+
+
+def test_unknown_kind_of_ours() -> None:
+    problem = schema_problems("PromptRolout", {"metadata": {"name": "x"}})[0]
+    assert (written(problem.path), problem.reason) == ("kind", "PromptRolout is unknown; did you mean PromptRollout?")
