@@ -259,13 +259,13 @@ async def test_a_provider_that_asks_for_too_long_a_pause_is_not_waited_for(
 
 
 async def test_silence_is_a_504(gateway: Gateway, caller: Caller, provider: Provider) -> None:
-    await one(gateway, provider)
-    configuration = gateway.registry.find("support")
-    assert configuration is not None
+    await one(gateway, provider, provider_timeouts={"connectSeconds": 5})
+    serving = gateway.registry.find("support")
+    assert serving is not None
     never = asyncio.Event()
     provider.script.append(streams(never))
-    timeouts = configuration.stable.provider_config.timeouts
-    object.__setattr__(timeouts, "first_byte_seconds", 0.05)
+    # the API knows whole seconds only
+    object.__setattr__(serving.stable.provider_config.timeouts, "first_byte_seconds", 0.05)
     answered = await caller.post(request())
     assert (answered.status, answered.error["code"]) == (504, "provider_timeout")
     assert series(gateway, "stable").errors["timeout"] == 1
