@@ -24,7 +24,7 @@ REPORT = """
 import json, os, sys, time
 def tree(path):
     found = {}
-    for folder, _, files in os.walk(path):
+    for folder, _, files in os.walk(path, followlinks=True):
         for name in files:
             if "/.." not in folder:
                 full = os.path.join(folder, name)
@@ -271,12 +271,8 @@ def test_pods_end_gracefully_or_by_force(
         pod("polite", SERVE, spec={"terminationGracePeriodSeconds": 30}),
         pod("stubborn", stubborn, spec={"terminationGracePeriodSeconds": 2}),
     )
-    eventually(
-        lambda: all(
-            "p" in kubectl.run("logs", name).stdout or "l" in kubectl.run("logs", name).stdout
-            for name in ("polite", "stubborn")
-        )
-    )
+    for name, word in (("polite", "listening"), ("stubborn", "up")):
+        eventually(lambda name=name, word=word: word in kubectl.run("logs", name).stdout)
     pids = [sandbox.pid(namespace, name) for name in ("polite", "stubborn")]
     started = time.monotonic()
     kubectl("delete", "pod", "polite")
@@ -286,6 +282,43 @@ def test_pods_end_gracefully_or_by_force(
     assert 1.9 < time.monotonic() - started < 5.0
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     eventually(lambda: not (sandbox.layout.pods / f"{namespace}_polite").exists())
+
+
+def test_a_forced_deletion_kills_at_once(
+    kubectl: Kubectl, sandbox: Sandbox, namespace: str, eventually: Eventually
+) -> None:
+    stubborn = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up')\ntime.sleep(600)"
+    kubectl.apply(pod("stubborn", stubborn, spec={"terminationGracePeriodSeconds": 60}))
+    eventually(lambda: kubectl.run("logs", "stubborn").stdout)
+    first = sandbox.pid(namespace, "stubborn")
+    kubectl("delete", "pod", "stubborn", "--wait=false")
+    kubectl("delete", "pod", "stubborn", "--force", "--grace-period=0")
+    eventually(lambda: not Path(f"/proc/{first}").exists(), seconds=5)
+    kubectl.apply(pod("stubborn", stubborn))
+    eventually(lambda: running_pid(sandbox, namespace, "stubborn") not in (None, first))
+
+
+def test_exec_and_tcp_probes(kubectl: Kubectl, sandbox: Sandbox, namespace: str, eventually: Eventually) -> None:
+    code = (
+        "import os, socket, time\n"
+        "listener = socket.create_server((os.environ['PROMPTROLLOUT_BIND_ADDRESS'], 7000))\n"
+        "time.sleep(600)"
+    )
+    kubectl.apply(
+        pod(
+            "probed",
+            code,
+            readinessProbe={"exec": {"command": ["test", "-e", "/state/ready"]}, "periodSeconds": 1},
+            livenessProbe={"tcpSocket": {"port": 7000}, "initialDelaySeconds": 1, "periodSeconds": 1},
+            volumeMounts=[{"name": "state", "mountPath": "/state"}],
+            spec={"volumes": [{"name": "state", "emptyDir": {}}]},
+        )
+    )
+    eventually(lambda: "Readiness probe failed: command exited with 1" in kubectl("get", "events"))
+    assert not is_ready(kubectl, "probed")
+    (sandbox.layout.pods / f"{namespace}_probed" / "volumes" / "state" / "ready").touch()
+    eventually(lambda: is_ready(kubectl, "probed"))
+    assert container_status(kubectl, "probed")["restartCount"] == 0
 
 
 def test_crashes_back_off(kubectl: Kubectl, eventually: Eventually) -> None:

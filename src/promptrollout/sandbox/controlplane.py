@@ -53,6 +53,9 @@ class ControlPlane:
         )
         self.kubelet_serving = authority.issue("kubelet", common_name=NODE_NAME, addresses=("127.0.0.1",))
         self.kubelet_client = authority.issue("apiserver-kubelet-client", common_name="kube-apiserver")
+        # whoever reaches etcd is above RBAC: only the API server may
+        etcd_serving = authority.issue("etcd", common_name="etcd", addresses=("127.0.0.1",))
+        etcd_client = authority.issue("apiserver-etcd-client", common_name="kube-apiserver")
         signing_key = authority.signing_key("service-account")
         self._tokens = {user: secrets.token_urlsafe(32) for user in ("admin", "node", "controller-manager")}
         write_secret(
@@ -64,7 +67,7 @@ class ControlPlane:
         self._write_kubeconfig(layout.kubeconfig, "admin")
         self._write_kubeconfig(layout.pki / "controller-manager.kubeconfig", "controller-manager")
 
-        etcd_url, peer_url = f"http://127.0.0.1:{etcd_port}", f"http://127.0.0.1:{peer_port}"
+        etcd_url, peer_url = f"https://127.0.0.1:{etcd_port}", f"https://127.0.0.1:{peer_port}"
         self.etcd = self._service(
             "etcd",
             binaries.etcd,
@@ -75,6 +78,16 @@ class ControlPlane:
                 f"--listen-peer-urls={peer_url}",
                 f"--initial-advertise-peer-urls={peer_url}",
                 f"--initial-cluster=default={peer_url}",
+                *(
+                    f"--{side}{flag}"
+                    for side in ("", "peer-")
+                    for flag in (
+                        "client-cert-auth",
+                        f"trusted-ca-file={self.ca_file}",
+                        f"cert-file={etcd_serving[0]}",
+                        f"key-file={etcd_serving[1]}",
+                    )
+                ),
                 "--unsafe-no-fsync",  # a sandbox's data need not survive the machine
                 "--log-level=warn",
             ],
@@ -84,6 +97,9 @@ class ControlPlane:
             binaries.kube_apiserver,
             [
                 f"--etcd-servers={etcd_url}",
+                f"--etcd-cafile={self.ca_file}",
+                f"--etcd-certfile={etcd_client[0]}",
+                f"--etcd-keyfile={etcd_client[1]}",
                 "--bind-address=127.0.0.1",
                 f"--secure-port={self.port}",
                 f"--tls-cert-file={serving[0]}",

@@ -45,16 +45,17 @@ class Authority:
     def issue(
         self, name: str, *, common_name: str, addresses: tuple[str, ...] = (), dns_names: tuple[str, ...] = ()
     ) -> tuple[Path, Path]:
-        """Write `name.crt` and `name.key`; a server certificate if it has addresses or names, else a client's."""
+        """Write `name.crt` and `name.key`; good for a client, and for a server if it has addresses or names."""
         key = ec.generate_private_key(ec.SECP256R1())
         serves = bool(addresses or dns_names)
-        usage = ExtendedKeyUsageOID.SERVER_AUTH if serves else ExtendedKeyUsageOID.CLIENT_AUTH
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH]  # a server's too: etcd is a client of itself
+        usages += [ExtendedKeyUsageOID.SERVER_AUTH] if serves else []
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
         builder = (
             _builder(subject, self._name, key.public_key())
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs_certificates=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
         if serves:

@@ -40,7 +40,6 @@ class Prometheus:
                 f"--storage.tsdb.path={layout.prometheus / 'data'}",
                 "--storage.tsdb.retention.time=2d",
                 f"--web.listen-address=127.0.0.1:{port}",
-                "--web.enable-lifecycle",
                 # the default of 5 s would be most of a pod's first ten seconds
                 "--scrape.discovery-reload-interval=1s",
                 "--log.level=warn",

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from promptrollout.sandbox import assets, supervisor
+from promptrollout.sandbox import assets, install, supervisor
 from promptrollout.sandbox.processes import MARKER, kill_leftovers, log_tail, require_linux, signal_process, start_time
 from promptrollout.sandbox.settings import Layout, SandboxError, Settings, default_dir
 
@@ -44,6 +44,8 @@ class Sandbox:
         require_linux()
         if self.is_up:
             return False
+        if self.settings.install_operator:
+            install.find_chart()  # better to know now than when everything else runs
         assets.ensure(progress)
         self.layout.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.layout.lock.open("a") as lock:
@@ -56,7 +58,12 @@ class Sandbox:
             supervisor.clean(self.layout)
             # the supervisor inherits the lock, so there is no moment at which nobody holds it
             process = self._spawn(lock.fileno())
-        self._wait_ready(process, progress)
+        try:
+            self._wait_ready(process, progress)
+        except KeyboardInterrupt:
+            progress("interrupted: stopping what was started")
+            self.down()
+            raise
         return True
 
     def down(self) -> bool:
