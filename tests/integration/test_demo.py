@@ -10,7 +10,7 @@ DEMO_SECONDS = 240
 
 def test_the_good_change_reaches_everybody_and_the_bad_one_is_rolled_back(tmp_path: Path) -> None:
     directory = tmp_path / "demo"
-    command = [sys.executable, "-m", "promptrollout", "demo", "--dir", str(directory), "--rate", "300"]
+    command = [sys.executable, "-m", "promptrollout", "demo", "--dir", str(directory)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=DEMO_SECONDS, check=False)
     story = ran.stdout
     assert ran.returncode == 0, f"{story}\n{ran.stderr}"
