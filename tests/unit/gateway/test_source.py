@@ -1,0 +1,223 @@
+"""Where configuration comes from, against a small API server on loopback: lists, changes, overrides, outages."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Self
+
+import orjson
+import pytest
+from aiohttp import web
+from kubernetes.aio.client import ApiClient, Configuration
+
+from promptrollout import cluster
+from promptrollout.gateway import source as source_module
+from promptrollout.gateway.process import Gateway
+from promptrollout.gateway.source import Source
+from tests.unit.gateway.kit import delivery
+
+DELIVERIES = "/apis/promptrollout.dev/v1alpha1/namespaces/ns/promptdeliveries"
+CONFIGMAPS = "/api/v1/namespaces/ns/configmaps"
+
+
+class ApiServer:
+    """Two collections that can be listed and watched; `down` drops every connection."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, dict[str, dict[str, Any]]] = {DELIVERIES: {}, CONFIGMAPS: {}}
+        self.selectors: dict[str, str] = {}
+        self.down = False
+        self._version = 1
+        self._history: dict[str, list[tuple[int, bytes]]] = {DELIVERIES: [], CONFIGMAPS: []}
+        self._watchers: dict[str, set[asyncio.Queue[bytes]]] = {DELIVERIES: set(), CONFIGMAPS: set()}
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        for path in self.objects:
+            app.router.add_get(path, self._handle)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.01)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._runner.cleanup()
+
+    def put(self, path: str, name: str, **content: Any) -> None:
+        self._version += 1
+        kind = "MODIFIED" if name in self.objects[path] else "ADDED"
+        metadata = {
+            "name": name,
+            "uid": f"uid-{name}",
+            "resourceVersion": str(self._version),
+            "labels": content.pop("labels", {}),
+        }
+        self.objects[path][name] = {"metadata": metadata, **content}
+        self._tell(path, kind, self.objects[path][name])
+
+    def delete(self, path: str, name: str) -> None:
+        self._version += 1
+        gone = self.objects[path].pop(name)
+        gone["metadata"]["resourceVersion"] = str(self._version)
+        self._tell(path, "DELETED", gone)
+
+    def _tell(self, path: str, kind: str, item: dict[str, Any]) -> None:
+        line = orjson.dumps({"type": kind, "object": item}) + b"\n"
+        self._history[path].append((self._version, line))
+        for queue in self._watchers[path]:
+            queue.put_nowait(line)
+
+    async def _handle(self, incoming: web.Request) -> web.StreamResponse:
+        if self.down:
+            assert incoming.transport is not None
+            incoming.transport.abort()
+        self.selectors[incoming.path] = incoming.query.get("labelSelector", "")
+        if "watch" not in incoming.query:
+            items = list(self.objects[incoming.path].values())
+            return web.json_response({"metadata": {"resourceVersion": str(self._version)}, "items": items})
+        response = web.StreamResponse()
+        await response.prepare(incoming)
+        queue: asyncio.Queue[bytes] = asyncio.Queue()
+        for version, line in self._history[incoming.path]:
+            if version > int(incoming.query["resourceVersion"]):
+                queue.put_nowait(line)
+        self._watchers[incoming.path].add(queue)
+        try:
+            while True:
+                await response.write(await queue.get())
+        finally:
+            self._watchers[incoming.path].discard(queue)
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "RETRY_FIRST_SECONDS", 0.005)
+    monkeypatch.setattr(cluster, "RETRY_MAX_SECONDS", 0.01)
+    monkeypatch.setattr(source_module, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(source_module, "API_PATIENCE_SECONDS", 0.05)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ApiServer]:
+    async with ApiServer() as running:
+        yield running
+
+
+class Running:
+    """A gateway with its source at work."""
+
+    def __init__(self, gateway: Gateway, server: ApiServer) -> None:
+        self.gateway = gateway
+        self._client = ApiClient(Configuration(host=server.url))
+        self.source = gateway.source = Source(self._client, "ns", "default", gateway.registry, gateway.providers)
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self.source.run())
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._client.close()
+        await self.gateway.providers.close()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+
+    def sequences(self) -> dict[str, int]:
+        return {report.name: report.sequence for report in self.gateway.registry.report().rollouts}
+
+
+async def test_ready_once_everything_of_the_first_lists_is_in_service(gateway: Gateway, server: ApiServer) -> None:
+    server.put(DELIVERIES, "a", spec=delivery(3))
+    server.put(DELIVERIES, "b", spec=delivery(4))
+    async with Running(gateway, server) as running:
+        assert not gateway.state().ready
+        await running.until(lambda: gateway.state().ready)
+        assert running.sequences() == {"a": 3, "b": 4}
+    assert server.selectors[DELIVERIES] == "promptrollout.dev/gateway=default"
+    assert server.selectors[CONFIGMAPS] == "promptrollout.dev/override"
+
+
+async def test_changes_arrive_and_deletions_begin_retirement(gateway: Gateway, server: ApiServer) -> None:
+    async with Running(gateway, server) as running:
+        await running.until(lambda: gateway.state().ready)
+        server.put(DELIVERIES, "a", spec=delivery(1))
+        await running.until(lambda: running.sequences() == {"a": 1})
+        server.put(DELIVERIES, "a", spec=delivery(2))
+        await running.until(lambda: running.sequences() == {"a": 2})
+        server.delete(DELIVERIES, "a")
+        serving = gateway.registry.find("a")
+        assert serving is not None
+        await running.until(lambda: serving.gone_at is not None)
+        assert gateway.registry.find("a") is serving, "for five more minutes"
+
+
+async def test_the_emergency_override_is_followed_and_lifted(gateway: Gateway, server: ApiServer) -> None:
+    server.put(DELIVERIES, "a", spec=delivery(1))
+    async with Running(gateway, server) as running:
+        await running.until(lambda: gateway.state().ready)
+
+        def overridden() -> bool:
+            return gateway.registry.report().rollouts[0].overridden
+
+        labels = {"promptrollout.dev/override": "a"}
+        server.put(CONFIGMAPS, "wrong", labels=labels, data={"arm": "canary"})
+        server.put(CONFIGMAPS, "promptrollout-override-a", labels=labels, data={"arm": "stable"})
+        await running.until(overridden)
+        server.delete(CONFIGMAPS, "promptrollout-override-a")
+        await running.until(lambda: not overridden())
+
+
+async def test_in_an_outage_a_pod_that_restarts_serves_from_its_disk(gateway: Gateway, server: ApiServer) -> None:
+    server.put(DELIVERIES, "a", spec=delivery(5))
+    labels = {"promptrollout.dev/override": "a"}
+    server.put(CONFIGMAPS, "promptrollout-override-a", labels=labels, data={"arm": "stable"})
+    async with Running(gateway, server) as running:
+        await running.until(lambda: gateway.state().ready)
+    server.down = True
+    again = Gateway(dataclasses.replace(gateway.settings))
+    async with Running(again, server) as running:
+        await running.until(lambda: again.state().ready)
+        (report,) = again.registry.report().rollouts
+        assert (report.sequence, report.overridden, again.registry.loaded) == (5, True, False)
+        # it comes back, and the rollout was deleted meanwhile
+        server.objects[DELIVERIES].clear()
+        server.objects[CONFIGMAPS].clear()
+        server.down = False
+        await running.until(lambda: again.registry.loaded)
+        serving = again.registry.find("a")
+        assert serving is not None
+        assert serving.gone_at is not None
+        await running.until(lambda: not serving.overridden)
+
+
+async def test_in_an_outage_a_new_pod_has_nothing_and_is_not_ready(gateway: Gateway, server: ApiServer) -> None:
+    server.down = True
+    async with Running(gateway, server) as running:
+        await asyncio.sleep(0.1)
+        assert not gateway.state().ready
+        server.down = False
+        await running.until(lambda: gateway.state().ready)
+
+
+async def test_one_object_that_nobody_can_read_does_not_stop_the_others(gateway: Gateway, server: ApiServer) -> None:
+    server.put(DELIVERIES, "a", spec=None)
+    server.put(DELIVERIES, "b", spec={"sequence": "many", "rolloutUID": 5})
+    server.put(DELIVERIES, "c", spec=delivery(1))
+    async with Running(gateway, server) as running:
+        await running.until(lambda: gateway.state().ready)
+        assert running.sequences() == {"a": 0, "b": 0, "c": 1}
+
+
+async def test_a_hundred_rollouts_are_loaded_before_the_pod_is_ready(gateway: Gateway, server: ApiServer) -> None:
+    for n in range(100):
+        server.put(DELIVERIES, f"r{n}", spec=delivery(1))
+    async with Running(gateway, server) as running:
+        await running.until(lambda: gateway.state().ready)
+        assert len(running.sequences()) == 100
