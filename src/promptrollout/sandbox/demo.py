@@ -149,12 +149,13 @@ class Story:
             ) as answer:
                 if answer.status != 200:
                     raise DemoFailure(f"the simulated model refused its rules: {await answer.text()}")
-            await self._apply(self._quickstart.manifests(), "examples/quickstart")
+            await self._apply(self._quickstart.manifests(), "examples/quickstart/")
             await self._expect(
                 f"{self._first.version} is served as the first version and the rollout is Healthy",
                 lambda s: s.phase == "Healthy" and s.stable == self._first,
                 _READY_SECONDS,
             )
+            await self._wait_ready(f"promptgateway/{self._quickstart.gateway}")
             return await self._reachable_gateway(session)
 
     async def _reachable_gateway(self, session: aiohttp.ClientSession) -> str:
@@ -181,8 +182,8 @@ class Story:
     async def _good_change(self) -> int:
         """Returns the revision that the change became."""
         self._scene.chapter = "good change"
+        await self._apply(self._quickstart.change("good-change"), "examples/quickstart/changes/good-change.yaml")
         with self._timed("good change applied -> Healthy at 100 %"):
-            await self._apply(self._quickstart.change("good-change"), "changes/good-change.yaml")
             await self._expect(
                 f"{self._good.version} goes 10 -> 50 -> 100 % and ends Healthy",
                 lambda s: s.phase == "Healthy" and s.stable == self._good and s.weight == 100,
@@ -197,8 +198,8 @@ class Story:
 
     async def _bad_change(self) -> int:
         self._scene.chapter = "bad change"
+        await self._apply(self._quickstart.change("bad-change"), "examples/quickstart/changes/bad-change.yaml")
         with self._timed("bad change applied -> last pod back on stable"):
-            await self._apply(self._quickstart.change("bad-change"), "changes/bad-change.yaml")
             with self._timed("bad change applied -> breach found"):
                 await self._expect(
                     f"{self._bad.version} breaches an objective at its first step",
@@ -239,8 +240,15 @@ class Story:
 
     async def _apply(self, manifests: str, what: str) -> None:
         command = [self._kubectl, "--kubeconfig", self._box.kubeconfig, "apply", "-f", "-"]
-        await install.run(command, stdin=manifests)
         self._console.print(f"$ kubectl apply -f {what}", style="bold", markup=False, highlight=False)
+        with self._timed(f"kubectl apply -f {what}"):
+            await install.run(command, stdin=manifests)
+
+    async def _wait_ready(self, what: str) -> None:
+        arguments = ["wait", "--for=condition=Ready", what, f"--timeout={_READY_SECONDS:.0f}s"]
+        arguments += ["--namespace", self._quickstart.namespace]
+        self._console.print(f"$ kubectl {' '.join(arguments)}", style="bold", markup=False, highlight=False)
+        await install.run([self._kubectl, "--kubeconfig", self._box.kubeconfig, *arguments])
 
     async def _expect(
         self,
