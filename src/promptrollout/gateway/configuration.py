@@ -54,6 +54,8 @@ class Configuration:
     """One rollout's delivery, compiled. Swapped in as a whole."""
 
     name: str
+    raw: dict[str, Any]
+    """The spec as it stands in the API server."""
     spec: DeliverySpec
     stable: Arm
     canary: Arm | None
@@ -170,6 +172,7 @@ class Loader:
         spec, stable, canary = await asyncio.to_thread(_compile, raw, known)
         return Configuration(
             name=name,
+            raw=raw,
             spec=spec,
             stable=self._arm("stable", spec.stable, stable),
             canary=None if spec.canary is None or canary is None else self._arm("canary", spec.canary, canary),

@@ -222,7 +222,7 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
         f"{gateway}_config_refused_total",
         "counter",
         "Configurations that were not, by why.",
-        by("reason", {"older_sequence": 0, "invalid": 0, "key_missing": 0, **counters.refused}),
+        by("reason", {"older_sequence": 0, "changed_content": 0, "invalid": 0, "key_missing": 0, **counters.refused}),
     )
     yield from family(
         f"{gateway}_disk_errors_total",

@@ -31,6 +31,7 @@ class Serving:
 
     def __init__(self, configuration: Configuration, overridden: bool, counters: Counters, window: ShareWindow) -> None:
         self.configuration = configuration
+        self.served = _served(configuration.raw)
         self.overridden = overridden
         self.routing: Routing = configuration.routing(overridden)
         self.stable = configuration.stable
@@ -39,6 +40,7 @@ class Serving:
         self.gone_at: float | None = None
         """Wall clock: from then on it is not served."""
         self._counters = counters
+        self._series: dict[tuple[str, Variant], Series] = {}
         used = [self.series(self.stable, "stable")]
         if self.canary is not None:
             used.append(self.series(self.canary, "canary"))
@@ -46,10 +48,13 @@ class Serving:
 
     def series(self, arm: Arm, variant: Variant) -> Series:
         """The counters of an arm under a variant."""
-        spec = self.configuration.spec
-        edges = [float(edge) for edge in spec.latency_edges_seconds]
-        name = self.configuration.name
-        return self._counters.series(spec.rollout_uid, name, arm.version, variant, arm.model, edges)
+        found = self._series.get((arm.version, variant))
+        if found is None:
+            spec, name = self.configuration.spec, self.configuration.name
+            edges = [float(edge) for edge in spec.latency_edges_seconds]
+            found = self._counters.series(spec.rollout_uid, name, arm.version, variant, arm.model, edges)
+            self._series[arm.version, variant] = found
+        return found
 
     @property
     def canary_provider_unreachable(self) -> bool:
@@ -114,7 +119,12 @@ class Registry:
             sequence = raw.get("sequence") if isinstance(raw.get("sequence"), int) else 0
             assert isinstance(sequence, int)
             now_serving = current.configuration.spec.sequence if current else 0
-            if current and sequence == now_serving and name not in self._problems:
+            if current and sequence == now_serving:
+                if _served(raw) != current.served:
+                    message = f"sequence {sequence} is in service with other content: a change needs a larger one"
+                    self._refuse(name, "changed_content", message, sequence, raw)
+                    return
+                self._problems.pop(name, None)
                 self._retire_or_revive(current, raw)
                 return
             if sequence < now_serving:
@@ -127,6 +137,11 @@ class Registry:
             except LoadError as error:
                 reason = "key_missing" if isinstance(error, KeyMissing) else "invalid"
                 self._refuse(name, reason, str(error), sequence, raw)
+                return
+            except Exception as error:
+                # a fault of ours in one delivery must not keep the others from being loaded
+                logger.exception("rollout %s: sequence %d", name, sequence)
+                self._refuse(name, "invalid", f"{type(error).__name__}: {error}", sequence, raw)
                 return
             self._swap(configuration)
             self._problems.pop(name, None)
@@ -241,6 +256,11 @@ class Registry:
     def _retired(self, raw: dict[str, Any]) -> bool:
         retired_at = _timestamp(raw.get("retiredAt"))
         return retired_at is not None and self._wall_clock() >= retired_at + RETIREMENT_SECONDS
+
+
+def _served(raw: dict[str, Any]) -> dict[str, Any]:
+    """What requests are answered from: all but bookkeeping that may change without a new sequence."""
+    return {name: value for name, value in raw.items() if name not in ("memory", "retiredAt", "sequence")}
 
 
 def _timestamp(text: Any) -> float | None:

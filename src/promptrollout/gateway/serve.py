@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jsonschema_rs
 import orjson
 
 from promptrollout.api.names import HEADER_ROLLOUT, HEADER_VARIANT, HEADER_VERSION
@@ -166,8 +167,8 @@ class ChatCompletions:
                 "bad_response", 502, f"provider {prepared.arm.provider.name} answered something else than a completion"
             )
         prepared.outcome.usage = Usage.read(parsed.get("usage"))
-        validator = prepared.arm.prompt.validator
-        if validator is not None and contract.applies(body):
+        validator = _validator(prepared, body)
+        if validator is not None:
             prepared.outcome.contract_kept = contract.kept(validator, contract.choices_of(parsed))
         self._account(prepared, started, reply)
         await reply.whole(200, {**answer.headers, **_about(serving, prepared.arm), "content-type": JSON}, payload)
@@ -176,7 +177,7 @@ class ChatCompletions:
         self, prepared: Prepared, answer: Answer, body: Body, reply: Reply, started: float, serving: Serving
     ) -> None:
         """An answer that streams: every event goes on at once, and is read on the side."""
-        validator = prepared.arm.prompt.validator if contract.applies(body) else None
+        validator = _validator(prepared, body)
         reader = StreamReader(forward_usage=render.wants_usage(body), collect_content=validator is not None)
         outcome = prepared.outcome
         failure: tuple[ErrorType, str] | None = None
@@ -259,6 +260,14 @@ async def _send(arm: Arm, request: Body, forwarded: Mapping[str, str], *, wait_u
     except orjson.JSONEncodeError as error:
         raise CallerError(400, "invalid_json", "the request is nested too deeply") from error
     return await arm.provider.call(payload, arm.provider_config, forwarded, wait_unreachable=wait_unreachable)
+
+
+def _validator(prepared: Prepared, body: Body) -> jsonschema_rs.Validator | None:
+    """What the answer is held against. Not where stable stands in for a canary that could not be rendered: its answer
+    says nothing about the canary."""
+    if prepared.outcome.error_type is not None or not contract.applies(body):
+        return None
+    return prepared.arm.prompt.validator
 
 
 def _filled(arm: Arm, body: Body) -> Body | MissingVariable | RenderError:

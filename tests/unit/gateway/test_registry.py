@@ -47,6 +47,19 @@ async def test_what_is_listed_again_is_not_loaded_again(gateway: Gateway) -> Non
     assert gateway.counters.swaps == 1
 
 
+async def test_other_content_under_the_same_sequence_is_refused(gateway: Gateway) -> None:
+    await gateway.registry.apply("support", delivery(2, canary=arm(CANARY), weight=5))
+    await gateway.registry.apply("support", delivery(2, canary=arm(CANARY), weight=5, memory={"revision": 2}))
+    assert "problem" not in report(gateway)
+    for _ in range(2):
+        await gateway.registry.apply("support", delivery(2, canary=arm(CANARY), weight=50))
+    found = report(gateway)
+    assert (found["weight"], found["problem_sequence"]) == (5, 2)
+    assert "other content" in found["problem"]
+    await gateway.registry.apply("support", delivery(3, canary=arm(CANARY), weight=50))
+    assert "problem" not in report(gateway)
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
