@@ -14,6 +14,7 @@ from promptrollout.api.rollout import PromptRollout
 from promptrollout.cli.connection import EXIT_FAILED, EXIT_TIMEOUT, Flags, Object, Target, cluster_command
 
 REFRESH_SECONDS: Final = 1.0
+PIPE_WIDTH: Final = 160
 
 
 @click.command()
@@ -164,8 +165,13 @@ def _show(shown: Object, output: str | None) -> None:
 
     from promptrollout.cli.status_view import list_view, rollout_view
 
-    # cut to the terminal, but never in a file or a pipe
+    view = list_view(shown["items"]) if "items" in shown else rollout_view(shown)
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(list_view(shown["items"]) if "items" in shown else rollout_view(shown))
+    if console.is_terminal:
+        console.print(view)
+        return
+    # in a file or a pipe: a fixed width, and no blanks at the ends of lines
+    console = Console(width=PIPE_WIDTH)
+    with console.capture() as captured:
+        console.print(view)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))

@@ -47,7 +47,7 @@ def list_view(rollouts: Iterable[dict[str, Any]]) -> RenderableType:
             parsed.metadata.name,
             _phase(status),
             status.step,
-            f"{status.weight} %",
+            f"{status.weight} %" if status.canary else "",
             short_digest(status.stable.digest) if status.stable else "",
             short_digest(status.canary.digest) if status.canary else "",
             escape(status.message),
