@@ -82,7 +82,7 @@ class Cluster:
     @contextlib.contextmanager
     def operator_away(self) -> Iterator[None]:
         """Scaled to nothing, so that nobody else writes."""
-        deployment = ("-n", OPERATOR_NAMESPACE, "scale", "deployment/promptrollout")
+        deployment = ("-n", OPERATOR_NAMESPACE, "scale", "deployment/promptrollout-operator")
         self.kubectl(*deployment, "--replicas=0")
         selector = ("-n", OPERATOR_NAMESPACE, "get", "pods", "-l", "app.kubernetes.io/component=operator", "-o", "name")
         self.wait("the operator's end", lambda: not self.kubectl(*selector))
@@ -90,7 +90,7 @@ class Cluster:
             yield
         finally:
             self.kubectl(*deployment, "--replicas=1")
-            self.kubectl("-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment/promptrollout", "--timeout=60s")
+            self.kubectl("-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment/promptrollout-operator", "--timeout=60s")
 
     def patch(self, client: httpx.Client, path: str, body: dict[str, Any]) -> None:
         """A merge patch without the start of a kubectl in between."""

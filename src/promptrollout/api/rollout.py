@@ -178,6 +178,8 @@ class ObjectiveStatus(Model):
     difference: Annotated[str, Field(max_length=96)] = ""
     """Interval for canary minus stable (or the ratio), valid at any time."""
     message: Annotated[str, Field(max_length=512)] = ""
+    common_cause: bool | None = None
+    """Stable violates `max` as well: nothing is concluded from that bound, and nothing advances."""
     checkpoint: Annotated[str, Field(max_length=1024)] = ""
     """The test's running sums, exact; read by the engine only."""
 

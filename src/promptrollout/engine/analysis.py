@@ -105,6 +105,7 @@ def advanced(
             "step_samples": step_samples,
             "difference": judgement.difference[:96],
             "message": judgement.message[:512],
+            "common_cause": judgement.common_cause or None,
             "checkpoint": test.encode(state),
         }
     )
@@ -130,6 +131,8 @@ def lacking(draft: Draft) -> list[str]:
         samples = row.step_samples if row else 0
         if samples < objective.min_samples:
             missing.append(f"{objective.name}: {samples:,} of {objective.min_samples:,} canary samples in this step")
+        elif row is not None and row.common_cause:
+            missing.append(f"{objective.name}: stable is above the bound too")
         elif advance_on == "NonInferior" and (row is None or row.verdict != "Pass"):
             missing.append(f"{objective.name}: not yet shown to be within its margin")
     return missing

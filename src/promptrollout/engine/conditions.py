@@ -60,6 +60,8 @@ def summary(draft: Draft, lacks: list[str], insufficient: bool) -> tuple[str, st
         return "Degraded", entry.reason, text
     if facts.delivered is not None and facts.delivered.overridden:
         return "Degraded", "EmergencyOverride", f"the emergency override sends everybody to {named(s.stable)}"
+    if draft.clock.acknowledged_at is None:
+        return "Progressing", "Delivering", f"{named(s.stable)}: {acknowledged(draft)}"
     if s.stage == "Baking":
         return "Healthy", "Baking", f"{named(s.stable)} serves 100 %; {named(s.previous)} stays loaded"
     return "Healthy", "Healthy", f"{named(s.stable)} serves 100 %"

@@ -96,6 +96,11 @@ class Draft:
         self.set_clock(stage_since=self.now, acknowledged_at=None, step_active_seconds=0, ticked_at=self.now)
         self.each_row(lambda row: row.model_copy(update={"step_samples": 0}))
 
+    def rest(self, weight: int) -> None:
+        """One version is left, and what serves it was confirmed before: its other arm may be removed at leisure."""
+        self.enter("Idle", weight)
+        self.set_clock(acknowledged_at=self.now)
+
     def each_row(self, change: Callable[[ObjectiveStatus], ObjectiveStatus]) -> None:
         self.set(analysis=[change(row) for row in self.status.analysis])
 

@@ -74,8 +74,11 @@ def complete(draft: Draft) -> None:
     bakes = not direct and s.snapshot is not None and s.snapshot.bake_seconds > 0 and old is not None
     # after a way back, the version that was left must canary again: it is no `previous`
     draft.set(stable=s.canary, canary=None, previous=None if direct else old, direct=False, retracing=False)
-    draft.enter("Baking" if bakes else "Idle", 0)
-    draft.set(step="", weight=100 if bakes else 0)
+    if bakes:
+        draft.enter("Baking", 100)
+    else:
+        draft.rest(100)
+    draft.set(step="")
     text = f"{named(draft.status.stable)} serves 100 %"
     if bakes and s.snapshot is not None:
         text += f"; {named(old)} stays loaded for {s.snapshot.bake_seconds} s"
@@ -109,7 +112,7 @@ def settle(draft: Draft) -> None:
         return
     took = draft.now - (draft.clock.stage_since or draft.now)
     draft.set(canary=None)
-    draft.enter("Idle", 0)
+    draft.rest(0)
     if canary is not None:
         done = "RollbackCompleted" if draft.is_rejected(canary) else "CanaryWithdrawn"
         pods = draft.facts.delivered.total if draft.facts.delivered else 0

@@ -181,7 +181,7 @@ def progress(draft: Draft) -> None:
     elif stage == "Baking":
         snapshot = draft.status.snapshot
         if snapshot is None or draft.clock.step_active_seconds >= snapshot.bake_seconds:
-            draft.enter("Idle", 0)
+            draft.rest(100)
             draft.record("BakeCompleted", f"{named(draft.status.previous)} is unloaded")
 
 

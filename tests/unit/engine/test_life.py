@@ -504,3 +504,26 @@ def test_a_long_outage_counts_as_active_only_what_the_metrics_cover() -> None:
     world.settle()
     assert world.at == ("Stepping", 10)
     assert world.status.clock.step_active_seconds <= 3 * INTERVAL
+
+
+def test_a_first_version_is_not_ready_before_a_pod_serves_it() -> None:
+    world = World()
+    world.deaf = {"pod-a", "pod-b"}
+    world.settle()
+    assert (world.status.phase, world.condition("Ready")) == ("Progressing", "False")
+    world.deaf = set()
+    world.heard = dict.fromkeys(world.pods, world.sequence)
+    world.settle()
+    assert (world.status.phase, world.condition("Ready")) == ("Healthy", "True")
+    world.pods.append("pod-c")
+    world.tick()
+    assert world.status.phase == "Healthy", "a pod that joins later resets nothing"
+
+
+def test_a_bound_that_stable_violates_too_holds() -> None:
+    absolute = ERRORS.model_copy(update={"max": "0.02", "versus_stable": None})
+    world = started(snapshot(objectives=[absolute]), error_rate={V1.digest: 0.2, V2.digest: 0.2})
+    world.tick(20)
+    assert (world.at, world.status.rejected) == (("Stepping", 10), [])
+    assert world.status.analysis[0].common_cause
+    assert "stable is above" in world.status.message
