@@ -170,7 +170,11 @@ class World:
     def record(self) -> None:
         """This interval's counts under the configuration in force."""
         start = self.now - self.now % INTERVAL
-        if self.intent is None or self.intent.canary is None:
+        if self.intent is None:
+            return
+        if self.intent.canary is None:  # a first version is measured as if it were a canary
+            bad = self.requests * self.error_rate.get(self.intent.stable.digest, 0.01)
+            self.recorded[start] = {"errors": RateCounts(self.requests, bad, 0, 0)}
             return
         share = self.intent.weight / 100
         canary, stable = self.requests * share, self.requests * (1 - share)

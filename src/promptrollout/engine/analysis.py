@@ -43,8 +43,9 @@ def fold(draft: Draft) -> ObjectiveStatus | None:
         draft.set_clock(evaluated_until=interval.end)
         if draft.clock.unreachable_since is not None:
             continue  # an outage of the canary's provider is no verdict on the canary
+        known = {row.name for row in draft.status.analysis if row.verdict == "Breach"}
         take(draft, interval)
-        breached = next((row for row in draft.status.analysis if row.verdict == "Breach"), None)
+        breached = next((r for r in draft.status.analysis if r.verdict == "Breach" and r.name not in known), None)
         if breached is not None:
             return breached
     return None

@@ -63,7 +63,10 @@ def summary(draft: Draft, lacks: list[str], insufficient: bool) -> tuple[str, st
     if draft.clock.acknowledged_at is None:
         return "Progressing", "Delivering", f"{named(s.stable)}: {acknowledged(draft)}"
     if s.stage == "Baking":
-        return "Healthy", "Baking", f"{named(s.stable)} serves 100 %; {named(s.previous)} stays loaded"
+        breached = [row.name for row in s.analysis if row.verdict == "Breach"]
+        text = f"; {named(s.previous)} stays loaded" if s.previous else ""
+        text += f"; in breach with nothing to go back to: {', '.join(breached)}" if breached else ""
+        return "Healthy", "Baking", f"{named(s.stable)} serves 100 %{text}"
     return "Healthy", "Healthy", f"{named(s.stable)} serves 100 %"
 
 

@@ -45,6 +45,12 @@ class Draft:
     def is_rejected(self, version: VersionRef | None) -> bool:
         return version is not None and any(r.digest == version.digest for r in self.status.rejected)
 
+    @property
+    def can_go_back(self) -> bool:
+        """A canary is on its way up, or the arm that it replaced is still loaded."""
+        s = self.status
+        return s.stage in ACTIVE or (s.stage == "Baking" and s.previous is not None)
+
     def attempt_of(self, digest: str) -> int:
         return next((a.attempt for a in self.status.attempts if a.digest == digest), 1)
 
@@ -54,8 +60,9 @@ class Draft:
         if s.stage is None or s.stable is None:
             return None
         stable, canary, weight = s.stable, None, 0
-        if s.stage == "Baking" and s.previous is not None:
-            stable, canary, weight = s.previous, s.stable, 100
+        if s.stage == "Baking":
+            if s.previous is not None:
+                stable, canary, weight = s.previous, s.stable, 100
         elif s.stage != "Idle":
             canary, weight = s.canary, s.weight
         subject = canary or stable

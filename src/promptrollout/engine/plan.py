@@ -37,7 +37,10 @@ def plan(facts: Facts, now: int) -> Plan:
     watch_provider(draft)
     gather_holds(draft)
     breached = fold(draft)
-    if breached is not None:
+    if breached is not None and not draft.can_go_back:
+        text = f"{breached.name}: {breached.message}; there is nothing to go back to"
+        draft.record("ObjectiveBreached", text, warning=True, evidence=True)
+    elif breached is not None:
         withdraw(draft, "ObjectiveBreached", f"{breached.name}: {breached.message}; rolled back", reject=True)
     progress(draft)
     describe(draft, lacks=lacking(draft) if draft.status.stage == "Stepping" else [])
@@ -72,9 +75,20 @@ def recover(draft: Draft) -> None:
     elif desired is not None and not draft.facts.desired.problems:
         first = draft.facts.desired.baseline or desired
         draft.set(stable=first, revision=1)
-        draft.enter("Idle", 0)
         draft.set_clock(started_at=draft.now)
+        watch_first(draft)
         draft.record("InitialVersion", f"{named(first)} serves 100 % as the first version")
+
+
+def watch_first(draft: Draft) -> None:
+    """A first version has nothing to go back to: while it bakes, its absolute objectives alert and no more."""
+    snapshot = draft.facts.desired.snapshot
+    if snapshot is None or not snapshot.analyse or not any(o.max is not None for o in snapshot.objectives):
+        draft.enter("Idle", 0)
+        return
+    draft.set(snapshot=snapshot)
+    draft.enter("Baking", 100)
+    draft.set_clock(exposed_at=draft.now, evaluated_until=draft.now - draft.now % snapshot.interval_seconds)
 
 
 def follow(draft: Draft) -> None:
@@ -83,7 +97,7 @@ def follow(draft: Draft) -> None:
     if s.stage is None or desired is None or draft.facts.desired.problems or snapshot is None:
         return
     if draft.facts.delivered is not None and draft.facts.delivered.overridden:
-        if s.stage in (*ACTIVE, "Baking"):
+        if draft.can_go_back:
             withdraw(draft, "EmergencyOverride", "the emergency override sends everybody to stable", reject=True)
         return
     if s.stage in ACTIVE:
@@ -182,7 +196,10 @@ def progress(draft: Draft) -> None:
         snapshot = draft.status.snapshot
         if snapshot is None or draft.clock.step_active_seconds >= snapshot.bake_seconds:
             draft.rest(100)
-            draft.record("BakeCompleted", f"{named(draft.status.previous)} is unloaded")
+            old = draft.status.previous
+            draft.record(
+                "BakeCompleted", f"{named(old)} is unloaded" if old else "the first version is watched no more"
+            )
 
 
 def tick(draft: Draft) -> None:

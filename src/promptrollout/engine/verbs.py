@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 
 from promptrollout.api.command import Command
-from promptrollout.engine.draft import ACTIVE, REMEMBERED, Draft
+from promptrollout.engine.draft import REMEMBERED, Draft
 from promptrollout.engine.life import begin, current_step, enter_step, named, withdraw
 
 Refusal = str | None
@@ -108,7 +108,7 @@ def promote_full(draft: Draft, command: Command) -> Refusal:
 
 
 def abort(draft: Draft, command: Command) -> Refusal:
-    if draft.status.stage not in (*ACTIVE, "Baking"):
+    if not draft.can_go_back:
         return "no canary is in progress"
     withdraw(draft, "RolloutAborted", f"aborted{by(command)}", reject=True)
     return None
@@ -131,7 +131,7 @@ def retry(draft: Draft, command: Command) -> Refusal:
 
 def undo(draft: Draft, command: Command) -> Refusal:
     s = draft.status
-    if s.stage in (*ACTIVE, "Baking"):
+    if draft.can_go_back:
         withdraw(draft, "RolloutUndone", f"undone{by(command)}", reject=True)
         return None
     if s.stage == "Withdrawing":

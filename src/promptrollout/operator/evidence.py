@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from promptrollout.engine.evidence import Counts, Interval, MeanCounts, Moments, RateCounts
 from promptrollout.engine.signals import SIGNALS
@@ -52,9 +53,16 @@ class Question:
     stable_version: str
     canary_version: str
     objectives: tuple[Measured, ...]
+    alone: bool = False
+    """A first version: its only arm is stable, and it is judged like a canary without anything to compare with."""
 
-    def version(self, variant: str) -> str:
-        return self.canary_version if variant == "canary" else self.stable_version
+    def arm_of(self, variant: str, version: str) -> Literal["canary", "stable"] | None:
+        """The arm that a series counts for; None if it is of other traffic or of another revision."""
+        if self.alone:
+            return "canary" if (variant, version) == ("stable", self.stable_version) else None
+        if (variant, version) == ("canary", self.canary_version):
+            return "canary"
+        return "stable" if (variant, version) == ("stable", self.stable_version) else None
 
 
 @dataclass(slots=True)
@@ -129,15 +137,16 @@ class Reader:
         for role, metric in roles.items():
             for sliced in windows.get(metric, ()):
                 samples = sliced.by_interval.get(end)
-                if samples and self._concerns(sliced.series, measured, role):
-                    _advance(state, role, sliced.series, samples)
-                    fresh.add((role, sliced.series.variant))
+                arm = self._arm(sliced.series, measured, role)
+                if samples and arm is not None:
+                    _advance(state, role, arm, sliced.series.key, samples)
+                    fresh.add((role, arm))
         for name, counter in list(state.counters.items()):
             if counter.at <= end - CARRY_SECONDS:
                 del state.counters[name]
         if state.used_until is None:
             state.used_until = start
-        if len(fresh) < 2 * len(roles):
+        if len(fresh) < (1 if self.question.alone else 2) * len(roles):
             if end - state.used_until > CARRY_SECONDS:
                 for counter in state.counters.values():
                     counter.grown = 0.0
@@ -149,16 +158,13 @@ class Reader:
             counter.grown = 0.0
         return _counts(measured, sums)
 
-    def _concerns(self, series: Series, measured: Measured, role: str) -> bool:
-        if series.variant not in ("canary", "stable") or series.version != self.question.version(series.variant):
-            return False
-        if measured.by_bucket and role == "bad":
-            return series.le is not None and series.le == float(measured.threshold or "nan")
-        return series.le is None
+    def _arm(self, series: Series, measured: Measured, role: str) -> Literal["canary", "stable"] | None:
+        edge = float(measured.threshold or "nan") if measured.by_bucket and role == "bad" else None
+        return self.question.arm_of(series.variant, series.version) if series.le == edge else None
 
 
-def _advance(state: _Objective, role: str, series: Series, samples: list[tuple[float, float]]) -> None:
-    name = (role, series.variant, series.key)
+def _advance(state: _Objective, role: str, arm: str, series: str, samples: list[tuple[float, float]]) -> None:
+    name = (role, arm, series)
     counter = state.counters.get(name)
     for at, value in samples:
         if counter is None:

@@ -354,7 +354,7 @@ class RolloutReconciler:
         if not result.wants_evidence or until is None or status.snapshot is None or source is None:
             self._analyses.drop(key)
             return
-        if intent is None or intent.canary is None:
+        if intent is None:
             self._analyses.drop(key)
             return
         question = Question(
@@ -362,7 +362,8 @@ class RolloutReconciler:
             source=source,
             interval_seconds=status.snapshot.interval_seconds,
             stable_version=short_digest(intent.stable.digest),
-            canary_version=short_digest(intent.canary.digest),
+            canary_version=short_digest(intent.canary.digest) if intent.canary else "",
+            alone=intent.canary is None,
             objectives=tuple(Measured(o.name, o.signal, o.threshold_seconds) for o in status.snapshot.objectives),
         )
         self._analyses.want(key, question, until)

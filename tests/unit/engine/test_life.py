@@ -527,3 +527,20 @@ def test_a_bound_that_stable_violates_too_holds() -> None:
     assert (world.at, world.status.rejected) == (("Stepping", 10), [])
     assert world.status.analysis[0].common_cause
     assert "stable is above" in world.status.message
+
+
+def test_a_bad_first_version_alerts_once_and_stays() -> None:
+    absolute = ERRORS.model_copy(update={"max": "0.02"})
+    world = World(snapshot(objectives=[absolute], bake_seconds=300))
+    world.error_rate = {V1.digest: 0.3}
+    world.settle()
+    world.tick(6)
+    assert world.status.stable == V1
+    assert world.weights == [(0, None)]
+    assert world.events.count("ObjectiveBreached") == 1
+    assert "nothing to go back to" in world.status.message
+    assert world.status.rejected == []
+    world.tell("abort")
+    assert world.events[-1] == "CommandRefused"
+    world.tick(10)
+    assert world.status.stage == "Idle"
