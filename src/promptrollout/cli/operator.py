@@ -32,9 +32,9 @@ def operator(config_file: Path) -> None:
     logging.basicConfig(
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
-    for name in ("kopf", "aiohttp"):
-        # a line for every event that it hands over
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # a line for every event that it hands over, and in an outage one for every watch and try: we say it once ourselves
+    logging.getLogger("kopf").setLevel(logging.ERROR)
+    logging.getLogger("kopf._cogs.clients").setLevel(logging.CRITICAL)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(config, surroundings()))

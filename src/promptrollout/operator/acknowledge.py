@@ -147,13 +147,15 @@ class Acknowledger:
                     unassigned_share_percent=answer.unassigned_share_percent,
                 )
             place.questions[rollout] = question
-        question.regularly = regularly
+            place.wake.set()
+        if regularly != question.regularly:
+            question.regularly = regularly
+            place.wake.set()
         for (space, other), elsewhere in self._gateways.items():
             if space == namespace and other != gateway:
                 elsewhere.questions.pop(rollout, None)
         if place.task is None or place.task.done():
             place.task = asyncio.create_task(self._keep_asking(namespace, gateway, place), name=f"ask {gateway}")
-        place.wake.set()
 
     def answer(self, namespace: str, gateway: str, rollout: str, uid: str, sequence: int) -> Acknowledgement | None:
         """None while nobody was asked about that very sequence."""

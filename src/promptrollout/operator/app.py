@@ -211,6 +211,9 @@ class Operator:
             except (ApiException, ApiUnavailable) as error:
                 if isinstance(error, ApiUnavailable):
                     self._trouble.set()
+                elif await self._is_gone(key, error):
+                    self._queue.forget(key)
+                    continue
                 pause = self._queue.retry(key)
                 self._failed(key, error)
                 logger.warning("%s: %s; again in %.1f s", key, _said(error), pause)
@@ -221,6 +224,21 @@ class Operator:
             finally:
                 self._queue.done(key)
                 self._metrics.reconcile_seconds.labels(key.kind).observe(time.monotonic() - started)
+
+    async def _is_gone(self, key: Key, error: ApiException) -> bool:
+        """A namespace that is being deleted refuses writes before its objects are seen to go."""
+        item = self._store.get(*key)
+        if error.status not in (403, 404) or item is None:
+            return False
+        if "being terminated" in str(error.reason):
+            logger.info("%s: its namespace is being deleted", key)
+            return True
+        try:
+            if await self._api.get(*key) is not None:
+                return False
+        except (ApiException, ApiUnavailable):
+            return False
+        return self._store.remove(*key, item["metadata"]["uid"])
 
     def _failed(self, key: Key, error: Exception) -> None:
         self._metrics.reconcile_errors.labels(key.kind, type(error).__name__).inc()

@@ -85,9 +85,9 @@ def compile_delivery(
     return wanted
 
 
-def _content(spec: DeliverySpec) -> dict[str, Any]:
+def _content(spec: DeliverySpec) -> DeliverySpec:
     """What pods act on. `memory` is for the operator alone."""
-    return spec.model_copy(update={"sequence": 1, "memory": Memory()}).dump()
+    return spec.model_copy(update={"sequence": 1, "memory": Memory()})
 
 
 def body_of(namespace: str, name: str, spec: DeliverySpec, existing: Object | None) -> Object:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from promptrollout.api.gateway import GatewaySpec
+from promptrollout.api.meta import SecretKeyRef
 from promptrollout.api.names import (
     API_VERSION,
     LABEL_GATEWAY,
@@ -16,17 +17,17 @@ from promptrollout.api.names import (
     PROVIDER_KEYS_DIR,
     STATE_DIR,
 )
-from promptrollout.api.provider import ProviderSpec
 from promptrollout.operator.acknowledge import deployment_name
 
 Object = dict[str, Any]
 
 CLUSTER_ROLE = "promptrollout-gateway"
 UID = 65532
+_KEY_FILE = "api-key"
 
 
 def gateway_objects(
-    gateway: Object, spec: GatewaySpec, image: str, providers: Sequence[tuple[str, ProviderSpec]]
+    gateway: Object, spec: GatewaySpec, image: str, keys: Mapping[str, SecretKeyRef]
 ) -> list[tuple[str, Object]]:
     """(kind, object), in the order in which they are needed."""
     namespace, name = gateway["metadata"]["namespace"], gateway["metadata"]["name"]
@@ -61,7 +62,7 @@ def gateway_objects(
                 "subjects": [{"kind": "ServiceAccount", "name": own, "namespace": namespace}],
             },
         ),
-        made("Deployment", "apps/v1", {"spec": _deployment(name, own, spec, image, providers, labels, selector)}),
+        made("Deployment", "apps/v1", {"spec": _deployment(name, own, spec, image, keys, labels, selector)}),
         made(
             "Service",
             "v1",
@@ -86,7 +87,7 @@ def _deployment(
     own: str,
     spec: GatewaySpec,
     image: str,
-    providers: Sequence[tuple[str, ProviderSpec]],
+    keys: Mapping[str, SecretKeyRef],
     labels: dict[str, str],
     selector: dict[str, str],
 ) -> Object:
@@ -124,7 +125,7 @@ def _deployment(
                     }
                 ],
                 "containers": [_container(name, spec, image)],
-                "volumes": _volumes(providers),
+                "volumes": _volumes(keys),
             },
         },
     }
@@ -173,19 +174,18 @@ def _container(name: str, spec: GatewaySpec, image: str) -> Object:
     }
 
 
-def _volumes(providers: Sequence[tuple[str, ProviderSpec]]) -> list[Object]:
+def _volumes(keys: Mapping[str, SecretKeyRef]) -> list[Object]:
     """Keys come as files: neither operator nor gateway may read Secrets through the API. A missing one is optional, so
     that it keeps no pod from starting; the pod says which file it lacks."""
     sources = [
         {
             "secret": {
-                "name": spec.api_key_secret_ref.name,
-                "items": [{"key": spec.api_key_secret_ref.key, "path": f"{name}/api-key"}],
+                "name": ref.name,
+                "items": [{"key": ref.key, "path": f"{name}/{_KEY_FILE}"}],
                 "optional": True,
             }
         }
-        for name, spec in sorted(providers, key=lambda pair: pair[0])
-        if spec.api_key_secret_ref is not None
+        for name, ref in sorted(keys.items())
     ]
     return [
         {"name": "state", "emptyDir": {}},
@@ -205,3 +205,16 @@ def _network_policy(selector: dict[str, str]) -> Object:
         ],
         "egress": [{}],
     }
+
+
+def mounted_keys(deployment: Object) -> dict[str, SecretKeyRef]:
+    """The providers whose keys a Deployment of ours mounts."""
+    found = {}
+    for volume in deployment["spec"]["template"]["spec"].get("volumes") or []:
+        for source in (volume.get("projected") or {}).get("sources") or []:
+            secret = source.get("secret") or {}
+            for item in secret.get("items") or []:
+                name, _, file = item["path"].rpartition("/")
+                if file == _KEY_FILE:
+                    found[name] = SecretKeyRef(name=secret["name"], key=item["key"])
+    return found

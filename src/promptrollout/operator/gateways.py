@@ -12,11 +12,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from promptrollout.api.gateway import GatewaySpec
+from promptrollout.api.meta import SecretKeyRef
 from promptrollout.api.provider import ProviderSpec
 from promptrollout.operator.acknowledge import deployment_name
 from promptrollout.operator.cluster_api import WATCHED, Api
 from promptrollout.operator.conditions import conditions, same_status
-from promptrollout.operator.gateway_objects import gateway_objects
+from promptrollout.operator.gateway_objects import gateway_objects, mounted_keys
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 
@@ -41,7 +42,11 @@ class GatewayReconciler:
             await self._write_status(key, item, None, "", str(error.errors()[0]["msg"]))
             return
         image = self._image(key, spec)
-        for kind, wanted in gateway_objects(item, spec, image, self._providers(key.namespace)):
+        if self._store.get("Deployment", key.namespace, deployment_name(key.name)) is None:
+            # applied together with it, but of another watch: without this its pods would soon be replaced
+            for provider in await self._api.list("ModelProvider", key.namespace):
+                self._store.put("ModelProvider", provider)
+        for kind, wanted in gateway_objects(item, spec, image, self._keys(key)):
             await self._ensure(kind, key.namespace, wanted)
         await self._write_status(key, item, spec, image)
 
@@ -67,13 +72,27 @@ class GatewayReconciler:
             if (rollout.get("spec") or {}).get("gatewayRef", {}).get("name") == key.name
         ]
 
-    def _providers(self, namespace: str) -> list[tuple[str, ProviderSpec]]:
-        found = []
-        for item in self._store.in_namespace("ModelProvider", namespace):
+    def _keys(self, key: Key) -> dict[str, SecretKeyRef]:
+        """Which Secret each provider's key comes from. One that was deleted while a rollout is served with it stays."""
+        deployment = self._store.get("Deployment", key.namespace, deployment_name(key.name))
+        in_use = {
+            arm["provider"]["name"]
+            for delivery in self._store.in_namespace("PromptDelivery", key.namespace)
+            if delivery["spec"].get("gateway") == key.name and not delivery["spec"].get("retiredAt")
+            for arm in (delivery["spec"].get("stable"), delivery["spec"].get("canary"))
+            if arm
+        }
+        mounted = mounted_keys(deployment) if deployment is not None else {}
+        found = {name: ref for name, ref in mounted.items() if name in in_use}
+        for item in self._store.in_namespace("ModelProvider", key.namespace):
+            name = item["metadata"]["name"]
+            found.pop(name, None)
             try:
-                found.append((item["metadata"]["name"], ProviderSpec.model_validate(item.get("spec") or {})))
+                ref = ProviderSpec.model_validate(item.get("spec") or {}).api_key_secret_ref
             except ValidationError:
                 continue  # its own status says so
+            if ref is not None:
+                found[name] = ref
         return found
 
     async def _ensure(self, kind: str, namespace: str, wanted: Object) -> None:

@@ -1,0 +1,211 @@
+"""From samples to intervals: pods come and go, counters restart, scrapes fail; a restart of ours changes no bit."""
+
+import math
+import random
+from collections.abc import Iterable
+
+import pytest
+
+from promptrollout.api import names
+from promptrollout.engine.evidence import Interval, MeanCounts, Moments, RateCounts
+from promptrollout.operator.evidence import CARRY_SECONDS, Measured, Question, Reader
+from promptrollout.operator.prometheus import Series, parse_matrix
+
+WIDTH = 30
+START = 1_800_000_000
+Samples = list[tuple[float, float]]
+
+ERRORS = Measured("errors", "ErrorRate")
+COST = Measured("cost", "CostPerRequest")
+SLOW = Measured("slow", "Latency", "2.50")
+
+
+def question(*objectives: Measured, width: int = WIDTH) -> Question:
+    return Question("uid", "default", width, "sssssssss1", "cccccccccc", objectives or (ERRORS,))
+
+
+def series(variant: str, samples: Iterable[tuple[float, float]], key: str = "pod-a", le: float | None = None) -> Series:
+    version = "cccccccccc" if variant == "canary" else "sssssssss1"
+    return Series(variant, version, f"{variant}/{key}", le, tuple((START + at, value) for at, value in samples))
+
+
+def read(windows: dict[str, list[Series]], *, until: int = WIDTH, reader: Reader | None = None) -> list[Interval]:
+    reader = reader or Reader(question(), START)
+    return reader.take(windows, START + until)
+
+
+def rates(canary: Samples, bad: Samples, stable: Samples, stable_bad: Samples) -> dict[str, list[Series]]:
+    return {
+        names.METRIC_REQUESTS: [series("canary", canary), series("stable", stable)],
+        names.METRIC_ERRORS: [series("canary", bad), series("stable", stable_bad)],
+    }
+
+
+FLAT: Samples = [(-5, 0), (10, 0), (25, 0)]
+
+
+def test_an_interval_is_what_the_counters_grew_by() -> None:
+    windows = rates([(-5, 10), (10, 12), (25, 20)], [(-5, 1), (25, 3)], [(-5, 100), (25, 190)], [(-5, 7), (25, 7)])
+    assert read(windows) == [Interval(START, START + 30, {"errors": RateCounts(10, 2, 90, 0)})]
+
+
+def test_the_end_belongs_to_the_interval_and_the_start_to_the_one_before() -> None:
+    windows = rates([(0, 10), (30, 15), (31, 99)], [(0, 0), (30, 0)], [(0, 0), (30, 1)], [(0, 0), (30, 0)])
+    assert read(windows)[0].counts == {"errors": RateCounts(5, 0, 1, 0)}
+
+
+def test_a_counter_that_fell_was_restarted() -> None:
+    windows = rates([(-5, 50), (10, 60), (15, 4), (25, 9)], FLAT, [(-5, 0), (25, 40)], FLAT)
+    assert read(windows)[0].counts["errors"] == RateCounts(19, 0, 40, 0)
+
+
+def test_a_first_sample_is_a_baseline() -> None:
+    windows = rates([(10, 50), (25, 60)], FLAT, [(-5, 0), (25, 40)], FLAT)
+    assert read(windows)[0].counts["errors"] == RateCounts(10, 0, 40, 0)
+
+
+def test_pods_are_compared_one_by_one_before_they_are_summed() -> None:
+    windows = rates([(-5, 50), (25, 60)], FLAT, [(-5, 0), (25, 40)], FLAT)
+    windows[names.METRIC_REQUESTS] += [
+        series("canary", [(-5, 500)], "pod-gone"),
+        series("canary", [(5, 0), (25, 3)], "pod-new"),
+    ]
+    assert read(windows)[0].counts["errors"] == RateCounts(13, 0, 40, 0)
+
+
+def test_error_types_are_summed() -> None:
+    windows = rates([(-5, 0), (25, 60)], [(-5, 0), (25, 2)], [(-5, 0), (25, 40)], FLAT)
+    windows[names.METRIC_ERRORS].append(series("canary", [(-5, 1), (25, 4)], "pod-a,error_type=timeout"))
+    assert read(windows)[0].counts["errors"] == RateCounts(60, 5, 40, 0)
+
+
+def test_another_version_under_the_same_variant_does_not_count() -> None:
+    windows = rates([(-5, 0), (25, 60)], FLAT, [(-5, 0), (25, 40)], FLAT)
+    old = Series("canary", "oldversion", "old", None, ((START - 5.0, 0.0), (START + 25.0, 1_000.0)))
+    windows[names.METRIC_REQUESTS].append(old)
+    assert read(windows)[0].counts["errors"] == RateCounts(60, 0, 40, 0)
+
+
+def test_an_interval_that_one_arm_was_not_scraped_in_counts_for_neither_and_nothing_is_lost() -> None:
+    windows = rates(
+        [(-5, 0), (25, 10), (55, 30)],
+        [(-5, 0), (25, 0), (55, 0)],
+        [(-5, 0), (55, 100)],
+        [(-5, 0), (55, 0)],
+    )
+    first, second = read(windows, until=60)
+    assert first.counts == {}
+    assert second.counts == {"errors": RateCounts(30, 0, 100, 0)}
+
+
+def test_nothing_at_all_gives_empty_intervals() -> None:
+    assert [interval.counts for interval in read({}, until=90)] == [{}, {}, {}]
+
+
+def test_what_was_carried_too_long_is_dropped_in_both_arms() -> None:
+    late = CARRY_SECONDS + 60
+    canary = [(at, float(at + 10)) for at in range(-5, late, 10)]
+    stable = [(-5.0, 0.0), (late - 15.0, 5.0), (late - 5.0, 7.0)]
+    flat = [(at, 0.0) for at, _ in canary]
+    windows = rates(canary, flat, stable, flat)
+    found = read(windows, until=late)
+    assert [interval.end for interval in found if interval.counts] == [START + late]
+    counts = found[-1].counts["errors"]
+    assert isinstance(counts, RateCounts)
+    assert counts.stable == 2
+    assert counts.canary <= WIDTH
+
+
+def test_moments_and_the_objectives_are_independent() -> None:
+    windows = {
+        metric: [series("canary", [(-5, 1), (25, 3)]), series("stable", [(-5, 1), (25, 5)])]
+        for metric in (names.METRIC_COST_COUNT, names.METRIC_COST_SUM, names.METRIC_COST_SUMSQ)
+    }
+    found = read(windows, reader=Reader(question(ERRORS, COST), START))
+    assert found[0].counts == {"cost": MeanCounts(Moments(2, 2, 2), Moments(4, 4, 4))}
+
+
+def test_slow_requests_are_those_outside_the_bucket_whatever_its_spelling() -> None:
+    windows = {
+        names.METRIC_LATENCY + "_count": [
+            series("canary", [(-5, 0), (25, 10)]),
+            series("stable", [(-5, 0), (25, 20)]),
+        ],
+        names.METRIC_LATENCY + "_bucket": [
+            series("canary", [(-5, 0), (25, 7)], le=2.5),
+            series("canary", [(-5, 0), (25, 1)], "other", le=1.0),
+            series("stable", [(-5, 0), (25, 19)], le=2.5),
+        ],
+    }
+    found = read(windows, reader=Reader(question(SLOW), START))
+    assert found[0].counts == {"slow": RateCounts(10, 3, 20, 1)}
+
+
+@pytest.mark.parametrize("bad", ["NaN", "+Inf", "-1"])
+def test_values_that_are_none_are_missing(bad: str) -> None:
+    labels = {"rollout_uid": "uid", "variant": "canary", "version": "cccccccccc"}
+    answer = [{"metric": labels, "values": [[START + 5, "3"], [START + 10, bad], [START + 15, "4"]]}]
+    found = parse_matrix(answer, START, START + 30)
+    assert [value for _, value in found["uid"][0].samples] == [3, 4]
+
+
+def test_samples_outside_the_window_are_left_out() -> None:
+    labels = {"rollout_uid": "uid", "variant": "canary", "version": "cccccccccc"}
+    answer = [{"metric": labels, "values": [[START, "1"], [START + 30, "2"], [START + 30.5, "3"]]}]
+    assert [value for _, value in parse_matrix(answer, START, START + 30)["uid"][0].samples] == [2]
+
+
+def history(rng: random.Random, seconds: int) -> dict[str, list[Series]]:
+    """A wild one: pods come, go and restart, scrapes fail, arms fall silent."""
+    windows: dict[str, list[Series]] = {}
+    outages = [(variant, at, at + rng.randrange(10, 500)) for variant in ("canary", "stable") for at in (700, 1500)]
+    for metric in (names.METRIC_REQUESTS, names.METRIC_ERRORS):
+        found = []
+        for variant in ("canary", "stable"):
+            for pod in range(3):
+                born, dies = rng.randrange(-900, 600), rng.randrange(900, seconds + 600)
+                value, samples = 0.0, []
+                for at in range(born, dies, 7):
+                    value = 0.0 if rng.random() < 0.01 else value + rng.randrange(9) * 0.1
+                    silent = any(v == variant and a <= at < b for v, a, b in outages)
+                    if at < seconds and not silent and rng.random() > 0.1:
+                        samples.append((float(at), value))
+                found.append(series(variant, samples, f"pod-{pod}"))
+        windows[metric] = found
+    return windows
+
+
+def cut(windows: dict[str, list[Series]], after: int, until: int) -> dict[str, list[Series]]:
+    """What Prometheus answers for (after, until]: series without samples in it are absent."""
+    found = {}
+    for metric, all_series in windows.items():
+        kept = []
+        for s in all_series:
+            samples = tuple((at, value) for at, value in s.samples if after < at <= until)
+            if samples:
+                kept.append(Series(s.variant, s.version, s.key, s.le, samples))
+        found[metric] = kept
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("width", [5, 30, 420])
+def test_a_reader_that_was_restarted_at_any_interval_gives_the_same_bits(seed: int, width: int) -> None:
+    rng = random.Random(seed)
+    seconds = 2520
+    windows = history(rng, seconds)
+    first = math.ceil(START / width) * width
+    steady = Reader(question(width=width), first)
+    wanted: list[Interval] = []
+    found: list[Interval] = []
+    restarted = Reader(question(width=width), first)
+    while steady.position < START + seconds - width:
+        end = steady.position + width
+        wanted += steady.take(cut(windows, steady.start_of_window(), end), end)
+        if rng.random() < 0.2:
+            restarted = Reader(question(width=width), restarted.position)
+        if rng.random() < 0.7 or end >= START + seconds - 2 * width:  # else it was away and catches up later
+            found += restarted.take(cut(windows, restarted.start_of_window(), end), end)
+    assert found == wanted[: len(found)]
+    assert len(found) >= len(wanted) - 2
+    assert any(interval.counts for interval in wanted)

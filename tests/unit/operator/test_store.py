@@ -1,0 +1,57 @@
+"""The store takes news in any order and keeps what is newest."""
+
+from typing import Any
+
+from promptrollout.operator.queue import Key
+from promptrollout.operator.store import Store
+
+
+def item(name: str, version: int, uid: str | None = None) -> dict[str, Any]:
+    return {"metadata": {"namespace": "ns", "name": name, "uid": uid or f"uid-{name}", "resourceVersion": str(version)}}
+
+
+def test_older_news_change_nothing() -> None:
+    changes: list[Key] = []
+    store = Store(lambda key, _before, _after: changes.append(key))
+    assert store.put("Pod", item("a", 9))
+    assert not store.put("Pod", item("a", 9))
+    assert not store.put("Pod", item("a", 10 - 2))
+    assert store.put("Pod", item("a", 10))
+    assert len(changes) == 2
+
+
+def test_only_the_very_object_is_removed() -> None:
+    store = Store()
+    store.put("Pod", item("a", 9, "new"))
+    assert not store.remove("Pod", "ns", "a", "old")
+    assert store.remove("Pod", "ns", "a", "new")
+    assert store.get("Pod", "ns", "a") is None
+
+
+def test_a_list_finds_what_no_watch_reported() -> None:
+    store = Store()
+    store.put("Pod", item("gone", 1))
+    store.put("Pod", item("changed", 2))
+    store.put("Pod", item("same", 3))
+    known = store.known("Pod")
+    store.put("Pod", item("meanwhile", 9))  # a watch was quicker than the list
+    corrections = store.take_list("Pod", [item("changed", 7), item("same", 3), item("new", 8)], known)
+    assert corrections == 3
+    assert {i["metadata"]["name"] for i in store.all("Pod")} == {"changed", "same", "new", "meanwhile"}
+
+
+def test_a_list_goes_back_in_time_after_a_restore() -> None:
+    store = Store()
+    store.put("Pod", item("a", 500))
+    assert store.take_list("Pod", [item("a", 20)], store.known("Pod")) == 1
+    found = store.get("Pod", "ns", "a")
+    assert found is not None
+    assert found["metadata"]["resourceVersion"] == "20"
+
+
+def test_a_list_that_is_older_than_a_watch_does_not_win() -> None:
+    store = Store()
+    store.put("Pod", item("a", 5))
+    known = store.known("Pod")
+    store.put("Pod", item("a", 6))
+    assert store.take_list("Pod", [item("a", 5)], known) == 0
