@@ -129,6 +129,7 @@ def _server(app: Any, host: str, port: int, graceful_seconds: int) -> _Server:
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=75,  # longer than usual idle times of proxies: they must be first to close
             timeout_graceful_shutdown=graceful_seconds,
         )

@@ -474,3 +474,12 @@ async def test_the_contract_is_checked_on_whole_answers(gateway: Gateway, caller
     await caller.post(request(response_format={"type": "text"}))
     stable = series(gateway, "stable")
     assert (stable.requests, stable.contract_checks, stable.contract_failures) == (4, 2, 1)
+
+
+async def test_a_request_of_megabytes_within_the_limit_arrives(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await one(gateway, provider)
+    provider.script.append(says(503, b""))  # and so it does at the second try
+    assert (await caller.post(request(filler="x" * 3_000_000))).status == 200
+    assert [len(sent["filler"]) for sent in provider.requests] == [3_000_000] * 2

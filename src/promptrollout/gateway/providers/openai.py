@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import io
 import os
 import random
 import time
@@ -16,6 +17,8 @@ from promptrollout.api.delivery import ProviderConfig
 from promptrollout.gateway.errors import ErrorType, ProviderError, upstream_error
 
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
+PIECEWISE_BYTES: Final = 256 * 1024
+"""A larger request is written in pieces: in one, it would hold the event loop."""
 MAX_ERROR_BYTES: Final = 64 * 1024
 BACKOFF_FIRST_SECONDS: Final = 0.25
 BACKOFF_MAX_SECONDS: Final = 8.0
@@ -151,7 +154,7 @@ class OpenAIProvider:
             async with asyncio.timeout(seconds):
                 response = await self._sessions().post(
                     f"{self.base_url}/chat/completions",
-                    data=payload,
+                    data=payload if len(payload) <= PIECEWISE_BYTES else io.BytesIO(payload),
                     headers=self._headers(headers),
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect_seconds),
