@@ -1,0 +1,111 @@
+"""Compiling a delivery: what pods get, and when they get something new."""
+
+from typing import Any
+
+import pytest
+
+from promptrollout.api.delivery import DeliverySpec, Memory, VersionRef
+from promptrollout.api.digest import digest_of
+from promptrollout.engine.facts import DeliveryIntent
+from promptrollout.operator.delivery import CannotCompile, body_of, compile_delivery, prompt_in, read
+from promptrollout.operator.resolve import resolve
+from promptrollout.operator.store import Store
+from tests.unit.operator.world import a_copy, an_object, prompt, rollout_spec, store_with
+
+V1, V2 = a_copy(), a_copy(model="large")
+
+
+def ref(item: dict[str, Any]) -> VersionRef:
+    return VersionRef(version=item["metadata"]["name"], digest=digest_of(prompt(model=item["spec"]["model"])))
+
+
+def intent(weight: int = 10, revision: int = 2) -> DeliveryIntent:
+    return DeliveryIntent(ref(V1), ref(V2), weight, "salt/", Memory(revision=revision, stable=ref(V1)))
+
+
+def compiled(
+    store: Store | None = None,
+    existing: DeliverySpec | None = None,
+    wanted: DeliveryIntent | None = None,
+    at_least: int = 1,
+    **changes: Any,
+) -> DeliverySpec:
+    store = store or store_with(V1, V2)
+    spec = rollout_spec(**changes)
+    snapshot = resolve("ns", "app", spec, None, store, {"default"}).desired.snapshot
+    return compile_delivery("ns", "uid", spec, wanted or intent(), [snapshot], existing, store, at_least)
+
+
+def test_both_arms_with_their_provider_and_price() -> None:
+    found = compiled()
+    assert found.canary is not None
+    assert (found.sequence, found.weight, found.stable.version) == (1, 10, V1["metadata"]["name"])
+    assert found.stable.prompt == prompt()
+    assert found.canary.provider.base_url == "http://model/v1"
+    assert found.canary.provider.price is not None
+    assert found.canary.provider.price.model == "large"
+    assert not found.canary.provider.needs_key
+
+
+def test_the_sequence_grows_only_with_something_new_for_pods() -> None:
+    first = compiled()
+    assert compiled(existing=first) == first
+    assert compiled(existing=first, wanted=intent(50)).sequence == 2
+    remembered = compiled(existing=first, wanted=intent(revision=3))
+    assert (remembered.sequence, remembered.memory.revision) == (1, 3)
+    assert compiled(existing=first, stickiness={"by": "Request"}).sequence == 2
+
+
+def test_a_sequence_that_pods_know_already_is_passed_over() -> None:
+    first = compiled()
+    assert compiled(existing=first, at_least=41).sequence == 41
+    assert compiled(existing=first, wanted=intent(50), at_least=41).sequence == 41
+    assert compiled(at_least=7).sequence == 7
+
+
+def test_a_deleted_provider_or_copy_is_taken_from_the_delivery_in_force() -> None:
+    first = compiled()
+    store = store_with()
+    store.remove("ModelProvider", "ns", "model", "ModelProvider-model")
+    found = compile_delivery("ns", "uid", rollout_spec(), intent(0), [None], first, store)
+    assert (found.stable, found.canary) == (first.stable, first.canary)
+    assert prompt_in(first, ref(V2)) == prompt(model="large")
+
+
+def test_what_was_never_compiled_needs_its_copy_and_its_provider() -> None:
+    with pytest.raises(CannotCompile, match="PromptVersion"):
+        compiled(store_with(V1))
+    store = store_with(V1, V2)
+    store.remove("ModelProvider", "ns", "model", "ModelProvider-model")
+    with pytest.raises(CannotCompile, match="ModelProvider model"):
+        compile_delivery("ns", "uid", rollout_spec(), intent(), [], None, store)
+
+
+def test_a_retired_delivery_is_taken_over() -> None:
+    retired = compiled().model_copy(update={"retired_at": "2026-01-01T00:00:00Z", "rollout_uid": "old", "sequence": 9})
+    found = compiled(existing=retired)
+    assert (found.sequence, found.retired_at, found.rollout_uid) == (10, None, "uid")
+
+
+def test_latency_thresholds_become_histogram_edges() -> None:
+    slow = {"objectives": [{"name": "s", "signal": "Latency", "thresholdSeconds": "2.5", "max": "0.1"}]}
+    first = compiled(analysis=slow)
+    assert first.latency_edges_seconds == ["2.5"]
+    # the spec is invalid just now: pods keep what they have
+    assert compile_delivery("ns", "uid", rollout_spec(), intent(), [None], first, store_with(V1, V2)) == first
+
+
+def test_the_object_survives_a_round_trip_with_the_digest_of_its_prompts() -> None:
+    existing = an_object("PromptDelivery", "app", {})
+    body = body_of("ns", "app", compiled(), existing)
+    assert body["metadata"]["resourceVersion"] == "7"
+    assert body["metadata"]["labels"]["promptrollout.dev/gateway"] == "default"
+    found = read(body)
+    assert found == compiled()
+    assert found is not None
+    assert digest_of(found.stable.prompt) == found.stable.digest
+
+
+def test_an_unreadable_delivery_is_none() -> None:
+    assert read(an_object("PromptDelivery", "app", {"weight": "much"})) is None
+    assert read(None) is None

@@ -1,0 +1,133 @@
+"""What a spec asks for, and each way in which it cannot be had: path, reason and fix."""
+
+from typing import Any
+
+import pytest
+
+from promptrollout.api.delivery import VersionRef
+from promptrollout.api.digest import digest_of
+from promptrollout.api.slo import Objective
+from promptrollout.operator.resolve import Resolved, resolve
+from promptrollout.operator.store import Store
+from tests.unit.operator.world import PROMPT, a_copy, an_object, prompt, rollout_spec, store_with
+
+SCHEMA = {"type": "object"}
+
+
+def resolved(store: Store | None = None, stable: VersionRef | None = None, **changes: Any) -> Resolved:
+    return resolve("ns", "app", rollout_spec(**changes), stable, store or store_with(), {"default"})
+
+
+def objectives(found: Resolved) -> dict[str, Objective]:
+    assert found.desired.problems == ()
+    assert found.desired.snapshot is not None
+    return {o.name: o for o in found.desired.snapshot.objectives}
+
+
+def test_a_template_becomes_a_version_whose_copy_is_to_be_made() -> None:
+    found = resolved()
+    assert found.desired.version is not None
+    assert found.desired.version.digest == digest_of(prompt())
+    assert found.desired.version.version == "app-" + digest_of(prompt())[7:17]
+    assert found.missing_copies == (prompt(),)
+    assert found.metrics_source == "default"
+    assert resolved(store_with(a_copy())).missing_copies == ()
+
+
+def test_a_named_version_is_copied_too() -> None:
+    store = store_with(an_object("PromptVersion", "first", PROMPT))
+    found = resolved(store, template=None, versionRef={"name": "first"})
+    assert found.desired == resolved().desired
+    assert found.missing_copies == (prompt(),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "says"),
+    [
+        ({"gatewayRef": {"name": "no"}}, "spec.gatewayRef.name", "no PromptGateway no in ns: create it"),
+        ({"template": None, "versionRef": {"name": "no"}}, "spec.versionRef.name", "no PromptVersion no in ns"),
+        ({"template": None}, "spec", "exactly one of template and versionRef"),
+        ({"template": PROMPT | {"providerRef": {"name": "no"}}}, "spec.template.providerRef.name", "ModelProvider no"),
+        ({"baselineRef": {"name": "no"}}, "spec.baselineRef.name", "no PromptVersion no in ns"),
+        (
+            {"template": PROMPT | {"messages": [{"role": "user", "content": "{{ a"}]}},
+            "spec.template.messages[0].content",
+            "line 1",
+        ),
+        ({"template": PROMPT | {"outputSchema": {"type": "nonsense"}}}, "spec.template.outputSchema", "JSON Schema"),
+        ({"analysis": {"sloRefs": [{"name": "no"}]}}, "spec.analysis.sloRefs[0].name", "no PromptSLO no in ns"),
+    ],
+)
+def test_defects_are_named_with_path_and_fix(changes: dict[str, Any], path: str, says: str) -> None:
+    found = resolved(**changes)
+    assert [problem for problem in found.desired.problems if problem.startswith(f"{path}:") and says in problem]
+    assert found.desired.snapshot is None
+    assert found.missing_copies == () or "sloRefs" in path or "Ref" in path
+
+
+def test_a_metrics_source_that_the_operator_does_not_have() -> None:
+    store = store_with()
+    store.put("PromptGateway", an_object("PromptGateway", "default", {"metricsSource": "mimir"}, resourceVersion="8"))
+    (problem,) = resolved(store).desired.problems
+    assert "mimir" in problem
+    assert "it has: default" in problem
+    assert resolved(store, analysis={"mode": "None"}).desired.problems == ()
+
+
+def test_an_object_in_the_place_of_the_copy() -> None:
+    foreign = a_copy()
+    del foreign["metadata"]["labels"]
+    (problem,) = resolved(store_with(foreign)).desired.problems
+    assert "is in the way" in problem
+    different = a_copy()
+    different["spec"] = PROMPT | {"model": "large"}
+    found = resolved(store_with(different)).desired
+    assert found.version is None
+    assert "differs" in found.problems[0]
+
+
+def test_errors_are_always_watched_and_contracts_where_there_is_one() -> None:
+    cost = {"objectives": [{"name": "cost", "signal": "CostPerRequest", "max": "1"}]}
+    assert set(objectives(resolved(analysis=cost))) == {"cost", "error-rate"}
+    with_schema = PROMPT | {"outputSchema": SCHEMA}
+    found = objectives(resolved(analysis=cost, template=with_schema))
+    assert set(found) == {"cost", "error-rate", "contract-failure-rate"}
+    assert found["contract-failure-rate"].versus_stable is not None
+    assert set(objectives(resolved(template=with_schema))) == {"errors", "contract-failure-rate"}
+
+
+def test_a_first_schema_has_nothing_to_be_compared_with() -> None:
+    old = a_copy()
+    stable = VersionRef(version=old["metadata"]["name"], digest=digest_of(prompt()))
+    found = objectives(resolved(store_with(old), stable, template=PROMPT | {"outputSchema": SCHEMA}))
+    assert found["contract-failure-rate"].versus_stable is None
+    assert found["contract-failure-rate"].max is not None
+
+
+def test_an_objective_on_contracts_without_a_contract_would_wait_for_ever() -> None:
+    contract = {"objectives": [{"name": "contract", "signal": "ContractFailureRate", "max": "0.1"}]}
+    assert set(objectives(resolved(analysis=contract))) == {"error-rate"}
+
+
+def test_slos_are_merged_and_must_not_say_the_same_name_twice() -> None:
+    cost = {"name": "cost", "signal": "CostPerRequest", "max": "1"}
+    store = store_with(
+        an_object("PromptSLO", "one", {"objectives": [cost]}),
+        an_object("PromptSLO", "two", {"objectives": [cost]}),
+    )
+    assert set(objectives(resolved(store, analysis={"sloRefs": [{"name": "one"}]}))) == {"cost", "error-rate"}
+    (problem,) = resolved(store, analysis={"sloRefs": [{"name": "one"}, {"name": "two"}]}).desired.problems
+    assert problem.startswith("spec.analysis.sloRefs[1] (PromptSLO two): the objective cost is declared in")
+
+
+def test_too_many_objectives() -> None:
+    many = [{"name": f"o{n}", "signal": "CostPerRequest", "max": "1"} for n in range(20)]
+    (problem,) = resolved(analysis={"objectives": many}).desired.problems
+    assert "21 objectives" in problem
+
+
+def test_without_analysis_there_are_no_objectives() -> None:
+    found = resolved(analysis={"mode": "None"}).desired
+    assert found.snapshot is not None
+    assert found.snapshot.objectives == []
+    assert not found.snapshot.analyse
