@@ -1,0 +1,197 @@
+"""A metrics source that answers badly is a sentence, holds the rollouts that need it, and nobody else."""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from promptrollout.api import names
+from promptrollout.operator.analyses import Analyses
+from promptrollout.operator.evidence import Measured, Question
+from promptrollout.operator.metrics import Metrics
+from promptrollout.operator.prometheus import Source, SourceError
+from promptrollout.operator.queue import Key
+
+A, B = Key("PromptRollout", "ns", "a"), Key("PromptRollout", "ns", "b")
+
+
+class FakePrometheus:
+    """Speaks the query API; `broken` maps a part of a query to the answer given instead."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.queries: list[str] = []
+        self.broken: dict[str, tuple[int, str]] = {}
+        self.ahead = 0.0
+        self.series: dict[str, list[dict[str, Any]]] = {}
+
+    async def query(self, request: web.Request) -> web.Response:
+        query = request.query["query"]
+        self.queries.append(query)
+        for part, (status, body) in self.broken.items():
+            if part in query:
+                return web.Response(status=status, text=body)
+        result: Any = self.series.get(query.split("{")[0], [])
+        if query == "time()":
+            result = [time.time() + self.ahead, str(time.time() + self.ahead)]
+        return web.json_response({"status": "success", "data": {"result": result}})
+
+
+@pytest.fixture
+async def prometheus() -> AsyncIterator[FakePrometheus]:
+    fake = FakePrometheus()
+    app = web.Application()
+    app.router.add_get("/api/v1/query", fake.query)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield fake
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def source(prometheus: FakePrometheus) -> AsyncIterator[Source]:
+    found = Source("default", prometheus.url, Metrics(), timeout=1)
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says"),
+    [
+        (500, "internal", "HTTP Status Code 500"),
+        (422, '{"status":"error","error":"too many samples"}', "too many samples"),
+        (200, "<html>log in</html>", "not that of a Prometheus API"),
+        (200, "", "not that of a Prometheus API"),
+        (200, '{"status":"success"}', "not that of a Prometheus API"),
+        (200, '{"data": null}', "not that of a Prometheus API"),
+        (200, '{"data":{"result":{"odd":1}}}', "no matrix"),
+        (200, '{"data":{"result":[{"metric":{},"values":[[1,"x"]]}]}}', "no matrix"),
+    ],
+)
+async def test_bad_answers(prometheus: FakePrometheus, source: Source, status: int, body: str, says: str) -> None:
+    prometheus.broken["m{"] = (status, body)
+    with pytest.raises(SourceError, match=re.escape(says)):
+        await source.window("m", ["uid"], 60, 30)
+
+
+async def test_nobody_there() -> None:
+    source = Source("default", "http://127.0.0.1:9", Metrics(), timeout=1)
+    with pytest.raises(SourceError, match=r"metrics source default .* cannot be reached"):
+        await source.read_clock()
+    source.close()
+
+
+async def test_intervals_are_cut_by_its_own_clock(prometheus: FakePrometheus, source: Source) -> None:
+    prometheus.ahead = 3600
+    await source.read_clock()
+    assert abs(source.now() - time.time() - 3600) < 1
+
+
+async def test_an_empty_answer_is_no_series(source: Source) -> None:
+    assert await source.window("m", ["uid"], 60, 30) == {}
+
+
+async def test_uids_and_edges_stand_in_the_query(prometheus: FakePrometheus, source: Source) -> None:
+    await source.window("m_bucket", ["b", "a"], 60, 30, ("2.50",))
+    (query,) = prometheus.queries
+    assert 'rollout_uid=~"a|b"' in query
+    assert "2[.]5|" in query
+    assert query.endswith("[30s]")
+
+
+# ---------------------------------------------------------------- the scheduler
+
+
+def question(uid: str, *signals: str) -> Question:
+    objectives = tuple(Measured(signal.lower(), signal) for signal in signals or ("ErrorRate",))
+    return Question(uid, "default", 5, "sssssssss1", "cccccccccc", objectives)
+
+
+def position() -> int:
+    now = int(time.time())
+    return now - now % 5 - 10
+
+
+async def analyses_of(source: Source) -> tuple[Analyses, list[Key]]:
+    changed: list[Key] = []
+    found = Analyses({"default": source}, 0.0, changed.append)
+    await found.first_contact()
+    return found, changed
+
+
+async def test_one_query_per_metric_for_all_rollouts_that_are_due(prometheus: FakePrometheus, source: Source) -> None:
+    analyses, changed = await analyses_of(source)
+    for key, uid in ((A, "ua"), (B, "ub")):
+        analyses.want(key, question(uid), position())
+    await analyses.look()
+    asked = sorted(query.split("{")[0] for query in prometheus.queries if query != "time()")
+    assert asked == sorted([names.METRIC_REQUESTS, names.METRIC_ERRORS])
+    assert set(changed) == {A, B}
+    evidence = analyses.evidence(A, position(), "default")
+    assert evidence.available
+    assert [interval.end - interval.start for interval in evidence.intervals] == [5, 5]
+
+
+async def test_a_failing_query_holds_only_those_who_need_it(prometheus: FakePrometheus, source: Source) -> None:
+    prometheus.broken[names.METRIC_COST_SUM] = (422, json.dumps({"error": "query is not liked"}))
+    analyses, changed = await analyses_of(source)
+    start = position()
+    analyses.want(A, question("ua"), start)
+    analyses.want(B, question("ub", "ErrorRate", "CostPerRequest"), start)
+    await analyses.look()
+    assert analyses.evidence(A, start, "default").available
+    held = analyses.evidence(B, start, "default")
+    assert (held.available, held.intervals) == (False, ())
+    assert "query is not liked" in held.problem
+    assert set(changed) == {A, B}
+
+
+async def test_an_outage_loses_no_interval(prometheus: FakePrometheus, source: Source) -> None:
+    prometheus.broken[""] = (500, "down")
+    analyses, _ = await analyses_of(source)
+    start = position()
+    analyses.want(A, question("ua"), start)
+    await analyses.look()
+    assert not analyses.evidence(A, start, "default").available
+    prometheus.broken.clear()
+    analyses._pause_until.clear()
+    await analyses.look()
+    found = analyses.evidence(A, start, "default")
+    assert found.available
+    assert found.intervals[0].start == start
+
+
+async def test_what_was_folded_in_is_dropped_and_a_step_back_starts_anew(source: Source) -> None:
+    analyses, _ = await analyses_of(source)
+    start = position()
+    analyses.want(A, question("ua"), start)
+    await analyses.look()
+    analyses.want(A, question("ua"), start + 5)
+    assert [i.start for i in analyses.evidence(A, start + 5, "default").intervals] == [start + 5]
+    analyses.want(A, question("ua"), start - 50)
+    assert analyses.evidence(A, start - 50, "default").intervals == ()
+    await analyses.look()
+    assert analyses.evidence(A, start - 50, "default").intervals[0].start == start - 50
+
+
+async def test_after_a_long_outage_it_catches_up_in_portions(source: Source) -> None:
+    analyses, _ = await analyses_of(source)
+    start = position() - 5 * 250
+    analyses.want(A, question("ua"), start)
+    await analyses.look()
+    assert len(analyses.evidence(A, start, "default").intervals) == 100
+    await analyses.look()
+    assert len(analyses.evidence(A, start, "default").intervals) == 200
+
+
+async def test_an_unknown_source_is_a_sentence(source: Source) -> None:
+    analyses, _ = await analyses_of(source)
+    assert "no metrics source" in analyses.evidence(A, 0, None).problem
+    await asyncio.sleep(0)
