@@ -106,10 +106,14 @@ class Source:
         await self._providers.probe_unreachable({id(arm.provider): arm.provider_config for arm in arms}, now)
 
     async def _serve_from_disk_alone(self, count: int) -> None:
-        await asyncio.sleep(API_PATIENCE_SECONDS)
-        if not self._registry.loaded and self.api_contact_at is None:
-            logger.warning("no API server for %s s: serving %d rollouts from disk", API_PATIENCE_SECONDS, count)
-            self._served_from_disk = True
+        """Become ready with the disk's copy if the API server stays silent before the first lists are complete."""
+        began = time.monotonic()
+        while not self.ready:
+            await asyncio.sleep(API_PATIENCE_SECONDS / 10)
+            silent_seconds = time.monotonic() - (self.api_contact_at or began)
+            if silent_seconds >= API_PATIENCE_SECONDS and not self.ready:
+                logger.warning("no API server for %.0f s: serving %d rollouts from disk", silent_seconds, count)
+                self._served_from_disk = True
 
     def _heard(self) -> None:
         self.api_contact_at = time.monotonic()

@@ -6,6 +6,7 @@ for long: loops, calls and repetitions ask a clock. Text from a request is only 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
@@ -74,6 +75,8 @@ class _GuardedEnvironment(PromptEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         __self.check_clock()
+        if isinstance(getattr(__obj, "__self__", None), str):
+            _check_widths((*args, *kwargs.values()))  # ljust, center, zfill, …
         return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -98,7 +101,24 @@ def _environment() -> _GuardedEnvironment:
             yield item
 
     environment.filters["__bounded"] = bounded
+    for name in ("center", "indent"):
+        environment.filters[name] = _with_bounded_width(environment.filters[name])
     return environment
+
+
+def _check_widths(arguments: Iterable[Any]) -> None:
+    """A width may come from a caller; text of that size is made before anything could look at it."""
+    if any(isinstance(width, int) and width > MAX_OUTPUT_CHARACTERS for width in arguments):
+        raise RenderError(f"a width is larger than {MAX_OUTPUT_CHARACTERS}")
+
+
+def _with_bounded_width(padding: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(padding)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        _check_widths((*args, *kwargs.values()))
+        return padding(*args, **kwargs)
+
+    return bounded
 
 
 # rendering happens in the event loop's thread only, so one deadline at a time suffices

@@ -17,6 +17,7 @@ from promptrollout.gateway.templates import MissingVariable, RenderError, compil
         ("{% for k, v in d.items() %}{{ k }}{{ v }}{% endfor %}", {"d": {"a": 1}}, "a1"),
         ("{{ x is defined }} {{ x|default('y') }}", {}, "False y"),
         ("{{ d|tojson }}", {"d": {"a": [1]}}, '{"a": [1]}'),
+        ("{{ 'x'|center(3) }}{{ 'y'.rjust(2) }}", {}, " x  y"),
         ("{{ 'ab' * 2 }}{{ 7 % 4 }}", {}, "abab3"),
     ],
 )
@@ -47,6 +48,9 @@ def test_a_missing_variable_is_named(text: str, name: str) -> None:
         ("{{ 'a' * 100000000000 }}", "repetition"),
         ("{% set x = [1] * 100000000000 %}", "repetition"),
         ("{% for a in range(99999) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaa' }}{% endfor %}", "longer than"),
+        ("{{ 'x'|center(99999999999) }}", "width"),
+        ("{{ 'x'|indent(width=99999999999) }}", "width"),
+        ("{{ 'x'.ljust(99999999999) }}", "width"),
         ("{{ n / 0 }}", "ZeroDivisionError"),
         ("{{ n.x() }}", "not allowed|TypeError|Undefined|x"),
         ("{{ '%0999999999d' % 1 }}", "not supported"),
