@@ -180,7 +180,7 @@ class ObjectiveStatus(Model):
     message: Annotated[str, Field(max_length=512)] = ""
     common_cause: bool | None = None
     """Stable violates `max` as well: nothing is concluded from that bound, and nothing advances."""
-    checkpoint: Annotated[str, Field(max_length=1024)] = ""
+    checkpoint: Annotated[str, Field(max_length=1024)] | None = None
     """The test's running sums, exact; read by the engine only."""
 
 

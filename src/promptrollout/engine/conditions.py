@@ -5,8 +5,9 @@ from typing import Literal
 from promptrollout.api.meta import Condition
 from promptrollout.api.rollout import DeliveryState
 from promptrollout.engine.draft import ACTIVE, Draft, timestamp
-from promptrollout.engine.life import current_step, named
+from promptrollout.engine.life import DEFAULT_STEP_SECONDS, current_step, named
 
+GRACE_INTERVALS = 10
 Truth = tuple[bool | None, str, str]
 """Status (None: Unknown), CamelCase reason, message."""
 
@@ -35,7 +36,7 @@ def insufficient_traffic(draft: Draft, lacks: list[str]) -> bool:
     step, snapshot = current_step(draft), draft.status.snapshot
     if step is None or step.weight is None or snapshot is None or not lacks or draft.holds:
         return False
-    wanted = step.min_duration_seconds if step.min_duration_seconds is not None else 300
+    wanted = DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
     return draft.status.step_time_waived or draft.clock.step_active_seconds >= wanted
 
 
@@ -86,10 +87,19 @@ def summary_in_progress(draft: Draft, lacks: list[str], insufficient: bool) -> t
     if insufficient:
         action = s.snapshot.on_insufficient_traffic if s.snapshot else "Hold"
         ask = "approve with promote, or abort" if action == "RequireApproval" else "holding"
-        paused = action == "RequireApproval"
+        paused = action == "RequireApproval" and overdue(draft)
         return ("Paused" if paused else "Progressing"), "InsufficientTraffic", f"{head}, {ask}: {'; '.join(lacks)}"
     waits = f"; waiting for {'; '.join(lacks)}" if lacks else ""
     return "Progressing", s.stage or "Progressing", f"{head}, step {s.step}{waits}"
+
+
+def overdue(draft: Draft) -> bool:
+    """Evidence that only needs a few intervals more than the step's time is no reason to call a person."""
+    step, snapshot = current_step(draft), draft.status.snapshot
+    if step is None or snapshot is None:
+        return False
+    wanted = DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
+    return draft.clock.step_active_seconds >= wanted + GRACE_INTERVALS * snapshot.interval_seconds
 
 
 def acknowledged(draft: Draft) -> str:

@@ -127,7 +127,7 @@ class Draft:
         """One entry of the decision record, which also becomes one Event."""
         s = self.status
         exposed, until = self.clock.exposed_at, self.clock.evaluated_until
-        rows = [row.model_copy(update={"checkpoint": ""}) for row in s.analysis] if evidence else []
+        rows = [row.model_copy(update={"checkpoint": None}) for row in s.analysis] if evidence else []
         decision = Decision(
             id=f"{self.now:x}-{s.decision_count}",
             at=timestamp(self.now),

@@ -1,6 +1,6 @@
 """`plan`: from facts to the next status, top to bottom. Pure: it reads no clock and does no I/O."""
 
-from promptrollout.api.rollout import RolloutStatus
+from promptrollout.api.rollout import RolloutStatus, Snapshot
 from promptrollout.engine.analysis import WATCHED, fold, lacking
 from promptrollout.engine.conditions import describe
 from promptrollout.engine.draft import ACTIVE, Draft
@@ -66,11 +66,11 @@ def recover(draft: Draft) -> None:
             handled_commands=memory.handled_commands,
             revision=memory.revision,
         )
-        draft.enter("Idle", 0)
+        draft.enter("Idle", 100)
         draft.record("StatusRecovered", f"status was lost and rebuilt from the delivery: {named(stable)} is stable")
     elif draft.facts.promoted is not None:
         draft.set(stable=draft.facts.promoted, revision=1)
-        draft.enter("Idle", 0)
+        draft.enter("Idle", 100)
         draft.record("StatusRecovered", f"rebuilt from the owned copies: {named(draft.facts.promoted)} is stable")
     elif desired is not None and not draft.facts.desired.problems:
         first = draft.facts.desired.baseline or desired
@@ -84,7 +84,7 @@ def watch_first(draft: Draft) -> None:
     """A first version has nothing to go back to: while it bakes, its absolute objectives alert and no more."""
     snapshot = draft.facts.desired.snapshot
     if snapshot is None or not snapshot.analyse or not any(o.max is not None for o in snapshot.objectives):
-        draft.enter("Idle", 0)
+        draft.enter("Idle", 100)
         return
     draft.set(snapshot=snapshot)
     draft.enter("Baking", 100)
@@ -231,8 +231,8 @@ def progress_step(draft: Draft) -> None:
     if step.pause is not None:
         seconds = step.pause.duration_seconds
         if seconds is not None and draft.clock.step_active_seconds >= seconds and not draft.holds:
+            draft.record("PauseCompleted", f"pause of {seconds} s is over; {whereto(snapshot, s)}")
             enter_step(draft, s.current_step_index + 1)
-            draft.record("PauseCompleted", f"pause of {seconds} s is over; going to {draft.status.weight} %")
         return
     late = draft.clock.active_seconds >= snapshot.max_duration_seconds and not s.step_time_waived
     if late and snapshot.on_timeout == "Rollback":
@@ -250,11 +250,18 @@ def progress_step(draft: Draft) -> None:
             text = f"the step's time is up without enough evidence: {'; '.join(missing)}"
             withdraw(draft, "InsufficientTraffic", text, reject=True)
         return
-    passed, weight = s.step, s.weight
-    enter_step(draft, s.current_step_index + 1)
     how = f"approved by a person without enough evidence ({'; '.join(missing)})" if missing else "passed"
-    after = "100 %" if draft.status.stage == "Promoting" else f"{draft.status.weight} %"
-    draft.record("StepCompleted", f"step {passed} ({weight} %) {how}; going to {after}", evidence=True)
+    draft.record("StepCompleted", f"step {s.step} ({s.weight} %) {how}; {whereto(snapshot, s)}", evidence=True)
+    enter_step(draft, s.current_step_index + 1)
+
+
+def whereto(snapshot: Snapshot, status: RolloutStatus) -> str:
+    """What comes after the present step, for people."""
+    following = status.current_step_index + 1
+    if following >= len(snapshot.steps):
+        return "going to 100 %"
+    weight = snapshot.steps[following].weight
+    return f"pausing at {status.weight} %" if weight is None else f"going to {weight} %"
 
 
 # ---------------------------------------------------------------- what to do

@@ -214,9 +214,11 @@ def test_an_outage_of_the_metrics_holds_and_says_so() -> None:
 
 
 def test_thin_traffic_asks_a_person_and_promote_approves() -> None:
-    world = started(requests=100.0)
+    world = started(requests=20.0)
     world.tick(4)
     assert world.at == ("Stepping", 10)
+    assert (world.condition("InsufficientTraffic"), world.status.phase) == ("True", "Progressing")
+    world.tick(10)
     assert (world.condition("InsufficientTraffic"), world.status.phase) == ("True", "Paused")
     world.tell("promote")
     assert world.at == ("Stepping", 50)
@@ -544,3 +546,13 @@ def test_a_bad_first_version_alerts_once_and_stays() -> None:
     assert world.events[-1] == "CommandRefused"
     world.tick(10)
     assert world.status.stage == "Idle"
+
+
+def test_a_step_is_recorded_as_it_was_when_it_passed() -> None:
+    world = finished(started())
+    first = next(d for d in reversed(world.status.history) if d.reason == "StepCompleted")
+    assert (first.step, first.weight) == ("1/2", 10)
+    assert first.evidence[0].step_samples > 0
+    assert "checkpoint" not in first.dump()["evidence"][0]
+    initial = world.status.history[-1]
+    assert (initial.reason, initial.weight) == ("InitialVersion", 100)
