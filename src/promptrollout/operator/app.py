@@ -215,6 +215,8 @@ class Operator:
                     self._queue.forget(key)
                     continue
                 pause = self._queue.retry(key)
+                if isinstance(error, ApiException) and error.status == 409:
+                    continue  # someone was quicker: that is no failure
                 self._failed(key, error)
                 logger.warning("%s: %s; again in %.1f s", key, _said(error), pause)
             except Exception as error:  # one object must not stop the others

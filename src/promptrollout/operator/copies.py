@@ -18,6 +18,7 @@ from promptrollout.api.names import (
     short_digest,
 )
 from promptrollout.api.prompt import PromptSpec, canonical
+from promptrollout.operator.identity import OncePerObject
 from promptrollout.operator.store import Store
 
 Object = dict[str, Any]
@@ -50,23 +51,36 @@ def is_copy(item: Object, rollout: str) -> bool:
     return labels.get(LABEL_MANAGED_BY) == MANAGED_BY and labels.get(LABEL_ROLLOUT) == rollout
 
 
-def prompt_of(item: Object) -> PromptSpec | None:
-    """What a PromptVersion object says; None if it says nothing that can be read."""
+def _parse(item: Object) -> PromptSpec | None:
     try:
         return PromptSpec.model_validate(item.get("spec") or {})
     except ValidationError:
         return None
 
 
+def _digest(prompt: PromptSpec) -> str | None:
+    try:
+        return digest_of(prompt)
+    except ValueError:
+        return None
+
+
+prompt_of: OncePerObject[Object, PromptSpec | None] = OncePerObject(_parse)
+"""What a PromptVersion object says; None if it says nothing that can be read."""
+digest_if_any: OncePerObject[PromptSpec, str | None] = OncePerObject(_digest)
+"""The digest; None of a prompt that has none (prompt_problems says why)."""
+
+
 def owned(store: Store, namespace: str, rollout: str) -> list[Object]:
     """The copies of one rollout, oldest first."""
-    found = [item for item in store.in_namespace("PromptVersion", namespace) if is_copy(item, rollout)]
+    found = [item for item in store.of_rollout("PromptVersion", namespace, rollout) if is_copy(item, rollout)]
     return sorted(found, key=lambda item: (item["metadata"].get("creationTimestamp", ""), item["metadata"]["name"]))
 
 
 def ref_of(item: Object) -> VersionRef | None:
     prompt = prompt_of(item)
-    return None if prompt is None else VersionRef(version=item["metadata"]["name"], digest=digest_of(prompt))
+    digest = digest_if_any(prompt) if prompt is not None else None
+    return None if digest is None else VersionRef(version=item["metadata"]["name"], digest=digest)
 
 
 def promoted(copies: list[Object]) -> VersionRef | None:

@@ -15,7 +15,6 @@ from promptrollout.api.delivery import (
     ProviderConfig,
     VersionRef,
 )
-from promptrollout.api.digest import digest_of
 from promptrollout.api.names import (
     API_VERSION,
     FORMAT_VERSION,
@@ -28,7 +27,8 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.provider import ProviderSpec
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.engine.facts import DeliveryIntent
-from promptrollout.operator.copies import prompt_of
+from promptrollout.operator.copies import digest_if_any, prompt_of
+from promptrollout.operator.identity import OncePerObject
 from promptrollout.operator.store import Store
 
 Object = dict[str, Any]
@@ -40,12 +40,17 @@ class CannotCompile(Exception):
 
 def read(item: Object | None) -> DeliverySpec | None:
     """What a PromptDelivery object says; None if there is none or it cannot be read (it is then written anew)."""
-    if item is None:
-        return None
+    return None if item is None else _parse(item)
+
+
+def _validated(item: Object) -> DeliverySpec | None:
     try:
         return DeliverySpec.model_validate(item.get("spec") or {})
     except ValidationError:
         return None
+
+
+_parse: OncePerObject[Object, DeliverySpec | None] = OncePerObject(_validated)
 
 
 def compile_delivery(
@@ -125,7 +130,7 @@ def _arm(namespace: str, version: VersionRef, existing: DeliverySpec | None, sto
     )
     item = store.get("PromptVersion", namespace, version.version)
     prompt = prompt_of(item) if item is not None else None
-    if prompt is None or digest_of(prompt) != version.digest:
+    if prompt is None or digest_if_any(prompt) != version.digest:
         if before is None:
             raise CannotCompile(f"PromptVersion {version.version}, the copy of what is to be served, is gone")
         prompt = before.prompt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from promptrollout.api.names import LABEL_GATEWAY, LABEL_ROLLOUT, OVERRIDE_PREFIX
@@ -50,11 +51,9 @@ def affected(key: Key, before: Object | None, after: Object | None, store: Store
     return found
 
 
-def _rollouts(store: Store, namespace: str) -> list[tuple[Key, Object]]:
-    return [
-        (Key("PromptRollout", namespace, item["metadata"]["name"]), item.get("spec") or {})
-        for item in store.in_namespace("PromptRollout", namespace)
-    ]
+def _rollouts(store: Store, namespace: str) -> Iterator[tuple[Key, Object]]:
+    for item in store.in_namespace("PromptRollout", namespace):
+        yield Key("PromptRollout", namespace, item["metadata"]["name"]), item.get("spec") or {}
 
 
 def _versions(spec: Object) -> set[str]:

@@ -56,6 +56,7 @@ class Record:
     unposted: list[Decision] = field(default_factory=list)
     spec: RolloutSpec | None = None
     """The last one that could be read."""
+    generation: int = 0
     cannot_compile: str = ""
 
 
@@ -149,7 +150,11 @@ class RolloutReconciler:
         return record
 
     def _spec(self, key: Key, item: Object, record: Record) -> RolloutSpec | None:
+        generation = item["metadata"].get("generation", 0)
+        if record.spec is not None and record.generation == generation:
+            return record.spec
         try:
+            record.generation = generation
             record.spec = RolloutSpec.model_validate(item.get("spec") or {})
         except ValidationError as error:
             # the CRD's schema lets nothing through that we cannot read, unless it is of another release

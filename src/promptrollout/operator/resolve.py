@@ -9,14 +9,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from promptrollout.api.delivery import VersionRef
-from promptrollout.api.digest import copy_name, digest_of
+from promptrollout.api.digest import copy_name
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.api.slo import Objective, SLOSpec, VersusStable
-from promptrollout.api.template import prompt_problems
+from promptrollout.api.template import Problem, prompt_problems
 from promptrollout.engine.facts import Desired
 from promptrollout.engine.objectives import make_test
-from promptrollout.operator.copies import is_copy, prompt_of
+from promptrollout.operator.copies import digest_if_any, is_copy, prompt_of
+from promptrollout.operator.identity import OncePerObject
 from promptrollout.operator.store import Store
 
 Object = dict[str, Any]
@@ -25,6 +26,8 @@ MAX_OBJECTIVES = 20
 ALWAYS_ON_INCREASE_PERCENT = 50
 CONTRACT_MAX_SHARE = "0.05"
 """Bound of the contract failures where stable has no output schema to compare with."""
+
+_problems: OncePerObject[PromptSpec, list[Problem]] = OncePerObject(prompt_problems)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +125,13 @@ def _own_copy(
     """The owned copy of a sound prompt, to be created if need be."""
     if prompt is None:
         return None
-    found = [f"{path}{'.' + where if where else ''}: {reason}" for where, reason in prompt_problems(prompt)]
+    found = [f"{path}{'.' + where if where else ''}: {reason}" for where, reason in _problems(prompt)]
     provider = prompt.provider_ref.name
     if store.get("ModelProvider", namespace, provider) is None:
         found.append(f"{path}.providerRef.name: there is no ModelProvider {provider} in {namespace}: create it")
     problems += found
-    try:
-        digest = digest_of(prompt)
-    except ValueError:
+    digest = digest_if_any(prompt)
+    if digest is None:
         return None  # said by prompt_problems
     name = copy_name(rollout, digest)
     existing = store.get("PromptVersion", namespace, name)
@@ -138,7 +140,7 @@ def _own_copy(
             missing.append(prompt)
     else:
         held = prompt_of(existing)
-        if not is_copy(existing, rollout) or held is None or digest_of(held) != digest:
+        if not is_copy(existing, rollout) or held is None or digest_if_any(held) != digest:
             problems.append(
                 f"{path}: PromptVersion {name} is in the way: the operator keeps its copy under this name, and that "
                 "object is not its own or differs: delete or rename it"

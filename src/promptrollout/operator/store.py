@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+from promptrollout.api.names import LABEL_ROLLOUT
 from promptrollout.operator.queue import Key
 
 Object = dict[str, Any]
@@ -20,6 +21,7 @@ class Store:
 
     def __init__(self, changed: Callable[[Key, Object | None, Object | None], None] | None = None) -> None:
         self._objects: dict[tuple[str, str], dict[str, Object]] = {}
+        self._of_rollout: dict[tuple[str, str, str], set[str]] = {}
         self._changed = changed or (lambda _key, _before, _after: None)
 
     def put(self, kind: str, item: Object, *, even_older: bool = False, quiet: bool = False) -> bool:
@@ -34,7 +36,9 @@ class Store:
         before = space.get(key.name)
         if before is not None and not even_older and not _newer(before["metadata"], metadata):
             return False
+        self._index(key, before, None)
         space[key.name] = item
+        self._index(key, None, item)
         if not quiet:
             self._changed(key, before, item)
         return True
@@ -46,6 +50,7 @@ class Store:
         if before is None or before["metadata"]["uid"] != uid:
             return False
         del space[name]
+        self._index(Key(kind, namespace, name), before, None)
         self._changed(Key(kind, namespace, name), before, None)
         return True
 
@@ -81,6 +86,24 @@ class Store:
 
     def in_namespace(self, kind: str, namespace: str) -> list[Object]:
         return list(self._objects.get((kind, namespace), {}).values())
+
+    def of_rollout(self, kind: str, namespace: str, rollout: str) -> list[Object]:
+        """Objects that carry the rollout's label: without this, each reconcile would walk through all versions."""
+        space = self._objects.get((kind, namespace), {})
+        return [space[name] for name in self._of_rollout.get((kind, namespace, rollout), ())]
+
+    def _index(self, key: Key, before: Object | None, after: Object | None) -> None:
+        for item in (before, after):
+            rollout = ((item or {}).get("metadata", {}).get("labels") or {}).get(LABEL_ROLLOUT)
+            if not rollout:
+                continue
+            place = (key.kind, key.namespace, rollout)
+            if item is after:
+                self._of_rollout.setdefault(place, set()).add(key.name)
+            elif names := self._of_rollout.get(place):
+                names.discard(key.name)
+                if not names:
+                    del self._of_rollout[place]
 
     def all(self, kind: str) -> Iterator[Object]:
         for (each, _), space in list(self._objects.items()):

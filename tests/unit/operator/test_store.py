@@ -55,3 +55,17 @@ def test_a_list_that_is_older_than_a_watch_does_not_win() -> None:
     known = store.known("Pod")
     store.put("Pod", item("a", 6))
     assert store.take_list("Pod", [item("a", 5)], known) == 0
+
+
+def test_objects_are_found_by_the_rollout_that_they_carry() -> None:
+    store = Store()
+    labelled = item("a-1", 1)
+    labelled["metadata"]["labels"] = {"promptrollout.dev/rollout": "a"}
+    store.put("PromptVersion", labelled)
+    store.put("PromptVersion", item("other", 2))
+    assert store.of_rollout("PromptVersion", "ns", "a") == [labelled]
+    store.put("PromptVersion", item("a-1", 3))  # the label was taken off
+    assert store.of_rollout("PromptVersion", "ns", "a") == []
+    store.put("PromptVersion", labelled | {"metadata": labelled["metadata"] | {"resourceVersion": "4"}})
+    assert store.remove("PromptVersion", "ns", "a-1", "uid-a-1")
+    assert store.of_rollout("PromptVersion", "ns", "a") == []
