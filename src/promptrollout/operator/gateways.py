@@ -153,7 +153,7 @@ def covers(live: Any, wanted: Any) -> bool:
     """Is all of `wanted` in `live`? Lists must agree in length and order; what the server filled in does not matter."""
     if isinstance(wanted, dict):
         return isinstance(live, dict) and all(
-            covers(live.get(name), value) or (value in ({}, []) and name not in live) for name, value in wanted.items()
+            covers(live.get(name), value) or (value in ({}, []) and live.get(name) is None) for name, value in wanted.items()
         )
     if isinstance(wanted, list):
         return (

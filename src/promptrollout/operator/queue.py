@@ -67,6 +67,11 @@ class WorkQueue:
         heapq.heappush(self._later, (due, next(self._order), key))
         self._wake.set()
 
+    def next_at(self, key: Key, seconds: float) -> None:
+        """Mark a key dirty then, and forget earlier times: a reconcile knows all that its object waits for."""
+        self._due.pop(key, None)
+        self.add_after(key, seconds)
+
     def retry(self, key: Key) -> float:
         """Mark a key dirty after a pause that doubles with each failure in a row; returns the pause."""
         failures = self._failures.get(key, 0)

@@ -95,11 +95,10 @@ class RolloutReconciler:
         if spec is None:
             return
         delivery = self._store.get("PromptDelivery", key.namespace, key.name)
-        delivery_spec = read(delivery)
-        await self._restore_copies(key, record.planned, delivery_spec)
+        await self._restore_copies(key, record.planned, read(delivery))
         resolved = resolve(key.namespace, key.name, spec, record.planned.stable, self._store, self._sources)
         await self._create_copies(key, resolved.missing_copies)
-        facts = self._facts(key, item, record, spec, resolved, delivery_spec)
+        facts = self._facts(key, item, record, spec, resolved, delivery)
         now = int(self._analyses.now(resolved.metrics_source))
         result = plan(facts, now)
         item = await self._write_status(key, item, record, result)
@@ -111,8 +110,17 @@ class RolloutReconciler:
             logger.warning("%s: evicting pod %s, which did not confirm a rollback", key, pod)
             await self._api.evict(key.namespace, pod)
         await self._collect_copies(key, spec, facts, result)
-        if result.next_seconds is not None:
-            self._queue.add_after(key, result.next_seconds - self._analyses.now(resolved.metrics_source))
+        self._wake_at(key, result, self._analyses.now(resolved.metrics_source))
+
+    def _wake_at(self, key: Key, result: Plan, now: float) -> None:
+        if result.next_seconds is None:
+            return
+        seconds = result.next_seconds - now
+        snapshot = result.status.snapshot
+        if result.wants_evidence and snapshot is not None and seconds > 0:
+            # the analysis wakes it at each interval; this is for when the metrics source is away
+            seconds += snapshot.interval_seconds / 2
+        self._queue.next_at(key, seconds)
 
     def forget(self, key: Key) -> None:
         """The object is gone."""
@@ -168,7 +176,7 @@ class RolloutReconciler:
         record: Record,
         spec: RolloutSpec,
         resolved: Resolved,
-        delivery: DeliverySpec | None,
+        delivery: Object | None,
     ) -> Facts:
         status, desired = record.planned, resolved.desired
         if record.cannot_compile and not desired.problems:
@@ -182,16 +190,18 @@ class RolloutReconciler:
             spec=spec,
             status=status,
             desired=desired,
-            delivered=self._delivered(key, delivery),
+            delivered=self._delivered(key, delivery, read(delivery)),
             promoted=copies.promoted(copies.owned(self._store, key.namespace, key.name)),
             evidence=evidence,
             command=parse_command(metadata.get("annotations") or {}),
         )
 
-    def _delivered(self, key: Key, spec: DeliverySpec | None) -> Delivered | None:
-        if spec is None:
+    def _delivered(self, key: Key, item: Object | None, spec: DeliverySpec | None) -> Delivered | None:
+        if spec is None or item is None:
             return None
         found = self._acknowledger.answer(key.namespace, spec.gateway, key.name, spec.rollout_uid, spec.sequence)
+        if found is None and (known := is_complete(item, spec.sequence)) is not None:
+            found = Acknowledgement(True, *known)  # after a restart: it was written when all had confirmed
         answer = found or Acknowledgement(False, 0, 0)
         return Delivered(
             sequence=spec.sequence,

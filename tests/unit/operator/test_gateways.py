@@ -60,6 +60,7 @@ def test_keys_are_files_and_optional() -> None:
         ({"a": [1, 2]}, {"a": [1]}, False),
         ({"a": [{"x": 1, "defaulted": 2}]}, {"a": [{"x": 1}]}, True),
         ({}, {"emptyDir": {}}, True),
+        ({"sources": None}, {"sources": []}, True),
         ({}, {"a": False}, False),
         ({"a": None}, {"a": {"b": 1}}, False),
     ],

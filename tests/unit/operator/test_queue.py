@@ -51,6 +51,19 @@ async def test_of_several_times_the_earliest_counts() -> None:
     assert queue.depth == 0
 
 
+async def test_a_reconcile_replaces_the_time_that_the_one_before_it_set() -> None:
+    clock = Clock()
+    queue = WorkQueue(clock)
+    queue.next_at(A, 5)
+    queue.next_at(A, 30)
+    clock.now += 29
+    queue.ripen()
+    assert queue.depth == 0
+    clock.now += 1
+    queue.ripen()
+    assert queue.depth == 1
+
+
 async def test_pauses_double_until_a_success() -> None:
     clock = Clock()
     queue = WorkQueue(clock)
