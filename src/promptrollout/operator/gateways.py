@@ -102,7 +102,9 @@ class GatewayReconciler:
         if live is None:
             live = await self._api.get(kind, namespace, name)
         place = (kind, namespace, name)
-        if live is not None and (covers(live, wanted) or self._settled.get(place) == (_hash(wanted), _hash(live))):
+        # items of a list do not say what they are
+        content = {field: value for field, value in wanted.items() if field not in ("apiVersion", "kind")}
+        if live is not None and (covers(live, content) or self._settled.get(place) == (_hash(wanted), _hash(live))):
             return
         if live is not None and not _ours(live, wanted):
             logger.error(
@@ -153,7 +155,8 @@ def covers(live: Any, wanted: Any) -> bool:
     """Is all of `wanted` in `live`? Lists must agree in length and order; what the server filled in does not matter."""
     if isinstance(wanted, dict):
         return isinstance(live, dict) and all(
-            covers(live.get(name), value) or (value in ({}, []) and live.get(name) is None) for name, value in wanted.items()
+            covers(live.get(name), value) or (value in ({}, []) and live.get(name) is None)
+            for name, value in wanted.items()
         )
     if isinstance(wanted, list):
         return (

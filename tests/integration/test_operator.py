@@ -1,0 +1,123 @@
+"""What the operator makes of objects beside the contract: bad references, owned objects, a rollout's end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from promptrollout.sandbox.sandbox import Sandbox
+from promptrollout.sandbox.settings import OPERATOR_NAMESPACE
+from tests.integration.cluster import Kubectl
+from tests.integration.story import Story, ours
+
+
+@pytest.fixture
+def story(operator: Sandbox, kubectl: Kubectl) -> Story:
+    return Story(operator, kubectl)
+
+
+def invalid(status: dict[str, Any]) -> str:
+    """The condition's message while it is true."""
+    return next(
+        (c["message"] for c in status["conditions"] if c["type"] == "InvalidSpec" and c["status"] == "True"), ""
+    )
+
+
+def is_ready(story: Story, kind: str, name: str) -> bool:
+    status = story.kubectl.json("get", kind, name).get("status") or {}
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", []))
+
+
+def test_what_is_missing_is_named_and_its_arrival_is_enough(story: Story) -> None:
+    story.apply("v1")
+    status = story.until(lambda s: "no ModelProvider model" in invalid(s) and "no PromptGateway default" in invalid(s))
+    assert status["phase"] == "Degraded"
+    story.given(v1={})
+    story.healthy("v1")
+
+
+def test_a_spec_that_became_invalid_leaves_serving_alone(story: Story) -> None:
+    story.given(v1={}).apply("v1").healthy("v1")
+    before = story.delivery()["spec"]
+    manifest = story.manifest("v2")
+    manifest["spec"]["template"]["messages"][0]["content"] = "{{ unclosed"
+    story.kubectl.apply(manifest)
+    status = story.until(lambda s: "spec.template.messages[0].content: line 1" in invalid(s))
+    assert status["stable"]["digest"] == story.digest("v1")
+    manifest = story.manifest("v2", analysis={"sloRefs": [{"name": "absent"}]})
+    story.kubectl.apply(manifest)
+    story.until(lambda s: "spec.analysis.sloRefs[0].name: there is no PromptSLO absent" in invalid(s))
+    assert story.delivery()["spec"] == before
+    story.apply("v1").healthy("v1")
+
+
+def test_an_slo_is_merged_and_declarations_say_whether_they_are_valid(story: Story) -> None:
+    cost = {"name": "cost", "signal": "CostPerRequest", "max": "1", "minSamples": 10}
+    story.given(v1={}, v2={})
+    story.kubectl.apply(ours("PromptSLO", "money", {"objectives": [cost]}))
+    story.apply("v1", analysis={"sloRefs": [{"name": "money"}]}).healthy("v1")
+    story.apply("v2", steps=[{"weight": 10}], analysis={"sloRefs": [{"name": "money"}]})
+    status = story.at_weight(10)
+    assert {o["name"] for o in status["snapshot"]["objectives"]} == {"errors", "cost"}
+    for kind, name in (("promptslo", "money"), ("modelprovider", "model"), ("promptgateway", "default")):
+        story.wait(lambda kind=kind, name=name: is_ready(story, kind, name), f"{kind} {name} ready")
+    copy = story.kubectl.json("get", "promptversion", status["canary"]["version"])
+    assert copy["status"]["digest"] == story.digest("v2")
+    assert "ownerReferences" not in copy["metadata"]
+
+
+def test_owned_objects_are_put_right_and_go_with_their_gateway(story: Story) -> None:
+    story.given(replicas=1, v1={}).apply("v1").healthy("v1")
+    kinds = "deployment,service,serviceaccount,rolebinding,poddisruptionbudget,networkpolicy"
+    names = story.kubectl("get", kinds, "-l", "promptrollout.dev/gateway=default", "-o", "name").split()
+    assert len(names) == 6
+    story.kubectl("scale", "deployment", "default-gateway", "--replicas=3")
+    story.wait(
+        lambda: story.kubectl.json("get", "deployment", "default-gateway")["spec"]["replicas"] == 1,
+        "the replicas of the PromptGateway",
+    )
+    story.kubectl("delete", "promptgateway", "default")
+    story.wait(
+        lambda: not story.kubectl("get", kinds, "-l", "promptrollout.dev/gateway=default", "-o", "name").split(),
+        "the end of the owned objects",
+    )
+
+
+def test_a_deleted_rollout_is_retired_and_a_new_one_takes_over(story: Story) -> None:
+    story.given(v1={}, v2={"errorRate": 0.5}).apply("v1").healthy("v1")
+    with story.users():
+        story.apply("v2").rolled_back("v2")
+    before = story.delivery()["spec"]["sequence"]
+    story.kubectl("delete", "promptrollout", "app")
+    story.wait(lambda: story.delivery()["spec"].get("retiredAt"), "retiredAt")
+    story.apply("v1").healthy("v1")
+    story.wait(lambda: "retiredAt" not in story.delivery()["spec"], "the delivery in force again")
+    assert story.delivery()["spec"]["sequence"] > before
+    assert story.digest("v2") in [r["digest"] for r in story.status()["rejected"]]
+
+
+def test_without_analysis_steps_advance_by_time_alone(story: Story) -> None:
+    story.given(v1={}, v2={})
+    changes: dict[str, Any] = {"steps": [{"weight": 50, "minDurationSeconds": 1}], "canary": {"bakeSeconds": 0}}
+
+    def apply(word: str) -> None:
+        manifest = story.manifest(word, **dict(changes))
+        manifest["spec"]["analysis"] = {"mode": "None", "intervalSeconds": 1}
+        story.kubectl.apply(manifest)
+
+    apply("v1")
+    story.healthy("v1")
+    apply("v2")
+    story.healthy("v2")
+
+
+def test_its_own_metrics_tell_of_phases_decisions_and_writes(story: Story) -> None:
+    story.given(v1={}).apply("v1").healthy("v1")
+    pod = story.system.json("get", "pod", story.operator_pod(), "-n", OPERATOR_NAMESPACE)
+    text = httpx.get(f"http://{pod['status']['podIP']}:9090/metrics").text
+    phase = f'promptrollout_rollout_info{{namespace="{story.namespace}",phase="Healthy",rollout="app"}} 1.0'
+    assert phase in text
+    assert 'promptrollout_decisions_total{reason="InitialVersion"}' in text
+    assert 'promptrollout_writes_total{kind="PromptRollout",result="ok",verb="status"}' in text
