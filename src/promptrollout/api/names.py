@@ -42,7 +42,7 @@ HEADER_ROLLOUT: Final = "x-promptrollout-rollout"
 HEADER_VERSION: Final = "x-promptrollout-version"
 HEADER_VARIANT: Final = "x-promptrollout-variant"
 
-# metric names of the gateway; every series carries rollout_uid, rollout, version, variant, model
+# metric names of the gateway; every series carries rollout_uid, rollout, version, variant, model, process
 METRIC_REQUESTS: Final = "promptrollout_requests_total"
 METRIC_ERRORS: Final = "promptrollout_errors_total"  # also: error_type
 METRIC_CONTRACT_CHECKS: Final = "promptrollout_contract_checks_total"
@@ -52,8 +52,11 @@ METRIC_COST_SUM: Final = "promptrollout_request_cost_usd_sum"
 METRIC_COST_SUMSQ: Final = "promptrollout_request_cost_usd_sumsq"
 METRIC_LATENCY: Final = "promptrollout_request_duration_seconds"  # _bucket, _sum, _count
 METRIC_TOKENS: Final = "promptrollout_tokens_total"  # also: type
+METRIC_ABANDONED: Final = "promptrollout_abandoned_requests_total"  # the caller hung up; part of the requests
 METRIC_UNASSIGNED: Final = "promptrollout_unassigned_requests_total"
 METRIC_DIVERTED: Final = "promptrollout_diverted_requests_total"
+# eight hexadecimal characters drawn when a gateway's process starts: whose counters these are, whoever scraped them
+LABEL_PROCESS: Final = "process"
 
 
 def short_digest(digest: str) -> str:
