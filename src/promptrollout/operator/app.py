@@ -16,7 +16,7 @@ from promptrollout.cluster import ApiException, ApiUnavailable, connect
 from promptrollout.operator.acknowledge import Acknowledger
 from promptrollout.operator.admin import start_admin
 from promptrollout.operator.analyses import Analyses
-from promptrollout.operator.cluster_api import KINDS, WATCHED, Api
+from promptrollout.operator.cluster_api import KINDS, WATCHED, Api, Stale
 from promptrollout.operator.config import Config, Surroundings
 from promptrollout.operator.declarations import reconcile_declaration
 from promptrollout.operator.dirty import affected
@@ -24,7 +24,7 @@ from promptrollout.operator.gateways import GatewayReconciler
 from promptrollout.operator.metrics import Metrics
 from promptrollout.operator.prometheus import Source
 from promptrollout.operator.queue import Key, WorkQueue
-from promptrollout.operator.reconcile import RolloutReconciler, Stale
+from promptrollout.operator.reconcile import RolloutReconciler
 from promptrollout.operator.retire import retire
 from promptrollout.operator.shell import Shell
 from promptrollout.operator.store import Store

@@ -25,6 +25,10 @@ Object = dict[str, Any]
 PAGE_SIZE = 500
 
 
+class Stale(Exception):
+    """Someone wrote the object in between: what is known of it was read anew, plan again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """`selector`: only objects with these labels are ours to look at."""

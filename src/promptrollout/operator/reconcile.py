@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from promptrollout.api.command import parse_command
 from promptrollout.api.delivery import DeliverySpec, VersionRef
 from promptrollout.api.names import OVERRIDE_PREFIX, short_digest
-from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import Decision, RolloutSpec, RolloutStatus
 from promptrollout.cluster import ApiException
 from promptrollout.engine.draft import ACTIVE
@@ -22,12 +21,13 @@ from promptrollout.engine.plan import plan
 from promptrollout.operator import copies
 from promptrollout.operator.acknowledge import Acknowledgement, Acknowledger
 from promptrollout.operator.analyses import Analyses
-from promptrollout.operator.cluster_api import Api
-from promptrollout.operator.delivery import CannotCompile, body_of, compile_delivery, prompt_in, read
+from promptrollout.operator.cluster_api import Api, Stale
+from promptrollout.operator.delivery import CannotCompile, body_of, compile_delivery, read
 from promptrollout.operator.delivery_status import delivery_status, is_complete
 from promptrollout.operator.events import post_decision, recent
 from promptrollout.operator.evidence import Measured, Question
 from promptrollout.operator.metrics import Metrics
+from promptrollout.operator.owned_copies import OwnedCopies
 from promptrollout.operator.queue import Key, WorkQueue
 from promptrollout.operator.resolve import Resolved, resolve
 from promptrollout.operator.store import Store
@@ -37,10 +37,6 @@ Object = dict[str, Any]
 
 CHECKPOINT_SECONDS = 300
 CHECKPOINT_INTERVALS = 10
-
-
-class Stale(Exception):
-    """Someone wrote the object in between: what is known of it was read anew, plan again."""
 
 
 @dataclass(slots=True)
@@ -86,7 +82,7 @@ class RolloutReconciler:
         self._clock = clock
         self._records: dict[str, Record] = {}
         self._uids: dict[Key, str] = {}
-        self._prompts: dict[tuple[str, str], PromptSpec] = {}
+        self._copies = OwnedCopies(api, store)
 
     async def reconcile(self, key: Key, item: Object) -> None:
         """Raises ApiException, ApiUnavailable and Stale; each means: again, from the start."""
@@ -95,21 +91,21 @@ class RolloutReconciler:
         if spec is None:
             return
         delivery = self._store.get("PromptDelivery", key.namespace, key.name)
-        await self._restore_copies(key, record.planned, read(delivery))
+        await self._copies.restore(key, record.planned, read(delivery))
         resolved = resolve(key.namespace, key.name, spec, record.planned.stable, self._store, self._sources)
-        await self._create_copies(key, resolved.missing_copies)
+        await self._copies.create(key, resolved.missing_copies)
         facts = self._facts(key, item, record, spec, resolved, delivery)
         now = int(self._analyses.now(resolved.metrics_source))
         result = plan(facts, now)
         item = await self._write_status(key, item, record, result)
         self._schedule_analysis(key, item, result, resolved)
         await self._write_delivery(key, item, record, spec, resolved, result, delivery)
-        await self._mark_promoted(key, result.status)
+        await self._copies.mark_promoted(key, result.status)
         await self._post_events(item, record)
         for pod in result.evict:
             logger.warning("%s: evicting pod %s, which did not confirm a rollback", key, pod)
             await self._api.evict(key.namespace, pod)
-        await self._collect_copies(key, spec, facts, result)
+        await self._copies.collect(key, spec.revision_history_limit, _in_use(facts, result))
         self._wake_at(key, result, self._analyses.now(resolved.metrics_source))
 
     def _wake_at(self, key: Key, result: Plan, now: float) -> None:
@@ -383,70 +379,21 @@ class RolloutReconciler:
         )
         self._analyses.want(key, question, until)
 
-    # ------------------------------------------------------------ copies
-
-    async def _restore_copies(self, key: Key, status: RolloutStatus, delivery: DeliverySpec | None) -> None:
-        """Copies in use that someone deleted come back, from memory or from the delivery."""
-        for version in (status.stable, status.canary, status.previous):
-            if version is None:
-                continue
-            place = (key.namespace, version.version)
-            item = self._store.get("PromptVersion", *place)
-            if item is not None:
-                if place not in self._prompts and (prompt := copies.prompt_of(item)) is not None:
-                    self._prompts[place] = prompt
-                continue
-            prompt = self._prompts.get(place) or prompt_in(delivery, version)
-            if prompt is not None:
-                logger.warning("%s: the copy %s was deleted and is made again", key, version.version)
-                await self._create_copies(key, (prompt,))
-
-    async def _create_copies(self, key: Key, prompts: Collection[PromptSpec]) -> None:
-        for prompt in prompts:
-            body = copies.copy_of(key.namespace, key.name, prompt)
-            try:
-                item = await self._api.create("PromptVersion", key.namespace, body)
-            except ApiException as error:
-                if error.status != 409:
-                    raise
-                found = await self._api.get("PromptVersion", key.namespace, body["metadata"]["name"])
-                if found is not None:
-                    self._store.put("PromptVersion", found)
-                raise Stale("the copy exists already") from error
-            # its own status is still to be written
-            self._store.put("PromptVersion", item)
-
-    async def _mark_promoted(self, key: Key, status: RolloutStatus) -> None:
-        if status.stable is None or status.stage not in ("Idle", "Baking") or status.revision == 0:
-            return
-        owned = copies.owned(self._store, key.namespace, key.name)
-        item = next((item for item in owned if item["metadata"]["name"] == status.stable.version), None)
-        highest = max((copies.mark_of(item) for item in owned), default=0)
-        if item is None or (copies.mark_of(item) == highest and highest > 0):
-            return
-        mark = {"annotations": {copies.ANNOTATION_PROMOTED: str(max(highest + 1, status.revision))}}
-        answer = await self._api.merge("PromptVersion", key.namespace, item["metadata"]["name"], {"metadata": mark})
-        self._store.put("PromptVersion", answer, quiet=True)
-
-    async def _collect_copies(self, key: Key, spec: RolloutSpec, facts: Facts, result: Plan) -> None:
-        owned = copies.owned(self._store, key.namespace, key.name)
-        if len(owned) <= spec.revision_history_limit:
-            return
-        status, desired = result.status, facts.desired
-        refs = (status.stable, status.canary, status.previous, desired.version, desired.baseline)
-        needed = {ref.version for ref in refs if ref is not None}
-        if facts.delivered is not None:
-            needed |= {ref.version for ref in (facts.delivered.stable, facts.delivered.canary) if ref is not None}
-        for item in copies.superfluous(owned, needed, spec.revision_history_limit):
-            await self._api.delete("PromptVersion", item)
-            self._prompts.pop((key.namespace, item["metadata"]["name"]), None)
-
     # ------------------------------------------------------------ events
 
     async def _post_events(self, item: Object, record: Record) -> None:
         while record.unposted:
             await post_decision(self._api, item, record.unposted[0], self._instance)
             record.unposted.pop(0)
+
+
+def _in_use(facts: Facts, result: Plan) -> set[str]:
+    """Names of the versions that are served, may be served next, or are the way back."""
+    status, desired = result.status, facts.desired
+    refs = [status.stable, status.canary, status.previous, desired.version, desired.baseline]
+    if facts.delivered is not None:
+        refs += [facts.delivered.stable, facts.delivered.canary]
+    return {ref.version for ref in refs if ref is not None}
 
 
 def _read_status(key: Key, item: Object) -> RolloutStatus | None:
