@@ -22,8 +22,9 @@ from promptrollout.operator import copies
 from promptrollout.operator.acknowledge import Acknowledgement, Acknowledger
 from promptrollout.operator.analyses import Analyses
 from promptrollout.operator.cluster_api import Api, Stale
-from promptrollout.operator.delivery import CannotCompile, body_of, compile_delivery, read
-from promptrollout.operator.delivery_status import delivery_status, is_complete
+from promptrollout.operator.delivery import CannotCompile, read
+from promptrollout.operator.delivery_status import is_complete
+from promptrollout.operator.delivery_writer import DeliveryWriter
 from promptrollout.operator.events import post_decision, recent
 from promptrollout.operator.evidence import Measured, Question
 from promptrollout.operator.metrics import Metrics
@@ -83,6 +84,7 @@ class RolloutReconciler:
         self._records: dict[str, Record] = {}
         self._uids: dict[Key, str] = {}
         self._copies = OwnedCopies(api, store)
+        self._deliveries = DeliveryWriter(api, store, acknowledger)
 
     async def reconcile(self, key: Key, item: Object) -> None:
         """Raises ApiException, ApiUnavailable and Stale; each means: again, from the start."""
@@ -279,83 +281,23 @@ class RolloutReconciler:
     ) -> None:
         if result.delivery is None:
             return
-        before = read(existing)
+        running = result.status.snapshot
         try:
-            wanted = compile_delivery(
-                key.namespace,
+            await self._deliveries.write(
+                key,
                 item["metadata"]["uid"],
                 spec,
                 result.delivery,
-                (result.status.snapshot, resolved.desired.snapshot)
-                if result.status.snapshot is not None
-                else (resolved.desired.snapshot,),
-                before,
-                self._store,
-                self._lowest_sequence(key, existing, before),
+                (resolved.desired.snapshot,) if running is None else (running, resolved.desired.snapshot),
+                existing,
+                regularly=result.status.stage in (*ACTIVE, "Baking"),
             )
         except CannotCompile as problem:
             if record.cannot_compile != str(problem):
                 record.cannot_compile = str(problem)
                 self._queue.add(key)  # the next plan holds, and says why
-            return
-        record.cannot_compile = ""
-        if wanted != before:
-            body = body_of(key.namespace, key.name, wanted, existing)
-            try:
-                if existing is None and await self._api.get("PromptDelivery", key.namespace, key.name) is not None:
-                    await self._read_delivery_again(key, None)
-                    raise Stale("the delivery exists already")
-                # applied, not created: fields that a create owns cannot be taken out by a later apply
-                existing = await self._api.apply("PromptDelivery", key.namespace, key.name, body)
-            except ApiException as error:
-                if error.status in (404, 409):
-                    await self._read_delivery_again(key, existing)
-                    raise Stale(str(error.reason)) from error
-                raise
-            self._store.put("PromptDelivery", existing, quiet=True)
-        assert existing is not None
-        self._acknowledger.ask(
-            key.namespace,
-            wanted.gateway,
-            key.name,
-            wanted.rollout_uid,
-            wanted.sequence,
-            regularly=result.status.stage in (*ACTIVE, "Baking"),
-            known=is_complete(existing, wanted.sequence),
-        )
-        await self._write_delivery_status(key, existing, wanted)
-
-    def _lowest_sequence(self, key: Key, existing: Object | None, before: DeliverySpec | None) -> int:
-        """One that every pod takes: above what the object says that we cannot read, and above what pods have.
-
-        Pods know a higher one than the object after a restore from backup, or if the delivery was deleted.
-        """
-        if before is None:
-            known = ((existing or {}).get("spec") or {}).get("sequence")
-            return known + 1 if isinstance(known, int) else 1
-        answer = self._acknowledger.answer(key.namespace, before.gateway, key.name, before.rollout_uid, before.sequence)
-        return answer.highest + 1 if answer is not None and answer.highest > before.sequence else 1
-
-    async def _write_delivery_status(self, key: Key, item: Object, spec: DeliverySpec) -> None:
-        answer = self._acknowledger.answer(key.namespace, spec.gateway, key.name, spec.rollout_uid, spec.sequence)
-        status = delivery_status(item, spec.sequence, answer, time.time())
-        if status is None:
-            return
-        try:
-            item = await self._api.apply_status("PromptDelivery", item, status)
-        except ApiException as error:
-            if error.status not in (404, 409):
-                raise
-            await self._read_delivery_again(key, item)
-            raise Stale(str(error.reason)) from error
-        self._store.put("PromptDelivery", item, quiet=True)
-
-    async def _read_delivery_again(self, key: Key, known: Object | None) -> None:
-        item = await self._api.get("PromptDelivery", key.namespace, key.name)
-        if item is not None:
-            self._store.put("PromptDelivery", item)
-        elif known is not None:
-            self._store.remove("PromptDelivery", key.namespace, key.name, known["metadata"]["uid"])
+        else:
+            record.cannot_compile = ""
 
     # ------------------------------------------------------------ analysis
 
