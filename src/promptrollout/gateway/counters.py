@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -20,6 +21,9 @@ class Counters:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self.process = secrets.token_hex(4)
+        """A label of every series: a pod that two jobs scrape shows the same counters twice, and who reads them must
+        be able to tell that from two pods. The scrape's own labels (job, instance) cannot say it."""
         self._series: dict[Labels, Series] = {}
         self.unassigned: Counter[tuple[str, str]] = Counter()
         """By rollout uid and name."""

@@ -59,7 +59,7 @@ class _Copy:
 
 async def exposition(counters: Counters, state: PodState) -> AsyncIterator[bytes]:
     """The whole page in pieces."""
-    copies = [_copied(series) for series in counters.live()]
+    copies = [_copied(series, counters.process) for series in counters.live()]
     own = list(_process_lines(counters, state))
     lines = _series_lines(copies)
     while piece := list(islice(lines, LINES_PER_PIECE)):
@@ -74,10 +74,11 @@ def labels_text(**labels: str) -> str:
     return ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
 
 
-def _copied(series: Series) -> _Copy:
+def _copied(series: Series, process: str) -> _Copy:
     uid, rollout, version, variant, model = series.labels
+    labels = {"rollout_uid": uid, "rollout": rollout, "version": version, "variant": variant, "model": model}
     return _Copy(
-        labels_text(rollout_uid=uid, rollout=rollout, version=version, variant=variant, model=model),
+        labels_text(**labels, **{names.LABEL_PROCESS: process}),
         series.requests,
         tuple(series.errors.items()),
         series.contract_checks,

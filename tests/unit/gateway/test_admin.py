@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -29,7 +30,7 @@ async def test_series_stand_at_zero_as_soon_as_a_configuration_is_loaded(gateway
     rollout = delivery(canary=arm(CANARY), latencyEdgesSeconds=["2.5", "5"])
     await gateway.registry.apply("support", rollout)
     found = await samples(gateway)
-    base = {"rollout_uid": "uid-1", "rollout": "support", "model": "gpt"}
+    base = {"rollout_uid": "uid-1", "rollout": "support", "model": "gpt", "process": gateway.counters.process}
     for variant, digest in (("stable", "a"), ("canary", "b")):
         labels = {**base, "version": digest * 10, "variant": variant}
 
@@ -55,6 +56,16 @@ async def test_series_stand_at_zero_as_soon_as_a_configuration_is_loaded(gateway
     assert found[names.METRIC_UNASSIGNED][of_rollout] == 0
     assert found[names.METRIC_DIVERTED][of_rollout] == 0
     assert found["promptrollout_gateway_config_sequence"][of_rollout] == 1
+
+
+async def test_every_series_of_an_arm_says_whose_counters_these_are(gateway: Gateway) -> None:
+    await gateway.registry.apply("support", delivery(canary=arm(CANARY)))
+    assert re.fullmatch("[0-9a-f]{8}", gateway.counters.process)
+    found = await samples(gateway)
+    of_arms = [dict(labels) for series in found.values() for labels in series if "variant" in dict(labels)]
+    assert len(of_arms) > 50
+    assert {labels.get(names.LABEL_PROCESS) for labels in of_arms} == {gateway.counters.process}
+    assert Gateway(gateway.settings).counters.process != gateway.counters.process, "another start, other counters"
 
 
 async def test_requests_show_up(gateway: Gateway, caller: Caller, provider: Provider) -> None:
