@@ -19,7 +19,7 @@ class Timeouts(Model):
 
 
 class ModelPrice(Model):
-    """USD for a million tokens. A model without a row costs 0 and is counted as unpriced."""
+    """USD for a million tokens. Without a row a model's cost is unknown: its requests count as unpriced, none as free."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     """As in the prompt."""

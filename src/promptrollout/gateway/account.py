@@ -128,10 +128,12 @@ class Series:
             self.tokens[0] += usage.input
             self.tokens[1] += usage.cached_input
             self.tokens[2] += usage.output
-            if outcome.price is None:
-                self.unpriced += 1
-            else:
-                cost = outcome.price.cost_usd(usage)
+        if outcome.price is None:
+            # nobody knows what it costs: counting it as free would let it pass any objective
+            self.unpriced += usage is not None
+            return
+        if usage is not None:
+            cost = outcome.price.cost_usd(usage)
         self.cost_count += 1
         self.cost_sum_usd += cost
         self.cost_sumsq_usd2 += cost * cost

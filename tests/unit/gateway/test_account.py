@@ -58,10 +58,13 @@ def test_an_answer_without_usage_is_no_evidence_of_cost() -> None:
     assert (series.requests, series.cost_count, series.usage_missing) == (2, 0, 2)
 
 
-def test_a_model_without_a_price_costs_nothing_and_is_counted_as_such() -> None:
+def test_a_model_without_a_price_has_no_cost_that_could_pass_an_objective() -> None:
     series = Series(LABELS, [1.0])
     series.count(Outcome(usage=Usage(1, 0, 1)))
-    assert (series.cost_count, series.cost_sum_usd, series.unpriced) == (1, 0.0, 1)
+    assert (series.requests, series.unpriced, series.tokens) == (1, 1, [1, 0, 1])
+    series.count(Outcome(error_type="timeout"))
+    assert (series.requests, series.unpriced) == (2, 1), "what failed took no tokens"
+    assert (series.cost_count, series.cost_sum_usd, series.cost_sumsq_usd2) == (0, 0.0, 0.0)
 
 
 def test_new_edges_leave_every_exported_bucket_monotone() -> None:
