@@ -19,7 +19,7 @@ class Timeouts(Model):
 
 
 class ModelPrice(Model):
-    """USD for a million tokens. Without a row a model's cost is unknown: its requests count as unpriced, none as free."""
+    """USD for a million tokens. Without a row a model's cost is unknown: requests count as unpriced, not as free."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     """As in the prompt."""

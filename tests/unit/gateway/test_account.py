@@ -40,7 +40,7 @@ def test_a_request_counts_once_in_everything() -> None:
     series = Series(LABELS, [0.1, 1.0])
     series.count(Outcome(usage=Usage(1000, 0, 100), price=PRICE, seconds=0.5, contract_kept=False))
     series.count(Outcome(usage=Usage(2000, 0, 100), price=PRICE, seconds=1.0, contract_kept=True))
-    series.count(Outcome(error_type="timeout", seconds=30.0))
+    series.count(Outcome(error_type="timeout", price=PRICE, seconds=30.0))
     assert (series.requests, sum(series.errors.values()), series.errors["timeout"]) == (3, 1, 1)
     assert (series.contract_checks, series.contract_failures) == (2, 1)
     assert series.bins == [0, 2, 1]  # an edge belongs to its bucket
