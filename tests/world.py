@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from promptrollout.api.command import Command
-from promptrollout.api.delivery import Laggard, VersionRef
+from promptrollout.api.delivery import Laggard, Stickiness, VersionRef
 from promptrollout.api.rollout import RolloutSpec, RolloutStatus, Snapshot, Step
 from promptrollout.api.slo import Objective
 from promptrollout.engine.evidence import Evidence, Interval, MeanCounts, Moments, RateCounts
@@ -84,7 +84,10 @@ class World:
         """By digest, in USD; others cost 0.001."""
         self.silent: set[str] = set()
         """Objectives whose series are missing."""
-        self.provider_unreachable = False
+        self.provider_unreachable: bool | None = False
+        self.stickiness = Stickiness()
+        self.extra: dict[str, str] = {}
+        """Further objectives, each measured like another."""
         self.status = RolloutStatus()
         self.persisted = "{}"
         self.checkpointed_at = START
@@ -185,6 +188,7 @@ class World:
             "errors": RateCounts(canary, canary * bad, stable, stable * good),
             "cost": MeanCounts(moments(canary, price[0]), moments(stable, price[1])),
         }
+        counts |= {name: counts[like] for name, like in self.extra.items()}
         self.recorded[start] = {k: v for k, v in counts.items() if k not in self.silent}
 
     def evidence(self) -> Evidence:
@@ -219,7 +223,7 @@ class World:
             name="app",
             uid=self.uid,
             generation=1,
-            spec=SPEC.model_copy(update={"paused": self.paused}),
+            spec=SPEC.model_copy(update={"paused": self.paused, "stickiness": self.stickiness}),
             status=self.status,
             desired=Desired(self.desired, self.baseline, self.rules, self.problems),
             delivered=self.delivered(),

@@ -161,6 +161,8 @@ class Snapshot(Model):
     on_insufficient_traffic: Literal["RequireApproval", "Hold", "Rollback"]
     analyse: bool
     """False with `analysis.mode: None`."""
+    stickiness: Stickiness = Stickiness()
+    audience: Audience | None = None
 
 
 class ObjectiveStatus(Model):

@@ -5,9 +5,8 @@ from typing import Literal
 from promptrollout.api.meta import Condition
 from promptrollout.api.rollout import DeliveryState
 from promptrollout.engine.draft import ACTIVE, Draft, timestamp
-from promptrollout.engine.life import DEFAULT_STEP_SECONDS, current_step, named
+from promptrollout.engine.life import DEFAULT_STEP_SECONDS, current_step, named, overdue
 
-GRACE_INTERVALS = 10
 Truth = tuple[bool | None, str, str]
 """Status (None: Unknown), CamelCase reason, message."""
 
@@ -88,18 +87,15 @@ def summary_in_progress(draft: Draft, lacks: list[str], insufficient: bool) -> t
         action = s.snapshot.on_insufficient_traffic if s.snapshot else "Hold"
         ask = "approve with promote, or abort" if action == "RequireApproval" else "holding"
         paused = action == "RequireApproval" and overdue(draft)
-        return ("Paused" if paused else "Progressing"), "InsufficientTraffic", f"{head}, {ask}: {'; '.join(lacks)}"
-    waits = f"; waiting for {'; '.join(lacks)}" if lacks else ""
+        return ("Paused" if paused else "Progressing"), "InsufficientTraffic", f"{head}, {ask}: {listed(lacks)}"
+    waits = f"; waiting for {listed(lacks)}" if lacks else ""
     return "Progressing", s.stage or "Progressing", f"{head}, step {s.step}{waits}"
 
 
-def overdue(draft: Draft) -> bool:
-    """Evidence that only needs a few intervals more than the step's time is no reason to call a person."""
-    step, snapshot = current_step(draft), draft.status.snapshot
-    if step is None or snapshot is None:
-        return False
-    wanted = DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
-    return draft.clock.step_active_seconds >= wanted + GRACE_INTERVALS * snapshot.interval_seconds
+def listed(lacks: list[str]) -> str:
+    """The first few: the message stands in several conditions."""
+    more = f"; and {len(lacks) - 3} more" if len(lacks) > 3 else ""
+    return "; ".join(lacks[:3]) + more
 
 
 def acknowledged(draft: Draft) -> str:

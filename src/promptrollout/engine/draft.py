@@ -10,7 +10,8 @@ from promptrollout.engine.facts import DeliveryIntent, Facts
 
 HISTORY = 10
 REMEMBERED = 20
-DECISIONS_WITH_EVIDENCE = 3
+EVIDENCE_BYTES = 4_500
+"""Of all decisions in the record together: the status as a whole stays below 32 KiB."""
 
 ACTIVE = ("Loading", "Stepping", "Promoting")
 """Stages in which a canary is on its way up."""
@@ -51,6 +52,12 @@ class Draft:
         s = self.status
         return s.stage in ACTIVE or (s.stage == "Baking" and s.previous is not None)
 
+    @property
+    def blind(self) -> bool:
+        """Metrics are wanted for the present revision, and their source does not answer."""
+        snapshot = self.status.snapshot
+        return snapshot is not None and snapshot.analyse and not self.facts.evidence.available
+
     def attempt_of(self, digest: str) -> int:
         return next((a.attempt for a in self.status.attempts if a.digest == digest), 1)
 
@@ -66,7 +73,18 @@ class Draft:
         elif s.stage != "Idle":
             canary, weight = s.canary, s.weight
         subject = canary or stable
-        return DeliveryIntent(stable, canary, weight, f"{self.facts.uid}/{subject.digest[7:17]}/", self.memory())
+        spec = self.facts.spec
+        # who is bucketed how is part of what a canary is judged by: the spec's word counts when none is under way
+        own = s.snapshot if s.stage != "Idle" else None
+        return DeliveryIntent(
+            stable=stable,
+            canary=canary,
+            weight=weight,
+            salt=f"{self.facts.uid}/{subject.digest[7:17]}/",
+            stickiness=own.stickiness if own else spec.stickiness,
+            audience=own.audience if own else spec.strategy.canary.audience,
+            memory=self.memory(),
+        )
 
     def memory(self) -> Memory:
         s = self.status
@@ -107,6 +125,7 @@ class Draft:
         """One version is left, and what serves it was confirmed before: its other arm may be removed at leisure."""
         self.enter("Idle", weight)
         self.set_clock(acknowledged_at=self.now)
+        self.each_row(lambda row: row.model_copy(update={"checkpoint": None}))
 
     def each_row(self, change: Callable[[ObjectiveStatus], ObjectiveStatus]) -> None:
         self.set(analysis=[change(row) for row in self.status.analysis])
@@ -146,13 +165,14 @@ class Draft:
 
 
 def trimmed(history: list[Decision]) -> list[Decision]:
-    """The newest ten; only the newest three that rest on evidence keep their rows, so that status stays small."""
+    """The newest ten. Evidence rows are kept as far as EVIDENCE_BYTES go: newest first, rows in breach first."""
     kept: list[Decision] = []
-    with_evidence = 0
+    left = EVIDENCE_BYTES
     for decision in history[:HISTORY]:
-        if decision.evidence:
-            with_evidence += 1
-            if with_evidence > DECISIONS_WITH_EVIDENCE:
-                decision = decision.model_copy(update={"evidence": []})
-        kept.append(decision)
+        rows = []
+        for row in sorted(decision.evidence, key=lambda row: row.verdict != "Breach"):
+            left -= len(row.model_dump_json(by_alias=True, exclude_none=True))
+            if left >= 0:
+                rows.append(row)
+        kept.append(decision if len(rows) == len(decision.evidence) else decision.model_copy(update={"evidence": rows}))
     return kept

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from promptrollout.api.command import Command
-from promptrollout.api.delivery import Laggard, Memory, VersionRef
+from promptrollout.api.delivery import Audience, Laggard, Memory, Stickiness, VersionRef
 from promptrollout.api.rollout import Decision, RolloutSpec, RolloutStatus, Snapshot
 from promptrollout.engine.evidence import Evidence
 
@@ -37,7 +37,7 @@ class Delivered:
     laggards: tuple[Laggard, ...] = ()
     overridden: bool = False
     """The emergency override object exists."""
-    canary_provider_unreachable: bool = False
+    canary_provider_unreachable: bool | None = None
     unassigned_share_percent: int = 0
 
 
@@ -71,6 +71,8 @@ class DeliveryIntent:
     canary: VersionRef | None
     weight: int
     salt: str
+    stickiness: Stickiness
+    audience: Audience | None
     memory: Memory
 
 

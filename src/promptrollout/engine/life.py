@@ -7,6 +7,8 @@ from promptrollout.engine.draft import ACTIVE, Draft
 from promptrollout.engine.objectives import definition_hash
 
 DEFAULT_STEP_SECONDS = 300
+GRACE_INTERVALS = 10
+"""So many intervals after a step's time evidence may still be on its way."""
 
 
 def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool, why: str) -> None:
@@ -44,6 +46,15 @@ def current_step(draft: Draft) -> Step | None:
     if s.stage != "Stepping" or s.snapshot is None or s.current_step_index >= len(s.snapshot.steps):
         return None
     return s.snapshot.steps[s.current_step_index]
+
+
+def overdue(draft: Draft) -> bool:
+    """Evidence that only needs a few intervals more than the step's time is no reason to call a person."""
+    step, snapshot = current_step(draft), draft.status.snapshot
+    if step is None or snapshot is None:
+        return False
+    wanted = DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
+    return draft.clock.step_active_seconds >= wanted + GRACE_INTERVALS * snapshot.interval_seconds
 
 
 def is_last_weight(snapshot: Snapshot, index: int) -> bool:
@@ -105,10 +116,7 @@ def settle(draft: Draft) -> None:
     """Weight 0 is acknowledged everywhere: the canary's arm can be removed."""
     why, canary = draft.status.withdrawal, draft.status.canary
     if why == "ProviderUnreachable":
-        draft.set(withdrawal=None, analysis=[])
-        draft.enter("Loading", 0)
-        draft.set(step=step_label(draft), current_step_index=0)
-        draft.set_clock(exposed_at=None, evaluated_until=None)
+        reload(draft)
         return
     took = draft.now - (draft.clock.stage_since or draft.now)
     draft.set(canary=None)
@@ -117,6 +125,14 @@ def settle(draft: Draft) -> None:
         done = "RollbackCompleted" if draft.is_rejected(canary) else "CanaryWithdrawn"
         pods = draft.facts.delivered.total if draft.facts.delivered else 0
         draft.record(done, f"all {pods} ready pods confirmed weight 0 for {named(canary)} within {took} s")
+
+
+def reload(draft: Draft) -> None:
+    """Keep the canary, at weight 0 and without evidence, until it may start over from its first step."""
+    draft.set(withdrawal=None, analysis=[], current_step_index=0)
+    draft.enter("Loading", 0)
+    draft.set(step=step_label(draft))
+    draft.set_clock(exposed_at=None, evaluated_until=None)
 
 
 def adopt(draft: Draft, snapshot: Snapshot) -> None:
@@ -129,16 +145,23 @@ def adopt(draft: Draft, snapshot: Snapshot) -> None:
     if old.interval_seconds != snapshot.interval_seconds and draft.clock.evaluated_until is not None:
         width = snapshot.interval_seconds
         draft.set_clock(evaluated_until=-(-draft.clock.evaluated_until // width) * width)
-    if old.steps != snapshot.steps and s.stage == "Stepping":
+    if (old.stickiness, old.audience) != (snapshot.stickiness, snapshot.audience):
+        reload(draft)
+        draft.record(
+            "RolloutUpdated", "stickiness or audience was edited: other users, so it starts over from weight 0"
+        )
+        return
+    here = s.current_step_index + 1
+    if old.steps[:here] != snapshot.steps[:here] and s.stage == "Stepping":
         reach = [i for i, step in enumerate(snapshot.steps) if step.weight is not None and step.weight <= s.weight]
         if not reach:
-            draft.enter("Loading", 0)
             draft.set(current_step_index=0)
+            draft.enter("Loading", 0)
         elif snapshot.steps[reach[-1]].weight == s.weight:
             draft.set(current_step_index=reach[-1])
         else:
             enter_step(draft, reach[-1])
-        draft.set(step=step_label(draft))
+    draft.set(step=step_label(draft))
     draft.record("RolloutUpdated", "steps or objectives were edited: edited objectives start from no evidence")
 
 

@@ -13,6 +13,7 @@ from promptrollout.engine.life import (
     current_step,
     enter_step,
     named,
+    overdue,
     settle,
     withdraw,
 )
@@ -94,11 +95,13 @@ def watch_first(draft: Draft) -> None:
 def follow(draft: Draft) -> None:
     """Compare what the spec asks for with what runs, and begin, cancel or supersede."""
     s, desired, snapshot = draft.status, draft.desired, draft.facts.desired.snapshot
-    if s.stage is None or desired is None or draft.facts.desired.problems or snapshot is None:
+    if s.stage is None:
         return
     if draft.facts.delivered is not None and draft.facts.delivered.overridden:
         if draft.can_go_back:
             withdraw(draft, "EmergencyOverride", "the emergency override sends everybody to stable", reject=True)
+        return
+    if desired is None or draft.facts.desired.problems or snapshot is None:
         return
     if s.stage in ACTIVE:
         follow_in_progress(draft)
@@ -137,7 +140,9 @@ def watch_delivery(draft: Draft) -> None:
 def watch_provider(draft: Draft) -> None:
     """Only the canary's provider is down: no verdict, and weight 0 after a while, without rejecting the version."""
     delivered, since = draft.facts.delivered, draft.clock.unreachable_since
-    if delivered is None or not delivered.canary_provider_unreachable:
+    if delivered is None or delivered.canary_provider_unreachable is None:
+        return  # nobody was asked: no news
+    if not delivered.canary_provider_unreachable:
         if since is not None:
             draft.set_clock(unreachable_since=None)
         return
@@ -168,7 +173,7 @@ def gather_holds(draft: Draft) -> None:
         draft.holds += [f"the spec is invalid: {problem}" for problem in facts.desired.problems[:1]]
         if facts.desired.version is None and not facts.desired.problems:
             draft.holds.append("the version that the spec names is missing")
-        if not facts.evidence.available and s.snapshot is not None and s.snapshot.analyse and s.stage in WATCHED:
+        if draft.blind and s.stage in ("Loading", *WATCHED):
             draft.holds.append(f"metrics are not available: {facts.evidence.problem}")
     if draft.clock.unreachable_since is not None:
         draft.holds.append("the canary's provider is out of reach")
@@ -246,7 +251,7 @@ def progress_step(draft: Draft) -> None:
         return
     missing = lacking(draft)
     if missing and not s.step_approved:
-        if snapshot.on_insufficient_traffic == "Rollback":
+        if snapshot.on_insufficient_traffic == "Rollback" and overdue(draft):
             text = f"the step's time is up without enough evidence: {'; '.join(missing)}"
             withdraw(draft, "InsufficientTraffic", text, reject=True)
         return

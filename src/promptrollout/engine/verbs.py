@@ -72,12 +72,22 @@ def promote(draft: Draft, command: Command) -> Refusal:
     step = current_step(draft)
     if step is None:
         return "no step is in progress"
+    if draft.facts.desired.problems:
+        return f"the spec is invalid: {draft.facts.desired.problems[0]}"
+    if draft.blind and step.pause is not None:
+        return f"metrics are not available: {draft.facts.evidence.problem}; it would go on unwatched"
     draft.set(paused=False)
     if step.pause is not None:
         draft.record("PausePromoted", f"pause ended{by(command)}")
         enter_step(draft, draft.status.current_step_index + 1)
         return None
-    waits = any(c.type == "InsufficientTraffic" and c.status == "True" for c in draft.status.conditions)
+    asked = draft.status.snapshot is not None and draft.status.snapshot.on_insufficient_traffic == "RequireApproval"
+    suspended = any(row.common_cause for row in draft.status.analysis)
+    waits = (
+        asked
+        and not suspended
+        and any(c.type == "InsufficientTraffic" and c.status == "True" for c in draft.status.conditions)
+    )
     draft.set(step_time_waived=True, step_approved=draft.status.step_approved or waits)
     what = "approved without enough evidence" if waits else "need not wait for the step's time, only for its evidence"
     draft.record("StepPromoted", f"step {draft.status.step} {what}{by(command)}", evidence=True)
@@ -89,6 +99,8 @@ def promote_full(draft: Draft, command: Command) -> Refusal:
         return f"PromptFreeze {draft.facts.frozen} is in force"
     if draft.facts.desired.problems:
         return f"the spec is invalid: {draft.facts.desired.problems[0]}"
+    if draft.facts.spec.paused:
+        return "spec.paused is true: set it to false where the manifest is kept"
     if draft.status.stage not in ("Loading", "Stepping"):
         return "no canary is in progress"
     draft.set(paused=False)
@@ -108,6 +120,12 @@ def promote_full(draft: Draft, command: Command) -> Refusal:
 
 
 def abort(draft: Draft, command: Command) -> Refusal:
+    s = draft.status
+    if s.stage == "Withdrawing" and s.canary is not None and s.withdrawal == "ProviderUnreachable":
+        draft.reject(s.canary, "RolloutAborted")
+        draft.set(withdrawal="RolloutAborted")
+        draft.record("RolloutAborted", f"aborted{by(command)}", warning=True)
+        return None
     if not draft.can_go_back:
         return "no canary is in progress"
     withdraw(draft, "RolloutAborted", f"aborted{by(command)}", reject=True)

@@ -44,6 +44,8 @@ class Analyses:
         self._settle_seconds = settle_seconds
         self._changed = changed
         self._analyses: dict[Key, _Analysis] = {}
+        self._waiting: dict[str, set[Key]] = {}
+        """By source: rollouts that want to know whether it answers before they begin."""
         self._wake = asyncio.Event()
         self._clock_read: dict[str, float] = {}
         self._pause_until: dict[str, float] = {}
@@ -70,12 +72,17 @@ class Analyses:
     def drop(self, key: Key) -> None:
         self._analyses.pop(key, None)
 
-    def evidence(self, key: Key, since: int | None, source: str | None) -> Evidence:
-        """What was read after `since`; whether more can be read now."""
+    def evidence(self, key: Key, since: int | None, source: str | None, *, about_to_begin: bool = False) -> Evidence:
+        """What was read after `since`; whether more can be read now.
+
+        `about_to_begin`: nothing is read for this rollout yet, but it must not meet users while its source is away.
+        """
         found = self._sources.get(source or "")
         if found is None:
             return Evidence(available=False, problem="the gateway names no metrics source that the operator has")
         analysis = self._analyses.get(key)
+        if analysis is None and about_to_begin:
+            self._make_sure(key, found)
         problem = found.problem or (analysis.problem if analysis is not None else "")
         intervals: tuple[Interval, ...] = ()
         if analysis is not None and since is not None:
@@ -83,6 +90,14 @@ class Analyses:
             if intervals and intervals[0].start != since:
                 intervals = ()  # a gap: `want` starts a new reader from there
         return Evidence(intervals, available=not problem, problem=problem)
+
+    def _make_sure(self, key: Key, source: Source) -> None:
+        answered = self._clock_read.get(source.name)
+        if answered is not None and time.monotonic() - answered < 2 * CLOCK_SECONDS:
+            return
+        source.problem = source.problem or f"metrics source {source.name} has not answered yet"
+        self._waiting.setdefault(source.name, set()).add(key)
+        self._wake.set()
 
     # ------------------------------------------------------------ the loop
 
@@ -105,6 +120,8 @@ class Analyses:
         by_source: dict[str, list[_Analysis]] = defaultdict(list)
         for analysis in self._analyses.values():
             by_source[analysis.reader.question.source].append(analysis)
+        for waited_for in self._waiting:
+            by_source[waited_for] += []
         await asyncio.gather(*(self._look_at(self._sources[name], found) for name, found in by_source.items()))
 
     async def _look_at(self, source: Source, analyses: list[_Analysis]) -> None:
@@ -138,6 +155,9 @@ class Analyses:
             for analysis in self._analyses.values():
                 if analysis.reader.question.source == source.name:
                     self._changed(analysis.key)
+        if not source.problem:
+            for key in self._waiting.pop(source.name, ()):
+                self._changed(key)
         return not source.problem
 
     async def _read(self, source: Source, due: list[tuple[_Analysis, int]]) -> None:
@@ -220,4 +240,4 @@ class Analyses:
             left = analysis.reader.position + width + self._settle(width) - source.now()
             pause = self._pause_until.get(source.name, 0.0) - time.monotonic()
             seconds = min(LOOK_SECONDS if seconds is None else seconds, max(left, pause, 0.05))
-        return seconds
+        return LOOK_SECONDS if seconds is None and self._waiting else seconds

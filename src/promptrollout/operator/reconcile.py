@@ -180,7 +180,12 @@ class RolloutReconciler:
         if record.cannot_compile and not desired.problems:
             desired = type(desired)(desired.version, desired.baseline, None, (record.cannot_compile,))
         metadata = item["metadata"]
-        evidence = self._analyses.evidence(key, status.clock.evaluated_until, resolved.metrics_source)
+        evidence = self._analyses.evidence(
+            key,
+            status.clock.evaluated_until,
+            resolved.metrics_source,
+            about_to_begin=status.stage == "Loading" and spec.analysis.mode == "Metrics",
+        )
         return Facts(
             name=key.name,
             uid=metadata["uid"],

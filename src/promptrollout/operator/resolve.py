@@ -167,6 +167,8 @@ def _snapshot(
         on_timeout=canary.on_timeout,
         on_insufficient_traffic=canary.on_insufficient_traffic,
         analyse=analyse,
+        stickiness=spec.stickiness,
+        audience=canary.audience,
     )
 
 

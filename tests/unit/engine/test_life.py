@@ -1,7 +1,10 @@
 """A rollout's life: each row of the design's table, told with a small world around `plan`."""
 
+import json
+
 import pytest
 
+from promptrollout.api.delivery import Stickiness
 from promptrollout.api.rollout import Step
 from tests.world import COST, ERRORS, INTERVAL, World, snapshot, started, version
 
@@ -229,8 +232,8 @@ def test_thin_traffic_asks_a_person_and_promote_approves() -> None:
 
 @pytest.mark.parametrize(("choice", "stage"), [("Hold", "Stepping"), ("Rollback", "Idle")])
 def test_thin_traffic_holds_or_rolls_back_by_choice(choice: str, stage: str) -> None:
-    world = started(snapshot(on_insufficient_traffic=choice), requests=100.0)
-    world.tick(6)
+    world = started(snapshot(on_insufficient_traffic=choice), requests=20.0)
+    world.tick(16)
     assert world.status.stage == stage
     assert world.status.stable == V1
 
@@ -556,3 +559,131 @@ def test_a_step_is_recorded_as_it_was_when_it_passed() -> None:
     assert "checkpoint" not in first.dump()["evidence"][0]
     initial = world.status.history[-1]
     assert (initial.reason, initial.weight) == ("InitialVersion", 100)
+
+
+def test_promote_never_triggers_the_rollback_for_thin_traffic() -> None:
+    world = started(snapshot(on_insufficient_traffic="Rollback"), requests=20.0)
+    world.tell("promote")
+    world.tick(2)
+    assert world.at == ("Stepping", 10)
+
+
+def test_promote_approves_thin_evidence_only_where_a_person_is_asked() -> None:
+    world = started(snapshot(on_insufficient_traffic="Hold"), requests=20.0)
+    world.tick(5)
+    world.tell("promote")
+    world.tick(5)
+    assert world.at == ("Stepping", 10)
+
+
+def test_the_emergency_override_works_while_the_spec_is_invalid() -> None:
+    world = started()
+    world.problems = ("spec.x: broken",)
+    world.overridden = True
+    world.settle()
+    assert world.status.rejected[0].reason == "EmergencyOverride"
+    assert world.weights[-1][0] == 0
+
+
+def test_a_canary_does_not_meet_users_while_metrics_are_away() -> None:
+    world = World()
+    world.settle()
+    world.metrics_available = False
+    world.desired = V2
+    world.tick(5)
+    assert world.at == ("Loading", 0)
+    world.metrics_available = True
+    world.settle()
+    assert world.at == ("Stepping", 10)
+
+
+@pytest.mark.parametrize("why", ["invalid", "blind"])
+def test_promote_does_not_end_a_pause_while_nothing_can_be_judged(why: str) -> None:
+    world = started(snapshot({"weight": 10, "minDurationSeconds": 60}, {"pause": {}}, {"weight": 50}))
+    world.tick(10)
+    world.problems, world.metrics_available = ("spec.x: broken",) if why == "invalid" else (), why != "blind"
+    world.tell("promote")
+    assert (world.at, world.status.step) == (("Stepping", 10), "2/3")
+    assert world.events[-1] == "CommandRefused"
+
+
+def test_abort_ends_a_canary_whose_provider_is_away_for_good() -> None:
+    world = started()
+    world.provider_unreachable = True
+    world.deaf = {"pod-a"}
+    world.settle()
+    world.tick(31)
+    assert (world.status.stage, world.status.withdrawal) == ("Withdrawing", "ProviderUnreachable")
+    world.tell("abort")
+    world.deaf, world.provider_unreachable = set(), False
+    world.heard["pod-a"] = world.sequence
+    world.tick(3)
+    assert (world.status.stage, world.status.phase) == ("Idle", "Degraded")
+
+
+def test_no_news_of_the_provider_changes_nothing() -> None:
+    world = started()
+    world.provider_unreachable = True
+    world.settle()
+    since = world.status.clock.unreachable_since
+    world.provider_unreachable = None
+    world.tick(2)
+    assert world.status.clock.unreachable_since == since
+
+
+def test_other_stickiness_starts_over_from_weight_0() -> None:
+    world = started()
+    world.tick()
+    assert world.rules is not None
+    before = len(world.weights)
+    world.rules = world.rules.model_copy(update={"stickiness": Stickiness(by="Conversation")})
+    world.settle()
+    assert [weight for weight, _ in world.weights[before:]] == [0, 10]
+    assert world.intent is not None
+    assert world.intent.stickiness.by == "Conversation"
+    assert all(row.canary_samples == 0 for row in world.status.analysis)
+
+
+def test_stickiness_stays_while_the_spec_is_invalid() -> None:
+    world = started()
+    world.rules, world.problems = None, ("spec.x: broken",)
+    world.stickiness = Stickiness(by="Request")
+    world.tick(2)
+    assert world.intent is not None
+    assert world.intent.stickiness.by == "User"
+
+
+def test_an_edit_of_a_later_step_does_not_repeat_this_one() -> None:
+    world = started(snapshot({"weight": 10, "minDurationSeconds": 60}, {"pause": {}}, {"weight": 50}))
+    world.tick(6)
+    assert world.status.step == "2/3"
+    assert world.rules is not None
+    world.rules = world.rules.model_copy(update={"steps": [*world.rules.steps[:2], Step(weight=60)]})
+    world.settle()
+    assert world.status.step == "2/3"
+
+
+def test_the_status_stays_small_with_every_objective_that_fits() -> None:
+    many = [
+        ERRORS.model_copy(update={"name": f"errors-with-a-name-as-long-as-people-give-{n}", "max": "0.5"})
+        for n in range(20)
+    ]
+    world = started(snapshot(objectives=many))
+    for n in range(20):
+        world.extra[many[n].name] = "errors"
+    sizes = []
+
+    def live() -> None:
+        for _ in range(15):
+            world.tick()
+            sizes.append(len(json.dumps(world.status.dump()).encode()))
+
+    live()
+    assert world.status.stable == V2
+    world.desired = V3
+    world.error_rate = {V3.digest: 0.4}
+    live()
+    assert world.status.rejected
+    breach = next(d for d in world.status.history if d.reason == "ObjectiveBreached")
+    assert breach.evidence[0].verdict == "Breach"
+    assert max(sizes) <= 32 * 1024, sizes

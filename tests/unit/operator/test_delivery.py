@@ -1,10 +1,11 @@
 """Compiling a delivery: what pods get, and when they get something new."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from promptrollout.api.delivery import DeliverySpec, Memory, VersionRef
+from promptrollout.api.delivery import DeliverySpec, Memory, Stickiness, VersionRef
 from promptrollout.api.digest import digest_of
 from promptrollout.engine.facts import DeliveryIntent
 from promptrollout.operator.delivery import CannotCompile, body_of, compile_delivery, prompt_in, read
@@ -20,7 +21,8 @@ def ref(item: dict[str, Any]) -> VersionRef:
 
 
 def intent(weight: int = 10, revision: int = 2) -> DeliveryIntent:
-    return DeliveryIntent(ref(V1), ref(V2), weight, "salt/", Memory(revision=revision, stable=ref(V1)))
+    memory = Memory(revision=revision, stable=ref(V1))
+    return DeliveryIntent(ref(V1), ref(V2), weight, "salt/", Stickiness(), None, memory)
 
 
 def compiled(
@@ -53,7 +55,8 @@ def test_the_sequence_grows_only_with_something_new_for_pods() -> None:
     assert compiled(existing=first, wanted=intent(50)).sequence == 2
     remembered = compiled(existing=first, wanted=intent(revision=3))
     assert (remembered.sequence, remembered.memory.revision) == (1, 3)
-    assert compiled(existing=first, stickiness={"by": "Request"}).sequence == 2
+    other = dataclasses.replace(intent(), stickiness=Stickiness(by="Request"))
+    assert compiled(existing=first, wanted=other).sequence == 2
 
 
 def test_a_sequence_that_pods_know_already_is_passed_over() -> None:
