@@ -74,9 +74,13 @@ class Outcome:
     price: Price | None = None
     """Of the arm that answered, which is not always the arm that is counted."""
     seconds: float = 0.0
-    """From the request to the last byte of the provider's answer, without the time that a slow reader took."""
+    """From the request to the last byte of the provider's answer, without the time that a slow reader took. Of an
+    abandoned request: until the caller hung up, the least that the answer would have taken."""
     contract_kept: bool | None = None
     """None: not checked."""
+    abandoned: bool = False
+    """The caller hung up before the answer was whole. Nobody knows whether it would have come: no error, but neither
+    nothing, or a version that hangs until its callers give up would look like one that is not asked."""
 
 
 @dataclass(eq=False, slots=True)
@@ -88,6 +92,7 @@ class Series:
     edges_seconds: list[float]
     requests: int = 0
     errors: dict[ErrorType, int] = field(default_factory=lambda: dict.fromkeys(ERROR_TYPES, 0))
+    abandoned: int = 0
     contract_checks: int = 0
     contract_failures: int = 0
     cost_count: int = 0
@@ -110,6 +115,7 @@ class Series:
         self.requests += 1
         if outcome.error_type is not None:
             self.errors[outcome.error_type] += 1
+        self.abandoned += outcome.abandoned
         if outcome.contract_kept is not None:
             self.contract_checks += 1
             self.contract_failures += not outcome.contract_kept
@@ -119,8 +125,8 @@ class Series:
 
     def _count_cost(self, outcome: Outcome) -> None:
         usage = outcome.usage
-        if usage is None and outcome.error_type in (None, "stream_broken"):
-            # answered, but nobody says for how much: counting nothing as free would make a version look cheap
+        if usage is None and (outcome.abandoned or outcome.error_type in (None, "stream_broken")):
+            # nobody says how much was answered: counting nothing as free would make a version look cheap
             self.usage_missing += 1
             return
         cost = 0.0

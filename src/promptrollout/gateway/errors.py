@@ -51,7 +51,7 @@ class Overloaded(CallerError):
 
 
 class ClientGone(Exception):
-    """The caller hung up; there is nobody to answer and no arm to blame."""
+    """The caller hung up; there is nobody to answer."""
 
 
 class ProviderError(Exception):

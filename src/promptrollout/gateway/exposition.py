@@ -44,6 +44,7 @@ class _Copy:
     labels: str
     requests: int
     errors: tuple[tuple[str, int], ...]
+    abandoned: int
     contract_checks: int
     contract_failures: int
     cost_count: int
@@ -81,6 +82,7 @@ def _copied(series: Series, process: str) -> _Copy:
         labels_text(**labels, **{names.LABEL_PROCESS: process}),
         series.requests,
         tuple(series.errors.items()),
+        series.abandoned,
         series.contract_checks,
         series.contract_failures,
         series.cost_count,
@@ -111,6 +113,11 @@ def _series_lines(copies: list[_Copy]) -> Iterator[str]:
         names.METRIC_ERRORS,
         "Requests that failed, by why.",
         ((f'{c.labels},error_type="{kind}"', value) for c in copies for kind, value in c.errors),
+    )
+    yield from family(
+        names.METRIC_ABANDONED,
+        "Requests whose caller hung up before the answer was whole; part of the requests, none of the errors.",
+        ((c.labels, c.abandoned) for c in copies),
     )
     yield from family(
         names.METRIC_CONTRACT_CHECKS,

@@ -31,6 +31,8 @@ class Reply:
         self._send = send
         self.begun = False
         self.finished = False
+        self.gone = False
+        """The caller hung up, or takes nothing any more."""
         self.blocked_seconds = 0.0
         """How long the caller made us wait for taking what was sent."""
 
@@ -52,6 +54,7 @@ class Reply:
             async with asyncio.timeout(READER_SECONDS):
                 await self._send({"type": "http.response.body", "body": body, "more_body": True})
         except TimeoutError as error:
+            self.gone = True
             raise ClientGone("the caller stopped reading") from error
         finally:
             self.blocked_seconds += time.perf_counter() - began
@@ -122,21 +125,19 @@ async def unless_gone(work: Awaitable[None], receive: Receive, reply: Reply) -> 
     """Do the work; cancel it when the caller hangs up first. Raises ClientGone then."""
     task = asyncio.current_task()
     assert task is not None
-    gone = False
 
     async def watch() -> None:
-        nonlocal gone
         while (await receive())["type"] != "http.disconnect":
             pass
         if not reply.finished:
-            gone = True
+            reply.gone = True
             task.cancel()
 
     watcher = asyncio.create_task(watch())
     try:
         await work
     except asyncio.CancelledError:
-        if not gone:
+        if not reply.gone:
             raise  # the process is being stopped
         task.uncancel()
         raise ClientGone("the caller hung up") from None

@@ -39,6 +39,7 @@ class Prepared:
     counted: Series | None
     """Of the arm that it was assigned to. None: answered by stable in the place of an unreachable canary."""
     outcome: Outcome
+    accounted: bool = False
 
 
 class ChatCompletions:
@@ -72,6 +73,10 @@ class ChatCompletions:
                 self._account(prepared, started, reply)
                 about = {**error.headers, **_about(serving, prepared.arm), "content-type": JSON}
                 await reply.whole(error.status, about, error.body())
+            finally:
+                if reply.gone and not prepared.accounted:
+                    prepared.outcome.abandoned = True
+                    self._account(prepared, started, reply)
 
     def _rollout(self, body: Body) -> Serving:
         name = body.get("model")
@@ -220,6 +225,7 @@ class ChatCompletions:
         answer.deadline += reply.blocked_seconds - blocked
 
     def _account(self, prepared: Prepared, started: float, reply: Reply) -> None:
+        prepared.accounted = True
         prepared.outcome.seconds = max(0.0, time.perf_counter() - started - reply.blocked_seconds)
         if prepared.counted is not None:
             prepared.counted.count(prepared.outcome)

@@ -5,6 +5,7 @@ import pytest
 from promptrollout.api.provider import ModelPrice
 from promptrollout.gateway.account import MAX_TOKENS, Outcome, Price, Series, Usage
 from promptrollout.gateway.counters import SECONDS_KEPT, Counters
+from promptrollout.gateway.errors import ErrorType
 from promptrollout.gateway.window import ShareWindow
 
 LABELS = ("uid", "support", "aaaaaaaaaa", "stable", "gpt")
@@ -65,6 +66,15 @@ def test_a_model_without_a_price_has_no_cost_that_could_pass_an_objective() -> N
     series.count(Outcome(error_type="timeout"))
     assert (series.requests, series.unpriced) == (2, 1), "what failed took no tokens"
     assert (series.cost_count, series.cost_sum_usd, series.cost_sumsq_usd2) == (0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("error_type", [None, "render"])
+def test_what_a_caller_did_not_wait_for_is_no_error_but_took_its_time(error_type: ErrorType | None) -> None:
+    series = Series(LABELS, [1.0, 5.0])
+    series.count(Outcome(abandoned=True, error_type=error_type, price=PRICE, seconds=10.0))
+    assert (series.requests, series.abandoned, sum(series.errors.values())) == (1, 1, error_type is not None)
+    assert series.bins == [0, 0, 1]
+    assert (series.cost_count, series.usage_missing) == (0, 1), "nobody knows what the provider asks for it"
 
 
 def test_new_edges_leave_every_exported_bucket_monotone() -> None:

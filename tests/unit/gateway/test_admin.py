@@ -39,6 +39,7 @@ async def test_series_stand_at_zero_as_soon_as_a_configuration_is_loaded(gateway
 
         for metric in (
             names.METRIC_REQUESTS,
+            names.METRIC_ABANDONED,
             names.METRIC_CONTRACT_CHECKS,
             names.METRIC_CONTRACT_FAILURES,
             names.METRIC_COST_COUNT,

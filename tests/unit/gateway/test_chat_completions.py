@@ -143,7 +143,7 @@ async def test_a_provider_that_does_not_stream_is_passed_on_as_it_answers(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_caller_who_hangs_up_stops_the_provider_and_counts_for_nobody(
+async def test_a_caller_who_hangs_up_stops_the_provider_and_is_counted_as_gone(
     gateway: Gateway, caller: Caller, provider: Provider, stream: bool
 ) -> None:
     await one(gateway, provider)
@@ -163,9 +163,86 @@ async def test_a_caller_who_hangs_up_stops_the_provider_and_counts_for_nobody(
     async with asyncio.timeout(5):
         await caller.post(request(stream=stream), hang_up=gone, on_piece=on_piece)
         await provider.cancelled.wait()
-    assert counted(gateway) == {}
+    assert counted(gateway) == {"stable": (1, 0)}
+    stable = series(gateway, "stable")
+    assert (stable.abandoned, stable.contract_checks, stable.cost_count, stable.usage_missing) == (1, 0, 0, 1)
     assert gateway.counters.disconnects == 1
     assert gateway.counters.in_flight == 0
+
+
+async def test_who_gives_up_on_a_canary_that_hangs_is_in_its_latency(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await both(gateway, provider, outputSchema=SCHEMA)
+    never, asked, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def hangs(incoming: web.Request) -> web.StreamResponse:
+        asked.set()
+        await never.wait()
+        raise AssertionError
+
+    provider.script.append(hangs)
+    under_way = asyncio.create_task(caller.post(request(), hang_up=gone))
+    async with asyncio.timeout(5):
+        await asked.wait()
+        await asyncio.sleep(0.05)
+        gone.set()
+        await under_way
+    canary = series(gateway, "canary")
+    assert (canary.requests, canary.abandoned, sum(canary.errors.values())) == (1, 1, 0)
+    assert (sum(canary.bins), canary.seconds_sum >= 0.05) == (1, True)
+    assert canary.in_flight == 0
+
+
+async def test_who_hangs_up_with_the_answer_in_hand_is_counted_once(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await one(gateway, provider)
+    provider.script.append(streams(chunk("half")))
+    gone = asyncio.Event()
+
+    async def on_piece(piece: bytes) -> None:
+        if b'"error"' in piece:  # the request is accounted for already
+            gone.set()
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(5):
+        await caller.post(request(stream=True), hang_up=gone, on_piece=on_piece)
+    assert counted(gateway) == {"stable": (1, 1)}
+    assert series(gateway, "stable").abandoned == 0
+
+
+async def test_a_gateway_that_is_stopped_blames_nobody(gateway: Gateway, caller: Caller, provider: Provider) -> None:
+    await one(gateway, provider)
+    never, asked = asyncio.Event(), asyncio.Event()
+
+    async def hangs(incoming: web.Request) -> web.StreamResponse:
+        asked.set()
+        await never.wait()
+        raise AssertionError
+
+    provider.script.append(hangs)
+    under_way = asyncio.create_task(caller.post(request()))
+    async with asyncio.timeout(5):
+        await asked.wait()
+        under_way.cancel()
+        await asyncio.gather(under_way, return_exceptions=True)
+    assert counted(gateway) == {}
+
+
+async def test_who_hangs_up_before_the_request_was_whole_counts_for_nobody(gateway: Gateway) -> None:
+    await gateway.registry.apply("support", delivery())
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        raise AssertionError
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    await gateway.serving_app(scope, receive, send)
+    assert counted(gateway) == {}
+    assert gateway.counters.disconnects == 1
 
 
 async def test_the_time_of_a_slow_reader_is_not_the_providers(

@@ -84,7 +84,8 @@ async def test_a_canary_that_breaks_its_contract_is_seen_arm_by_arm(world: World
     assert stable.cost_count == stable.requests
     assert min(stable.tokens[0], stable.tokens[2], canary.cost_sum_usd) > 0
     async with world.client.get(f"{world.admin}/metrics") as page:
-        assert f'variant="canary",model="gpt"}} {canary.requests}\n' in await page.text()
+        labels = f'variant="canary",model="gpt",process="{world.gateway.counters.process}"'
+        assert f"{labels}}} {canary.requests}\n" in await page.text()
 
 
 async def test_swapping_under_load_fails_no_request_and_moves_users_one_way(world: World) -> None:
@@ -115,7 +116,9 @@ async def test_a_caller_who_hangs_up_on_a_real_socket_frees_the_pod(world: World
         while world.gateway.counters.in_flight:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
     assert world.gateway.counters.disconnects == 1
-    assert counted(world.gateway) == {}
+    assert counted(world.gateway) == {"stable": (1, 0)}
+    assert series(world.gateway, "stable").abandoned == 1
+    assert series(world.gateway, "stable").seconds_sum >= 0.15
 
 
 async def test_a_refused_body_of_ten_megabytes_is_answered_on_a_real_socket(world: World) -> None:
