@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
 from promptrollout.api.names import API_VERSION, GROUP
 from promptrollout.api.rollout import Decision
-from promptrollout.cluster import ApiException
+from promptrollout.cluster import ApiException, ApiUnavailable
 from promptrollout.operator.cluster_api import Api
 
+logger = logging.getLogger(__name__)
 Object = dict[str, Any]
 
 REPLAY_SECONDS = 3600
 """After a restart, decisions of the last hour are posted again: the operator may have died before it posted them.
 An API server keeps Events for an hour, so none of them appears twice."""
 NOTE_BYTES = 1024
+MAX_WAITING = 50
+BACKOFF_SECONDS = (1.0, 300.0)
 
 
 def recent(history: Iterable[Decision], now: float) -> list[Decision]:
@@ -25,12 +29,54 @@ def recent(history: Iterable[Decision], now: float) -> list[Decision]:
     return young[::-1]
 
 
-async def post_decision(api: Api, rollout: Object, decision: Decision, instance: str) -> None:
-    """Posted before is fine."""
+class Outbox:
+    """The Events of one rollout that are still to be posted, oldest first.
+
+    Nothing waits for them: where Events are refused (a quota, a missing permission), they are tried again later.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._waiting: list[Decision] = []
+        self._failures = 0
+        self._not_before = 0.0
+
+    def add(self, decisions: Iterable[Decision]) -> None:
+        """Posting a decision twice is harmless, so whatever may not have been posted yet belongs here."""
+        known = {decision.id for decision in self._waiting}
+        self._waiting += [decision for decision in decisions if decision.id not in known]
+        del self._waiting[:-MAX_WAITING]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long until another try; None if all are posted."""
+        return max(0.0, self._not_before - self._clock()) if self._waiting else None
+
+    async def post(self, api: Api, rollout: Object, instance: str) -> None:
+        """Post what is due."""
+        while self.seconds_left == 0:
+            decision = self._waiting[0]
+            try:
+                await _post(api, event_of(rollout, decision, instance))
+            except (ApiException, ApiUnavailable) as error:
+                seconds = min(BACKOFF_SECONDS[1], BACKOFF_SECONDS[0] * 2 ** min(self._failures, 16))
+                self._failures += 1
+                self._not_before = self._clock() + seconds
+                name, reason = rollout["metadata"]["name"], decision.reason
+                logger.warning("%s: the Event %s was not posted (%s); again in %.0f s", name, reason, error, seconds)
+                return
+            self._waiting.pop(0)
+            self._failures, self._not_before = 0, 0.0
+
+
+async def _post(api: Api, event: Object) -> None:
+    """Posted before is fine. One that no API server would take is given up: the status has the decision too."""
     try:
-        await api.create("Event", rollout["metadata"]["namespace"], event_of(rollout, decision, instance))
+        await api.create("Event", event["metadata"]["namespace"], event)
     except ApiException as error:
-        if error.status != 409:
+        if error.status in (400, 413, 422):
+            logger.error("the Event %s is refused for good: %s", event["metadata"]["name"], error)
+        elif error.status != 409:
             raise
 
 

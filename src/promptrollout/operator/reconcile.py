@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from promptrollout.api.command import parse_command
 from promptrollout.api.delivery import DeliverySpec, VersionRef
 from promptrollout.api.names import OVERRIDE_PREFIX, short_digest
-from promptrollout.api.rollout import Decision, RolloutSpec, RolloutStatus
+from promptrollout.api.rollout import RolloutSpec, RolloutStatus
 from promptrollout.cluster import ApiException
 from promptrollout.engine.draft import ACTIVE
 from promptrollout.engine.facts import Delivered, Facts, Plan
@@ -25,7 +25,7 @@ from promptrollout.operator.cluster_api import Api, Stale
 from promptrollout.operator.delivery import CannotCompile, read
 from promptrollout.operator.delivery_status import is_complete
 from promptrollout.operator.delivery_writer import DeliveryWriter
-from promptrollout.operator.events import post_decision, recent
+from promptrollout.operator.events import Outbox, recent
 from promptrollout.operator.evidence import Measured, Question
 from promptrollout.operator.metrics import Metrics
 from promptrollout.operator.owned_copies import OwnedCopies
@@ -50,7 +50,7 @@ class Record:
     version: str
     """The resource version that `written` was seen at."""
     checkpoint_at: float
-    unposted: list[Decision] = field(default_factory=list)
+    events: Outbox
     spec: RolloutSpec | None = None
     """The last one that could be read."""
     generation: int = 0
@@ -102,23 +102,34 @@ class RolloutReconciler:
         item = await self._write_status(key, item, record, result)
         self._schedule_analysis(key, item, result, resolved)
         await self._write_delivery(key, item, record, spec, resolved, result, delivery)
+        await self._evict(key, result.evict)
         await self._copies.mark_promoted(key, result.status)
-        await self._post_events(item, record)
-        for pod in result.evict:
-            logger.warning("%s: evicting pod %s, which did not confirm a rollback", key, pod)
-            await self._api.evict(key.namespace, pod)
+        await record.events.post(self._api, item, self._instance)
         await self._copies.collect(key, spec.revision_history_limit, _in_use(facts, result))
-        self._wake_at(key, result, self._analyses.now(resolved.metrics_source))
+        self._wake_at(key, record, result, self._analyses.now(resolved.metrics_source))
 
-    def _wake_at(self, key: Key, result: Plan, now: float) -> None:
-        if result.next_seconds is None:
-            return
-        seconds = result.next_seconds - now
-        snapshot = result.status.snapshot
-        if result.wants_evidence and snapshot is not None and seconds > 0:
-            # the analysis wakes it at each interval; this is for when the metrics source is away
-            seconds += snapshot.interval_seconds / 2
-        self._queue.next_at(key, seconds)
+    def _wake_at(self, key: Key, record: Record, result: Plan, now: float) -> None:
+        times = []
+        if result.next_seconds is not None:
+            seconds = result.next_seconds - now
+            snapshot = result.status.snapshot
+            if result.wants_evidence and snapshot is not None and seconds > 0:
+                # the analysis wakes it at each interval; this is for when the metrics source is away
+                seconds += snapshot.interval_seconds / 2
+            times.append(seconds)
+        if (left := record.events.seconds_left) is not None:
+            times.append(left)
+        if times:
+            self._queue.next_at(key, min(times))
+
+    async def _evict(self, key: Key, pods: Iterable[str]) -> None:
+        """A refusal keeps nothing else from happening: the next plan, within a minute, evicts again."""
+        for pod in pods:
+            logger.warning("%s: evicting pod %s, which did not confirm a rollback", key, pod)
+            try:
+                await self._api.evict(key.namespace, pod)
+            except ApiException as error:
+                logger.error("%s: pod %s cannot be evicted: HTTP %s %s", key, pod, error.status, error.reason)
 
     def forget(self, key: Key) -> None:
         """The object is gone."""
@@ -146,12 +157,14 @@ class RolloutReconciler:
             return record
         fetched = _read_status(key, item)
         if record is None:
-            record = Record(fetched or RolloutStatus(), fetched, version, self._clock())
-            record.unposted = recent(record.planned.history, time.time())
+            record = Record(fetched or RolloutStatus(), fetched, version, self._clock(), Outbox(self._clock))
+            record.events.add(recent(record.planned.history, time.time()))
             self._records[uid] = record
         elif fetched != record.written:
             logger.warning("%s: its status was written by someone else, which is taken as it is", key)
             record.planned, record.written = fetched or RolloutStatus(), fetched
+            # it may be our own, of a write whose answer was lost: then nobody has posted its decisions
+            record.events.add(recent(record.planned.history, time.time()))
         record.version = version
         return record
 
@@ -245,7 +258,7 @@ class RolloutReconciler:
             gateway = (item.get("spec") or {}).get("gatewayRef", {}).get("name", "")
             self._queue.add(Key("PromptGateway", key.namespace, gateway))  # its image is held while a canary runs
         record.planned = result.status
-        record.unposted += result.decisions
+        record.events.add(result.decisions)
         for decision in result.decisions:
             self._metrics.decisions.labels(decision.reason).inc()
             logger.info("%s: %s: %s", key, decision.reason, decision.message)
@@ -325,13 +338,6 @@ class RolloutReconciler:
             objectives=tuple(Measured(o.name, o.signal, o.threshold_seconds) for o in status.snapshot.objectives),
         )
         self._analyses.want(key, question, until)
-
-    # ------------------------------------------------------------ events
-
-    async def _post_events(self, item: Object, record: Record) -> None:
-        while record.unposted:
-            await post_decision(self._api, item, record.unposted[0], self._instance)
-            record.unposted.pop(0)
 
 
 def _in_use(facts: Facts, result: Plan) -> set[str]:

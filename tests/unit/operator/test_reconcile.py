@@ -1,0 +1,215 @@
+"""One reconcile against an API server that loses answers and refuses writes."""
+
+import copy
+from typing import Any
+
+from kubernetes.aio.client.exceptions import ApiException
+
+from promptrollout.api.delivery import Laggard
+from promptrollout.api.rollout import RolloutStatus
+from promptrollout.cluster import ApiUnavailable
+from promptrollout.operator.acknowledge import Acknowledgement
+from promptrollout.operator.analyses import Analyses
+from promptrollout.operator.metrics import Metrics
+from promptrollout.operator.queue import Key, WorkQueue
+from promptrollout.operator.reconcile import RolloutReconciler
+from promptrollout.operator.store import Store
+from tests.unit.operator.world import PROMPT, an_object, store_with
+
+KEY = Key("PromptRollout", "ns", "app")
+SPEC: dict[str, Any] = {
+    "gatewayRef": {"name": "default"},
+    "template": PROMPT,
+    "strategy": {"canary": {"steps": [{"weight": 10, "minDurationSeconds": 3600}], "bakeSeconds": 0}},
+    "analysis": {"mode": "None", "intervalSeconds": 30},
+}
+
+
+class FakeApi:
+    """Objects with resource versions. `refuse`: HTTP status by kind and verb; `lose`: writes whose answer is lost."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.writes: list[tuple[str, str]] = []
+        self.refuse: dict[tuple[str, str], int] = {}
+        self.lose: set[tuple[str, str]] = set()
+        self._version = 100
+
+    def events(self) -> list[str]:
+        return [item["reason"] for (kind, _), item in self.objects.items() if kind == "Event"]
+
+    def _written(self, kind: str, verb: str, item: dict[str, Any]) -> dict[str, Any]:
+        self.writes.append((kind, verb))
+        if (kind, verb) in self.refuse:
+            raise ApiException(status=self.refuse[kind, verb], reason="refused")
+        self._version += 1
+        name = item["metadata"]["name"]
+        metadata = {"namespace": "ns", "uid": f"{kind}-{name}"} | item["metadata"]
+        metadata["resourceVersion"] = str(self._version)
+        self.objects[kind, name] = {**item, "metadata": metadata}
+        if (kind, verb) in self.lose:
+            self.lose.discard((kind, verb))
+            raise ApiUnavailable("no answer")
+        return copy.deepcopy(self.objects[kind, name])
+
+    async def get(self, kind: str, namespace: str, name: str) -> Any:
+        return copy.deepcopy(self.objects.get((kind, name)))
+
+    async def create(self, kind: str, namespace: str, body: Any) -> Any:
+        if (kind, body["metadata"]["name"]) in self.objects:
+            raise ApiException(status=409, reason="exists")
+        return self._written(kind, "create", body)
+
+    async def apply(self, kind: str, namespace: str, name: str, body: Any) -> Any:
+        status = {"status": (self.objects.get((kind, name)) or {}).get("status") or {}}
+        return self._written(kind, "apply", status | copy.deepcopy(body))
+
+    async def merge(self, kind: str, namespace: str, name: str, body: Any) -> Any:
+        item = copy.deepcopy(self.objects[kind, name])
+        item["metadata"] |= body["metadata"]
+        return self._written(kind, "merge", item)
+
+    async def apply_status(self, kind: str, subject: Any, status: Any) -> Any:
+        known = self.objects[kind, subject["metadata"]["name"]]
+        if known["metadata"]["resourceVersion"] != subject["metadata"]["resourceVersion"]:
+            raise ApiException(status=409, reason="conflict")
+        return self._written(kind, "status", copy.deepcopy(known) | {"status": copy.deepcopy(status)})
+
+    async def evict(self, namespace: str, pod: str) -> bool:
+        self.writes.append(("Pod", "evict"))
+        if ("Pod", "evict") in self.refuse:
+            raise ApiException(status=self.refuse["Pod", "evict"], reason="refused")
+        return True
+
+    async def delete(self, kind: str, subject: Any) -> None:
+        del self.objects[kind, subject["metadata"]["name"]]
+
+
+class FakePods:
+    """The acknowledger's place: all pods answer `said`; None: they were not asked yet."""
+
+    def __init__(self) -> None:
+        self.said: Acknowledgement | None = Acknowledgement(True, 2, 2, canary_provider_unreachable=False)
+
+    def ask(self, *_: Any, **__: Any) -> None: ...
+
+    def answer(self, *_: Any) -> Acknowledgement | None:
+        return self.said
+
+    def forget(self, *_: Any) -> None: ...
+
+
+class World:
+    """An operator that can be restarted, before an API server that cannot."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.api, self.pods, self.now = FakeApi(), FakePods(), 1000.0
+        self.api._written("PromptRollout", "create", an_object("PromptRollout", "app", SPEC | spec))
+        self.start()
+
+    def start(self) -> None:
+        self.store: Store = store_with()
+        self.queue = WorkQueue(clock=lambda: self.now)
+        self.reconciler = RolloutReconciler(
+            self.api,  # type: ignore[arg-type]
+            self.store,
+            self.queue,
+            self.pods,  # type: ignore[arg-type]
+            Analyses({}, 0, self.queue.add),
+            set(),
+            Metrics(),
+            "operator-1",
+            clock=lambda: self.now,
+        )
+
+    def see(self) -> None:
+        """What watches would tell."""
+        for (kind, _), item in self.api.objects.items():
+            if kind.startswith("Prompt"):
+                self.store.put(kind, copy.deepcopy(item))
+
+    async def reconcile(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.see()
+            item = self.store.get(*KEY)
+            assert item is not None
+            await self.reconciler.reconcile(KEY, item)
+
+    def edit(self, spec: dict[str, Any]) -> None:
+        item = copy.deepcopy(self.api.objects["PromptRollout", "app"])
+        item["metadata"]["generation"] += 1
+        self.api._written("PromptRollout", "edit", item | {"spec": spec})
+
+    def status(self) -> RolloutStatus:
+        return RolloutStatus.model_validate(self.api.objects["PromptRollout", "app"]["status"])
+
+    def edit_status(self, **fields: Any) -> None:
+        item = copy.deepcopy(self.api.objects["PromptRollout", "app"])
+        item["status"] |= fields
+        self.api._written("PromptRollout", "edit", item)
+
+
+async def in_canary() -> World:
+    world = World()
+    await world.reconcile(4)
+    world.edit(SPEC | {"template": PROMPT | {"model": "large"}})
+    await world.reconcile(6)
+    assert (world.status().stage, world.status().weight) == ("Stepping", 10)
+    return world
+
+
+async def test_a_decision_whose_write_was_not_answered_has_its_event() -> None:
+    world = await in_canary()
+    world.api.lose.add(("PromptRollout", "status"))
+    world.edit(SPEC)
+    try:
+        await world.reconcile()
+    except ApiUnavailable:
+        assert world.status().withdrawal == "RolloutCancelled"
+        assert "RolloutCancelled" not in world.api.events()
+    else:
+        raise AssertionError("the answer should have been lost")
+    await world.reconcile(3)
+    assert world.api.events().count("RolloutCancelled") == 1
+
+
+async def test_refused_events_keep_nothing_from_happening_and_are_posted_later() -> None:
+    world = World()
+    world.api.refuse["Event", "create"] = 403
+    await world.reconcile(5)
+    assert world.status().stage == "Idle"
+    assert ("PromptVersion", "merge") in world.api.writes
+    tries = world.api.writes.count(("Event", "create"))
+    await world.reconcile(5)
+    assert world.api.writes.count(("Event", "create")) == tries
+    del world.api.refuse["Event", "create"]
+    world.now += 60
+    world.queue.ripen()
+    assert world.queue.depth >= 1
+    await world.reconcile()
+    assert world.api.events() == ["InitialVersion"]
+
+
+async def test_an_event_that_no_server_takes_is_given_up() -> None:
+    world = World()
+    world.api.refuse["Event", "create"] = 422
+    await world.reconcile(5)
+    assert world.api.writes.count(("Event", "create")) == 1
+
+
+async def test_a_laggard_is_evicted_though_marks_and_events_are_refused() -> None:
+    world = await in_canary()
+    laggard = Laggard(pod="p", reason="silent")
+    world.pods.said = Acknowledgement(False, 1, 2, (laggard,), canary_provider_unreachable=False)
+    world.api.refuse = {("Event", "create"): 403, ("Pod", "evict"): 403}
+    world.edit(SPEC)
+    await world.reconcile(2)
+    since = world.status().clock.stage_since
+    assert since is not None
+    clock = world.status().clock.model_copy(update={"stage_since": since - 61})
+    world.edit_status(clock=clock.dump())
+    world.api.writes.clear()
+    world.now += 60
+    await world.reconcile()
+    writes = world.api.writes
+    assert writes.index(("Pod", "evict")) < writes.index(("Event", "create"))
