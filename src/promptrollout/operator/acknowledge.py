@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from pydantic import ValidationError
 
-from promptrollout.api.delivery import Laggard, PodReport, RolloutReport
+from promptrollout.api.delivery import DeliverySpec, Laggard, PodReport, RolloutReport
 from promptrollout.api.names import LABEL_GATEWAY, PORT_ADMIN
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
@@ -29,6 +29,22 @@ NAMES_IN_QUERY = 20
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """What a pod has to report of a rollout to confirm it."""
+
+    sequence: int
+    uid: str
+    weight: int
+    stable: str
+    canary: str | None = None
+
+    @classmethod
+    def of(cls, spec: DeliverySpec) -> Expected:
+        canary = spec.canary.digest if spec.canary is not None else None
+        return cls(spec.sequence, spec.rollout_uid, spec.weight, spec.stable.digest, canary)
+
+
+@dataclass(frozen=True, slots=True)
 class Acknowledgement:
     """How far one sequence of one delivery has come."""
 
@@ -36,7 +52,8 @@ class Acknowledgement:
     acknowledged: int
     total: int
     laggards: tuple[Laggard, ...] = ()
-    canary_provider_unreachable: bool = False
+    canary_provider_unreachable: bool | None = None
+    """None: no pod was asked, or none answered."""
     unassigned_share_percent: int = 0
     highest: int = 0
     """The highest sequence that any pod knows for this rollout."""
@@ -46,9 +63,8 @@ class Acknowledgement:
 class _Question:
     """What is wanted of one rollout. `regularly`: while it progresses, also once the sequence is complete."""
 
-    sequence: int
+    expected: Expected
     regularly: bool
-    uid: str
     answer: Acknowledgement | None = None
 
 
@@ -122,21 +138,20 @@ class Acknowledger:
         namespace: str,
         gateway: str,
         rollout: str,
-        uid: str,
-        sequence: int,
+        expected: Expected,
         *,
         regularly: bool,
         known: tuple[int, int] | None,
     ) -> None:
-        """Want to know whether all ready pods confirm `sequence`. `known`: acknowledged and total, if
+        """Want to know whether all ready pods confirm what is `expected`. `known`: acknowledged and total, if
         the delivery's status says that it is complete."""
         place = self._gateways.setdefault((namespace, gateway), _Gateway())
         question = place.questions.get(rollout)
-        if question is None or question.sequence != sequence or question.uid != uid:
+        if question is None or question.expected != expected:
             answer = question.answer if question is not None else None
-            question = _Question(sequence, regularly, uid)
+            question = _Question(expected, regularly)
             if known is not None:
-                question.answer = Acknowledgement(True, *known, highest=sequence)
+                question.answer = Acknowledgement(True, *known, highest=expected.sequence)
             elif answer is not None:
                 # while the new sequence is on its way, what pods said of the provider still holds
                 question.answer = Acknowledgement(
@@ -161,7 +176,7 @@ class Acknowledger:
         """None while nobody was asked about that very sequence."""
         place = self._gateways.get((namespace, gateway))
         question = place.questions.get(rollout) if place else None
-        if question is None or (question.sequence, question.uid) != (sequence, uid):
+        if question is None or (question.expected.sequence, question.expected.uid) != (sequence, uid):
             return None
         return question.answer
 
@@ -213,7 +228,7 @@ class Acknowledger:
             question = place.questions.get(name)
             if question is None:
                 continue
-            answer = judge(question.sequence, question.uid, pods, [_of(report, name) for report in reports])
+            answer = judge(question.expected, pods, [_of(report, name) for report in reports])
             before = question.answer
             if before is not None and before.complete:
                 # pods that join or restart later reset nothing
@@ -266,33 +281,44 @@ def _of(report: PodReport | str, name: str) -> RolloutReport | str:
     return found or "it has not loaded this rollout yet"
 
 
-def judge(sequence: int, uid: str, pods: list[Object], reports: list[RolloutReport | str]) -> Acknowledgement:
+def judge(expected: Expected, pods: list[Object], reports: list[RolloutReport | str]) -> Acknowledgement:
     """What the answers of all ready pods amount to. No ready pod at all is not complete."""
     laggards: list[Laggard] = []
-    unreachable, shares, highest = 0, [0], 0
+    unreachable: list[bool] = []
+    shares, highest = [0], 0
     for pod, report in zip(pods, reports, strict=True):
         name = str(pod["metadata"]["name"])
         if isinstance(report, str):
             laggards.append(Laggard(pod=name, reason=report))
             continue
         highest = max(highest, report.sequence)
-        unreachable += report.canary_provider_unreachable
+        unreachable.append(report.canary_provider_unreachable)
         shares.append(report.unassigned_share_percent)
-        if report.sequence >= sequence and report.rollout_uid == uid:
-            continue
-        if report.problem:
-            laggards.append(Laggard(pod=name, reason=report.problem[:1024]))
-        elif report.rollout_uid != uid:
-            laggards.append(Laggard(pod=name, reason="it still serves an earlier object of this name"))
-        else:
-            laggards.append(Laggard(pod=name, reason=f"it still serves sequence {report.sequence}"))
+        if reason := _missing(expected, report):
+            laggards.append(Laggard(pod=name, reason=reason[:1024]))
     total = len(pods)
     return Acknowledgement(
         complete=total > 0 and not laggards,
         acknowledged=total - len(laggards),
         total=total,
         laggards=tuple(laggards),
-        canary_provider_unreachable=total > 0 and 2 * unreachable >= total and unreachable > 0,
+        canary_provider_unreachable=2 * sum(unreachable) >= total if unreachable else None,
         unassigned_share_percent=max(shares),
         highest=highest,
     )
+
+
+def _missing(expected: Expected, report: RolloutReport) -> str:
+    """Why a report is no confirmation; empty if it is one.
+
+    The sequence alone is not enough: after a restore, or when the delivery was deleted, pods know higher ones.
+    """
+    if report.problem and report.problem_sequence == expected.sequence:
+        return report.problem
+    if report.sequence < expected.sequence:
+        return report.problem or f"it still serves sequence {report.sequence}"
+    if report.rollout_uid != expected.uid:
+        return report.problem or "it still serves an earlier object of this name"
+    if (report.weight, report.stable, report.canary) != (expected.weight, expected.stable, expected.canary):
+        return f"it serves sequence {report.sequence} with other content"
+    return ""

@@ -10,7 +10,7 @@ from promptrollout.api.delivery import DeliverySpec
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.cluster import ApiException
 from promptrollout.engine.facts import DeliveryIntent
-from promptrollout.operator.acknowledge import Acknowledger
+from promptrollout.operator.acknowledge import Acknowledger, Expected
 from promptrollout.operator.cluster_api import Api, Stale
 from promptrollout.operator.delivery import body_of, compile_delivery, read
 from promptrollout.operator.delivery_status import delivery_status, is_complete
@@ -50,8 +50,7 @@ class DeliveryWriter:
             key.namespace,
             wanted.gateway,
             key.name,
-            wanted.rollout_uid,
-            wanted.sequence,
+            Expected.of(wanted),
             regularly=regularly,
             known=is_complete(existing, wanted.sequence),
         )

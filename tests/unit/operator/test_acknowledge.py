@@ -7,7 +7,7 @@ from aiohttp import web
 
 from promptrollout.api.delivery import RolloutReport
 from promptrollout.operator import acknowledge
-from promptrollout.operator.acknowledge import Acknowledger, judge, serving_pods
+from promptrollout.operator.acknowledge import Acknowledger, Expected, judge, serving_pods
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 from tests.unit.operator.world import an_object
@@ -28,6 +28,10 @@ def report(sequence: int, uid: str = "uid", **fields: Any) -> RolloutReport:
     return RolloutReport.model_validate(base | fields)
 
 
+def expected(sequence: int, uid: str = "uid", weight: int = 0) -> Expected:
+    return Expected(sequence, uid, weight, DIGEST)
+
+
 def test_only_ready_pods_of_the_own_deployment_are_asked() -> None:
     store = Store()
     stranger = [{"kind": "ReplicaSet", "name": "imposter-77", "controller": True}]
@@ -45,19 +49,43 @@ def test_only_ready_pods_of_the_own_deployment_are_asked() -> None:
 
 def test_complete_when_every_ready_pod_confirms() -> None:
     pods = [pod("a"), pod("b")]
-    assert judge(3, "uid", pods, [report(3), report(3)]).complete
-    late = judge(3, "uid", pods, [report(3), report(2, problem="no key file", problemSequence=3)])
+    assert judge(expected(3), pods, [report(3), report(3)]).complete
+    late = judge(expected(3), pods, [report(3), report(2, problem="no key file", problemSequence=3)])
     assert (late.complete, late.acknowledged, late.total) == (False, 1, 2)
     assert [(lag.pod, lag.reason) for lag in late.laggards] == [("b", "no key file")]
-    assert not judge(3, "uid", [], []).complete
-    assert "earlier object" in judge(3, "new", pods[:1], [report(3)]).laggards[0].reason
-    assert judge(3, "uid", pods[:1], ["no answer within 1 s"]).laggards[0].reason == "no answer within 1 s"
+    assert not judge(expected(3), [], []).complete
+    assert "earlier object" in judge(expected(3, "new"), pods[:1], [report(3)]).laggards[0].reason
+    assert judge(expected(3), pods[:1], ["no answer within 1 s"]).laggards[0].reason == "no answer within 1 s"
+
+
+def test_a_higher_sequence_confirms_only_the_same_content() -> None:
+    """After a restore from backup, or when the delivery was deleted, pods know more than the object."""
+    pods = [pod("a")]
+    assert judge(expected(3), pods, [report(7)]).complete
+    for other in ({"weight": 10}, {"stable": "sha256:" + "b" * 64}, {"canary": DIGEST}):
+        answer = judge(expected(3), pods, [report(7, **other)])
+        assert (answer.complete, answer.highest) == (False, 7)
+        assert answer.laggards[0].reason == "it serves sequence 7 with other content"
+
+
+def test_what_a_pod_cannot_serve_it_does_not_confirm() -> None:
+    """Its own sequence is as high, but it says that it refused ours."""
+    problem = {"problem": "sequence 3 is in service with other content", "problemSequence": 3}
+    answer = judge(expected(3), [pod("a")], [report(3, **problem)])
+    assert (answer.complete, answer.laggards[0].reason) == (False, problem["problem"])
+    assert judge(expected(3), [pod("a")], [report(3, problem="of old", problemSequence=2)]).complete
+
+
+def test_no_news_of_the_provider_is_not_good_news() -> None:
+    assert judge(expected(1), [], []).canary_provider_unreachable is None
+    assert judge(expected(1), [pod("a")], ["no answer within 1 s"]).canary_provider_unreachable is None
+    assert judge(expected(1), [pod("a")], [report(1)]).canary_provider_unreachable is False
 
 
 def test_a_provider_counts_as_unreachable_when_half_of_the_pods_say_so() -> None:
     pods = [pod("a"), pod("b"), pod("c")]
-    one = judge(1, "uid", pods, [report(1, canaryProviderUnreachable=True), report(1), report(1)])
-    two = judge(1, "uid", pods, [report(1, canaryProviderUnreachable=True)] * 2 + [report(1)])
+    one = judge(expected(1), pods, [report(1, canaryProviderUnreachable=True), report(1), report(1)])
+    two = judge(expected(1), pods, [report(1, canaryProviderUnreachable=True)] * 2 + [report(1)])
     assert (one.canary_provider_unreachable, two.canary_provider_unreachable) == (False, True)
 
 
@@ -82,7 +110,7 @@ async def test_pods_are_asked_until_they_confirm_and_then_no_more(monkeypatch: p
     store.put("Pod", pod("a"))
     asker = Acknowledger(store, changed.append)
     try:
-        asker.ask("ns", "default", "app", "uid", 2, regularly=False, known=None)
+        asker.ask("ns", "default", "app", expected(2), regularly=False, known=None)
         assert asker.answer("ns", "default", "app", "uid", 2) is None
         await until(lambda: len(asked) >= 3)
         answer = asker.answer("ns", "default", "app", "uid", 2)

@@ -213,3 +213,18 @@ async def test_a_laggard_is_evicted_though_marks_and_events_are_refused() -> Non
     await world.reconcile()
     writes = world.api.writes
     assert writes.index(("Pod", "evict")) < writes.index(("Event", "create"))
+
+
+async def test_a_restart_does_not_restart_the_providers_timer() -> None:
+    world = await in_canary()
+    world.pods.said = Acknowledgement(True, 2, 2, canary_provider_unreachable=True)
+    await world.reconcile()
+    since = world.status().clock.unreachable_since
+    assert since is not None
+    world.start()
+    world.pods.said = None  # the new process knows of the delivery's status only
+    await world.reconcile(2)
+    assert world.status().clock.unreachable_since == since
+    world.pods.said = Acknowledgement(True, 2, 2, canary_provider_unreachable=False)
+    await world.reconcile()
+    assert world.status().clock.unreachable_since is None
