@@ -110,7 +110,7 @@ class DeliverySpec(Model):
     format_version: Annotated[int, Field(ge=1)] = 1
     gateway: Name
     rollout_uid: Annotated[str, Field(alias="rolloutUID", max_length=64)]
-    sequence: Annotated[int, Field(ge=1)]
+    sequence: Annotated[int, Field(ge=1, le=2**53)]
     """Grows with every change. A pod refuses a smaller one."""
     weight: Annotated[int, Field(ge=0, le=100)]
     """Percent of units on the canary arm."""
@@ -160,7 +160,8 @@ class RolloutReport(Model):
     name: str
     rollout_uid: str = Field(alias="rolloutUID")
     sequence: int
-    """Of the configuration that requests are answered from now."""
+    """The last that was put in service as a whole; 0 for none. Where a newer one's canary cannot be loaded, its stable
+    serves alone, and this stays as it was: nothing is acknowledged by half."""
     weight: int
     stable: Digest
     canary: Digest | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from promptrollout.gateway.account import Price
 from promptrollout.gateway.providers.openai import OpenAIProvider
 from promptrollout.gateway.render import CompiledPrompt, compile_prompt
 from promptrollout.gateway.route import Routing
+
+logger = logging.getLogger(__name__)
 
 KEY_FILE: Final = "api-key"
 PROBE_SECONDS: Final = 3.0
@@ -59,6 +62,8 @@ class Configuration:
     spec: DeliverySpec
     stable: Arm
     canary: Arm | None
+    canary_problem: LoadError | None = None
+    """Why the delivery's canary is missing here: stable serves alone, and the delivery is not acknowledged."""
 
     def routing(self, overridden: bool) -> Routing:
         weight = 0 if overridden or self.canary is None else self.spec.weight
@@ -161,7 +166,8 @@ class Loader:
         self._providers = providers
 
     async def load(self, name: str, raw: dict[str, Any], previous: Configuration | None) -> Configuration:
-        """The compiled configuration. Raises LoadError naming the field and the fix."""
+        """The compiled configuration, without its canary if only that cannot be loaded: a canary takes nobody down.
+        Raises LoadError naming the field and the fix."""
         if not _ROLLOUT_NAME.fullmatch(name):
             raise LoadError(f"{name!r} is no name of a rollout")
         if (version := raw.get("formatVersion", 1)) != FORMAT_VERSION:
@@ -169,14 +175,17 @@ class Loader:
                 f"formatVersion: this gateway reads {FORMAT_VERSION}, not {version}: use the operator's release"
             )
         known = [arm.prompt for arm in (previous.stable, previous.canary) if arm is not None] if previous else []
-        spec, stable, canary = await asyncio.to_thread(_compile, raw, known)
-        return Configuration(
-            name=name,
-            raw=raw,
-            spec=spec,
-            stable=self._arm("stable", spec.stable, stable),
-            canary=None if spec.canary is None or canary is None else self._arm("canary", spec.canary, canary),
-        )
+        spec, stable_prompt, canary_prompt = await asyncio.to_thread(_compile, raw, known)
+        stable = self._arm("stable", spec.stable, stable_prompt)
+        canary, problem = None, None
+        if isinstance(canary_prompt, LoadError):
+            problem = canary_prompt
+        elif spec.canary is not None and canary_prompt is not None:
+            try:
+                canary = self._arm("canary", spec.canary, canary_prompt)
+            except LoadError as error:
+                problem = error
+        return Configuration(name, raw, spec, stable, canary, problem)
 
     def _arm(self, variant: Literal["stable", "canary"], config: ArmConfig, prompt: CompiledPrompt) -> Arm:
         return Arm(
@@ -192,16 +201,33 @@ class Loader:
 
 def _compile(
     raw: dict[str, Any], known: list[CompiledPrompt]
-) -> tuple[DeliverySpec, CompiledPrompt, CompiledPrompt | None]:
-    try:
-        spec = DeliverySpec.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
-        raise LoadError(f"{path}: {first['msg']}") from error
+) -> tuple[DeliverySpec, CompiledPrompt, CompiledPrompt | LoadError | None]:
+    """What is wrong with the canary alone comes back in its place."""
+    spec, problem = _parse(raw)
     stable = _prompt("stable", spec.stable, known)
-    canary = None if spec.canary is None else _prompt("canary", spec.canary, [*known, stable])
-    return spec, stable, canary
+    if problem is not None or spec.canary is None:
+        return spec, stable, problem
+    try:
+        return spec, stable, _prompt("canary", spec.canary, [*known, stable])
+    except LoadError as error:
+        return spec, stable, error
+    except Exception as error:
+        # a fault of ours that this canary brings to light is its problem, not stable's
+        logger.exception("the canary cannot be compiled")
+        return spec, stable, LoadError(f"canary.prompt: {type(error).__name__}: {error}")
+
+
+def _parse(raw: dict[str, Any]) -> tuple[DeliverySpec, LoadError | None]:
+    try:
+        return DeliverySpec.model_validate(raw), None
+    except ValidationError as error:
+        found = error.errors()
+        first = found[0]
+        path = ".".join(str(part) for part in first["loc"])
+        problem = LoadError(f"{path}: {first['msg']}")
+        if any(one["loc"][:1] != ("canary",) for one in found):
+            raise problem from error
+    return DeliverySpec.model_validate({**raw, "canary": None}), problem
 
 
 def _prompt(arm: str, config: ArmConfig, known: list[CompiledPrompt]) -> CompiledPrompt:

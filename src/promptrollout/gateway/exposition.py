@@ -205,11 +205,11 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
     yield from family(
         f"{gateway}_config_sequence",
         "gauge",
-        "Sequence of the configuration that is served.",
+        "The last sequence that was put in service as a whole.",
         (
             (
                 labels_text(rollout_uid=s.configuration.spec.rollout_uid, rollout=s.configuration.name),
-                s.configuration.spec.sequence,
+                s.acknowledged,
             )
             for s in state.servings
         ),

@@ -23,14 +23,26 @@ logger = logging.getLogger(__name__)
 
 RETIREMENT_SECONDS: Final = 300.0
 """A deleted rollout is served this much longer, so that its callers can go first."""
+KEY_PATIENCE_SECONDS: Final = 60.0
+"""A new pod is held unready for so long where it cannot serve what others surely do: a key's file may still come."""
 _NO_DIGEST: Final = "sha256:" + "0" * 64
 
 
 class Serving:
     """One rollout in service: its configuration, the arm rule in force, its counters."""
 
-    def __init__(self, configuration: Configuration, overridden: bool, counters: Counters, window: ShareWindow) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        overridden: bool,
+        counters: Counters,
+        window: ShareWindow,
+        acknowledged_before: int = 0,
+    ) -> None:
         self.configuration = configuration
+        whole = configuration.canary_problem is None
+        self.acknowledged = configuration.spec.sequence if whole else acknowledged_before
+        """The last sequence that was put in service as a whole, canary included."""
         self.served = _served(configuration.raw)
         self.overridden = overridden
         self.routing: Routing = configuration.routing(overridden)
@@ -77,13 +89,22 @@ class Registry:
     """All rollouts of this gateway. Lives in the event loop's thread; a request reads it without waiting."""
 
     def __init__(
-        self, pod: str, loader: Loader, store: Store, counters: Counters, wall_clock: Callable[[], float] = time.time
+        self,
+        pod: str,
+        loader: Loader,
+        store: Store,
+        counters: Counters,
+        wall_clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pod = pod
         self._loader = loader
         self._store = store
         self._counters = counters
         self._wall_clock = wall_clock
+        self._clock = clock
+        self._held: set[str] = set()
+        self._held_until = 0.0
         self._serving: dict[str, Serving] = {}
         self._problems: dict[str, Problem] = {}
         self._overrides: set[str] = set()
@@ -124,9 +145,10 @@ class Registry:
                     message = f"sequence {sequence} is in service with other content: a change needs a larger one"
                     self._refuse(name, "changed_content", message, sequence, raw)
                     return
-                self._problems.pop(name, None)
                 self._retire_or_revive(current, raw)
-                return
+                if current.configuration.canary_problem is None:
+                    self._problems.pop(name, None)
+                    return
             if sequence < now_serving:
                 self._refuse(name, "older_sequence", f"sequence {sequence} is older than {now_serving}", sequence, raw)
                 return
@@ -135,16 +157,22 @@ class Registry:
             try:
                 configuration = await self._loader.load(name, raw, current.configuration if current else None)
             except LoadError as error:
-                reason = "key_missing" if isinstance(error, KeyMissing) else "invalid"
-                self._refuse(name, reason, str(error), sequence, raw)
+                self._refuse(name, _reason(error), str(error), sequence, raw)
                 return
             except Exception as error:
                 # a fault of ours in one delivery must not keep the others from being loaded
                 logger.exception("rollout %s: sequence %d", name, sequence)
                 self._refuse(name, "invalid", f"{type(error).__name__}: {error}", sequence, raw)
                 return
+            problem = configuration.canary_problem
+            if problem is None:
+                self._problems.pop(name, None)
+            else:
+                message = f"canary not loaded, stable serves alone: {problem}"
+                self._refuse(name, _reason(problem), message, sequence, raw)
+                if current and sequence == now_serving:
+                    return  # as before
             self._swap(configuration)
-            self._problems.pop(name, None)
             if not from_disk:
                 await asyncio.to_thread(self._store.save, name, raw)
 
@@ -161,7 +189,31 @@ class Registry:
         for name in set(self._serving) | set(self._problems):
             if name not in names:
                 self.remove(name)
+        if not self.loaded:
+            self._held = {name for name, problem in self._problems.items() if self._held_by(name, problem)}
+            self._held_until = self._clock() + KEY_PATIENCE_SECONDS
+            if self._held:
+                logger.warning(
+                    "not ready for up to %d s: rollouts in service elsewhere wait for a provider's key here: %s",
+                    KEY_PATIENCE_SECONDS,
+                    ", ".join(sorted(self._held)),
+                )
         self.loaded = True
+
+    @property
+    def waits_for_keys(self) -> bool:
+        """This pod has just begun, and would answer 404 where the pods that it replaces answer: they should stay until
+        the key is here. Not for ever, or one broken rollout would keep the gateway from ever being replaced; and not
+        for what waiting does not cure."""
+        if self._clock() >= self._held_until:
+            return False
+        return any(name in self._problems and self._held_by(name, self._problems[name]) for name in self._held)
+
+    def _held_by(self, name: str, problem: Problem) -> bool:
+        """The rollout is not served here at all for want of a key, and was in service before."""
+        memory = problem.raw.get("memory")
+        served_before = problem.sequence > 1 and isinstance(memory, dict) and bool(memory.get("stable"))
+        return problem.waits_for_key and served_before and name not in self._serving
 
     async def set_overrides(self, rollouts: set[str]) -> None:
         """The emergency overrides in force: these rollouts answer everybody from stable."""
@@ -183,9 +235,23 @@ class Registry:
                 del self._serving[name]
                 self._counters.rollout_gone(serving.configuration.spec.rollout_uid, name)
                 await asyncio.to_thread(self._store.forget, name)
-        for name, problem in list(self._problems.items()):
+        for name, raw in self._waiting_for_key().items():
+            await self.apply(name, raw)
+
+    def _waiting_for_key(self) -> dict[str, dict[str, Any]]:
+        """The newest delivery of each rollout that waits for a key, for one of its arms."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, serving in self._serving.items():
+            if serving.gone_at is None and isinstance(serving.configuration.canary_problem, KeyMissing):
+                found[name] = serving.configuration.raw
+        for name, problem in self._problems.items():
+            if name in self._serving and problem.sequence <= self._serving[name].configuration.spec.sequence:
+                continue  # an older one, or the same
             if problem.waits_for_key:
-                await self.apply(name, problem.raw)
+                found[name] = problem.raw
+            else:
+                found.pop(name, None)
+        return found
 
     def report(self, names: Iterable[str] | None = None) -> PodReport:
         """What this pod says of itself, for the operator."""
@@ -217,10 +283,10 @@ class Registry:
         return RolloutReport(
             name=name,
             rolloutUID=spec.rollout_uid,
-            sequence=spec.sequence,
-            weight=spec.weight,
+            sequence=serving.acknowledged,
+            weight=spec.weight if serving.configuration.canary_problem is None else 0,
             stable=spec.stable.digest,
-            canary=spec.canary.digest if spec.canary else None,
+            canary=serving.canary.digest if serving.canary else None,
             overridden=serving.overridden,
             problem=message,
             problem_sequence=problem_sequence,
@@ -231,10 +297,12 @@ class Registry:
     def _swap(self, configuration: Configuration) -> None:
         name = configuration.name
         current = self._serving.get(name)
+        acknowledged = current.acknowledged if current else 0
         if current and current.configuration.spec.rollout_uid != configuration.spec.rollout_uid:
             self._counters.rollout_gone(current.configuration.spec.rollout_uid, name)
+            acknowledged = 0
         window = current.window if current else ShareWindow()
-        serving = Serving(configuration, name in self._overrides, self._counters, window)
+        serving = Serving(configuration, name in self._overrides, self._counters, window, acknowledged)
         self._retire_or_revive(serving, {"retiredAt": configuration.spec.retired_at})
         self._serving[name] = serving
         self._counters.swaps += 1
@@ -256,6 +324,11 @@ class Registry:
     def _retired(self, raw: dict[str, Any]) -> bool:
         retired_at = _timestamp(raw.get("retiredAt"))
         return retired_at is not None and self._wall_clock() >= retired_at + RETIREMENT_SECONDS
+
+
+def _reason(error: LoadError) -> str:
+    """As the label of a metric."""
+    return "key_missing" if isinstance(error, KeyMissing) else "invalid"
 
 
 def _served(raw: dict[str, Any]) -> dict[str, Any]:

@@ -41,8 +41,10 @@ class Source:
 
     @property
     def ready(self) -> bool:
-        """Everything of the first lists is in service; or the disk's copy is, and no API server answers."""
-        return (self._registry.loaded and self._overrides_listed) or self._served_from_disk
+        """Everything of the first lists is in service that can be, keys waited for; or the disk's copy is, and no API
+        server answers."""
+        listed = self._registry.loaded and self._overrides_listed and not self._registry.waits_for_keys
+        return listed or self._served_from_disk
 
     async def run(self) -> None:
         """Load, watch, look after keys and providers. Ends by cancellation only."""

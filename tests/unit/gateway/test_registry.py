@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.registry import RETIREMENT_SECONDS
+from promptrollout.gateway.registry import KEY_PATIENCE_SECONDS, RETIREMENT_SECONDS
 from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, delivery, request
 
 
@@ -212,3 +212,143 @@ async def test_the_answer_can_be_narrowed_to_some_rollouts(gateway: Gateway) -> 
     assert len(whole["rollouts"]) == 3
     assert (whole["pod"], whole["formatVersions"]) == ("pod-1", [1])
     assert whole["rollouts"][0]["rolloutUID"] == "uid-1"
+
+
+# ------------------------------------------------------------------------------------------- a canary takes nobody down
+
+
+def put_key(folder: Path, provider: str = "openai") -> None:
+    key = folder / "keys" / provider / "api-key"
+    key.parent.mkdir(parents=True)
+    key.write_text("secret\n")
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (arm(CANARY, provider_needsKey=True, provider_name="other"), "the key of provider other cannot be read"),
+        (arm(CANARY, messages=[{"role": "system", "content": "{{ open"}]), "canary.prompt.messages[0].content: line 1"),
+        (arm(CANARY, outputSchema={"type": "nonsense"}), "canary.prompt.outputSchema: not a JSON Schema"),
+        ({**arm(CANARY), "digest": "short"}, "canary.digest: "),
+        ({}, "canary.version: Field required"),
+    ],
+)
+@pytest.mark.parametrize("new_pod", [True, False])
+async def test_a_canary_that_cannot_be_loaded_leaves_stable_to_everybody(
+    gateway: Gateway, caller: Caller, provider: Provider, broken: dict[str, Any], message: str, new_pod: bool
+) -> None:
+    stable = arm(url=provider.url)
+    if not new_pod:
+        await gateway.registry.apply("support", delivery(4, stable=stable, canary=arm("c" * 64), weight=50))
+    for _ in range(2):  # listed again, it is tried again
+        await gateway.registry.apply("support", delivery(5, stable=stable, canary=broken, weight=100))
+        gateway.registry.listed({"support"})
+    answered = await caller.post(request())
+    assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
+    found = report(gateway)
+    assert found["sequence"] == (0 if new_pod else 4), "not acknowledged"
+    assert found["problem_sequence"] == 5
+    assert found["problem"].startswith(f"canary not loaded, stable serves alone: {message}")
+    assert (found["stable"], found["weight"], found.get("canary")) == ("sha256:" + "a" * 64, 0, None)
+    assert (gateway.counters.swaps, gateway.counters.refused.total()) == (1 if new_pod else 2, 1)
+    assert not gateway.registry.waits_for_keys
+    await gateway.registry.apply("support", delivery(6, stable=stable))
+    found = report(gateway)
+    assert (found["sequence"], "problem" in found) == (6, False)
+
+
+async def test_what_is_wrong_with_both_arms_is_stables_problem(gateway: Gateway) -> None:
+    await gateway.registry.apply("support", delivery(5, stable={}, canary={}))
+    found = report(gateway)
+    assert (found["sequence"], found["problem"]) == (0, "stable.version: Field required")
+
+
+async def test_a_canary_is_served_as_soon_as_its_key_is_there(
+    gateway: Gateway, caller: Caller, provider: Provider, tmp_path: Path
+) -> None:
+    canary = arm(CANARY, provider.url, provider_needsKey=True, provider_name="other")
+    whole = delivery(5, stable=arm(url=provider.url), canary=canary, weight=100)
+    await gateway.registry.apply("support", whole)
+    await gateway.registry.apply("support", delivery(3))  # late news change nothing
+    await gateway.registry.sweep()
+    found = report(gateway)
+    assert (found["sequence"], found["problem_sequence"]) == (0, 5)
+    put_key(tmp_path, "other")
+    await gateway.registry.sweep()
+    found = report(gateway)
+    assert (found["sequence"], found["weight"], found["canary"]) == (5, 100, "sha256:" + CANARY)
+    assert "problem" not in found
+    assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
+
+
+async def test_a_newer_delivery_that_waits_for_stables_key_is_not_hidden_by_the_canarys(gateway: Gateway) -> None:
+    canary = arm(CANARY, provider_needsKey=True, provider_name="other")
+    await gateway.registry.apply("support", delivery(5, canary=canary))
+    await gateway.registry.apply("support", delivery(6, stable=arm(provider_needsKey=True, provider_name="third")))
+    await gateway.registry.sweep()
+    found = report(gateway)
+    assert (found["sequence"], found["problem_sequence"]) == (0, 6)
+    assert found["problem"].startswith("the key of provider third")
+
+
+async def test_a_key_does_not_revive_what_was_deleted(gateway: Gateway, clock: Clock, tmp_path: Path) -> None:
+    canary = arm(CANARY, provider_needsKey=True, provider_name="other")
+    await gateway.registry.apply("support", delivery(5, canary=canary))
+    gateway.registry.remove("support")
+    put_key(tmp_path, "other")
+    await gateway.registry.sweep()
+    clock.now += RETIREMENT_SECONDS
+    assert gateway.registry.find("support") is None
+
+
+async def test_another_rollout_of_the_same_name_acknowledges_for_itself(gateway: Gateway) -> None:
+    await gateway.registry.apply("support", delivery(5))
+    await gateway.registry.apply("support", delivery(6, rolloutUID="uid-2", canary={}))
+    found = report(gateway)
+    assert (found["rollout_uid"], found["sequence"], found["problem_sequence"]) == ("uid-2", 0, 6)
+
+
+# ------------------------------------------------------------------------------------------- when a new pod is ready
+
+BEFORE = {"memory": {"stable": {"version": "support-a", "digest": "sha256:" + "a" * 64}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "waits"),
+    [
+        (delivery(2, stable=arm(provider_needsKey=True), **BEFORE), True),
+        (delivery(1, stable=arm(provider_needsKey=True), **BEFORE), False),  # served nowhere yet
+        (delivery(2, stable=arm(provider_needsKey=True)), False),
+        (delivery(2, formatVersion=2, **BEFORE), False),  # waiting cures nothing
+        (delivery(2, stable=arm(outputSchema={"type": "nonsense"}), **BEFORE), False),
+        (delivery(2, canary=arm(CANARY, provider_needsKey=True, provider_name="other"), **BEFORE), False),
+    ],
+)
+async def test_a_new_pod_waits_for_the_key_of_what_others_serve(
+    gateway: Gateway, clock: Clock, spec: dict[str, Any], waits: bool
+) -> None:
+    gateway.registry._clock = clock
+    await gateway.registry.apply("support", spec)
+    await gateway.registry.apply("other", delivery(1))
+    gateway.registry.listed({"support", "other"})
+    assert gateway.registry.waits_for_keys is waits
+    clock.now += KEY_PATIENCE_SECONDS
+    assert not gateway.registry.waits_for_keys, "one broken rollout does not keep the gateway from being replaced"
+
+
+async def test_the_wait_ends_with_the_key(gateway: Gateway, tmp_path: Path) -> None:
+    await gateway.registry.apply("support", delivery(2, stable=arm(provider_needsKey=True), **BEFORE))
+    gateway.registry.listed({"support"})
+    assert gateway.registry.waits_for_keys
+    put_key(tmp_path)
+    await gateway.registry.sweep()
+    assert report(gateway)["sequence"] == 2
+    assert not gateway.registry.waits_for_keys
+
+
+async def test_a_pod_that_was_ready_does_not_become_unready_for_a_key(gateway: Gateway) -> None:
+    await gateway.registry.apply("other", delivery(1))
+    gateway.registry.listed({"other"})
+    await gateway.registry.apply("support", delivery(2, stable=arm(provider_needsKey=True), **BEFORE))
+    gateway.registry.listed({"other", "support"})
+    assert not gateway.registry.waits_for_keys

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, Self
 
 import orjson
@@ -16,7 +17,7 @@ from promptrollout import cluster
 from promptrollout.gateway import source as source_module
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.source import Source
-from tests.unit.gateway.kit import delivery
+from tests.unit.gateway.kit import arm, delivery
 
 DELIVERIES = "/apis/promptrollout.dev/v1alpha1/namespaces/ns/promptdeliveries"
 CONFIGMAPS = "/api/v1/namespaces/ns/configmaps"
@@ -142,6 +143,22 @@ async def test_ready_once_everything_of_the_first_lists_is_in_service(gateway: G
         assert running.sequences() == {"a": 3, "b": 4}
     assert server.selectors[DELIVERIES] == "promptrollout.dev/gateway=default"
     assert server.selectors[CONFIGMAPS] == "promptrollout.dev/override"
+
+
+async def test_a_new_pod_is_not_ready_before_the_key_of_what_others_serve_is_here(
+    gateway: Gateway, server: ApiServer, tmp_path: Path
+) -> None:
+    before = {"stable": {"version": "a-1", "digest": "sha256:" + "a" * 64}}
+    server.put(DELIVERIES, "a", spec=delivery(3, stable=arm(provider_needsKey=True), memory=before))
+    server.put(DELIVERIES, "b", spec=delivery(4))
+    async with Running(gateway, server) as running:
+        await running.until(lambda: gateway.registry.loaded and running.source._overrides_listed)
+        assert not gateway.state().ready
+        key = tmp_path / "keys" / "openai" / "api-key"
+        key.parent.mkdir(parents=True)
+        key.write_text("secret\n")
+        await running.until(lambda: gateway.state().ready)
+        assert running.sequences() == {"a": 3, "b": 4}
 
 
 async def test_changes_arrive_and_deletions_begin_retirement(gateway: Gateway, server: ApiServer) -> None:
