@@ -72,6 +72,7 @@ class ProviderError(Exception):
         unreachable: bool = False,
         retryable: bool = False,
         retry_after_seconds: float | None = None,
+        about_stream_options: bool = False,
     ) -> None:
         super().__init__(message)
         self.error_type: ErrorType = error_type
@@ -82,6 +83,8 @@ class ProviderError(Exception):
         self.unreachable = unreachable
         self.retryable = retryable
         self.retry_after_seconds = retry_after_seconds
+        self.about_stream_options = about_stream_options
+        """The provider refuses the request and names that field, which callers seldom send and we always do."""
 
     def body(self) -> bytes:
         return error_object(self.status, str(self), self.code, self.param)

@@ -123,6 +123,14 @@ def fill(prompt: CompiledPrompt, body: Body) -> Body:
     return request
 
 
+def without_added_usage(request: Body, body: Body) -> Body:
+    """A stream's request with the caller's own `stream_options`, if any, for a provider that does not know ours."""
+    plain = {name: value for name, value in request.items() if name != "stream_options"}
+    if "stream_options" in body:
+        plain["stream_options"] = body["stream_options"]
+    return plain
+
+
 def wants_usage(body: Body) -> bool:
     """Whether the caller of a stream asked for its usage."""
     options = body.get("stream_options")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ from promptrollout.gateway.render import Body
 from promptrollout.gateway.route import Headers, assign
 from promptrollout.gateway.sse import StreamError, StreamReader
 from promptrollout.gateway.templates import MissingVariable, RenderError
+
+logger = logging.getLogger(__name__)
 
 # of the caller's headers only these go on: traces should not end here; everything else is between caller and gateway
 _FORWARDED = ("traceparent", "tracestate", "x-client-request-id")
@@ -119,7 +122,7 @@ class ChatCompletions:
         if arm is serving.canary and arm.provider.base_url != serving.stable.provider.base_url:
             if not serving.canary_provider_unreachable:
                 try:
-                    return await _send(arm, prepared.request, forwarded, wait_unreachable=False)
+                    return await _send(arm, prepared.request, body, forwarded, wait_unreachable=False)
                 except ProviderError as error:
                     if not error.unreachable:
                         raise
@@ -127,7 +130,7 @@ class ChatCompletions:
             else:
                 unreachable = None
             return await self._divert(serving, prepared, forwarded, body, unreachable)
-        return await _send(arm, prepared.request, forwarded)
+        return await _send(arm, prepared.request, body, forwarded)
 
     async def _divert(
         self,
@@ -148,7 +151,7 @@ class ChatCompletions:
         counted = prepared.counted
         prepared.arm, prepared.request, prepared.counted = stable, request, None
         try:
-            answer = await _send(stable, request, forwarded)
+            answer = await _send(stable, request, body, forwarded)
         except ProviderError as error:
             if error.unreachable:
                 prepared.counted = counted
@@ -260,7 +263,29 @@ def parse(payload: bytes) -> Body:
     return body
 
 
-async def _send(arm: Arm, request: Body, forwarded: Mapping[str, str], *, wait_unreachable: bool = True) -> Answer:
+async def _send(
+    arm: Arm, request: Body, body: Body, forwarded: Mapping[str, str], *, wait_unreachable: bool = True
+) -> Answer:
+    """The provider's answer; without usage in streams where a provider refuses to be asked for it."""
+    provider = arm.provider
+    added = "stream_options" in request and not render.wants_usage(body)
+    if added and provider.takes_stream_options:
+        try:
+            return await _call(arm, request, forwarded, wait_unreachable)
+        except ProviderError as error:
+            if not error.about_stream_options:
+                raise
+        provider.retries += 1
+        answer = await _call(arm, render.without_added_usage(request, body), forwarded, wait_unreachable)
+        logger.warning("provider %s refuses stream_options: the cost of its streams is unknown", provider.name)
+        provider.takes_stream_options = False
+        return answer
+    return await _call(
+        arm, render.without_added_usage(request, body) if added else request, forwarded, wait_unreachable
+    )
+
+
+async def _call(arm: Arm, request: Body, forwarded: Mapping[str, str], wait_unreachable: bool) -> Answer:
     try:
         payload = orjson.dumps(request)
     except orjson.JSONEncodeError as error:

@@ -93,6 +93,42 @@ async def test_events_go_on_at_once_and_the_usage_that_only_we_asked_for_stays(
     assert stable.tokens == [100, 0, 10]
 
 
+REFUSED = says(400, {"error": {"message": "Unrecognized request argument supplied: stream_options"}})
+
+
+async def test_a_provider_that_refuses_stream_options_is_not_asked_for_usage_again(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await one(gateway, provider)
+    plain = streams(chunk("yes", "stop"), DONE)
+    provider.script.extend([REFUSED, plain, plain, plain])
+    for _ in range(2):
+        answered = await caller.post(request(stream=True))
+        assert (answered.status, answered.body) == (200, chunk("yes", "stop") + DONE)
+    await caller.post(request(stream=True, stream_options={"include_obfuscation": False}))
+    options = [sent.get("stream_options") for sent in provider.requests]
+    assert options == [{"include_usage": True}, None, None, {"include_obfuscation": False}]
+    stable = series(gateway, "stable")
+    assert (stable.requests, sum(stable.errors.values())) == (3, 0)
+    assert (stable.usage_missing, stable.cost_count) == (3, 0), "no usage is not no cost"
+
+
+async def test_stream_options_of_the_callers_own_are_its_own_affair(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await one(gateway, provider)
+    provider.script.append(REFUSED)
+    answered = await caller.post(request(stream=True, stream_options={"include_usage": True}))
+    assert (answered.status, len(provider.requests)) == (400, 1)
+    # refused with and without ours: the provider is not to be remembered as one that does not know the field
+    provider.script.extend([REFUSED, REFUSED])
+    answered = await caller.post(request(stream=True, stream_options={"odd": 1}))
+    assert (answered.status, len(provider.requests)) == (400, 3)
+    provider.script.append(streams(chunk("yes", "stop"), USAGE_CHUNK, DONE))
+    await caller.post(request(stream=True))
+    assert provider.requests[3]["stream_options"] == {"include_usage": True}
+
+
 async def test_a_broken_contract_in_a_stream_is_counted(gateway: Gateway, caller: Caller, provider: Provider) -> None:
     await one(gateway, provider, outputSchema=SCHEMA)
     provider.script.append(streams(chunk("prose", "stop"), DONE))

@@ -100,6 +100,8 @@ class OpenAIProvider:
         self.key: str | None = None
         self.in_flight = 0
         self.retries = 0
+        self.takes_stream_options = True
+        """False once a request was refused for the `stream_options` that we added, and taken without."""
         self._rng = rng or random.Random()
         self._session: aiohttp.ClientSession | None = None
         self._connect_failures = 0
@@ -210,6 +212,7 @@ class OpenAIProvider:
             headers=headers,
             retryable=status in _RETRIED_STATUS,
             retry_after_seconds=_retry_after(response.headers.get("retry-after")),
+            about_stream_options=status in (400, 422) and b"stream_options" in body,
         )
 
     def _pause_seconds(self, tries: int, retry_after_seconds: float | None) -> float:
