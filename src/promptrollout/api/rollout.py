@@ -236,6 +236,8 @@ class Clock(Model):
     active_seconds: Seconds = 0
     unreachable_since: Seconds | None = None
     """The canary's provider alone has been out of reach since then."""
+    outage_since: Seconds | None = None
+    """Stable itself has failed in half of its requests or more since then: whatever fails both arms decides nothing."""
     ticked_at: Seconds | None = None
     """Until when durations that do not rest on intervals (pauses, `mode: None`) have been counted."""
 

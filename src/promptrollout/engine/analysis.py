@@ -5,7 +5,7 @@ import math
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot
 from promptrollout.api.slo import Objective
 from promptrollout.engine.draft import Draft
-from promptrollout.engine.evidence import Interval, MeanCounts
+from promptrollout.engine.evidence import Interval, MeanCounts, RateCounts
 from promptrollout.engine.judgement import Judgement, Levels
 from promptrollout.engine.life import current_step, is_last_weight
 from promptrollout.engine.objectives import make_test
@@ -14,6 +14,8 @@ FAMILY_LEVEL = 0.05
 """Chance that a harmless canary is rolled back by any objective at any time."""
 PROMOTION_LEVEL = 0.05
 """Chance, over all attempts together, that a canary at the margin passes an objective."""
+
+OUTAGE_SHARE = 0.5
 
 WATCHED = ("Stepping", "Promoting", "Baking")
 """Stages in which the canary meets users, so that evidence is read."""
@@ -56,7 +58,10 @@ def take(draft: Draft, interval: Interval) -> None:
     s = draft.status
     assert s.snapshot is not None
     acknowledged = draft.clock.acknowledged_at
-    promotable = acknowledged is not None and interval.start >= acknowledged
+    outage = is_outage(s.snapshot, interval)
+    if outage != (draft.clock.outage_since is not None):
+        draft.set_clock(outage_since=interval.start if outage else None)
+    promotable = acknowledged is not None and interval.start >= acknowledged and not outage
     step = current_step(draft)
     pausing = step is not None and step.pause is not None  # measured by the clock, see plan.tick
     if promotable and interval.counts and not draft.holds and not pausing:
@@ -72,6 +77,19 @@ def take(draft: Draft, interval: Interval) -> None:
         # nobody is on the old arm now: only what rests on `max` alone may judge
         table = [r.model_copy(update={"verdict": "NoEvidence"}) if not absolute(s.snapshot, r) else r for r in table]
     draft.set(analysis=table)
+
+
+def is_outage(snapshot: Snapshot, interval: Interval) -> bool:
+    """Stable failed in half of its requests or more: the provider is down for both arms.
+
+    The canary failing as often as that is not worse than stable, but no reason to go on either. Chosen by stable's
+    counts alone, so the e-values of the intervals that do count stay e-values.
+    """
+    for objective in snapshot.objectives:
+        counts = interval.counts.get(objective.name)
+        if objective.signal == "ErrorRate" and isinstance(counts, RateCounts) and counts.stable > 0:
+            return counts.stable_bad >= OUTAGE_SHARE * counts.stable
+    return False
 
 
 def absolute(snapshot: Snapshot, row: ObjectiveStatus) -> bool:

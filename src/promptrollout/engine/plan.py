@@ -38,6 +38,7 @@ def plan(facts: Facts, now: int) -> Plan:
     watch_provider(draft)
     gather_holds(draft)
     breached = fold(draft)
+    gather_holds(draft)
     if breached is not None and not draft.can_go_back:
         text = f"{breached.name}: {breached.message}; there is nothing to go back to"
         draft.record("ObjectiveBreached", text, warning=True, evidence=True)
@@ -53,8 +54,11 @@ def plan(facts: Facts, now: int) -> Plan:
 
 def recover(draft: Draft) -> None:
     """Give an empty status its first content: from the delivery, from the mark on a copy, or as a first version."""
-    if draft.status.stage is not None:
+    if draft.status.stage is not None and is_coherent(draft.status):
         return
+    if draft.status.stage is not None:
+        # somebody edited it by hand: what cannot come from here is as good as lost
+        draft.status = RolloutStatus(history=draft.status.history, decision_count=draft.status.decision_count)
     delivered, desired = draft.facts.delivered, draft.desired
     memory = delivered.memory if delivered else None
     if delivered is not None and memory is not None:
@@ -79,6 +83,21 @@ def recover(draft: Draft) -> None:
         draft.set_clock(started_at=draft.now)
         watch_first(draft)
         draft.record("InitialVersion", f"{named(first)} serves 100 % as the first version")
+
+
+def is_coherent(status: RolloutStatus) -> bool:
+    """Stage, arms and weight fit together, as they do in every status that `plan` returns."""
+    s, steps = status, status.snapshot.steps if status.snapshot else []
+    if s.stable is None:
+        return False
+    if s.stage in ACTIVE and (s.canary is None or s.snapshot is None):
+        return False
+    if s.stage == "Withdrawing":
+        return s.canary is not None and s.weight == 0
+    if s.stage == "Stepping":
+        sent = [step.weight for step in steps[: s.current_step_index + 1] if step.weight is not None]
+        return s.current_step_index < len(steps) and s.weight == (sent[-1] if sent else 0)
+    return s.weight == {"Loading": 0, "Promoting": 100, "Baking": 100}.get(s.stage or "", s.weight)
 
 
 def watch_first(draft: Draft) -> None:
@@ -163,6 +182,7 @@ def watch_provider(draft: Draft) -> None:
 def gather_holds(draft: Draft) -> None:
     """Everything that forbids advancing now, each in a sentence. A breach rolls back through all of them."""
     facts, s = draft.facts, draft.status
+    draft.holds.clear()
     if not s.retracing:
         if facts.spec.paused:
             draft.holds.append("paused by spec.paused")
@@ -175,6 +195,8 @@ def gather_holds(draft: Draft) -> None:
             draft.holds.append("the version that the spec names is missing")
         if draft.blind and s.stage in ("Loading", *WATCHED):
             draft.holds.append(f"metrics are not available: {facts.evidence.problem}")
+    if draft.clock.outage_since is not None and s.stage in ("Stepping", "Promoting"):
+        draft.holds.append("stable itself fails in half of its requests or more: nothing can be concluded")
     if draft.clock.unreachable_since is not None:
         draft.holds.append("the canary's provider is out of reach")
 

@@ -687,3 +687,42 @@ def test_the_status_stays_small_with_every_objective_that_fits() -> None:
     breach = next(d for d in world.status.history if d.reason == "ObjectiveBreached")
     assert breach.evidence[0].verdict == "Breach"
     assert max(sizes) <= 32 * 1024, sizes
+
+
+@pytest.mark.parametrize("rate", [0.6, 1.0])
+def test_an_outage_of_both_arms_promotes_nothing(rate: float) -> None:
+    world = started(error_rate={V1.digest: rate, V2.digest: rate})
+    world.tick(40)
+    assert (world.at, world.status.rejected) == (("Stepping", 10), [])
+    assert "stable itself fails" in world.status.message
+    world.error_rate = {}
+    assert finished(world).status.stable == V2
+
+
+def test_a_canary_that_fails_more_during_trouble_is_still_taken_back() -> None:
+    world = started(error_rate={V1.digest: 0.5, V2.digest: 1.0})
+    world.tick(10)
+    assert world.status.rejected[0].digest == V2.digest
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"canary": None},
+        {"weight": 90},
+        {"snapshot": None},
+        {"stage": "Promoting"},
+        {"stage": "Baking"},
+        {"stage": "Withdrawing"},
+        {"current_step_index": 7},
+    ],
+    ids=str,
+)
+def test_a_status_edited_into_nonsense_is_as_good_as_lost(edit: dict[str, object]) -> None:
+    world = started()
+    world.tick()
+    before = len(world.weights)
+    world.status = world.status.model_copy(update=edit)
+    world.settle()
+    assert world.weights[before][0] == 0, "the canary starts over from weight 0"
+    assert finished(world).status.stable == V2
