@@ -16,6 +16,11 @@
 {{- include "promptrollout.fullname" . }}-operator
 {{- end }}
 
+{{- /* What the operator binds for each gateway. By release: two of them share a cluster, each with its namespaces. */ -}}
+{{- define "promptrollout.gatewayRole" -}}
+{{- include "promptrollout.fullname" . }}-gateway
+{{- end }}
+
 {{- define "promptrollout.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "promptrollout.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -53,6 +58,7 @@ metricsSources:
 watchNamespaces: {{ toJson .Values.watchNamespaces }}
 logLevel: {{ .Values.logLevel }}
 settleSeconds: {{ .Values.settleSeconds }}
+gatewayClusterRole: {{ include "promptrollout.gatewayRole" . }}
 gatewayImage: {{ default (include "promptrollout.image" .) .Values.gatewayImage | quote }}
 {{- end }}
 
@@ -74,34 +80,32 @@ gatewayImage: {{ default (include "promptrollout.image" .) .Values.gatewayImage 
     - modelproviders/status
     - promptversions/status
     - promptdeliveries/status
-  verbs: [get, patch]
+  verbs: [patch]
 # ownerReferences with blockOwnerDeletion need this where OwnerReferencesPermissionEnforcement is on.
 - apiGroups: [promptrollout.dev]
-  resources: [promptrollouts/finalizers, promptgateways/finalizers]
+  resources: [promptgateways/finalizers]
   verbs: [update]
-# A gateway's parts.
+# A gateway's parts. They go with their PromptGateway: the garbage collector deletes them, not the operator.
 - apiGroups: [apps]
   resources: [deployments]
-  verbs: [get, list, watch, create, patch, delete]
-- apiGroups: [apps]
-  resources: [replicasets]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [""]
   resources: [services, serviceaccounts]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, create, patch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, create, patch]
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, create, patch]
+# Deleted where it names another role than below: the API server lets nobody change that.
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [rolebindings]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, create, patch, delete]
 # The one role that it may hand out, and it cannot change what is in it.
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [clusterroles]
-  resourceNames: [promptrollout-gateway]
+  resourceNames: [{{ include "promptrollout.gatewayRole" . }}]
   verbs: [bind]
 # Who has acknowledged; a pod that never does is evicted.
 - apiGroups: [""]
@@ -114,7 +118,7 @@ gatewayImage: {{ default (include "promptrollout.image" .) .Values.gatewayImage 
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, list, watch]
-- apiGroups: ["", events.k8s.io]
+- apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end }}

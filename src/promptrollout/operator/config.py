@@ -39,6 +39,8 @@ class Config(_Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     gateway_image: str = f"ghcr.io/promptrollout/promptrollout:{__version__}"
     """Of serving pods whose PromptGateway names none."""
+    gateway_cluster_role: Annotated[str, Field(min_length=1, max_length=253)] = "promptrollout-gateway"
+    """Bound for the ServiceAccount of each PromptGateway in its namespace."""
     settle_seconds: Annotated[float, Field(ge=0, le=60)] = 2.0
     """How long after an interval's end its last scrapes are waited for; never more than a quarter of the interval."""
 
@@ -87,7 +89,8 @@ def load(path: Path) -> Config:
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must be a mapping with metricsSources, watchNamespaces, logLevel, gatewayImage")
+        fields = ", ".join(str(field.alias) for field in Config.model_fields.values())
+        raise ConfigError(f"{path}: must be a mapping with {fields}")
     try:
         return Config.model_validate(content)
     except ValidationError as error:

@@ -14,6 +14,8 @@ import yaml
 
 from promptrollout.api.crds import KINDS, crd
 from promptrollout.api.names import GROUP, PORT_ADMIN
+from promptrollout.operator.cluster_api import KINDS as KINDS_BY_NAME
+from promptrollout.operator.cluster_api import WATCHED
 from promptrollout.operator.config import load
 from promptrollout.operator.metrics import Metrics
 from promptrollout.sandbox import assets
@@ -144,6 +146,7 @@ def test_configuration(render: Render) -> None:
         "watchNamespaces": [],
         "logLevel": "debug",
         "settleSeconds": 2,
+        "gatewayClusterRole": "promptrollout-gateway",
         "gatewayImage": only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"],
     }
 
@@ -205,7 +208,6 @@ def test_permissions_of_the_operator(render: Render) -> None:
     assert written == {
         "promptversions",
         "promptdeliveries",
-        "promptrollouts/finalizers",
         "promptgateways/finalizers",
         *(f"{kind.plural}/status" for kind in KINDS),
     }
@@ -213,6 +215,31 @@ def test_permissions_of_the_operator(render: Render) -> None:
     (bind,) = [rule for rule in role["rules"] if "bind" in rule["verbs"]]
     assert bind["resourceNames"] == ["promptrollout-gateway"]
     assert granted([bind]) == {("rbac.authorization.k8s.io", "clusterroles", "bind")}
+
+
+def test_permissions_without_a_use_are_not_asked_for(render: Render) -> None:
+    """Whatever is watched, made or deleted is in KINDS of the operator; gateways' parts are deleted by their owner."""
+    cells = granted(only(render(), "ClusterRole", "promptrollout-operator")["rules"])
+    assert {resource for _, resource, verb in cells if verb == "watch"} == {KINDS_BY_NAME[k].plural for k in WATCHED}
+    deleted = {resource for _, resource, verb in cells if verb == "delete"}
+    assert deleted == {"promptversions", "promptdeliveries", "rolebindings"}
+    assert not {cell for cell in cells if cell[1] in ("leases", "replicasets")}
+    assert {cell for cell in cells if cell[1] == "events"} == {("events.k8s.io", "events", "create")}
+
+
+def test_releases_of_other_names_share_a_cluster(helm: Helm) -> None:
+    """What is not of a namespace carries the release's name: Helm lets nobody take another release's objects."""
+    found: list[set[tuple[str, str]]] = []
+    for name in ("team-a", "team-b"):
+        flags = ("--set", "crds.enabled=false", "--set", f"watchNamespaces={{{name}}}")
+        done = helm("template", name, str(CHART), "--namespace", name, *flags)
+        manifests = [m for m in yaml.safe_load_all(done.stdout) if m]
+        found.append({(m["kind"], m["metadata"]["name"]) for m in manifests if m["kind"] in CLUSTER_SCOPED})
+        config = yaml.safe_load(only(manifests, "ConfigMap")["data"]["config.yaml"])
+        role = only(manifests, "ClusterRole", config["gatewayClusterRole"])["metadata"]["name"]
+        (bind,) = [r for r in only(manifests, "Role")["rules"] if "bind" in r["verbs"]]
+        assert bind["resourceNames"] == [role] == [f"{name}-promptrollout-gateway"]
+    assert not found[0] & found[1]
 
 
 def test_permissions_of_gateways(render: Render) -> None:
@@ -228,7 +255,7 @@ def test_namespaced_mode_has_the_same_rules_in_roles(render: Render) -> None:
     manifests = render("watchNamespaces={a,b}")
     assert not [m for m in manifests if m["kind"] == "ClusterRoleBinding"]
     roles = {m["metadata"]["namespace"]: m for m in manifests if m["kind"] == "Role"}
-    assert roles.keys() == {"a", "b", "promptrollout-system"}
+    assert roles.keys() == {"a", "b"}
     assert roles["a"]["rules"] == roles["b"]["rules"] == everywhere
     config = yaml.safe_load(only(manifests, "ConfigMap")["data"]["config.yaml"])
     assert config["watchNamespaces"] == ["a", "b"]
