@@ -65,7 +65,9 @@ class Operator:
             self._metrics,
             where.pod,
         )
-        self._gateways = GatewayReconciler(self._api, self._store, config.gateway_image, set(sources))
+        self._gateways = GatewayReconciler(
+            self._api, self._store, config.gateway_image, set(sources), config.gateway_cluster_role
+        )
         self._trouble = asyncio.Event()
         self._listed_at: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -195,6 +197,9 @@ class Operator:
                 continue
             if failing:
                 self._queue.hasten()
+            for gateway in self._store.all("PromptGateway"):
+                # not all of their objects are watched
+                self._queue.add(Key("PromptGateway", gateway["metadata"]["namespace"], gateway["metadata"]["name"]))
             pause, failing = RELIST_SECONDS, False
 
     # ------------------------------------------------------------ working

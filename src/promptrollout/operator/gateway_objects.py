@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,15 +22,15 @@ from promptrollout.operator.acknowledge import deployment_name
 
 Object = dict[str, Any]
 
-CLUSTER_ROLE = "promptrollout-gateway"
 UID = 65532
 _KEY_FILE = "api-key"
+_KEY_VOLUME = "provider-keys"
 
 
 def gateway_objects(
-    gateway: Object, spec: GatewaySpec, image: str, keys: Mapping[str, SecretKeyRef]
+    gateway: Object, spec: GatewaySpec, image: str, keys: Mapping[str, SecretKeyRef], cluster_role: str
 ) -> list[tuple[str, Object]]:
-    """(kind, object), in the order in which they are needed."""
+    """(kind, object), in the order in which they are needed. `cluster_role`: what its pods may do."""
     namespace, name = gateway["metadata"]["namespace"], gateway["metadata"]["name"]
     own = deployment_name(name)
     labels = {
@@ -58,7 +59,7 @@ def gateway_objects(
             "RoleBinding",
             "rbac.authorization.k8s.io/v1",
             {
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": CLUSTER_ROLE},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": cluster_role},
                 "subjects": [{"kind": "ServiceAccount", "name": own, "namespace": namespace}],
             },
         ),
@@ -169,15 +170,23 @@ def _container(name: str, spec: GatewaySpec, image: str) -> Object:
         "volumeMounts": [
             {"name": "state", "mountPath": STATE_DIR},
             {"name": "tmp", "mountPath": "/tmp"},
-            {"name": "provider-keys", "mountPath": PROVIDER_KEYS_DIR, "readOnly": True},
+            {"name": _KEY_VOLUME, "mountPath": PROVIDER_KEYS_DIR, "readOnly": True},
         ],
     }
 
 
 def _volumes(keys: Mapping[str, SecretKeyRef]) -> list[Object]:
+    return [
+        {"name": "state", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {}},
+        {"name": _KEY_VOLUME, "projected": {"sources": _key_sources(keys)}},
+    ]
+
+
+def _key_sources(keys: Mapping[str, SecretKeyRef]) -> list[Object]:
     """Keys come as files: neither operator nor gateway may read Secrets through the API. A missing one is optional, so
     that it keeps no pod from starting; the pod says which file it lacks."""
-    sources = [
+    return [
         {
             "secret": {
                 "name": ref.name,
@@ -187,11 +196,18 @@ def _volumes(keys: Mapping[str, SecretKeyRef]) -> list[Object]:
         }
         for name, ref in sorted(keys.items())
     ]
-    return [
-        {"name": "state", "emptyDir": {}},
-        {"name": "tmp", "emptyDir": {}},
-        {"name": "provider-keys", "projected": {"sources": sources}},
-    ]
+
+
+def held_template(deployment: Object, keys: Mapping[str, SecretKeyRef]) -> Object:
+    """The pod template of a Deployment as it runs, with these keys: nothing else of it changes, so that at most a
+    missing key replaces pods."""
+    template: Object = copy.deepcopy(deployment["spec"]["template"])
+    template.get("metadata", {}).pop("creationTimestamp", None)
+    if mounted_keys(deployment) != keys:
+        for volume in template["spec"].get("volumes") or []:
+            if volume["name"] == _KEY_VOLUME:
+                volume["projected"]["sources"] = _key_sources(keys)
+    return template
 
 
 def _network_policy(selector: dict[str, str]) -> Object:

@@ -1,4 +1,4 @@
-"""Reconcile a PromptGateway: make its objects, hold its image while a canary runs, report what is ready."""
+"""Reconcile a PromptGateway: make its objects, hold its pods while a canary runs, report what is ready."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,7 +17,7 @@ from promptrollout.api.provider import ProviderSpec
 from promptrollout.operator.acknowledge import deployment_name
 from promptrollout.operator.cluster_api import WATCHED, Api
 from promptrollout.operator.conditions import conditions, same_status
-from promptrollout.operator.gateway_objects import gateway_objects, mounted_keys
+from promptrollout.operator.gateway_objects import gateway_objects, held_template, mounted_keys
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 
@@ -25,42 +25,58 @@ logger = logging.getLogger(__name__)
 Object = dict[str, Any]
 
 
+OWNED_MAPS = ("resources", "requests", "limits", "selector", "podSelector", "matchLabels")
+"""Maps in which nobody else has a say: a limit that the PromptGateway no longer names must go."""
+
+
+class InTheWay(Exception):
+    """An object of a name that we need belongs to somebody else."""
+
+
 class GatewayReconciler:
     """Server-side apply of the owned objects, only where the cluster's differ."""
 
-    def __init__(self, api: Api, store: Store, default_image: str, sources: Collection[str]) -> None:
+    def __init__(self, api: Api, store: Store, default_image: str, sources: Collection[str], cluster_role: str) -> None:
         self._api = api
         self._store = store
         self._default_image = default_image
         self._sources = sources
+        self._cluster_role = cluster_role
         self._settled: dict[tuple[str, str, str], tuple[str, str]] = {}
 
     async def reconcile(self, key: Key, item: Object) -> None:
         try:
             spec = GatewaySpec.model_validate(item.get("spec") or {})
         except ValidationError as error:
-            await self._write_status(key, item, None, "", str(error.errors()[0]["msg"]))
+            await self._write_status(key, item, None, "", ("InvalidSpec", str(error.errors()[0]["msg"])))
             return
-        image = self._image(key, spec)
-        if self._store.get("Deployment", key.namespace, deployment_name(key.name)) is None:
+        live = self._store.get("Deployment", key.namespace, deployment_name(key.name))
+        if live is None:
             # applied together with it, but of another watch: without this its pods would soon be replaced
             for provider in await self._api.list("ModelProvider", key.namespace):
                 self._store.put("ModelProvider", provider)
-        for kind, wanted in gateway_objects(item, spec, image, self._keys(key)):
-            await self._ensure(kind, key.namespace, wanted)
-        await self._write_status(key, item, spec, image)
+        mounted = mounted_keys(live) if live is not None else {}
+        image, keys = spec.image or self._default_image, self._keys(key, mounted)
+        held = live is not None and self._busy(key) and _is_serving(live)
+        problems, waits = [], ""
+        for kind, wanted in gateway_objects(item, spec, image, keys, self._cluster_role):
+            if kind == "Deployment" and live is not None and held:
+                in_use = {name: ref for name, ref in keys.items() if name in self._in_use(key)}
+                template = held_template(live, mounted | in_use)
+                if not self._is_settled(kind, live, wanted) and not covers(template, wanted["spec"]["template"]):
+                    waits = "; its pods are replaced when no rollout of it is in progress"
+                wanted["spec"]["template"] = template
+                image = str(template["spec"]["containers"][0]["image"])
+            try:
+                await self._ensure(kind, key.namespace, wanted)
+            except InTheWay as problem:
+                logger.error("%s: %s", key, problem)
+                problems.append(str(problem))
+        await self._write_status(
+            key, item, spec, image, ("ObjectInTheWay", "; ".join(problems)) if problems else None, waits
+        )
 
     # ------------------------------------------------------------ objects
-
-    def _image(self, key: Key, spec: GatewaySpec) -> str:
-        """A new default is taken over only while no rollout of this gateway is in progress."""
-        if spec.image:
-            return spec.image
-        deployment = self._store.get("Deployment", key.namespace, deployment_name(key.name))
-        if deployment is None:
-            return self._default_image
-        running = str(deployment["spec"]["template"]["spec"]["containers"][0]["image"])
-        return running if self._busy(key) else self._default_image
 
     def _busy(self, key: Key) -> bool:
         return any((rollout.get("status") or {}).get("stage") not in (None, "Idle") for rollout in self._rollouts(key))
@@ -72,17 +88,19 @@ class GatewayReconciler:
             if (rollout.get("spec") or {}).get("gatewayRef", {}).get("name") == key.name
         ]
 
-    def _keys(self, key: Key) -> dict[str, SecretKeyRef]:
-        """Which Secret each provider's key comes from. One that was deleted while a rollout is served with it stays."""
-        deployment = self._store.get("Deployment", key.namespace, deployment_name(key.name))
-        in_use = {
+    def _in_use(self, key: Key) -> set[str]:
+        """Names of the providers that this gateway's deliveries need."""
+        return {
             arm["provider"]["name"]
             for delivery in self._store.in_namespace("PromptDelivery", key.namespace)
             if delivery["spec"].get("gateway") == key.name and not delivery["spec"].get("retiredAt")
             for arm in (delivery["spec"].get("stable"), delivery["spec"].get("canary"))
             if arm
         }
-        mounted = mounted_keys(deployment) if deployment is not None else {}
+
+    def _keys(self, key: Key, mounted: Mapping[str, SecretKeyRef]) -> dict[str, SecretKeyRef]:
+        """Which Secret each provider's key comes from. One that was deleted while a rollout is served with it stays."""
+        in_use = self._in_use(key)
         found = {name: ref for name, ref in mounted.items() if name in in_use}
         for item in self._store.in_namespace("ModelProvider", key.namespace):
             name = item["metadata"]["name"]
@@ -101,44 +119,53 @@ class GatewayReconciler:
         live = self._store.get(kind, namespace, name) if kind in WATCHED else None
         if live is None:
             live = await self._api.get(kind, namespace, name)
-        place = (kind, namespace, name)
         # items of a list do not say what they are
         content = {field: value for field, value in wanted.items() if field not in ("apiVersion", "kind")}
-        if live is not None and (covers(live, content) or self._settled.get(place) == (_hash(wanted), _hash(live))):
+        if live is not None and (covers(live, content) or self._is_settled(kind, live, wanted)):
             return
         if live is not None and not _ours(live, wanted):
-            logger.error(
-                "%s %s/%s is in the way: it does not belong to the PromptGateway; delete or rename it",
-                kind,
-                namespace,
-                name,
-            )
-            return
+            raise InTheWay(f"{kind} {name} does not belong to this PromptGateway: delete or rename it")
+        if live is not None and kind == "RoleBinding" and not covers(live["roleRef"], wanted["roleRef"]):
+            await self._api.delete(kind, live)  # the role of a RoleBinding can never be changed
         answer = await self._api.apply(kind, namespace, name, wanted)
+        if surplus := _surplus(answer.get("spec") or {}, wanted.get("spec") or {}):
+            # fields of somebody else that an apply leaves alone
+            answer = await self._api.merge(kind, namespace, name, {"spec": surplus})
         # the server may write a value in another way than we do (1000m for 1): that is settled, and no reason to write
-        self._settled[place] = (_hash(wanted), _hash(answer))
+        self._settled[kind, namespace, name] = (_hash(wanted), _hash(answer))
         if kind in WATCHED:
             self._store.put(kind, answer, quiet=True)
+
+    def _is_settled(self, kind: str, live: Object, wanted: Object) -> bool:
+        place = (kind, wanted["metadata"]["namespace"], wanted["metadata"]["name"])
+        return self._settled.get(place) == (_hash(wanted), _hash(live))
 
     # ------------------------------------------------------------ status
 
     async def _write_status(
-        self, key: Key, item: Object, spec: GatewaySpec | None, image: str, problem: str = ""
+        self,
+        key: Key,
+        item: Object,
+        spec: GatewaySpec | None,
+        image: str,
+        problem: tuple[str, str] | None = None,
+        waits: str = "",
     ) -> None:
+        """`problem`: reason and message of what keeps it from being ready."""
         deployment = self._store.get("Deployment", key.namespace, deployment_name(key.name)) or {}
         found = deployment.get("status") or {}
         ready = int(found.get("readyReplicas", 0))
         wanted = spec.replicas if spec is not None else 0
         if problem:
-            truth, reason, message = False, "InvalidSpec", problem
+            truth, (reason, message) = False, problem
         elif spec is not None and spec.metrics_source not in self._sources:
             known = ", ".join(sorted(self._sources)) or "none"
             truth, reason = False, "UnknownMetricsSource"
             message = f"spec.metricsSource: the operator has no source {spec.metrics_source} (it has: {known})"
         elif ready >= wanted:
-            truth, reason, message = True, "Available", f"{ready} of {wanted} pods are ready"
+            truth, reason, message = True, "Available", f"{ready} of {wanted} pods are ready{waits}"
         else:
-            truth, reason, message = False, "WaitingForPods", f"{ready} of {wanted} pods are ready"
+            truth, reason, message = False, "WaitingForPods", f"{ready} of {wanted} pods are ready{waits}"
         status = {
             "observedGeneration": item["metadata"].get("generation", 0),
             "replicas": int(found.get("replicas", 0)),
@@ -152,10 +179,12 @@ class GatewayReconciler:
 
 
 def covers(live: Any, wanted: Any) -> bool:
-    """Is all of `wanted` in `live`? Lists must agree in length and order; what the server filled in does not matter."""
+    """Is all of `wanted` in `live`? Lists must agree in length and order, and OWNED_MAPS have no other keys; what else
+    the server filled in does not matter."""
     if isinstance(wanted, dict):
         return isinstance(live, dict) and all(
-            covers(live.get(name), value) or (value in ({}, []) and live.get(name) is None)
+            (covers(live.get(name), value) or (value in ({}, []) and live.get(name) is None))
+            and not (name in OWNED_MAPS and _others(live.get(name), value))
             for name, value in wanted.items()
         )
     if isinstance(wanted, list):
@@ -165,6 +194,42 @@ def covers(live: Any, wanted: Any) -> bool:
             and all(covers(a, b) for a, b in zip(live, wanted, strict=True))
         )
     return bool(live == wanted)
+
+
+def _others(live: Any, wanted: Any) -> list[str]:
+    """Keys that are not ours in a map that is."""
+    return sorted(set(live or {}) - set(wanted)) if isinstance(wanted, dict) and isinstance(live, dict | None) else []
+
+
+def _surplus(live: Any, wanted: Any) -> Object:
+    """A merge patch that takes out what does not belong there. A list that has more than its own is sent whole."""
+    patch: Object = {}
+    for name, value in wanted.items():
+        found = live.get(name)
+        if isinstance(value, dict) and isinstance(found, dict):
+            inner = _surplus(found, value)
+            if name in OWNED_MAPS:
+                inner |= dict.fromkeys(_others(found, value))
+            if inner:
+                patch[name] = inner
+        elif isinstance(value, list) and isinstance(found, list) and _has_more(found, value):
+            patch[name] = value
+    return patch
+
+
+def _has_more(live: list[Any], wanted: list[Any]) -> bool:
+    if len(live) != len(wanted):
+        return True
+    pairs = zip(live, wanted, strict=True)
+    return any(isinstance(a, dict) and isinstance(b, dict) and bool(_surplus(a, b)) for a, b in pairs)
+
+
+def _is_serving(deployment: Object) -> bool:
+    """Has it pods whose replacement would be felt? Not if none is ready, or if the present ones never become ready:
+    then a correction must not wait for a rollout that waits for these pods."""
+    status = deployment.get("status") or {}
+    stuck = any(c.get("type") == "Progressing" and c.get("status") == "False" for c in status.get("conditions") or [])
+    return not stuck and int(status.get("readyReplicas", 0)) > 0
 
 
 def _ours(live: Object, wanted: Object) -> bool:

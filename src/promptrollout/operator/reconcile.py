@@ -256,7 +256,7 @@ class RolloutReconciler:
             record.checkpoint_at = self._clock()
         if (record.planned.stage in (None, "Idle")) != (result.status.stage in (None, "Idle")):
             gateway = (item.get("spec") or {}).get("gatewayRef", {}).get("name", "")
-            self._queue.add(Key("PromptGateway", key.namespace, gateway))  # its image is held while a canary runs
+            self._queue.add(Key("PromptGateway", key.namespace, gateway))  # its pods are held while a canary runs
         record.planned = result.status
         record.events.add(result.decisions)
         for decision in result.decisions:
@@ -316,6 +316,10 @@ class RolloutReconciler:
                 self._queue.add(key)  # the next plan holds, and says why
         else:
             record.cannot_compile = ""
+            written = read(self._store.get("PromptDelivery", key.namespace, key.name))
+            if written is not None and _providers(written) - _providers(read(existing)):
+                # whose pods may lack the key
+                self._queue.add(Key("PromptGateway", key.namespace, written.gateway))
 
     # ------------------------------------------------------------ analysis
 
@@ -347,6 +351,10 @@ def _in_use(facts: Facts, result: Plan) -> set[str]:
     if facts.delivered is not None:
         refs += [facts.delivered.stable, facts.delivered.canary]
     return {ref.version for ref in refs if ref is not None}
+
+
+def _providers(spec: DeliverySpec | None) -> set[str]:
+    return {arm.provider.name for arm in (spec.stable, spec.canary) if arm is not None} if spec is not None else set()
 
 
 def _read_status(key: Key, item: Object) -> RolloutStatus | None:

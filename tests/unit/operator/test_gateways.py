@@ -10,6 +10,7 @@ from promptrollout.api.meta import SecretKeyRef
 from promptrollout.operator.gateway_objects import gateway_objects, mounted_keys
 from promptrollout.operator.gateways import GatewayReconciler, covers
 from promptrollout.operator.queue import Key
+from promptrollout.operator.store import Store
 from tests.unit.operator.world import an_object, store_with
 
 GATEWAY = an_object("PromptGateway", "default", {"replicas": 3})
@@ -19,7 +20,7 @@ REF = SecretKeyRef(name="openai", key="token")
 
 def objects(**changes: Any) -> dict[str, dict[str, Any]]:
     spec = GatewaySpec.model_validate({"replicas": 3} | changes)
-    return dict(gateway_objects(GATEWAY, spec, "image:1", {"model": REF}))
+    return dict(gateway_objects(GATEWAY, spec, "image:1", {"model": REF}, "the-role"))
 
 
 def test_everything_belongs_to_the_gateway() -> None:
@@ -30,7 +31,7 @@ def test_everything_belongs_to_the_gateway() -> None:
         (owner,) = item["metadata"]["ownerReferences"]
         assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == ("PromptGateway-default", True, True)
         assert item["metadata"]["name"] == "default-gateway"
-    assert found["RoleBinding"]["roleRef"]["name"] == "promptrollout-gateway"
+    assert found["RoleBinding"]["roleRef"]["name"] == "the-role"
 
 
 def test_pods_are_restricted() -> None:
@@ -63,6 +64,10 @@ def test_keys_are_files_and_optional() -> None:
         ({"sources": None}, {"sources": []}, True),
         ({}, {"a": False}, False),
         ({"a": None}, {"a": {"b": 1}}, False),
+        ({"limits": {"cpu": 1, "memory": 2}}, {"limits": {"memory": 2}}, False),
+        ({"resources": {"limits": {}, "requests": {}}}, {"resources": {"requests": {}}}, False),
+        ({"selector": {"a": "1", "b": "2"}}, {"selector": {"a": "1"}}, False),
+        ({"resources": None}, {"resources": {}}, True),
     ],
 )
 def test_covers(live: Any, wanted: Any, covered: bool) -> None:
@@ -84,18 +89,60 @@ class FakeApi:
 
     async def apply(self, kind: str, namespace: str, name: str, body: Any) -> Any:
         self.writes.append(kind)
-        item = copy.deepcopy(body)
+        before = self.objects.get((kind, name)) or {}
+        item = copy.deepcopy(body) | ({"status": before["status"]} if "status" in before else {})
         item["metadata"] |= {"uid": f"{kind}-{name}", "resourceVersion": str(100 + len(self.writes))}
         if kind == "Deployment":
             # written in another way than it was sent
             item["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "0.25"
+            item["spec"]["template"]["spec"] |= {"dnsPolicy": "ClusterFirst"}
         self.objects[kind, name] = item
         return copy.deepcopy(item)
+
+    async def merge(self, kind: str, namespace: str, name: str, body: Any) -> Any:
+        self.writes.append(f"{kind}/merge")
+        item = self.objects[kind, name]
+        merge(item, body)
+        item["metadata"]["resourceVersion"] = str(100 + len(self.writes))
+        return copy.deepcopy(item)
+
+    async def delete(self, kind: str, subject: Any) -> None:
+        self.writes.append(f"{kind}/delete")
+        del self.objects[kind, subject["metadata"]["name"]]
 
     async def apply_status(self, kind: str, item: Any, status: Any) -> Any:
         self.writes.append(f"{kind}/status")
         version = str(int(item["metadata"]["resourceVersion"]) + 1)
         return {**item, "metadata": item["metadata"] | {"resourceVersion": version}, "status": status}
+
+
+def merge(item: dict[str, Any], patch: dict[str, Any]) -> None:
+    """RFC 7386."""
+    for name, value in patch.items():
+        if isinstance(value, dict):
+            merge(item.setdefault(name, {}), value)
+        elif value is None:
+            item.pop(name, None)
+        else:
+            item[name] = copy.deepcopy(value)
+
+
+def ready(store: Store, api: FakeApi, **status: Any) -> None:
+    """The Deployment's pods are ready."""
+    deployment = api.objects["Deployment", "default-gateway"]
+    deployment["status"] = {"readyReplicas": 3} | status
+    deployment["metadata"]["resourceVersion"] = str(int(deployment["metadata"]["resourceVersion"]) + 1000)
+    store.put("Deployment", copy.deepcopy(deployment))
+
+
+def rollout(store: Store, stage: str) -> None:
+    item = an_object("PromptRollout", "app", {"gatewayRef": {"name": "default"}})
+    store.put("PromptRollout", item | {"status": {"stage": stage}}, even_older=True)
+
+
+def provide(store: Store, name: str, secret: str) -> None:
+    spec = {"baseURL": "http://model/v1", "apiKeySecretRef": {"name": secret, "key": "token"}}
+    store.put("ModelProvider", an_object("ModelProvider", name, spec), even_older=True)
 
 
 async def reconcile(reconciler: GatewayReconciler) -> None:
@@ -104,9 +151,16 @@ async def reconcile(reconciler: GatewayReconciler) -> None:
     await reconciler.reconcile(KEY, item)
 
 
+def ready_condition(store: Store) -> dict[str, Any]:
+    item = store.get(*KEY)
+    assert item is not None
+    (condition,) = item["status"]["conditions"]
+    return dict(condition)
+
+
 async def test_what_is_there_is_not_written_again() -> None:
     store, api = store_with(), FakeApi()
-    reconciler = GatewayReconciler(api, store, "image:1", {"default"})  # type: ignore[arg-type]
+    reconciler = GatewayReconciler(api, store, "image:1", {"default"}, "the-role")  # type: ignore[arg-type]
     await reconcile(reconciler)
     assert api.writes[-1] == "PromptGateway/status"
     api.writes.clear()
@@ -120,19 +174,24 @@ async def test_what_is_there_is_not_written_again() -> None:
 async def test_a_foreign_object_in_the_way_is_left_alone() -> None:
     store, api = store_with(), FakeApi()
     api.objects["Service", "default-gateway"] = an_object("Service", "default-gateway", {})
-    reconciler = GatewayReconciler(api, store, "image:1", {"default"})  # type: ignore[arg-type]
+    reconciler = GatewayReconciler(api, store, "image:1", {"default"}, "the-role")  # type: ignore[arg-type]
     await reconcile(reconciler)
     assert "Service" not in api.writes
+    condition = ready_condition(store)
+    assert (condition["status"], condition["reason"]) == ("False", "ObjectInTheWay")
+    assert "Service default-gateway" in condition["message"]
+    del api.objects["Service", "default-gateway"]
+    await reconcile(reconciler)
+    assert ready_condition(store)["reason"] != "ObjectInTheWay"
 
 
 @pytest.mark.parametrize(("stage", "image"), [("Stepping", "image:1"), ("Baking", "image:1"), ("Idle", "image:2")])
 async def test_a_new_release_restarts_no_gateway_in_mid_canary(stage: str, image: str) -> None:
     store, api = store_with(), FakeApi()
-    await reconcile(GatewayReconciler(api, store, "image:1", {"default"}))  # type: ignore[arg-type]
-    rollout = an_object("PromptRollout", "app", {"gatewayRef": {"name": "default"}})
-    rollout["status"] = {"stage": stage}
-    store.put("PromptRollout", rollout)
-    await reconcile(GatewayReconciler(api, store, "image:2", {"default"}))  # type: ignore[arg-type]
+    await reconcile(GatewayReconciler(api, store, "image:1", {"default"}, "the-role"))  # type: ignore[arg-type]
+    ready(store, api)
+    rollout(store, stage)
+    await reconcile(GatewayReconciler(api, store, "image:2", {"default"}, "the-role"))  # type: ignore[arg-type]
     deployment = api.objects["Deployment", "default-gateway"]
     assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == image
 
@@ -141,7 +200,7 @@ async def test_the_key_of_a_deleted_provider_stays_while_it_serves() -> None:
     store, api = store_with(), FakeApi()
     provider = {"baseURL": "http://model/v1", "apiKeySecretRef": {"name": "openai", "key": "token"}}
     store.put("ModelProvider", an_object("ModelProvider", "model", provider, resourceVersion="8"))
-    reconciler = GatewayReconciler(api, store, "image:1", {"default"})  # type: ignore[arg-type]
+    reconciler = GatewayReconciler(api, store, "image:1", {"default"}, "the-role")  # type: ignore[arg-type]
     await reconcile(reconciler)
     arm = {"provider": {"name": "model"}}
     store.put("PromptDelivery", an_object("PromptDelivery", "app", {"gateway": "default", "stable": arm}))
@@ -155,9 +214,102 @@ async def test_the_key_of_a_deleted_provider_stays_while_it_serves() -> None:
 
 async def test_an_unknown_metrics_source_is_said() -> None:
     store, api = store_with(), FakeApi()
-    await reconcile(GatewayReconciler(api, store, "image:1", {"mimir"}))  # type: ignore[arg-type]
-    item = store.get(*KEY)
-    assert item is not None
-    (condition,) = item["status"]["conditions"]
+    await reconcile(GatewayReconciler(api, store, "image:1", {"mimir"}, "the-role"))  # type: ignore[arg-type]
+    condition = ready_condition(store)
     assert (condition["status"], condition["reason"]) == ("False", "UnknownMetricsSource")
     assert "it has: mimir" in condition["message"]
+
+
+def edit_gateway(store: Store, spec: dict[str, Any]) -> None:
+    store.put("PromptGateway", an_object("PromptGateway", "default", spec), even_older=True)
+
+
+def container(api: FakeApi) -> Any:
+    return api.objects["Deployment", "default-gateway"]["spec"]["template"]["spec"]["containers"][0]
+
+
+async def test_a_limit_that_is_taken_out_goes() -> None:
+    store, api = store_with(), FakeApi()
+    reconciler = GatewayReconciler(api, store, "image:1", {"default"}, "the-role")  # type: ignore[arg-type]
+    requests = {"cpu": "250m"}
+    edit_gateway(store, {"resources": {"requests": requests, "limits": {"cpu": "2", "memory": "1Gi"}}})
+    await reconcile(reconciler)
+    edit_gateway(store, {"resources": {"requests": requests, "limits": {"memory": "1Gi"}}})
+    await reconcile(reconciler)
+    assert container(api)["resources"]["limits"] == {"memory": "1Gi"}
+
+
+async def test_what_others_add_to_maps_and_lists_of_ours_goes() -> None:
+    store, api = store_with(), FakeApi()
+    reconciler = GatewayReconciler(api, store, "image:1", {"default"}, "the-role")  # type: ignore[arg-type]
+    await reconcile(reconciler)
+    apply = api.apply
+
+    async def apply_and_leave(kind: str, namespace: str, name: str, body: Any) -> Any:
+        """A server-side apply leaves alone what other field managers own."""
+        body = copy.deepcopy(body)
+        if kind == "Deployment":
+            theirs = body["spec"]["template"]["spec"]["containers"][0]
+            theirs["env"].append({"name": "HTTP_PROXY", "value": "http://elsewhere"})
+            theirs["resources"]["limits"] = {"cpu": "1"}
+        return await apply(kind, namespace, name, body)
+
+    api.apply = apply_and_leave  # type: ignore[method-assign]
+    deployment = api.objects["Deployment", "default-gateway"]
+    deployment["metadata"]["resourceVersion"] = "900"
+    deployment["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"] = {"cpu": "1"}
+    store.put("Deployment", copy.deepcopy(deployment))
+    await reconcile(reconciler)
+    assert "HTTP_PROXY" not in {variable["name"] for variable in container(api)["env"]}
+    assert container(api)["resources"].get("limits") == {"memory": "512Mi"}
+
+
+async def test_a_binding_of_another_role_is_made_anew() -> None:
+    store, api = store_with(), FakeApi()
+    await reconcile(GatewayReconciler(api, store, "image:1", {"default"}, "the-role"))  # type: ignore[arg-type]
+    api.writes.clear()
+    await reconcile(GatewayReconciler(api, store, "image:1", {"default"}, "another"))  # type: ignore[arg-type]
+    assert [write for write in api.writes if write.startswith("RoleBinding")] == ["RoleBinding/delete", "RoleBinding"]
+    assert api.objects["RoleBinding", "default-gateway"]["roleRef"]["name"] == "another"
+
+
+async def test_in_mid_canary_only_a_missing_key_replaces_pods() -> None:
+    store, api = store_with(), FakeApi()
+    reconciler = GatewayReconciler(api, store, "image:1", {"default"}, "the-role")  # type: ignore[arg-type]
+    provide(store, "model", "openai")
+    await reconcile(reconciler)
+    ready(store, api)
+    rollout(store, "Stepping")
+    before = copy.deepcopy(api.objects["Deployment", "default-gateway"]["spec"]["template"])
+    edit_gateway(store, {"image": "image:9", "replicas": 5, "limits": {"maxConcurrentRequests": 7}})
+    provide(store, "other", "second")
+    await reconcile(reconciler)
+    deployment = api.objects["Deployment", "default-gateway"]
+    assert (deployment["spec"]["template"], deployment["spec"]["replicas"]) == (before, 5)
+    assert "when no rollout of it is in progress" in ready_condition(store)["message"]
+    arms = {"stable": {"provider": {"name": "model"}}, "canary": {"provider": {"name": "other"}}}
+    store.put("PromptDelivery", an_object("PromptDelivery", "app", {"gateway": "default"} | arms))
+    await reconcile(reconciler)
+    deployment = api.objects["Deployment", "default-gateway"]
+    assert mounted_keys(deployment).keys() == {"model", "other"}
+    assert container(api)["image"] == "image:1"
+    ready(store, api)
+    rollout(store, "Idle")
+    await reconcile(reconciler)
+    assert container(api)["image"] == "image:9"
+
+
+@pytest.mark.parametrize(
+    "status",
+    [{"readyReplicas": 0}, {"conditions": [{"type": "Progressing", "status": "False", "reason": "Deadline"}]}],
+)
+async def test_pods_that_do_not_become_ready_are_not_held(status: dict[str, Any]) -> None:
+    """A rollout waits for these pods: the correction must not wait for the rollout."""
+    store, api = store_with(), FakeApi()
+    reconciler = GatewayReconciler(api, store, "image:1", {"default"}, "the-role")  # type: ignore[arg-type]
+    await reconcile(reconciler)
+    ready(store, api, **status)
+    rollout(store, "Loading")
+    edit_gateway(store, {"image": "image:9"})
+    await reconcile(reconciler)
+    assert container(api)["image"] == "image:9"

@@ -228,3 +228,20 @@ async def test_a_restart_does_not_restart_the_providers_timer() -> None:
     world.pods.said = Acknowledgement(True, 2, 2, canary_provider_unreachable=False)
     await world.reconcile()
     assert world.status().clock.unreachable_since is None
+
+
+async def test_a_gateway_is_looked_at_when_a_delivery_needs_another_key() -> None:
+    world = await in_canary()
+    gateway = Key("PromptGateway", "ns", "default")
+    world.store.put("ModelProvider", an_object("ModelProvider", "other", {"baseURL": "http://other/v1"}))
+    world.edit(SPEC | {"template": PROMPT | {"providerRef": {"name": "other"}}})
+    add, providers = world.queue.add, []
+
+    def added(key: Key) -> None:
+        canary = world.api.objects["PromptDelivery", "app"]["spec"].get("canary")
+        providers.extend([canary["provider"]["name"]] if key == gateway and canary else [])
+        add(key)
+
+    world.queue.add = added  # type: ignore[method-assign]
+    await world.reconcile(8)
+    assert "other" in providers, "only once the delivery is written does the gateway know that the key is needed"

@@ -1,0 +1,30 @@
+"""The process' own loops."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from promptrollout.operator import app
+from promptrollout.operator.app import Operator
+from promptrollout.operator.config import Config, surroundings
+from promptrollout.operator.queue import Key
+from tests.unit.operator.world import an_object
+
+
+async def test_each_list_has_all_gateways_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of their objects only Deployments are watched."""
+    monkeypatch.setattr(app, "RELIST_SECONDS", 0.001)
+    operator = Operator(Config(), surroundings({}), client=None)  # type: ignore[arg-type]
+    operator._store.put("PromptGateway", an_object("PromptGateway", "default", {}), quiet=True)
+
+    async def nothing_new(*_: Any) -> int:
+        return 0
+
+    monkeypatch.setattr(operator, "_list_all", nothing_new)
+    task = asyncio.create_task(operator._keep_listing())
+    try:
+        assert await asyncio.wait_for(operator._queue.get(), 5) == Key("PromptGateway", "ns", "default")
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
