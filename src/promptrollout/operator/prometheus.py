@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from urllib3.util.retry import Retry
 
+from promptrollout.api.names import LABEL_PROCESS
 from promptrollout.operator.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -22,6 +24,9 @@ logger = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 5
 PARALLEL = 4
 UIDS_PER_QUERY = 100
+_PROCESS_ID = re.compile("[0-9a-f]{8}")
+_PARTS = ("error_type", "le", "type")
+"""Labels that divide one process's counters of one metric."""
 
 
 class SourceError(Exception):
@@ -34,9 +39,14 @@ class Series:
 
     variant: str
     version: str
-    key: str
+    process: str
+    """Whose counter it is: the gateway's process, or else what was scraped, by all its labels."""
+    part: str
+    """Which of the process's counters of this metric and arm."""
     le: float | None
     samples: tuple[tuple[float, float], ...]
+    self_named: bool = True
+    """The process names itself, so that samples taken by several scrapers can be told to be of one counter."""
 
 
 class Source:
@@ -141,9 +151,15 @@ def parse_matrix(result: Any, after: float, until: float) -> dict[str, list[Seri
             value = float(text)
             if after < at <= until and math.isfinite(value) and value >= 0:
                 samples.append((float(at), value))
-        key = ",".join(f"{name}={labels[name]}" for name in sorted(labels))
         le = float(labels["le"]) if "le" in labels else None
-        series = Series(labels.get("variant", ""), labels.get("version", ""), key, le, tuple(samples))
+        process = labels.get(LABEL_PROCESS, "")
+        self_named = _PROCESS_ID.fullmatch(process) is not None
+        if not self_named:
+            rest = sorted(labels.keys() - {"__name__", *_PARTS})
+            process = ",".join(f"{name}={labels[name]}" for name in rest)
+        part = f"{labels.get('error_type', '')}/{labels.get('type', '')}/{'' if le is None else le}"
+        variant, version = labels.get("variant", ""), labels.get("version", "")
+        series = Series(variant, version, process, part, le, tuple(samples), self_named)
         found.setdefault(labels.get("rollout_uid", ""), []).append(series)
     return found
 

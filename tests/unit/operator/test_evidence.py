@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -24,9 +25,17 @@ def question(*objectives: Measured, width: int = WIDTH) -> Question:
     return Question("uid", "default", width, "sssssssss1", "cccccccccc", objectives or (ERRORS,))
 
 
-def series(variant: str, samples: Iterable[tuple[float, float]], key: str = "pod-a", le: float | None = None) -> Series:
+def series(
+    variant: str,
+    samples: Iterable[tuple[float, float]],
+    process: str = "pod-a",
+    le: float | None = None,
+    part: str = "",
+    self_named: bool = False,
+) -> Series:
     version = "cccccccccc" if variant == "canary" else "sssssssss1"
-    return Series(variant, version, f"{variant}/{key}", le, tuple((START + at, value) for at, value in samples))
+    shifted = tuple((START + at, value) for at, value in samples)
+    return Series(variant, version, process, f"{part}{le or ''}", le, shifted, self_named)
 
 
 def read(windows: dict[str, list[Series]], *, until: int = WIDTH, reader: Reader | None = None) -> list[Interval]:
@@ -70,19 +79,24 @@ def test_pods_are_compared_one_by_one_before_they_are_summed() -> None:
         series("canary", [(-5, 500)], "pod-gone"),
         series("canary", [(5, 0), (25, 3)], "pod-new"),
     ]
+    windows[names.METRIC_ERRORS] += [
+        series("canary", [(-5, 0)], "pod-gone"),
+        series("canary", [(5, 0), (25, 0)], "pod-new"),
+    ]
     assert read(windows)[0].counts["errors"] == RateCounts(13, 0, 40, 0)
 
 
 def test_error_types_are_summed() -> None:
     windows = rates([(-5, 0), (25, 60)], [(-5, 0), (25, 2)], [(-5, 0), (25, 40)], FLAT)
-    windows[names.METRIC_ERRORS].append(series("canary", [(-5, 1), (25, 4)], "pod-a,error_type=timeout"))
+    windows[names.METRIC_ERRORS].append(series("canary", [(-5, 1), (25, 4)], part="timeout"))
     assert read(windows)[0].counts["errors"] == RateCounts(60, 5, 40, 0)
 
 
 def test_another_version_under_the_same_variant_does_not_count() -> None:
     windows = rates([(-5, 0), (25, 60)], FLAT, [(-5, 0), (25, 40)], FLAT)
-    old = Series("canary", "oldversion", "old", None, ((START - 5.0, 0.0), (START + 25.0, 1_000.0)))
+    old = Series("canary", "oldversion", "pod-a", "", None, ((START - 5.0, 0.0), (START + 25.0, 1_000.0)))
     windows[names.METRIC_REQUESTS].append(old)
+    windows[names.METRIC_ERRORS].append(old)
     assert read(windows)[0].counts["errors"] == RateCounts(60, 0, 40, 0)
 
 
@@ -133,12 +147,83 @@ def test_slow_requests_are_those_outside_the_bucket_whatever_its_spelling() -> N
         ],
         names.METRIC_LATENCY + "_bucket": [
             series("canary", [(-5, 0), (25, 7)], le=2.5),
-            series("canary", [(-5, 0), (25, 1)], "other", le=1.0),
+            series("canary", [(-5, 0), (25, 1)], le=1.0),
             series("stable", [(-5, 0), (25, 19)], le=2.5),
         ],
     }
     found = read(windows, reader=Reader(question(SLOW), START))
     assert found[0].counts == {"slow": RateCounts(10, 3, 20, 1)}
+
+
+def test_what_two_scrapers_saw_of_one_process_counts_once() -> None:
+    windows = rates([], [], [(-5, 0), (25, 40)], FLAT)
+    for at in (0, 3):
+        samples = [(-6.0 + at, 10.0), (4.0 + at, 14.0 + at), (14.0 + at, 20.0)]
+        windows[names.METRIC_REQUESTS].append(series("canary", samples, "0123abcd", self_named=True))
+        windows[names.METRIC_ERRORS].append(series("canary", [(t, 1) for t, _ in samples], "0123abcd", self_named=True))
+    assert read(windows)[0].counts["errors"] == RateCounts(10, 0, 40, 0)
+
+
+def test_answers_that_overtook_each_other_are_no_restart_but_a_counter_that_begins_anew_is() -> None:
+    def of(samples: Samples) -> dict[str, list[Series]]:
+        windows = rates([], [], [(-5, 0), (25, 40), (55, 40), (85, 40)], [(-5, 0), (25, 0), (55, 0), (85, 0)])
+        windows[names.METRIC_REQUESTS].append(series("canary", samples, "0123abcd", self_named=True))
+        windows[names.METRIC_ERRORS].append(series("canary", [(t, 0) for t, _ in samples], "0123abcd", self_named=True))
+        return windows
+
+    def counted(samples: Samples) -> list[float]:
+        found = [interval.counts["errors"] for interval in read(of(samples), until=90)]
+        return [each.canary for each in found if isinstance(each, RateCounts)]
+
+    assert counted([(-5, 1000), (14, 1010), (15, 1008), (25, 1011), (55, 1012), (85, 1012)]) == [11, 1, 0]
+    assert counted([(-5, 1000), (14, 1010), (20, 3), (55, 7), (85, 9)]) == [10, 0, 9]
+
+
+def test_a_process_is_counted_from_when_it_has_the_bucket_of_a_new_threshold() -> None:
+    def windows(bucket: Samples) -> dict[str, list[Series]]:
+        return {
+            names.METRIC_LATENCY + "_count": [
+                series("canary", [(-5, 0), (25, 10)]),
+                series("stable", [(-5, 500), (5, 600), (15, 700), (25, 720)]),
+                series("stable", [(-5, 100), (25, 110)], "pod-b"),
+            ],
+            names.METRIC_LATENCY + "_bucket": [
+                series("canary", [(-5, 0), (25, 7)], le=2.5),
+                series("stable", bucket, le=2.5),
+                series("stable", [(-5, 90), (25, 99)], "pod-b", le=2.5),
+            ],
+        }
+
+    found = read(windows([(15, 0), (25, 20)]), reader=Reader(question(SLOW), START))
+    assert found[0].counts == {"slow": RateCounts(10, 3, 30, 1)}
+    # a pod that has not taken the threshold over yet: none of its requests is known to be slow
+    found = read(windows([]), reader=Reader(question(SLOW), START))
+    assert found[0].counts == {"slow": RateCounts(10, 3, 10, 1)}
+
+
+def labels_of(scraper: str, **changes: str) -> dict[str, str]:
+    own = {"rollout_uid": "uid", "variant": "canary", "version": "cccccccccc", "model": "m", "process": "0123abcd"}
+    return own | {"job": scraper, "instance": f"10.0.0.1:9090/{scraper}", "replica": scraper} | changes
+
+
+def test_a_process_is_known_by_its_own_label_whoever_scraped_it() -> None:
+    def parsed(*all_labels: dict[str, str]) -> list[Series]:
+        return parse_matrix([{"metric": labels, "values": [[START + 5, "3"]]} for labels in all_labels], START, 2e9)[
+            "uid"
+        ]
+
+    one, other = parsed(labels_of("annotations"), labels_of("podmonitor"))
+    assert (one.process, one.part, one.self_named) == (other.process, other.part, True) == ("0123abcd", "//", True)
+    quick, slow = parsed(labels_of("a", le="2.5"), labels_of("b", le="2.50"))
+    assert quick.part == slow.part != one.part
+    timeout, broken = parsed(labels_of("a", error_type="timeout"), labels_of("a", error_type="broken"))
+    assert timeout.part != broken.part
+    # a gateway of an older release, or a scrape job's own label `process`
+    for process in ("", "gateway"):
+        one, other = parsed(labels_of("a", process=process), labels_of("b", process=process))
+        assert one.process != other.process
+        assert not one.self_named
+        assert parsed(labels_of("a", process=process, le="1"))[0].process == one.process
 
 
 @pytest.mark.parametrize("bad", ["NaN", "+Inf", "-1"])
@@ -155,23 +240,35 @@ def test_samples_outside_the_window_are_left_out() -> None:
     assert [value for _, value in parse_matrix(answer, START, START + 30)["uid"][0].samples] == [2]
 
 
-def history(rng: random.Random, seconds: int) -> dict[str, list[Series]]:
-    """A wild one: pods come, go and restart, scrapes fail, arms fall silent."""
-    windows: dict[str, list[Series]] = {}
+def history(rng: random.Random, seconds: int, self_named: bool) -> dict[str, list[Series]]:
+    """A wild one: processes come, go and restart, scrapes fail, arms fall silent.
+
+    Where processes name themselves, two scrapers ask them, and may be answered in another order than they asked.
+    """
+    windows: dict[str, list[Series]] = {names.METRIC_REQUESTS: [], names.METRIC_ERRORS: []}
     outages = [(variant, at, at + rng.randrange(10, 500)) for variant in ("canary", "stable") for at in (700, 1500)]
-    for metric in (names.METRIC_REQUESTS, names.METRIC_ERRORS):
-        found = []
-        for variant in ("canary", "stable"):
-            for pod in range(3):
-                born, dies = rng.randrange(-900, 600), rng.randrange(900, seconds + 600)
-                value, samples = 0.0, []
-                for at in range(born, dies, 7):
-                    value = 0.0 if rng.random() < 0.01 else value + rng.randrange(9) * 0.1
+    for variant in ("canary", "stable"):
+        for pod in range(3):
+            born, dies = rng.randrange(-900, 600), rng.randrange(900, seconds + 600)
+            counted: list[tuple[float, float]] = []
+            total = bad = 0.0
+            for _ in range(born, dies + 1):
+                total, bad = total + rng.randrange(9) * 0.1, bad + rng.randrange(2) * 0.1
+                if rng.random() < 0.002:
+                    total = bad = 0.0
+                counted.append((total, bad))
+            found: dict[str, tuple[Samples, Samples]] = {}
+            for scraper in range(2 if self_named else 1):
+                for at in range(born + scraper, dies, 7):
                     silent = any(v == variant and a <= at < b for v, a, b in outages)
                     if at < seconds and not silent and rng.random() > 0.1:
-                        samples.append((float(at), value))
-                found.append(series(variant, samples, f"pod-{pod}"))
-        windows[metric] = found
+                        answered = min(at + (rng.randrange(3) if self_named else 0), dies)
+                        samples = found.setdefault(f"scraper {scraper}", ([], []))
+                        for each, value in zip(samples, counted[answered - born], strict=True):
+                            each.append((float(at), value))
+            for pair in found.values():
+                for metric, each in zip((names.METRIC_REQUESTS, names.METRIC_ERRORS), pair, strict=True):
+                    windows[metric].append(series(variant, each, f"pod-{pod}", self_named=self_named))
     return windows
 
 
@@ -183,17 +280,20 @@ def cut(windows: dict[str, list[Series]], after: int, until: int) -> dict[str, l
         for s in all_series:
             samples = tuple((at, value) for at, value in s.samples if after < at <= until)
             if samples:
-                kept.append(Series(s.variant, s.version, s.key, s.le, samples))
+                kept.append(replace(s, samples=samples))
         found[metric] = kept
     return found
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("width", [5, 30, 420])
-def test_a_reader_that_was_restarted_at_any_interval_gives_the_same_bits(seed: int, width: int) -> None:
+@pytest.mark.parametrize("self_named", [False, True])
+def test_a_reader_that_was_restarted_at_any_interval_gives_the_same_bits(
+    seed: int, width: int, self_named: bool
+) -> None:
     rng = random.Random(seed)
     seconds = 2520
-    windows = history(rng, seconds)
+    windows = history(rng, seconds, self_named)
     first = math.ceil(START / width) * width
     steady = Reader(question(width=width), first)
     wanted: list[Interval] = []
