@@ -140,7 +140,8 @@ def test_a_gateway_reads_deliveries_and_overrides_and_nothing_else(run: Run, nam
         return run("auth", "can-i", verb, resource, who, "--namespace", where).stdout.strip() == "yes"
 
     assert may("watch", "promptdeliveries.promptrollout.dev", namespace)
-    assert may("watch", "configmaps", namespace)
+    assert may("watch", "configmaps/promptrollout-overrides", namespace)
+    assert not may("get", "configmaps", namespace)
     assert not may("patch", "promptdeliveries.promptrollout.dev", namespace)
     assert not may("get", "secrets", namespace)
     assert not may("get", "promptrollouts.promptrollout.dev", namespace)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from promptrollout.api.names import LABEL_GATEWAY, LABEL_OVERRIDE
+from promptrollout.api.names import LABEL_GATEWAY, LABEL_OVERRIDE, OVERRIDES_NAME
 from promptrollout.sandbox.sandbox import Sandbox
 from tests.integration.cluster import Kubectl
 
@@ -158,13 +158,13 @@ def test_the_emergency_override_needs_only_a_configmap(
     override = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": "promptrollout-override-support", "labels": {LABEL_OVERRIDE: "support"}},
-        "data": {"arm": "stable"},
+        "metadata": {"name": OVERRIDES_NAME, "labels": {LABEL_OVERRIDE: "true"}},
+        "data": {"support": "stable"},
     }
     kubectl.apply(override)
     eventually(lambda: pod.report().get("overridden"))
     assert pod.ask()[1]["x-promptrollout-variant"] == "stable"
-    kubectl("delete", "configmap", "promptrollout-override-support")
+    kubectl("delete", "configmap", OVERRIDES_NAME)
     eventually(lambda: not pod.report()["overridden"])
     assert pod.ask()[1]["x-promptrollout-variant"] == "canary"
 

@@ -15,9 +15,11 @@ MANAGED_BY: Final = "promptrollout"
 
 # the one annotation that a person's verb travels in; the operator reads it and never removes it
 ANNOTATION_COMMAND: Final = f"{GROUP}/command"
-# the emergency override: a ConfigMap named like the rollout, with this label and `data.arm: stable`
+# the emergency override: one ConfigMap of this name and label in a namespace, with `data: {<rollout>: stable}`; its name
+# is fixed so that gateway pods may read this one ConfigMap and no other
 LABEL_OVERRIDE: Final = f"{GROUP}/override"
-OVERRIDE_PREFIX: Final = "promptrollout-override-"
+OVERRIDES_NAME: Final = "promptrollout-overrides"
+OVERRIDE_ARM: Final = "stable"
 
 # server-side apply field managers
 FIELD_MANAGER_OPERATOR: Final = "promptrollout-operator"

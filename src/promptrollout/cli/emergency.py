@@ -3,7 +3,7 @@
 import click
 
 from promptrollout import cluster
-from promptrollout.api.names import FIELD_MANAGER_CLI, LABEL_OVERRIDE, OVERRIDE_PREFIX
+from promptrollout.api.names import FIELD_MANAGER_CLI, GROUP, LABEL_OVERRIDE, OVERRIDE_ARM, OVERRIDES_NAME
 from promptrollout.cli.connection import Flags, Object, Target, cluster_command
 from promptrollout.cluster import ApiException
 
@@ -25,14 +25,7 @@ async def stable(flags: Flags, name: str, reason: str) -> None:
     """Send all users of rollout NAME to its stable version."""
     async with flags.target() as target:
         await _known(target, name)
-        await cluster.request(
-            target.client,
-            "PATCH",
-            _path(target, name),
-            params={"fieldManager": FIELD_MANAGER_CLI, "force": "true"},
-            body=override(name, reason),
-            content_type=cluster.APPLY_PATCH,
-        )
+        await _write(target, override(name, reason))
         click.echo(
             f"rollout {name}: override written; every gateway pod that reaches the API server answers from stable now. "
             f"Take it away with: promptrollout emergency clear {name} -n {target.namespace}"
@@ -46,26 +39,62 @@ async def clear(flags: Flags, name: str) -> None:
     """Take the override of rollout NAME away."""
     async with flags.target() as target:
         try:
-            await cluster.request(target.client, "DELETE", _path(target, name))
+            item = await cluster.request(target.client, "GET", _path(target))
         except ApiException as error:
             if error.status != 404:
                 raise
-            raise click.ClickException(f"no override of {name} in namespace {target.namespace}") from error
+            item = {}
+        if name not in (item.get("data") or {}):
+            raise click.ClickException(f"no override of {name} in namespace {target.namespace}")
+        removal = {"data": {name: None}, "metadata": {"annotations": {_reason(name): None}}}
+        await _patch(target, removal)
         click.echo(f"rollout {name}: override removed; traffic is split again as the rollout says")
 
 
 def override(name: str, reason: str) -> Object:
-    """The object that sends everybody to stable. It has no owner: it must outlive a rollout that is replaced."""
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": OVERRIDE_PREFIX + name, "labels": {LABEL_OVERRIDE: name}},
-        "data": {"arm": "stable"} | ({"reason": reason} if reason else {}),
-    }
+    """What sends everybody to stable. It has no owner: it must outlive a rollout that is replaced."""
+    metadata: Object = {"name": OVERRIDES_NAME, "labels": {LABEL_OVERRIDE: "true"}}
+    if reason:
+        metadata["annotations"] = {_reason(name): reason}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {name: OVERRIDE_ARM}}
 
 
-def _path(target: Target, name: str) -> str:
-    return f"/api/v1/namespaces/{target.namespace}/configmaps/{OVERRIDE_PREFIX}{name}"
+def _reason(name: str) -> str:
+    """The annotation that keeps why; a rollout's name has at most 52 characters, so it fits."""
+    return f"{GROUP}/reason-{name}"
+
+
+async def _write(target: Target, body: Object) -> None:
+    """Add to the ConfigMap, or make it: other rollouts' overrides in it stay."""
+    try:
+        await _patch(target, body)
+    except ApiException as error:
+        if error.status != 404:
+            raise
+        try:
+            collection = _path(target).rpartition("/")[0]
+            await cluster.request(
+                target.client, "POST", collection, params={"fieldManager": FIELD_MANAGER_CLI}, body=body
+            )
+        except ApiException as other:
+            if other.status != 409:
+                raise
+            await _patch(target, body)
+
+
+async def _patch(target: Target, body: Object) -> None:
+    await cluster.request(
+        target.client,
+        "PATCH",
+        _path(target),
+        params={"fieldManager": FIELD_MANAGER_CLI},
+        body=body,
+        content_type="application/merge-patch+json",
+    )
+
+
+def _path(target: Target) -> str:
+    return f"/api/v1/namespaces/{target.namespace}/configmaps/{OVERRIDES_NAME}"
 
 
 async def _known(target: Target, name: str) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 from kubernetes.aio.client import ApiClient
 
 from promptrollout import cluster
-from promptrollout.api.names import LABEL_GATEWAY, LABEL_OVERRIDE
+from promptrollout.api.names import LABEL_GATEWAY, OVERRIDE_ARM, OVERRIDES_NAME
 from promptrollout.gateway.configuration import Providers
 from promptrollout.gateway.registry import Registry
 
@@ -83,19 +83,19 @@ class Source:
                     await self._registry.apply(name, item.get("spec") or {})
 
     async def _watch_overrides(self) -> None:
-        found: dict[str, str] = {}
+        found: set[str] = set()
         path = f"/api/v1/namespaces/{self._namespace}/configmaps"
-        async with aclosing(
-            cluster.watch(self._client, path, label_selector=LABEL_OVERRIDE, contact=self._heard)
-        ) as events:
+        # this very one: the pod may read no other ConfigMap
+        selector = f"metadata.name={OVERRIDES_NAME}"
+        async with aclosing(cluster.watch(self._client, path, field_selector=selector, contact=self._heard)) as events:
             async for kind, item in events:
                 if kind == "SYNCED":
                     self._overrides_listed = True
                 else:
-                    _note_override(found, item, kind == "DELETED")
+                    found = set() if kind == "DELETED" else _overridden(item)
                 if self._overrides_listed:
                     # not before the first list is complete: what the disk remembers stays in force until then
-                    await self._registry.set_overrides(set(found.values()))
+                    await self._registry.set_overrides(found)
 
     async def _tick(self) -> None:
         """Keys that rotate or appear, rollouts whose time is over, providers that may be reachable again."""
@@ -121,14 +121,14 @@ class Source:
         self.api_contact_at = time.monotonic()
 
 
-def _note_override(found: dict[str, str], item: cluster.Object, deleted: bool) -> None:
-    """Keep in `found` which ConfigMap overrides which rollout."""
-    name = item["metadata"]["name"]
-    found.pop(name, None)
-    arm = (item.get("data") or {}).get("arm")
-    if deleted:
-        return
-    if arm == "stable":
-        found[name] = item["metadata"]["labels"][LABEL_OVERRIDE]
-    else:
-        logger.error("override ConfigMap %s: data.arm is %r, only 'stable' is known: ignored", name, arm)
+def _overridden(item: cluster.Object) -> set[str]:
+    """The rollouts that the ConfigMap sends to stable."""
+    found: set[str] = set()
+    for rollout, arm in (item.get("data") or {}).items():
+        if arm == OVERRIDE_ARM:
+            found.add(rollout)
+        else:
+            logger.error(
+                "ConfigMap %s: data.%s is %r, only %r is known: ignored", OVERRIDES_NAME, rollout, arm, OVERRIDE_ARM
+            )
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from promptrollout.api.names import LABEL_GATEWAY, LABEL_ROLLOUT, OVERRIDE_PREFIX
+from promptrollout.api.names import LABEL_GATEWAY, LABEL_ROLLOUT
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 
@@ -45,7 +45,7 @@ def affected(key: Key, before: Object | None, after: Object | None, store: Store
         found.add(key)
         found |= {each for each, spec in _rollouts(store, space) if spec.get("gatewayRef", {}).get("name") == name}
     elif key.kind == "ConfigMap":
-        found.add(Key("PromptRollout", space, name.removeprefix(OVERRIDE_PREFIX)))
+        found |= {each for each, _ in _rollouts(store, space)}  # the overrides of all of them
     elif key.kind == "Deployment" and (gateway_name := labels.get(LABEL_GATEWAY)):
         found.add(Key("PromptGateway", space, gateway_name))
     return found

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from promptrollout.api.command import parse_command
 from promptrollout.api.delivery import DeliverySpec, VersionRef
-from promptrollout.api.names import OVERRIDE_PREFIX, short_digest
+from promptrollout.api.names import OVERRIDE_ARM, OVERRIDES_NAME, short_digest
 from promptrollout.api.rollout import RolloutSpec, RolloutStatus
 from promptrollout.cluster import ApiException
 from promptrollout.engine.draft import ACTIVE
@@ -235,8 +235,8 @@ class RolloutReconciler:
         )
 
     def _overridden(self, key: Key) -> bool:
-        item = self._store.get("ConfigMap", key.namespace, OVERRIDE_PREFIX + key.name)
-        return item is not None and (item.get("data") or {}).get("arm") == "stable"
+        item = self._store.get("ConfigMap", key.namespace, OVERRIDES_NAME)
+        return item is not None and (item.get("data") or {}).get(key.name) == OVERRIDE_ARM
 
     # ------------------------------------------------------------ status
 

@@ -75,7 +75,7 @@ class ApiServer:
         if self.down:
             assert incoming.transport is not None
             incoming.transport.abort()
-        self.selectors[incoming.path] = incoming.query.get("labelSelector", "")
+        self.selectors[incoming.path] = incoming.query.get("labelSelector") or incoming.query.get("fieldSelector", "")
         if "watch" not in incoming.query:
             items = list(self.objects[incoming.path].values())
             return web.json_response({"metadata": {"resourceVersion": str(self._version)}, "items": items})
@@ -142,7 +142,7 @@ async def test_ready_once_everything_of_the_first_lists_is_in_service(gateway: G
         await running.until(lambda: gateway.state().ready)
         assert running.sequences() == {"a": 3, "b": 4}
     assert server.selectors[DELIVERIES] == "promptrollout.dev/gateway=default"
-    assert server.selectors[CONFIGMAPS] == "promptrollout.dev/override"
+    assert server.selectors[CONFIGMAPS] == "metadata.name=promptrollout-overrides"
 
 
 async def test_a_new_pod_is_not_ready_before_the_key_of_what_others_serve_is_here(
@@ -183,18 +183,19 @@ async def test_the_emergency_override_is_followed_and_lifted(gateway: Gateway, s
         def overridden() -> bool:
             return gateway.registry.report().rollouts[0].overridden
 
-        labels = {"promptrollout.dev/override": "a"}
-        server.put(CONFIGMAPS, "wrong", labels=labels, data={"arm": "canary"})
-        server.put(CONFIGMAPS, "promptrollout-override-a", labels=labels, data={"arm": "stable"})
+        server.put(CONFIGMAPS, "promptrollout-overrides", data={"a": "stable", "b": "canary"})
         await running.until(overridden)
-        server.delete(CONFIGMAPS, "promptrollout-override-a")
+        server.put(CONFIGMAPS, "promptrollout-overrides", data={"b": "stable"})
+        await running.until(lambda: not overridden())
+        server.put(CONFIGMAPS, "promptrollout-overrides", data={"a": "stable"})
+        await running.until(overridden)
+        server.delete(CONFIGMAPS, "promptrollout-overrides")
         await running.until(lambda: not overridden())
 
 
 async def test_in_an_outage_a_pod_that_restarts_serves_from_its_disk(gateway: Gateway, server: ApiServer) -> None:
     server.put(DELIVERIES, "a", spec=delivery(5))
-    labels = {"promptrollout.dev/override": "a"}
-    server.put(CONFIGMAPS, "promptrollout-override-a", labels=labels, data={"arm": "stable"})
+    server.put(CONFIGMAPS, "promptrollout-overrides", data={"a": "stable"})
     async with Running(gateway, server) as running:
         await running.until(lambda: gateway.state().ready)
     server.down = True

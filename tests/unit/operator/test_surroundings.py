@@ -116,7 +116,7 @@ def test_what_is_looked_at_again() -> None:
     assert a not in after("PromptSLO", "slo")
     assert {a, b, gateway} <= after("ModelProvider", "model")
     assert {a, b, gateway} == after("PromptGateway", "default")
-    assert after("ConfigMap", "promptrollout-override-a") == {a}
+    assert after("ConfigMap", "promptrollout-overrides") == {a, b}
     assert after("Deployment", "default-gateway", labels={"promptrollout.dev/gateway": "default"}) == {gateway}
 
 
