@@ -203,6 +203,7 @@ def _objectives(
             continue
         for objective in objectives:
             declare(f"{path} (PromptSLO {ref.name})", objective)
+    _check_price(namespace, prompt, declared, store, problems)
     found = [objective for _, objective in declared.values()]
     if prompt.output_schema is None:
         # nothing is checked, so nothing can be measured: the objective would wait for ever
@@ -214,6 +215,24 @@ def _objectives(
             "remove some, or an SLO"
         )
     return found[:MAX_OBJECTIVES]
+
+
+def _check_price(
+    namespace: str, prompt: PromptSpec, declared: dict[str, tuple[str, Objective]], store: Store, problems: list[str]
+) -> None:
+    """Without a price nothing is known of the cost: the objective would wait for ever."""
+    provider = prompt.provider_ref.name
+    item = store.get("ModelProvider", namespace, provider)
+    if item is None:
+        return  # said already
+    priced = {row.get("model") for row in (item.get("spec") or {}).get("prices") or []}
+    costs = ((origin, each.name) for origin, each in declared.values() if each.signal == "CostPerRequest")
+    first = next(costs, None)
+    if first is not None and prompt.model not in priced:
+        problems.append(
+            f"{first[0]}: the objective {first[1]} is on CostPerRequest, and ModelProvider {provider} has no price for "
+            f"the model {prompt.model}: add a row for exactly this name to its spec.prices, or remove the objective"
+        )
 
 
 def _always_on(found: list[Objective], prompt: PromptSpec, stable: PromptSpec | None) -> list[Objective]:

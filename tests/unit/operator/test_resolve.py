@@ -120,6 +120,31 @@ def test_slos_are_merged_and_must_not_say_the_same_name_twice() -> None:
     assert problem.startswith("spec.analysis.sloRefs[1] (PromptSLO two): the objective cost is declared in")
 
 
+COST = {"name": "cost", "signal": "CostPerRequest", "max": "1"}
+
+
+@pytest.mark.parametrize(
+    ("analysis", "path"),
+    [
+        ({"objectives": [COST]}, "spec.analysis.objectives"),
+        ({"sloRefs": [{"name": "slo"}]}, "spec.analysis.sloRefs[0] (PromptSLO slo)"),
+    ],
+)
+@pytest.mark.parametrize("model", ["tiny", "Small", "small-2"])
+def test_cost_needs_a_price_for_exactly_this_model(analysis: dict[str, Any], path: str, model: str) -> None:
+    store = store_with(an_object("PromptSLO", "slo", {"objectives": [COST]}))
+    found = resolved(store, analysis=analysis, template=PROMPT | {"model": model}).desired
+    assert found.problems == (
+        f"{path}: the objective cost is on CostPerRequest, and ModelProvider model has no price for the model {model}: "
+        "add a row for exactly this name to its spec.prices, or remove the objective",
+    )
+    assert found.snapshot is None
+    # without that objective, or without analysis, nobody needs a price
+    assert resolved(template=PROMPT | {"model": model}).desired.problems == ()
+    assert resolved(store, analysis=analysis | {"mode": "None"}, template=PROMPT | {"model": model}).desired.snapshot
+    assert resolved(store, analysis=analysis).desired.problems == ()
+
+
 def test_too_many_objectives() -> None:
     many = [{"name": f"o{n}", "signal": "CostPerRequest", "max": "1"} for n in range(20)]
     (problem,) = resolved(analysis={"objectives": many}).desired.problems
