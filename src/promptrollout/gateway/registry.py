@@ -140,15 +140,16 @@ class Registry:
             sequence = raw.get("sequence") if isinstance(raw.get("sequence"), int) else 0
             assert isinstance(sequence, int)
             now_serving = current.configuration.spec.sequence if current else 0
-            if current and sequence == now_serving:
-                if _served(raw) != current.served:
+            same = current is not None and sequence == now_serving and _served(raw) == current.served
+            # what has no canary here was not acknowledged: it is tried again, and its content may still change
+            if current and sequence == now_serving and current.configuration.canary_problem is None:
+                if not same:
                     message = f"sequence {sequence} is in service with other content: a change needs a larger one"
                     self._refuse(name, "changed_content", message, sequence, raw)
                     return
+                self._problems.pop(name, None)
                 self._retire_or_revive(current, raw)
-                if current.configuration.canary_problem is None:
-                    self._problems.pop(name, None)
-                    return
+                return
             if sequence < now_serving:
                 self._refuse(name, "older_sequence", f"sequence {sequence} is older than {now_serving}", sequence, raw)
                 return
@@ -170,8 +171,9 @@ class Registry:
             else:
                 message = f"canary not loaded, stable serves alone: {problem}"
                 self._refuse(name, _reason(problem), message, sequence, raw)
-                if current and sequence == now_serving:
-                    return  # as before
+                if current and same:
+                    self._retire_or_revive(current, raw)
+                    return
             self._swap(configuration)
             if not from_disk:
                 await asyncio.to_thread(self._store.save, name, raw)
@@ -245,8 +247,8 @@ class Registry:
             if serving.gone_at is None and isinstance(serving.configuration.canary_problem, KeyMissing):
                 found[name] = serving.configuration.raw
         for name, problem in self._problems.items():
-            if name in self._serving and problem.sequence <= self._serving[name].configuration.spec.sequence:
-                continue  # an older one, or the same
+            if name in self._serving and problem.sequence < self._serving[name].configuration.spec.sequence:
+                continue
             if problem.waits_for_key:
                 found[name] = problem.raw
             else:

@@ -281,6 +281,14 @@ async def test_a_canary_is_served_as_soon_as_its_key_is_there(
     assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
 
 
+async def test_what_was_not_acknowledged_may_change_under_its_sequence(gateway: Gateway) -> None:
+    """After a restore the operator numbers on from the highest sequence that pods acknowledged."""
+    await gateway.registry.apply("support", delivery(5, canary={}))
+    await gateway.registry.apply("support", delivery(5, canary=arm(CANARY), weight=10))
+    found = report(gateway)
+    assert (found["sequence"], found["weight"], "problem" in found) == (5, 10, False)
+
+
 async def test_a_newer_delivery_that_waits_for_stables_key_is_not_hidden_by_the_canarys(gateway: Gateway) -> None:
     canary = arm(CANARY, provider_needsKey=True, provider_name="other")
     await gateway.registry.apply("support", delivery(5, canary=canary))
