@@ -16,13 +16,13 @@ from promptrollout.api.names import OVERRIDE_ARM, OVERRIDES_NAME, short_digest
 from promptrollout.api.rollout import RolloutSpec, RolloutStatus
 from promptrollout.cluster import ApiException
 from promptrollout.engine.draft import ACTIVE
-from promptrollout.engine.facts import Delivered, Facts, Plan
+from promptrollout.engine.facts import Delivered, Desired, Facts, Plan
 from promptrollout.engine.plan import plan
 from promptrollout.operator import copies
 from promptrollout.operator.acknowledge import Acknowledgement, Acknowledger
 from promptrollout.operator.analyses import Analyses
 from promptrollout.operator.cluster_api import Api, Stale
-from promptrollout.operator.delivery import CannotCompile, read
+from promptrollout.operator.delivery import CannotCompile, gateway_held, read
 from promptrollout.operator.delivery_status import is_complete
 from promptrollout.operator.delivery_writer import DeliveryWriter
 from promptrollout.operator.events import Outbox, recent
@@ -32,6 +32,7 @@ from promptrollout.operator.owned_copies import OwnedCopies
 from promptrollout.operator.queue import Key, WorkQueue
 from promptrollout.operator.resolve import Resolved, resolve
 from promptrollout.operator.store import Store
+from promptrollout.operator.unreadable import spec_of, unreadable
 
 logger = logging.getLogger(__name__)
 Object = dict[str, Any]
@@ -53,8 +54,14 @@ class Record:
     events: Outbox
     spec: RolloutSpec | None = None
     """The last one that could be read."""
-    generation: int = 0
+    generation: int = -1
+    """Of the spec that was read last."""
+    unreadable: str = ""
+    """Why the present one cannot be read."""
     cannot_compile: str = ""
+    copies_due: float | None = None
+    """How long until copies that were refused are tried again."""
+    noted: str = ""
 
 
 class RolloutReconciler:
@@ -83,20 +90,22 @@ class RolloutReconciler:
         self._clock = clock
         self._records: dict[str, Record] = {}
         self._uids: dict[Key, str] = {}
-        self._copies = OwnedCopies(api, store)
+        self._copies = OwnedCopies(api, store, clock)
         self._deliveries = DeliveryWriter(api, store, acknowledger)
 
     async def reconcile(self, key: Key, item: Object) -> None:
         """Raises ApiException, ApiUnavailable and Stale; each means: again, from the start."""
         record = self._record(key, item)
-        spec = self._spec(key, item, record)
-        if spec is None:
-            return
         delivery = self._store.get("PromptDelivery", key.namespace, key.name)
-        await self._copies.restore(key, record.planned, read(delivery))
-        resolved = resolve(key.namespace, key.name, spec, record.planned.stable, self._store, self._sources)
-        await self._copies.create(key, resolved.missing_copies)
-        facts = self._facts(key, item, record, spec, resolved, delivery)
+        spec = self._spec(key, item, record, read(delivery))
+        refused = await self._copies.restore(key, record.planned, read(delivery))
+        held = self._gateway_held(key, spec, record.planned, delivery)
+        resolved = resolve(key.namespace, key.name, spec, record.planned.stable, self._store, self._sources, held)
+        if record.unreadable:
+            resolved = Resolved(Desired(None, problems=(record.unreadable,)), (), resolved.metrics_source)
+        refused |= await self._copies.create(key, resolved.missing_copies)
+        record.copies_due = self._copies.still_refused(key, refused)
+        facts = self._facts(key, item, record, spec, resolved.without(refused), delivery, held)
         now = int(self._analyses.now(resolved.metrics_source))
         result = plan(facts, now)
         item = await self._write_status(key, item, record, result)
@@ -105,7 +114,8 @@ class RolloutReconciler:
         await self._evict(key, result.evict)
         await self._copies.mark_promoted(key, result.status)
         await record.events.post(self._api, item, self._instance)
-        await self._copies.collect(key, spec.revision_history_limit, _in_use(facts, result))
+        if not record.unreadable:
+            await self._copies.collect(key, spec.revision_history_limit, _in_use(facts, result))
         self._wake_at(key, record, result, self._analyses.now(resolved.metrics_source))
 
     def _wake_at(self, key: Key, record: Record, result: Plan, now: float) -> None:
@@ -117,8 +127,7 @@ class RolloutReconciler:
                 # the analysis wakes it at each interval; this is for when the metrics source is away
                 seconds += snapshot.interval_seconds / 2
             times.append(seconds)
-        if (left := record.events.seconds_left) is not None:
-            times.append(left)
+        times += [left for left in (record.events.seconds_left, record.copies_due) if left is not None]
         if times:
             self._queue.next_at(key, min(times))
 
@@ -137,6 +146,7 @@ class RolloutReconciler:
         if uid is not None:
             self._records.pop(uid, None)
         self._analyses.drop(key)
+        self._copies.forget(key)
         self._acknowledger.forget(key.namespace, key.name)
         self._metrics.set_phase(key.namespace, key.name, None)
 
@@ -168,17 +178,18 @@ class RolloutReconciler:
         record.version = version
         return record
 
-    def _spec(self, key: Key, item: Object, record: Record) -> RolloutSpec | None:
+    def _spec(self, key: Key, item: Object, record: Record, delivery: DeliverySpec | None) -> RolloutSpec:
+        """The spec. In the place of one that cannot be read: the last one that could, else what is served."""
         generation = item["metadata"].get("generation", 0)
-        if record.spec is not None and record.generation == generation:
-            return record.spec
-        try:
-            record.generation = generation
-            record.spec = RolloutSpec.model_validate(item.get("spec") or {})
-        except ValidationError as error:
-            # the CRD's schema lets nothing through that we cannot read, unless it is of another release
-            logger.error("%s: the spec cannot be read, is the CRD of this release? %s", key, error)
-        return record.spec
+        if record.generation != generation:
+            record.generation, record.unreadable = generation, ""
+            try:
+                record.spec = RolloutSpec.model_validate(item.get("spec") or {})
+            except ValidationError as error:
+                # the CRD's schema lets nothing through that we cannot read, unless it is of another release
+                record.unreadable = unreadable(error)
+                logger.error("%s: %s", key, record.unreadable)
+        return record.spec or spec_of(delivery)
 
     def _facts(
         self,
@@ -188,6 +199,7 @@ class RolloutReconciler:
         spec: RolloutSpec,
         resolved: Resolved,
         delivery: Object | None,
+        held: str,
     ) -> Facts:
         status, desired = record.planned, resolved.desired
         if record.cannot_compile and not desired.problems:
@@ -210,7 +222,18 @@ class RolloutReconciler:
             promoted=copies.promoted(copies.owned(self._store, key.namespace, key.name)),
             evidence=evidence,
             command=parse_command(metadata.get("annotations") or {}),
+            note=self._note(key, record, spec, held),
         )
+
+    def _gateway_held(self, key: Key, spec: RolloutSpec, status: RolloutStatus, delivery: Object | None) -> str:
+        return gateway_held(key.namespace, self._uids[key], spec, status.stage, read(delivery), self._store)
+
+    def _note(self, key: Key, record: Record, spec: RolloutSpec, held: str) -> str:
+        note = f"gateway {held} serves it until no canary runs, then {spec.gateway_ref.name}" if held else ""
+        if note and note != record.noted:
+            logger.info("%s: spec.gatewayRef was changed: %s", key, note)
+        record.noted = note
+        return note
 
     def _delivered(self, key: Key, item: Object | None, spec: DeliverySpec | None) -> Delivered | None:
         if spec is None or item is None:
@@ -255,8 +278,10 @@ class RolloutReconciler:
             record.written = _read_status(key, item)
             record.checkpoint_at = self._clock()
         if (record.planned.stage in (None, "Idle")) != (result.status.stage in (None, "Idle")):
-            gateway = (item.get("spec") or {}).get("gatewayRef", {}).get("name", "")
-            self._queue.add(Key("PromptGateway", key.namespace, gateway))  # its pods are held while a canary runs
+            served = read(self._store.get("PromptDelivery", key.namespace, key.name))
+            named = (item.get("spec") or {}).get("gatewayRef", {}).get("name", "")
+            for gateway in {named, served.gateway if served is not None else named}:
+                self._queue.add(Key("PromptGateway", key.namespace, gateway))  # its pods are held while a canary runs
         record.planned = result.status
         record.events.add(result.decisions)
         for decision in result.decisions:
@@ -297,7 +322,7 @@ class RolloutReconciler:
         result: Plan,
         existing: Object | None,
     ) -> None:
-        if result.delivery is None:
+        if result.delivery is None or (record.unreadable and read(existing) is None):
             return
         running = result.status.snapshot
         try:
@@ -308,6 +333,7 @@ class RolloutReconciler:
                 result.delivery,
                 (resolved.desired.snapshot,) if running is None else (running, resolved.desired.snapshot),
                 existing,
+                gateway=self._gateway_held(key, spec, result.status, existing),
                 regularly=result.status.stage in (*ACTIVE, "Baking"),
             )
         except CannotCompile as problem:

@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import pytest
 from kubernetes.aio.client.exceptions import ApiException
 
 from promptrollout.api.delivery import Laggard
@@ -245,3 +246,32 @@ async def test_a_gateway_is_looked_at_when_a_delivery_needs_another_key() -> Non
     world.queue.add = added  # type: ignore[method-assign]
     await world.reconcile(8)
     assert "other" in providers, "only once the delivery is written does the gateway know that the key is needed"
+
+
+UNREADABLE = SPEC | {"strategy": {"blueGreen": {}}}
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_a_spec_of_another_release_is_said_and_leaves_serving_alone(restart: bool) -> None:
+    world = World(stickiness={"by": "Conversation"})
+    await world.reconcile(4)
+    before = copy.deepcopy(world.api.objects["PromptDelivery", "app"]["spec"])
+    world.edit(UNREADABLE)
+    if restart:
+        world.start()
+    await world.reconcile(3)
+    condition = next(c for c in world.status().conditions if c.type == "InvalidSpec")
+    assert (condition.status, world.status().phase) == ("True", "Degraded")
+    assert "spec.strategy.canary: Field required: this release cannot read it" in world.status().message
+    assert world.api.objects["PromptDelivery", "app"]["spec"] == before
+    world.edit(SPEC | {"stickiness": {"by": "Conversation"}})
+    await world.reconcile(3)
+    assert (world.status().phase, world.api.objects["PromptDelivery", "app"]["spec"]) == ("Healthy", before)
+
+
+async def test_a_first_spec_that_cannot_be_read_serves_nothing() -> None:
+    world = World()
+    world.edit(UNREADABLE)
+    await world.reconcile(3)
+    assert world.status().phase == "Degraded"
+    assert ("PromptDelivery", "app") not in world.api.objects

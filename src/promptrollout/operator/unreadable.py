@@ -1,0 +1,40 @@
+"""A spec that this release cannot read: say so, and leave what is served as it is."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from promptrollout.api.delivery import DeliverySpec
+from promptrollout.api.meta import LocalRef
+from promptrollout.api.rollout import Analysis, Canary, RolloutSpec, Step, Strategy
+
+_STEPS = [Step(weight=100)]
+
+
+def unreadable(error: ValidationError) -> str:
+    """The problem, for people: path, reason and fix."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in ("spec", *first["loc"]))
+    return f"{path}: {first['msg']}: this release cannot read it; install the CRDs of the operator's release"
+
+
+def spec_of(delivery: DeliverySpec | None) -> RolloutSpec:
+    """What stands for a spec that was never read: it asks for no version, and for nothing but what is served now.
+
+    A canary that is in progress goes by its snapshot, so a breach still rolls back.
+    """
+    if delivery is None:
+        return RolloutSpec(gateway_ref=LocalRef(name="unknown"), strategy=_strategy(None), analysis=_NO_ANALYSIS)
+    return RolloutSpec(
+        gateway_ref=LocalRef(name=delivery.gateway),
+        stickiness=delivery.stickiness,
+        strategy=_strategy(delivery),
+        analysis=_NO_ANALYSIS,
+    )
+
+
+def _strategy(delivery: DeliverySpec | None) -> Strategy:
+    return Strategy(canary=Canary(steps=_STEPS, audience=delivery.audience if delivery is not None else None))
+
+
+_NO_ANALYSIS = Analysis(mode="None")
