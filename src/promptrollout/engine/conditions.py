@@ -26,6 +26,7 @@ def describe(draft: Draft, lacks: list[str]) -> None:
         draft.set(weight=100 if draft.desired == draft.status.stable else 0)
     insufficient = insufficient_traffic(draft, lacks)
     phase, reason, message = summary(draft, lacks, insufficient)
+    message += f"; {facts.note}" if facts.note else ""
     draft.set(phase=phase, message=message[:1024])
     set_conditions(draft, truths(draft, phase, reason, message, insufficient))
 

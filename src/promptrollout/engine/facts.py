@@ -61,6 +61,8 @@ class Facts:
     """Of the annotation; a string says why it is malformed."""
     frozen: str | None = None
     """Name of a PromptFreeze that holds this rollout."""
+    note: str = ""
+    """What people should read beside the message, though nothing depends on it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,13 +62,14 @@ def compile_delivery(
     existing: DeliverySpec | None,
     store: Store,
     at_least: int = 1,
+    gateway: str = "",
 ) -> DeliverySpec:
     """The delivery of `intent`. Its sequence grows only when pods have something new to take over.
 
     `snapshots`: whose latency thresholds need histogram edges. `at_least`: a sequence that no pod has gone beyond.
-    Raises CannotCompile.
+    `gateway`: whose pods are to serve it, if that is not yet the one that the spec names. Raises CannotCompile.
     """
-    gateway = spec.gateway_ref.name
+    gateway = gateway or spec.gateway_ref.name
     if store.get("PromptGateway", namespace, gateway) is None and existing is not None:
         gateway = existing.gateway
     wanted = DeliverySpec(
@@ -95,12 +96,38 @@ def _content(spec: DeliverySpec) -> DeliverySpec:
     return spec.model_copy(update={"sequence": 1, "memory": Memory()})
 
 
+def gateway_held(
+    namespace: str, uid: str, spec: RolloutSpec, stage: str | None, existing: DeliverySpec | None, store: Store
+) -> str:
+    """The gateway that keeps serving though the spec names another one; empty if there is none.
+
+    Pods of the one that is left keep what they have for minutes, out of reach: they must not be left with a canary.
+    """
+    if existing is None or stage in (None, "Idle") or existing.gateway == spec.gateway_ref.name:
+        return ""
+    if existing.rollout_uid != uid or existing.retired_at is not None:
+        return ""
+    item = store.get("PromptGateway", namespace, existing.gateway)
+    gone = item is None or item["metadata"].get("deletionTimestamp")
+    return "" if gone else existing.gateway
+
+
+def labels_of(name: str, spec: DeliverySpec) -> dict[str, str]:
+    """By which pods and the operator find it: a delivery without them is as good as deleted."""
+    return {LABEL_MANAGED_BY: MANAGED_BY, LABEL_ROLLOUT: name, LABEL_GATEWAY: spec.gateway}
+
+
+def is_labelled(item: Object, name: str, spec: DeliverySpec) -> bool:
+    labels = item["metadata"].get("labels") or {}
+    return all(labels.get(label) == value for label, value in labels_of(name, spec).items())
+
+
 def body_of(namespace: str, name: str, spec: DeliverySpec, existing: Object | None) -> Object:
     """The object to write. It carries the resource version that it was planned from."""
     metadata: Object = {
         "name": name,
         "namespace": namespace,
-        "labels": {LABEL_MANAGED_BY: MANAGED_BY, LABEL_ROLLOUT: name, LABEL_GATEWAY: spec.gateway},
+        "labels": labels_of(name, spec),
     }
     if existing is not None:
         metadata["uid"] = existing["metadata"]["uid"]

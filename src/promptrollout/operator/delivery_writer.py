@@ -12,7 +12,7 @@ from promptrollout.cluster import ApiException
 from promptrollout.engine.facts import DeliveryIntent
 from promptrollout.operator.acknowledge import Acknowledger, Expected
 from promptrollout.operator.cluster_api import Api, Stale
-from promptrollout.operator.delivery import body_of, compile_delivery, read
+from promptrollout.operator.delivery import body_of, compile_delivery, is_labelled, read
 from promptrollout.operator.delivery_status import delivery_status, is_complete
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
@@ -37,13 +37,15 @@ class DeliveryWriter:
         snapshots: Iterable[Snapshot | None],
         existing: Object | None,
         *,
+        gateway: str = "",
         regularly: bool,
     ) -> None:
-        """`regularly`: pods are asked about it even once they have confirmed it."""
+        """`gateway`: if that is not yet the one that the spec names. `regularly`: pods are asked about it even once
+        they have confirmed it."""
         before = read(existing)
         lowest = self._lowest_sequence(key, existing, before)
-        wanted = compile_delivery(key.namespace, uid, spec, intent, snapshots, before, self._store, lowest)
-        if wanted != before:
+        wanted = compile_delivery(key.namespace, uid, spec, intent, snapshots, before, self._store, lowest, gateway)
+        if existing is None or wanted != before or not is_labelled(existing, key.name, wanted):
             existing = await self._apply(key, wanted, existing)
         assert existing is not None
         self._acknowledger.ask(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 from promptrollout.api.delivery import DeliverySpec
@@ -20,16 +22,48 @@ logger = logging.getLogger(__name__)
 Object = dict[str, Any]
 
 
-class OwnedCopies:
-    """Methods raise ApiException, ApiUnavailable and Stale."""
+BACKOFF_SECONDS = (1.0, 60.0)
 
-    def __init__(self, api: Api, store: Store) -> None:
+
+@dataclass(slots=True)
+class _Refusal:
+    """Of one copy, by the API server: a quota, a policy, a webhook."""
+
+    problem: str
+    failures: int
+    not_before: float
+
+
+class OwnedCopies:
+    """Methods raise ApiException, ApiUnavailable and Stale.
+
+    A copy that the API server refuses is a problem of the rollout and no more: what runs must go on being watched. It
+    is tried again at growing intervals.
+    """
+
+    def __init__(self, api: Api, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._api = api
         self._store = store
+        self._clock = clock
         self._prompts: dict[tuple[str, str], PromptSpec] = {}
+        self._refused: dict[Key, dict[str, _Refusal]] = {}
 
-    async def restore(self, key: Key, status: RolloutStatus, delivery: DeliverySpec | None) -> None:
-        """Copies in use that someone deleted come back, from memory or from the delivery."""
+    def forget(self, key: Key) -> None:
+        """The rollout is gone."""
+        self._refused.pop(key, None)
+
+    def still_refused(self, key: Key, names: Collection[str]) -> float | None:
+        """Only these copies are wanted and refused now. How long until one is tried again; None if there is none."""
+        refused = {name: refusal for name, refusal in self._refused.pop(key, {}).items() if name in names}
+        if not refused:
+            return None
+        self._refused[key] = refused
+        return max(0.0, min(refusal.not_before for refusal in refused.values()) - self._clock())
+
+    async def restore(self, key: Key, status: RolloutStatus, delivery: DeliverySpec | None) -> dict[str, str]:
+        """Copies in use that someone deleted come back, from memory or from the delivery. Returns what is refused, and
+        why, by name."""
+        refused: dict[str, str] = {}
         for version in (status.stable, status.canary, status.previous):
             if version is None:
                 continue
@@ -41,23 +75,49 @@ class OwnedCopies:
                 continue
             prompt = self._prompts.get(place) or prompt_in(delivery, version)
             if prompt is not None:
-                logger.warning("%s: the copy %s was deleted and is made again", key, version.version)
-                await self.create(key, (prompt,))
+                logger.info("%s: the copy %s was deleted and is made again", key, version.version)
+                refused |= await self.create(key, (prompt,))
+        return refused
 
-    async def create(self, key: Key, prompts: Collection[PromptSpec]) -> None:
+    async def create(self, key: Key, prompts: Collection[PromptSpec]) -> dict[str, str]:
+        """Returns what is refused, and why, by name."""
+        refused: dict[str, str] = {}
         for prompt in prompts:
             body = copies.copy_of(key.namespace, key.name, prompt)
+            name = body["metadata"]["name"]
+            before = self._refused.get(key, {}).get(name)
+            if before is not None and self._clock() < before.not_before:
+                refused[name] = before.problem
+                continue
             try:
                 item = await self._api.create("PromptVersion", key.namespace, body)
             except ApiException as error:
                 if error.status != 409:
-                    raise
-                found = await self._api.get("PromptVersion", key.namespace, body["metadata"]["name"])
+                    refused[name] = self._refusal(key, name, error)
+                    continue
+                found = await self._api.get("PromptVersion", key.namespace, name)
                 if found is not None:
                     self._store.put("PromptVersion", found)
                 raise Stale("the copy exists already") from error
             # its own status is still to be written
             self._store.put("PromptVersion", item)
+        return refused
+
+    def _refusal(self, key: Key, name: str, error: ApiException) -> str:
+        """Note it for later; the problem in a sentence. Raises `error` where nothing will be allowed ever again."""
+        if error.status == 401 or "being terminated" in str(error.reason):
+            raise error
+        known = self._refused.setdefault(key, {})
+        failures = known[name].failures if name in known else 0
+        seconds = min(BACKOFF_SECONDS[1], BACKOFF_SECONDS[0] * 2 ** min(failures, 16))
+        reason = str(error.reason)[:512]
+        problem = (
+            f"PromptVersion {name}, the copy that is to be served, cannot be created: HTTP {error.status}: {reason}: "
+            "change the quota, policy or webhook that refuses it"
+        )
+        known[name] = _Refusal(problem, failures + 1, self._clock() + seconds)
+        logger.warning("%s: %s; again in %.0f s", key, problem, seconds)
+        return problem
 
     async def mark_promoted(self, key: Key, status: RolloutStatus) -> None:
         if status.stable is None or status.stage not in ("Idle", "Baking") or status.revision == 0:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -38,14 +38,33 @@ class Resolved:
     missing_copies: tuple[PromptSpec, ...] = ()
     metrics_source: str | None = None
 
+    def without(self, refused: Mapping[str, str]) -> Resolved:
+        """What is left if the API server refuses these copies: nothing new may begin, what runs goes on."""
+        if not refused:
+            return self
+        desired = self.desired
+        version, baseline = (
+            None if ref is None or ref.version in refused else ref for ref in (desired.version, desired.baseline)
+        )
+        return replace(self, desired=Desired(version, baseline, None, (*desired.problems, *refused.values())))
+
 
 def resolve(
-    namespace: str, name: str, spec: RolloutSpec, stable: VersionRef | None, store: Store, sources: Collection[str]
+    namespace: str,
+    name: str,
+    spec: RolloutSpec,
+    stable: VersionRef | None,
+    store: Store,
+    sources: Collection[str],
+    gateway: str = "",
 ) -> Resolved:
-    """`stable`: what is served now; `sources`: names of the metrics sources that the operator knows."""
+    """`stable`: what is served now; `sources`: names of the metrics sources that the operator knows; `gateway`: the one
+    that serves, if that is not yet the one that the spec names."""
     problems: list[str] = []
     missing: list[PromptSpec] = []
     source = _metrics_source(namespace, spec, store, sources, problems)
+    if gateway:
+        source = _named_source(store.get("PromptGateway", namespace, gateway), sources)
     prompt: PromptSpec | None
     if spec.template is not None:
         prompt, path = spec.template, "spec.template"
@@ -81,9 +100,9 @@ def _metrics_source(
     if gateway is None:
         problems.append(f"spec.gatewayRef.name: there is no PromptGateway {name} in {namespace}: create it")
         return None
-    source = str((gateway.get("spec") or {}).get("metricsSource", "default"))
-    if source in sources:
+    if (source := _named_source(gateway, sources)) is not None:
         return source
+    source = _source_of(gateway)
     if spec.analysis.mode == "Metrics":
         known = ", ".join(sorted(sources)) or "none"
         problems.append(
@@ -91,6 +110,15 @@ def _metrics_source(
             f"not have (it has: {known}): change spec.metricsSource, or add it to the operator's configuration"
         )
     return None
+
+
+def _source_of(gateway: Object) -> str:
+    return str((gateway.get("spec") or {}).get("metricsSource", "default"))
+
+
+def _named_source(gateway: Object | None, sources: Collection[str]) -> str | None:
+    """The metrics source that a gateway names, if the operator has it."""
+    return _source_of(gateway) if gateway is not None and _source_of(gateway) in sources else None
 
 
 # ---------------------------------------------------------------- the prompt
