@@ -38,4 +38,4 @@ def install_all_but_the_operator(kubeconfig: str) -> None:
     bodies = [body for body in rendered() if body["kind"] not in ("Deployment", "ConfigMap")]
     text = yaml.safe_dump_all([namespace, *bodies])
     kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
-    kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    kubectl.until_established()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from typing import Any
 
 from promptrollout.sandbox.assets import find_kubectl
@@ -40,3 +41,14 @@ class Kubectl:
         """`kubectl apply` of plain objects (or of text, by calling it with stdin)."""
         objects = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
         return self("apply", *arguments, "-f", "-", stdin=json.dumps(objects))
+
+    def until_established(self, seconds: float = 30.0) -> None:
+        """Every CRD is served. (`kubectl wait` fails on one that is so new that it has no conditions yet.)"""
+        deadline = time.monotonic() + seconds
+        while True:
+            items = self.json("get", "crd")["items"]
+            conditions = [{c["type"]: c["status"] for c in i.get("status", {}).get("conditions") or []} for i in items]
+            if all(each.get("Established") == "True" for each in conditions):
+                return
+            assert time.monotonic() < deadline, f"CRDs are not served within {seconds} s"
+            time.sleep(0.1)

@@ -95,7 +95,7 @@ class Pod:
 @pytest.fixture
 def pod(sandbox: Sandbox, namespace: str, kubectl: Kubectl, tmp_path: Path) -> Iterator[Pod]:
     kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "promptdeliveries.promptrollout.dev.yaml"))
-    kubectl("wait", "--for=condition=Established", "crd/promptdeliveries.promptrollout.dev")
+    kubectl.until_established()
     made = Pod(sandbox.kubeconfig, namespace, tmp_path)
     made.start()
     yield made
