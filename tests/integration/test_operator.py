@@ -78,6 +78,27 @@ def test_owned_objects_are_put_right_and_go_with_their_gateway(story: Story) -> 
         lambda: story.kubectl.json("get", "deployment", "default-gateway")["spec"]["replicas"] == 1,
         "the replicas of the PromptGateway",
     )
+
+    def limits() -> dict[str, str]:
+        item = story.kubectl.json("get", "deployment", "default-gateway")
+        return dict(item["spec"]["template"]["spec"]["containers"][0]["resources"].get("limits") or {})
+
+    for cpu in ('"1500m"', "null"):
+        patch = f'{{"spec":{{"resources":{{"limits":{{"cpu":{cpu},"memory":"512Mi"}}}}}}}}'
+        story.kubectl("patch", "promptgateway", "default", "--type=merge", "-p", patch)
+        story.wait(lambda cpu=cpu: ("cpu" in limits()) == (cpu != "null"), f"limits.cpu {cpu}")
+    # an apply of somebody else, whose fields an apply of ours leaves alone
+    theirs = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "default-gateway"}}
+    env = [{"name": "HTTP_PROXY", "value": "http://elsewhere"}]
+    pods = {"containers": [{"name": "gateway", "env": env, "resources": {"limits": {"cpu": "2"}}}]}
+    flags = ("--server-side", "--force-conflicts", "--field-manager=somebody", "--validate=false")
+    story.kubectl.apply(theirs | {"spec": {"template": {"spec": pods}}}, arguments=flags)
+
+    def is_ours() -> bool:
+        item = story.kubectl.json("get", "deployment", "default-gateway")
+        return "HTTP_PROXY" not in str(item["spec"]) and "cpu" not in limits()
+
+    story.wait(is_ours, "the Deployment as the PromptGateway has it")
     story.kubectl("delete", "promptgateway", "default")
     story.wait(
         lambda: not story.kubectl("get", kinds, "-l", "promptrollout.dev/gateway=default", "-o", "name").split(),
@@ -121,3 +142,22 @@ def test_its_own_metrics_tell_of_phases_decisions_and_writes(story: Story) -> No
     assert phase in text
     assert 'promptrollout_decisions_total{reason="InitialVersion"}' in text
     assert 'promptrollout_writes_total{kind="PromptRollout",result="ok",verb="status"}' in text
+
+
+def test_an_object_in_the_way_is_named_and_its_end_is_enough(story: Story) -> None:
+    ports = [{"name": "http", "port": 80}]
+    story.kubectl.apply(
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "default-gateway"}, "spec": {"ports": ports}}
+    )
+    story.given(replicas=1, v1={})
+
+    def ready() -> dict[str, Any]:
+        status = story.kubectl.json("get", "promptgateway", "default").get("status") or {}
+        return dict(next((c for c in status.get("conditions", []) if c["type"] == "Ready"), {}))
+
+    story.wait(lambda: "Service default-gateway" in ready().get("message", ""), "the object in the way")
+    assert (ready()["status"], ready()["reason"]) == ("False", "ObjectInTheWay")
+    story.kubectl("delete", "service", "default-gateway")
+    # seen at the next list of all objects, or as here when the gateway is looked at anyway
+    story.kubectl("scale", "deployment", "default-gateway", "--replicas=2")
+    story.wait(lambda: ready().get("status") == "True", "a gateway that is ready")
