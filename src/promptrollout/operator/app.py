@@ -27,6 +27,7 @@ from promptrollout.operator.queue import Key, WorkQueue
 from promptrollout.operator.reconcile import RolloutReconciler
 from promptrollout.operator.retire import retire
 from promptrollout.operator.shell import Shell
+from promptrollout.operator.source_access import SourceAccess
 from promptrollout.operator.store import Store
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,16 @@ class Operator:
         self._api = Api(client, self._metrics)
         self._queue = WorkQueue()
         self._store = Store(self._changed)
-        sources = {source.name: Source(source.name, source.url, self._metrics) for source in config.metrics_sources}
+        sources = {
+            source.name: Source(
+                source.name,
+                source.url,
+                self._metrics,
+                access=SourceAccess(source.headers, source.bearer_token_file),
+                ca_file=source.ca_file,
+            )
+            for source in config.metrics_sources
+        }
         self._sources = sources
         self._analyses = Analyses(sources, config.settle_seconds, self._queue.add)
         self._acknowledger = Acknowledger(self._store, self._queue.add)

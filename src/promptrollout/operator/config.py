@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from promptrollout import __version__
-from promptrollout.api.meta import Name
+from promptrollout.api.meta import HeaderName, Name
 from promptrollout.api.names import ENV_BIND_ADDRESS, PORT_ADMIN
+
+FilePath = Annotated[str, Field(pattern=r"^/", max_length=1024)]
 
 
 class ConfigError(Exception):
@@ -30,6 +32,18 @@ class MetricsSource(_Section):
 
     name: Name
     url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$", max_length=1024)]
+    headers: dict[HeaderName, Annotated[str, Field(pattern=r"^[\x20-\x7e]*$", max_length=1024)]] = {}
+    """Sent with every query, such as X-Scope-OrgID. Not for secrets: they stand in a ConfigMap."""
+    bearer_token_file: FilePath | None = None
+    """Its content is sent as `Authorization: Bearer`; read anew for each query."""
+    ca_file: FilePath | None = None
+    """Certificates to trust for this source, in place of the system's."""
+
+    @model_validator(mode="after")
+    def _one_authorization(self) -> MetricsSource:
+        if self.bearer_token_file and any(name.lower() == "authorization" for name in self.headers):
+            raise ValueError("give the header Authorization or bearerTokenFile, not both")
+        return self
 
 
 class Config(_Section):

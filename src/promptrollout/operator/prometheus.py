@@ -14,6 +14,7 @@ from typing import Any
 import requests
 from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
+from requests.auth import AuthBase
 from urllib3.util.retry import Retry
 
 from promptrollout.api.names import LABEL_PROCESS
@@ -59,7 +60,11 @@ class Source:
         metrics: Metrics,
         wall: Callable[[], float] = time.time,
         timeout: int = TIMEOUT_SECONDS,
+        access: AuthBase | None = None,
+        ca_file: str | None = None,
     ) -> None:
+        """`access`: adds what the source wants to see; `ca_file`: whose certificates are trusted instead of the
+        system's."""
         self.name = name
         self._url = url.rstrip("/")
         self._metrics = metrics
@@ -67,7 +72,12 @@ class Source:
         self._slots = asyncio.Semaphore(PARALLEL)
         # no retries inside: the scheduler tries again, and a slow source must not hold threads
         self._timeout = timeout
-        self._client = PrometheusConnect(url=self._url, retry=Retry(total=0), timeout=timeout)
+        session = requests.Session()
+        if ca_file is not None:
+            session.verify = ca_file
+        self._client = PrometheusConnect(
+            url=self._url, retry=Retry(total=0), timeout=timeout, auth=access, session=session
+        )
         self._offset = 0.0
         self.problem: str = "it has not been asked yet"
         """Why the source gave no answer last time; empty if it did."""
@@ -127,6 +137,8 @@ class Source:
         except (requests.RequestException, ValueError, KeyError, TypeError) as error:
             # HTML of a proxy, JSON without data, an answer cut off
             raise self._failed(f"its answer is not that of a Prometheus API: {type(error).__name__}") from error
+        except OSError as error:
+            raise self._failed(f"its token or CA file cannot be read: {error}") from error
         self._metrics.query_seconds.labels(self.name).observe(time.monotonic() - started)
         return answer
 

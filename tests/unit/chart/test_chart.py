@@ -161,6 +161,25 @@ def test_operator_reads_the_configuration(render: Render, tmp_path: Path) -> Non
     assert config.gateway_image == "ghcr.io/promptrollout/promptrollout:0.1.0"
 
 
+def test_a_source_that_wants_a_token(render: Render, tmp_path: Path) -> None:
+    manifests = render(
+        "metricsSources[0].name=default",
+        "metricsSources[0].url=https://mimir/prometheus",
+        "metricsSources[0].headers.X-Scope-OrgID=team",
+        "metricsSources[0].bearerTokenFile=/var/run/mimir/token",
+        "extraVolumes[0].name=mimir",
+        "extraVolumes[0].secret.secretName=mimir",
+        "extraVolumeMounts[0].name=mimir",
+        "extraVolumeMounts[0].mountPath=/var/run/mimir",
+    )
+    (tmp_path / "config.yaml").write_text(only(manifests, "ConfigMap")["data"]["config.yaml"])
+    (source,) = load(tmp_path / "config.yaml").metrics_sources
+    assert (source.headers, source.bearer_token_file) == ({"X-Scope-OrgID": "team"}, "/var/run/mimir/token")
+    pod = only(manifests, "Deployment")["spec"]["template"]["spec"]
+    assert pod["volumes"][-1] == {"name": "mimir", "secret": {"secretName": "mimir"}}
+    assert pod["containers"][0]["volumeMounts"][-1]["mountPath"] == "/var/run/mimir"
+
+
 def test_alerts_are_on_metrics_that_the_operator_has(render: Render) -> None:
     (group,) = only(render(*ALL_ON), "PrometheusRule")["spec"]["groups"]
     known = {sample.name for family in Metrics().registry.collect() for sample in family.samples}

@@ -24,6 +24,11 @@ from tests.unit.operator.world import PROMPT, a_copy, an_object, store_with
         ("metricsSources: [{name: default}]", "metricsSources.0.url"),
         ("metricsSources: [{name: a, url: 'http://x'}, {name: a, url: 'http://y'}]", "the name a stands twice"),
         ("metricSources: []", "metricSources"),
+        ("metricsSources: [{name: a, url: 'http://x', bearerTokenFile: token}]", "metricsSources.0.bearerTokenFile"),
+        (
+            "metricsSources: [{name: a, url: 'http://x', headers: {authorization: b}, bearerTokenFile: /t}]",
+            "Authorization or bearerTokenFile, not both",
+        ),
         ("logLevel: loud", "logLevel"),
         ("- a", "must be a mapping"),
         ("a: [", "not YAML"),
