@@ -115,7 +115,7 @@ def truths(draft: Draft, phase: str, reason: str, message: str, insufficient: bo
     stalled = phase == "Degraded" or bool(problems)
     ready = phase == "Healthy"
     busy = s.stage in (*ACTIVE, "Withdrawing")
-    unassigned = facts.delivered.unassigned_share_percent if facts.delivered else 0
+    unassigned = facts.delivered.unassigned_share_percent if facts.delivered else None
     analysing = s.snapshot is not None and s.snapshot.analyse and s.stage in ("Stepping", "Promoting", "Baking")
     return {
         "Ready": (ready, reason, message),
@@ -140,14 +140,19 @@ def truths(draft: Draft, phase: str, reason: str, message: str, insufficient: bo
             "InsufficientTraffic" if insufficient else "EnoughOrNotDue",
             message if insufficient else "",
         ),
-        "AssignmentKeyMissing": (
-            unassigned > 0,
-            "KeyMissing" if unassigned else "KeysPresent",
-            f"{unassigned} % of the requests came without a stickiness key: they get stable, outside the analysis"
-            if unassigned
-            else "",
-        ),
+        "AssignmentKeyMissing": key_missing(draft, unassigned),
     }
+
+
+def key_missing(draft: Draft, share_percent: int | None) -> Truth:
+    """As it was while no pod is asked."""
+    if share_percent is None:
+        old = next((c for c in draft.status.conditions if c.type == "AssignmentKeyMissing"), None)
+        return (False, "KeysPresent", "") if old is None else (old.status == "True", old.reason, old.message)
+    if not share_percent:
+        return False, "KeysPresent", ""
+    text = f"{share_percent} % of the requests came without a stickiness key: they get stable, outside the analysis"
+    return True, "KeyMissing", text
 
 
 def set_conditions(draft: Draft, wanted: dict[str, Truth]) -> None:

@@ -38,7 +38,8 @@ class Delivered:
     overridden: bool = False
     """The emergency override object exists."""
     canary_provider_unreachable: bool | None = None
-    unassigned_share_percent: int = 0
+    unassigned_share_percent: int | None = None
+    """None as above: what is known of it stays."""
 
 
 @dataclass(frozen=True, slots=True)

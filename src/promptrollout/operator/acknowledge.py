@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
@@ -24,6 +25,12 @@ POD_TIMEOUT_SECONDS = 1.0
 POLL_SECONDS = (0.1, 1.0)
 REPORT_SECONDS = 10.0
 """How often pods are asked anyway while a rollout progresses: is the canary's provider within reach?"""
+RECHECK_SECONDS = 60.0
+"""How often pods are asked about what all have confirmed: somebody may have brought something else to them."""
+VERIFY_SECONDS = 10.0
+"""So long pods that do not answer are asked whether a trusted status is true; then every RECHECK_SECONDS."""
+DOUBT_SECONDS = 2.0
+"""A pod that serves something else than it confirmed is believed after so long: it may just be starting."""
 NAMES_IN_QUERY = 20
 """Up to so many rollouts are named in the question; beyond that a pod is asked for all of them."""
 
@@ -54,18 +61,32 @@ class Acknowledgement:
     laggards: tuple[Laggard, ...] = ()
     canary_provider_unreachable: bool | None = None
     """None: no pod was asked, or none answered."""
-    unassigned_share_percent: int = 0
+    unassigned_share_percent: int | None = None
+    """None as above."""
     highest: int = 0
     """The highest sequence that any pod knows for this rollout."""
+    taken: int = 0
+    """The highest sequence under which any pod serves something else than what is expected."""
 
 
 @dataclass(slots=True)
 class _Question:
-    """What is wanted of one rollout. `regularly`: while it progresses, also once the sequence is complete."""
+    """What is wanted of one rollout. `regularly`: while it progresses, also once the sequence is complete.
+
+    `verify_until`: an answer that is only known from the delivery's status is still to be confirmed by the pods.
+    `doubted_at`: since when a pod serves something else than what all had confirmed.
+    """
 
     expected: Expected
     regularly: bool
     answer: Acknowledgement | None = None
+    verify_until: float | None = None
+    doubted_at: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        settled = self.answer is not None and self.answer.complete
+        return not settled or self.verify_until is not None or self.doubted_at is not None
 
 
 @dataclass(slots=True)
@@ -115,11 +136,14 @@ def is_ready(pod: Object) -> bool:
 
 
 class Acknowledger:
-    """Keeps asking until every ready pod confirms, and remembers what was complete."""
+    """Keeps asking until every ready pod confirms, remembers what was complete, and asks rarely whether it still is."""
 
-    def __init__(self, store: Store, changed: Callable[[Key], None]) -> None:
+    def __init__(
+        self, store: Store, changed: Callable[[Key], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._store = store
         self._changed = changed
+        self._clock = clock
         self._gateways: dict[tuple[str, str], _Gateway] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -144,7 +168,7 @@ class Acknowledger:
         known: tuple[int, int] | None,
     ) -> None:
         """Want to know whether all ready pods confirm what is `expected`. `known`: acknowledged and total, if
-        the delivery's status says that it is complete."""
+        the delivery's status says that it is complete; trusted until pods say otherwise: it may be of a backup."""
         place = self._gateways.setdefault((namespace, gateway), _Gateway())
         question = place.questions.get(rollout)
         if question is None or question.expected != expected:
@@ -152,6 +176,7 @@ class Acknowledger:
             question = _Question(expected, regularly)
             if known is not None:
                 question.answer = Acknowledgement(True, *known, highest=expected.sequence)
+                question.verify_until = self._clock() + VERIFY_SECONDS
             elif answer is not None:
                 # while the new sequence is on its way, what pods said of the provider still holds
                 question.answer = Acknowledgement(
@@ -196,26 +221,33 @@ class Acknowledger:
     async def _keep_asking(self, namespace: str, gateway: str, place: _Gateway) -> None:
         pause = POLL_SECONDS[0]
         regular_due = 0.0
+        # not all gateways in the same second after a start
+        recheck_due = self._clock() + RECHECK_SECONDS * random.uniform(0.5, 1.0)
         while place.questions:
             place.wake.clear()
-            now = time.monotonic()
-            regular = now >= regular_due
+            now = self._clock()
+            regular, recheck = now >= regular_due, now >= recheck_due
             if regular:
                 regular_due = now + REPORT_SECONDS
-            pending = {name for name, question in place.questions.items() if _open(question)}
-            wanted = pending | {name for name, question in place.questions.items() if regular and question.regularly}
+            if recheck:
+                recheck_due = now + RECHECK_SECONDS
+            wanted = {
+                name
+                for name, question in place.questions.items()
+                if question.is_open or recheck or (regular and question.regularly)
+            }
             if wanted:
                 await self._round(namespace, gateway, place, wanted)
-            pending = {name for name, question in place.questions.items() if _open(question)}
-            if pending:
-                seconds = pause
+            now, seconds = self._clock(), recheck_due - self._clock()
+            if any(question.is_open for question in place.questions.values()):
+                seconds = min(seconds, pause)
                 pause = min(POLL_SECONDS[1], pause * 2)
-            elif any(question.regularly for question in place.questions.values()):
-                seconds, pause = max(0.0, regular_due - time.monotonic()), POLL_SECONDS[0]
             else:
-                seconds, pause = 3600.0, POLL_SECONDS[0]
+                pause = POLL_SECONDS[0]
+                if any(question.regularly for question in place.questions.values()):
+                    seconds = min(seconds, regular_due - now)
             try:
-                await asyncio.wait_for(place.wake.wait(), seconds)
+                await asyncio.wait_for(place.wake.wait(), max(0.0, seconds))
                 pause = POLL_SECONDS[0]
             except TimeoutError:
                 continue
@@ -223,27 +255,45 @@ class Acknowledger:
     async def _round(self, namespace: str, gateway: str, place: _Gateway, wanted: set[str]) -> None:
         """Ask every ready pod once and settle what can be settled."""
         pods = serving_pods(self._store, namespace, gateway)
+        asked = {name: place.questions[name] for name in wanted}
         reports = await asyncio.gather(*(self._ask_pod(pod, wanted) for pod in pods))
-        for name in wanted:
-            question = place.questions.get(name)
-            if question is None:
+        for name, question in asked.items():
+            if place.questions.get(name) is not question:
                 continue
-            answer = judge(question.expected, pods, [_of(report, name) for report in reports])
             before = question.answer
+            answer = judge(question.expected, pods, [_of(report, name) for report in reports])
             if before is not None and before.complete:
-                # pods that join or restart later reset nothing
-                answer = Acknowledgement(
-                    True,
-                    before.acknowledged,
-                    before.total,
-                    (),
-                    answer.canary_provider_unreachable,
-                    answer.unassigned_share_percent,
-                    answer.highest,
-                )
+                answer = self._still(question, before, answer, [_differs(question.expected, r, name) for r in reports])
+                if not answer.complete:
+                    said = ", ".join(f"{laggard.pod}: {laggard.reason}" for laggard in answer.laggards)
+                    logger.warning("PromptRollout %s/%s was confirmed, but now: %s", namespace, name, said)
             if answer != before:
                 question.answer = answer
                 self._changed(Key("PromptRollout", namespace, name))
+
+    def _still(
+        self, question: _Question, before: Acknowledgement, answer: Acknowledgement, differs: list[bool | None]
+    ) -> Acknowledgement:
+        """What becomes of an answer that was complete. Pods that join, restart or fall silent reset nothing; one that
+        says itself that it serves something else does."""
+        now = self._clock()
+        if True in differs:
+            question.doubted_at = now if question.doubted_at is None else question.doubted_at
+            if now - question.doubted_at >= DOUBT_SECONDS:
+                question.doubted_at = question.verify_until = None
+                return answer
+        else:
+            question.doubted_at = None
+            if (differs and None not in differs) or now >= (question.verify_until or 0.0):
+                question.verify_until = None
+        if not question.regularly:
+            return before
+        return replace(
+            before,
+            canary_provider_unreachable=answer.canary_provider_unreachable,
+            unassigned_share_percent=answer.unassigned_share_percent,
+            highest=answer.highest,
+        )
 
     async def _ask_pod(self, pod: Object, wanted: set[str]) -> PodReport | str:
         """The pod's report, or a sentence saying why there is none."""
@@ -270,8 +320,12 @@ class Acknowledger:
             return "its answer cannot be read by this operator"
 
 
-def _open(question: _Question) -> bool:
-    return question.answer is None or not question.answer.complete
+def _differs(expected: Expected, report: PodReport | str, name: str) -> bool | None:
+    """Does this pod serve something else than what is expected? None: it did not answer, or knows nothing yet."""
+    if isinstance(report, str) or not report.loaded:
+        return None
+    found = _of(report, name)
+    return isinstance(found, str) or bool(_missing(expected, found))
 
 
 def _of(report: PodReport | str, name: str) -> RolloutReport | str:
@@ -285,13 +339,16 @@ def judge(expected: Expected, pods: list[Object], reports: list[RolloutReport | 
     """What the answers of all ready pods amount to. No ready pod at all is not complete."""
     laggards: list[Laggard] = []
     unreachable: list[bool] = []
-    shares, highest = [0], 0
+    shares: list[int] = []
+    highest = taken = 0
     for pod, report in zip(pods, reports, strict=True):
         name = str(pod["metadata"]["name"])
         if isinstance(report, str):
             laggards.append(Laggard(pod=name, reason=report))
             continue
         highest = max(highest, report.sequence)
+        if not _serves(expected, report):
+            taken = max(taken, report.sequence)
         unreachable.append(report.canary_provider_unreachable)
         shares.append(report.unassigned_share_percent)
         if reason := _missing(expected, report):
@@ -303,8 +360,9 @@ def judge(expected: Expected, pods: list[Object], reports: list[RolloutReport | 
         total=total,
         laggards=tuple(laggards),
         canary_provider_unreachable=2 * sum(unreachable) >= total if unreachable else None,
-        unassigned_share_percent=max(shares),
+        unassigned_share_percent=max(shares) if shares else None,
         highest=highest,
+        taken=taken,
     )
 
 
@@ -319,6 +377,12 @@ def _missing(expected: Expected, report: RolloutReport) -> str:
         return report.problem or f"it still serves sequence {report.sequence}"
     if report.rollout_uid != expected.uid:
         return report.problem or "it still serves an earlier object of this name"
-    if (report.weight, report.stable, report.canary) != (expected.weight, expected.stable, expected.canary):
+    if not _serves(expected, report):
         return f"it serves sequence {report.sequence} with other content"
     return ""
+
+
+def _serves(expected: Expected, report: RolloutReport) -> bool:
+    """The content alone, whatever its number."""
+    found = (report.rollout_uid, report.weight, report.stable, report.canary)
+    return found == (expected.uid, expected.weight, expected.stable, expected.canary)

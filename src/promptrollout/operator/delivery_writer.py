@@ -83,7 +83,10 @@ class DeliveryWriter:
             known = ((existing or {}).get("spec") or {}).get("sequence")
             return known + 1 if isinstance(known, int) else 1
         answer = self._acknowledger.answer(key.namespace, before.gateway, key.name, before.rollout_uid, before.sequence)
-        return answer.highest + 1 if answer is not None and answer.highest > before.sequence else 1
+        if answer is None:
+            return 1
+        beyond = answer.highest > before.sequence or (not answer.complete and answer.taken == before.sequence)
+        return answer.highest + 1 if beyond else 1
 
     async def _write_status(self, key: Key, item: Object, spec: DeliverySpec) -> None:
         answer = self._acknowledger.answer(key.namespace, spec.gateway, key.name, spec.rollout_uid, spec.sequence)

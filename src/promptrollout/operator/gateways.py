@@ -79,7 +79,13 @@ class GatewayReconciler:
     # ------------------------------------------------------------ objects
 
     def _busy(self, key: Key) -> bool:
-        return any((rollout.get("status") or {}).get("stage") not in (None, "Idle") for rollout in self._rollouts(key))
+        """A canary may still be served here though its rollout names another gateway by now."""
+        names = {rollout["metadata"]["name"] for rollout in self._rollouts(key)}
+        for delivery in self._store.in_namespace("PromptDelivery", key.namespace):
+            if delivery["spec"].get("gateway") == key.name:
+                names.add(delivery["metadata"]["name"])
+        found = (self._store.get("PromptRollout", key.namespace, name) or {} for name in names)
+        return any((rollout.get("status") or {}).get("stage") not in (None, "Idle") for rollout in found)
 
     def _rollouts(self, key: Key) -> list[Object]:
         return [

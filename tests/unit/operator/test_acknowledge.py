@@ -1,5 +1,9 @@
 """Whom the operator asks, and what it makes of the answers."""
 
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -7,7 +11,7 @@ from aiohttp import web
 
 from promptrollout.api.delivery import RolloutReport
 from promptrollout.operator import acknowledge
-from promptrollout.operator.acknowledge import Acknowledger, Expected, judge, serving_pods
+from promptrollout.operator.acknowledge import Acknowledgement, Acknowledger, Expected, judge, serving_pods
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 from tests.unit.operator.world import an_object
@@ -129,9 +133,122 @@ async def test_pods_are_asked_until_they_confirm_and_then_no_more(monkeypatch: p
         await runner.cleanup()
 
 
-async def until(true: Any, seconds: float = 2.0) -> None:
-    import asyncio
+class Pod:
+    """A gateway pod's admin port. `says`: its report of the rollout; None: it has none."""
 
+    def __init__(self) -> None:
+        self.asked, self.loaded = 0, True
+        self.says: RolloutReport | None = report(2)
+
+    async def rollouts(self, _: web.Request) -> web.Response:
+        self.asked += 1
+        rollouts = [self.says.model_dump(by_alias=True)] if self.says else []
+        return web.json_response({"pod": "a", "formatVersions": [1], "loaded": self.loaded, "rollouts": rollouts})
+
+
+@pytest.fixture
+async def a_pod(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pod]:
+    found, app = Pod(), web.Application()
+    app.router.add_get("/rollouts", found.rollouts)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    monkeypatch.setattr(acknowledge, "PORT_ADMIN", runner.addresses[0][1])
+    monkeypatch.setattr(acknowledge, "POLL_SECONDS", (0.005, 0.01))
+    monkeypatch.setattr(acknowledge, "DOUBT_SECONDS", 0.03)
+    yield found
+    await runner.cleanup()
+
+
+class Asked:
+    """An acknowledger that was told by the delivery's status that one pod of one confirmed sequence 2."""
+
+    def __init__(self) -> None:
+        self.store, self.changed = Store(), list[Key]()
+        self.store.put("Pod", pod("a"))
+        self.asker = Acknowledger(self.store, self.changed.append)
+
+    async def __aenter__(self) -> Asked:
+        self.asker.ask("ns", "default", "app", expected(2), regularly=False, known=(1, 1))
+        assert self.answer().complete
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.asker.close()
+
+    def answer(self) -> Acknowledgement:
+        found = self.asker.answer("ns", "default", "app", "uid", 2)
+        assert found is not None
+        return found
+
+
+async def test_a_trusted_status_is_confirmed_once_and_changes_nothing(a_pod: Pod) -> None:
+    async with Asked() as asked:
+        before = asked.answer()
+        await until(lambda: a_pod.asked)
+        await asyncio.sleep(0.03)
+        assert (a_pod.asked, asked.answer(), asked.changed) == (1, before, [])
+
+
+@pytest.mark.parametrize(
+    ("says", "highest", "taken"),
+    [
+        (report(5, stable="sha256:" + "b" * 64), 5, 5),
+        (report(2, stable="sha256:" + "b" * 64), 2, 2),
+        (report(1), 1, 0),
+        (None, 0, 0),
+    ],
+)
+async def test_pods_are_believed_more_than_a_status_from_a_backup(
+    a_pod: Pod, says: RolloutReport | None, highest: int, taken: int
+) -> None:
+    a_pod.says = says
+    async with Asked() as asked:
+        await until(lambda: asked.changed)
+        answer = asked.answer()
+        assert (answer.complete, answer.highest, answer.taken, answer.acknowledged) == (False, highest, taken, 0)
+        assert answer.laggards
+        a_pod.says = report(2)
+        await until(lambda: asked.answer().complete)
+
+
+async def test_a_pod_that_is_just_starting_or_silent_says_nothing_against_it(
+    a_pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acknowledge, "VERIFY_SECONDS", 0.06)
+    a_pod.loaded, a_pod.says = False, None
+    async with Asked() as asked:
+        await until(lambda: a_pod.asked >= 3)
+        await asyncio.sleep(0.1)
+        count = a_pod.asked
+        await asyncio.sleep(0.03)
+        assert (a_pod.asked, asked.answer().complete, asked.changed) == (count, True, [])
+
+
+async def test_a_moment_of_something_else_is_no_reason(a_pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acknowledge, "DOUBT_SECONDS", 60.0)
+    a_pod.says = report(1)
+    async with Asked() as asked:
+        await until(lambda: a_pod.asked >= 3)
+        a_pod.says = report(2)
+        await asyncio.sleep(0.05)
+        count = a_pod.asked
+        await asyncio.sleep(0.03)
+        assert (a_pod.asked, asked.answer().complete, asked.changed) == (count, True, [])
+
+
+async def test_what_is_served_is_asked_for_again_and_again(a_pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acknowledge, "RECHECK_SECONDS", 0.04)
+    a_pod.says = report(2, unassignedSharePercent=7)
+    async with Asked() as asked:
+        await until(lambda: a_pod.asked >= 3)
+        assert asked.changed == []
+        a_pod.says = report(9, stable="sha256:" + "b" * 64)
+        await until(lambda: asked.changed)
+        assert (asked.answer().complete, asked.answer().highest) == (False, 9)
+
+
+async def until(true: Any, seconds: float = 2.0) -> None:
     for _ in range(int(seconds / 0.005)):
         await asyncio.sleep(0.005)
         if true():
