@@ -21,6 +21,7 @@ from promptrollout.operator.config import Config, Surroundings
 from promptrollout.operator.declarations import reconcile_declaration
 from promptrollout.operator.dirty import affected
 from promptrollout.operator.gateways import GatewayReconciler
+from promptrollout.operator.identity import OncePerObject
 from promptrollout.operator.metrics import Metrics
 from promptrollout.operator.prometheus import Source
 from promptrollout.operator.queue import Key, WorkQueue
@@ -146,6 +147,8 @@ class Operator:
             self._store.put(kind, item)
 
     def _changed(self, key: Key, before: Object | None, after: Object | None) -> None:
+        if after is None:
+            OncePerObject.forget(key)
         if key.kind == "Pod":
             for item in (before, after):
                 gateway = ((item or {}).get("metadata", {}).get("labels") or {}).get(LABEL_GATEWAY)

@@ -18,7 +18,7 @@ from promptrollout.api.names import (
     short_digest,
 )
 from promptrollout.api.prompt import PromptSpec, canonical
-from promptrollout.operator.identity import OncePerObject
+from promptrollout.operator.identity import OncePerModel, OncePerObject
 from promptrollout.operator.store import Store
 
 Object = dict[str, Any]
@@ -65,9 +65,9 @@ def _digest(prompt: PromptSpec) -> str | None:
         return None
 
 
-prompt_of: OncePerObject[Object, PromptSpec | None] = OncePerObject(_parse)
+prompt_of: OncePerObject[PromptSpec | None] = OncePerObject("PromptVersion", _parse)
 """What a PromptVersion object says; None if it says nothing that can be read."""
-digest_if_any: OncePerObject[PromptSpec, str | None] = OncePerObject(_digest)
+digest_if_any: OncePerModel[PromptSpec, str | None] = OncePerModel(_digest)
 """The digest; None of a prompt that has none (prompt_problems says why)."""
 
 

@@ -50,7 +50,7 @@ def _validated(item: Object) -> DeliverySpec | None:
         return None
 
 
-_parse: OncePerObject[Object, DeliverySpec | None] = OncePerObject(_validated)
+_parse: OncePerObject[DeliverySpec | None] = OncePerObject("PromptDelivery", _validated)
 
 
 def compile_delivery(

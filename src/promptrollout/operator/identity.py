@@ -2,32 +2,63 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import weakref
+from collections import defaultdict
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-K = TypeVar("K")
+from pydantic import BaseModel
+
+from promptrollout.operator.queue import Key
+
+M = TypeVar("M", bound=BaseModel)
 V = TypeVar("V")
+Object = dict[str, Any]
 
 
-class OncePerObject(Generic[K, V]):
-    """Remembers a function's result for the very object (not for an equal one) that it was given.
+class OncePerObject(Generic[V]):
+    """A function's result for API objects of one kind: of each, for the very version (not for an equal one) that was
+    asked for last. For items of the store, which are replaced as a whole."""
 
-    For objects that nobody changes: items of the store, which are replaced as a whole, and frozen models.
-    """
+    _by_kind: defaultdict[str, list[OncePerObject[Any]]] = defaultdict(list)
 
-    def __init__(self, function: Callable[[K], V], size: int = 20_000) -> None:
+    def __init__(self, kind: str, function: Callable[[Object], V]) -> None:
         self._function = function
-        self._size = size
-        self._known: OrderedDict[int, tuple[K, V]] = OrderedDict()
+        self._known: dict[tuple[str, str], tuple[Object, V]] = {}
+        self._by_kind[kind].append(self)
 
-    def __call__(self, subject: K) -> V:
-        found = self._known.get(id(subject))
-        if found is not None:
-            self._known.move_to_end(id(subject))
+    def __call__(self, item: Object) -> V:
+        place = (item["metadata"].get("namespace", ""), item["metadata"]["name"])
+        found = self._known.get(place)
+        if found is None or found[0] is not item:
+            found = self._known[place] = (item, self._function(item))
+        return found[1]
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @classmethod
+    def forget(cls, key: Key) -> None:
+        """The object is gone."""
+        for each in cls._by_kind[key.kind]:
+            each._known.pop((key.namespace, key.name), None)
+
+
+class OncePerModel(Generic[M, V]):
+    """A function's result for the very model (not for an equal one) that it was given, as long as that lives."""
+
+    def __init__(self, function: Callable[[M], V]) -> None:
+        self._function = function
+        self._known: dict[int, tuple[weakref.ref[M], V]] = {}
+
+    def __call__(self, model: M) -> V:
+        place = id(model)
+        found = self._known.get(place)
+        if found is not None and found[0]() is model:
             return found[1]
-        result = self._function(subject)
-        self._known[id(subject)] = (subject, result)  # holding it keeps its id its own
-        if len(self._known) > self._size:
-            self._known.popitem(last=False)
+        result = self._function(model)
+        self._known[place] = (weakref.ref(model, lambda _: self._known.pop(place, None)), result)
         return result
+
+    def __len__(self) -> int:
+        return len(self._known)

@@ -45,12 +45,13 @@ class OwnedCopies:
         self._api = api
         self._store = store
         self._clock = clock
-        self._prompts: dict[tuple[str, str], PromptSpec] = {}
+        self._prompts: dict[Key, dict[str, PromptSpec]] = {}
         self._refused: dict[Key, dict[str, _Refusal]] = {}
 
     def forget(self, key: Key) -> None:
         """The rollout is gone."""
         self._refused.pop(key, None)
+        self._prompts.pop(key, None)
 
     def still_refused(self, key: Key, names: Collection[str]) -> float | None:
         """Only these copies are wanted and refused now. How long until one is tried again; None if there is none."""
@@ -67,13 +68,13 @@ class OwnedCopies:
         for version in (status.stable, status.canary, status.previous):
             if version is None:
                 continue
-            place = (key.namespace, version.version)
-            item = self._store.get("PromptVersion", *place)
+            known = self._prompts.setdefault(key, {})
+            item = self._store.get("PromptVersion", key.namespace, version.version)
             if item is not None:
-                if place not in self._prompts and (prompt := copies.prompt_of(item)) is not None:
-                    self._prompts[place] = prompt
+                if version.version not in known and (prompt := copies.prompt_of(item)) is not None:
+                    known[version.version] = prompt
                 continue
-            prompt = self._prompts.get(place) or prompt_in(delivery, version)
+            prompt = known.get(version.version) or prompt_in(delivery, version)
             if prompt is not None:
                 logger.info("%s: the copy %s was deleted and is made again", key, version.version)
                 refused |= await self.create(key, (prompt,))
@@ -136,4 +137,4 @@ class OwnedCopies:
         owned = copies.owned(self._store, key.namespace, key.name)
         for item in copies.superfluous(owned, needed, limit) if len(owned) > limit else ():
             await self._api.delete("PromptVersion", item)
-            self._prompts.pop((key.namespace, item["metadata"]["name"]), None)
+            self._prompts.get(key, {}).pop(item["metadata"]["name"], None)

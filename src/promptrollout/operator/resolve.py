@@ -17,7 +17,7 @@ from promptrollout.api.template import Problem, prompt_problems
 from promptrollout.engine.facts import Desired
 from promptrollout.engine.objectives import make_test
 from promptrollout.operator.copies import digest_if_any, is_copy, prompt_of
-from promptrollout.operator.identity import OncePerObject
+from promptrollout.operator.identity import OncePerModel
 from promptrollout.operator.store import Store
 
 Object = dict[str, Any]
@@ -27,7 +27,7 @@ ALWAYS_ON_INCREASE_PERCENT = 50
 CONTRACT_MAX_SHARE = "0.05"
 """Bound of the contract failures where stable has no output schema to compare with."""
 
-_problems: OncePerObject[PromptSpec, list[Problem]] = OncePerObject(prompt_problems)
+_problems: OncePerModel[PromptSpec, list[Problem]] = OncePerModel(prompt_problems)
 
 
 @dataclass(frozen=True, slots=True)
