@@ -30,6 +30,10 @@ def affected(key: Key, before: Object | None, after: Object | None, store: Store
         if owner := labels.get(LABEL_ROLLOUT):
             found.add(Key("PromptRollout", space, owner))
         found |= {each for each, spec in _rollouts(store, space) if name in _versions(spec)}
+        # somebody's object may stand where a copy is to be made
+        in_the_way_of = name.rsplit("-", 1)[0]
+        if store.get("PromptRollout", space, in_the_way_of) is not None:
+            found.add(Key("PromptRollout", space, in_the_way_of))
     elif key.kind == "PromptSLO":
         found.add(key)
         for each, spec in _rollouts(store, space):

@@ -117,6 +117,10 @@ def test_what_is_looked_at_again() -> None:
     assert after("PromptDelivery", "a") == {a}
     assert after("PromptVersion", "first") == {Key("PromptVersion", "ns", "first"), b}
     assert a in after("PromptVersion", "a-1", labels={"promptrollout.dev/rollout": "a"})
+    # an object that was in the way of a copy, once it is deleted
+    foreign = an_object("PromptVersion", "a-0123456789", {})
+    assert a in affected(Key("PromptVersion", "ns", "a-0123456789"), foreign, None, store)
+    assert Key("PromptRollout", "ns", "no") not in after("PromptVersion", "no-0123456789")
     assert b in after("PromptSLO", "slo")
     assert a not in after("PromptSLO", "slo")
     assert {a, b, gateway} <= after("ModelProvider", "model")
