@@ -98,7 +98,7 @@ def complete(draft: Draft) -> None:
     text = f"{named(draft.status.stable)} serves 100 %"
     if bakes and s.snapshot is not None:
         text += f"; {named(old)} stays loaded for {s.snapshot.bake_seconds} s"
-    draft.record("RolloutCompleted", text, evidence=True)
+    draft.record("RolloutCompleted", text)
 
 
 def withdraw(draft: Draft, why: str, message: str, *, reject: bool, warning: bool = True) -> None:
