@@ -25,9 +25,11 @@ BACKOFF_MAX_SECONDS: Final = 8.0
 RETRY_AFTER_MAX_SECONDS: Final = 60.0
 """A provider that asks for a longer pause is not waited for: the caller gets its answer, with its Retry-After."""
 UNREACHABLE_AFTER: Final = 3
-"""Connection failures in a row, without any answer between them."""
+"""Failed tries in a row, of all requests: no connection, silence, or a status that says that nobody is there."""
 
-_RETRIED_STATUS: Final = frozenset([429, 502, 503, 504])
+# what a proxy or load balancer answers in the place of a provider that is down
+_DOWN_STATUS: Final = frozenset([502, 503, 504])
+_RETRIED_STATUS: Final = _DOWN_STATUS | {429}
 # the account's, the connection's or our own: not for callers
 _OWN_HEADERS: Final = frozenset(
     {"alt-svc", "connection", "content-encoding", "content-length", "date", "keep-alive", "openai-organization"}
@@ -104,12 +106,13 @@ class OpenAIProvider:
         """False once a request was refused for the `stream_options` that we added, and taken without."""
         self._rng = rng or random.Random()
         self._session: aiohttp.ClientSession | None = None
-        self._connect_failures = 0
+        self._failures = 0
+        """Of reachability, in a row."""
 
     @property
     def unreachable(self) -> bool:
-        """Several connections in a row failed; requests of a canary are diverted until one succeeds."""
-        return self._connect_failures >= UNREACHABLE_AFTER
+        """Several tries in a row failed as if nobody were there; requests of a canary are diverted meanwhile."""
+        return self._failures >= UNREACHABLE_AFTER
 
     async def call(
         self, payload: bytes, config: ProviderConfig, headers: Mapping[str, str], *, wait_unreachable: bool = True
@@ -117,7 +120,7 @@ class OpenAIProvider:
         """Send a chat completion; return when the first bytes of a 200 are here. Raises ProviderError.
 
         Tried again, within the total time: connection failures, 429, 502, 503, 504. With `wait_unreachable` off, a
-        connection that cannot be made is not: somebody else answers.
+        provider that is known to be out of reach is not: somebody else answers.
         """
         deadline = time.perf_counter() + config.timeouts.total_seconds
         tries = 0
@@ -135,11 +138,17 @@ class OpenAIProvider:
             await asyncio.sleep(pause)
 
     async def probe(self, config: ProviderConfig) -> None:
-        """See whether the endpoint answers anything at all; `unreachable` says what came of it."""
+        """See whether the endpoint itself answers again; `unreachable` says what came of it.
+
+        That it answers this does not mean that it completes chats: one more failed try, and it is unreachable again.
+        """
         timeout = aiohttp.ClientTimeout(total=config.timeouts.connect_seconds + 5.0)
         try:
-            async with self._sessions().get(f"{self.base_url}/models", headers=self._headers({}), timeout=timeout):
-                self._connect_failures = 0
+            async with self._sessions().get(
+                f"{self.base_url}/models", headers=self._headers({}), timeout=timeout, allow_redirects=False
+            ) as response:
+                if response.status < min(_DOWN_STATUS):
+                    self._failures = min(self._failures, UNREACHABLE_AFTER - 1)
         except (aiohttp.ClientError, OSError, TimeoutError):
             return  # still so
 
@@ -161,30 +170,35 @@ class OpenAIProvider:
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect_seconds),
                 )
-                self._connect_failures = 0
                 if response.status != 200:
-                    raise self._refusal(response, await _read_some(response))
+                    refusal = self._refusal(response, await _read_some(response))
+                    if response.status in _DOWN_STATUS:
+                        raise self._failed(refusal)
+                    self._failures = 0  # whatever it is: somebody is there
+                    raise refusal
                 first = await response.content.readany()
+            self._failures = 0
             answered = True
             return Answer(self.name, response, first, deadline)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            self._connect_failures += 1
-            raise ProviderError(
-                "connection",
-                502,
-                f"provider {self.name} cannot be reached: {_reason(error)}",
-                unreachable=True,
-                retryable=True,
-            ) from error
+            message = f"provider {self.name} cannot be reached: {_reason(error)}"
+            # surely nothing was done for this request, so somebody else may answer it from the first failure on
+            raise self._failed(ProviderError("connection", 502, message, unreachable=True, retryable=True)) from error
         except TimeoutError as error:
-            raise _timeout(self.name, "the first byte") from error
+            raise self._failed(_timeout(self.name, "the first byte")) from error
         except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
             raise ProviderError("bad_response", 502, f"provider {self.name} does not speak HTTP") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise _broken(self.name, error) from error
+            raise self._failed(_broken(self.name, error)) from error
         finally:
             if response is not None and not answered:
                 response.close()
+
+    def _failed(self, error: ProviderError) -> ProviderError:
+        """Note a try that says that nobody is there. Only several in a row do: one may be this request's own."""
+        self._failures += 1
+        error.unreachable = error.unreachable or self.unreachable
+        return error
 
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> ProviderError:
         """What the caller is told about an answer that is an error."""

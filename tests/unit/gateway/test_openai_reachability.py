@@ -1,0 +1,198 @@
+"""When a provider counts as unreachable, so that no version on it is served or judged. Real HTTP on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from promptrollout.api.delivery import ProviderConfig
+from promptrollout.gateway.errors import ProviderError
+from promptrollout.gateway.process import Gateway
+from promptrollout.gateway.providers.openai import OpenAIProvider
+from tests.unit.gateway.kit import (
+    CANARY,
+    Caller,
+    Provider,
+    Script,
+    arm,
+    counted,
+    delivery,
+    request,
+    says,
+    series,
+    streams,
+)
+
+
+@pytest.fixture
+async def other() -> Any:
+    """The canary's own provider."""
+    async with Provider() as running:
+        yield running
+
+
+async def canary_on(other: Provider, gateway: Gateway, provider: Provider, max_retries: int = 2) -> OpenAIProvider:
+    canary = arm(CANARY, other.url, provider_name="other", provider_maxRetries=max_retries)
+    await gateway.registry.apply("support", delivery(weight=100, stable=arm(url=provider.url), canary=canary))
+    serving = gateway.registry.find("support")
+    assert serving is not None
+    assert serving.canary is not None
+    object.__setattr__(serving.canary.provider_config.timeouts, "first_byte_seconds", 0.05)
+    return serving.canary.provider
+
+
+def silent() -> Script:
+    return streams(asyncio.Event())
+
+
+def cut() -> Script:
+    return streams(cut=True)
+
+
+@pytest.mark.parametrize(
+    "down", [lambda: says(502, b""), lambda: says(503, b""), lambda: says(504, b"<html>"), cut], ids=str
+)
+async def test_a_canarys_provider_that_is_down_behind_a_proxy_decides_nothing(
+    gateway: Gateway, caller: Caller, provider: Provider, other: Provider, down: Callable[[], Script]
+) -> None:
+    other.script.extend(down() for _ in range(100))
+    await canary_on(other, gateway, provider)
+    for n in range(9):
+        answered = await caller.post(request(user=f"u{n}"))
+        assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
+    assert counted(gateway) == {}
+    assert gateway.counters.diverted == {("uid-1", "support"): 9}
+    assert gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert len(other.requests) == 3, "not asked once it is known"
+
+
+@pytest.mark.parametrize("down", [lambda: says(503, b""), silent], ids=["503", "silence"])
+async def test_without_retries_the_first_two_failures_may_still_be_the_requests_own(
+    gateway: Gateway, caller: Caller, provider: Provider, other: Provider, down: Callable[[], Script]
+) -> None:
+    other.script.extend(down() for _ in range(100))
+    await canary_on(other, gateway, provider, max_retries=0)
+    statuses = [(await caller.post(request(user=f"u{n}"))).status for n in range(6)]
+    assert statuses[2:] == [200] * 4
+    assert counted(gateway) == {"canary": (2, 2)}
+    assert gateway.counters.diverted == {("uid-1", "support"): 4}
+
+
+async def test_failures_of_different_kinds_add_up(
+    gateway: Gateway, caller: Caller, provider: Provider, other: Provider
+) -> None:
+    other.script.extend([says(503, b""), cut(), says(502, b"")])
+    await canary_on(other, gateway, provider)
+    assert (await caller.post(request())).headers["x-promptrollout-variant"] == "stable"
+    assert gateway.registry.report().rollouts[0].canary_provider_unreachable
+
+
+@pytest.mark.parametrize("between", [says(), says(500, b""), says(429, b"", **{"retry-after": "3600"}), says(400, b"")])
+async def test_flakiness_with_answers_in_between_is_an_error_of_the_arm(
+    gateway: Gateway, caller: Caller, provider: Provider, other: Provider, between: Script
+) -> None:
+    await canary_on(other, gateway, provider, max_retries=0)
+    for _ in range(3):
+        other.script.extend([says(503, b""), says(502, b""), between])
+    for n in range(9):
+        assert (await caller.post(request(user=f"u{n}"))).headers["x-promptrollout-variant"] == "canary"
+    errors = series(gateway, "canary").errors
+    assert errors["provider_5xx"] >= 6
+    assert not gateway.counters.diverted.total()
+
+
+async def test_when_stables_provider_is_down_too_it_is_an_error_of_the_assigned_arm(
+    gateway: Gateway, caller: Caller, provider: Provider, other: Provider
+) -> None:
+    other.script.extend(says(503, b"") for _ in range(100))
+    provider.script.extend(says(503, b"") for _ in range(100))
+    await canary_on(other, gateway, provider)
+    assert (await caller.post(request())).status == 503
+    assert counted(gateway) == {"canary": (1, 1)}
+    assert not gateway.counters.diverted.total()
+
+
+# ------------------------------------------------------------------------------------------- the way back
+
+
+async def unreachable(endpoint: OpenAIProvider, config: ProviderConfig) -> None:
+    for _ in range(3):
+        with pytest.raises(ProviderError):
+            await endpoint.call(b"{}", config, {})
+    assert endpoint.unreachable
+
+
+def config_of(url: str) -> ProviderConfig:
+    return ProviderConfig.model_validate({"name": "other", "baseURL": url, "maxRetries": 0})
+
+
+@pytest.mark.parametrize(
+    ("status", "back"),
+    [(200, True), (401, True), (404, True), (302, True), (500, True), (502, False), (503, False), (504, False)],
+)
+async def test_a_probe_needs_an_answer_of_the_provider_itself(status: int, back: bool) -> None:
+    seen: list[str | None] = []
+
+    async def models(incoming: web.Request) -> web.Response:
+        seen.append(incoming.headers.get("authorization"))
+        # nobody is there: following it would be a failure
+        return web.Response(status=status, headers={"location": "http://127.0.0.1:1/"})
+
+    async def completions(_: web.Request) -> web.Response:
+        return web.Response(status=503)
+
+    app = web.Application()
+    app.router.add_get("/v1/models", models)
+    app.router.add_post("/v1/chat/completions", completions)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    config = config_of(f"http://127.0.0.1:{runner.addresses[0][1]}/v1")
+    endpoint = OpenAIProvider(config.name, config.base_url)
+    endpoint.key = "k"
+    try:
+        await unreachable(endpoint, config)
+        await endpoint.probe(config)
+        assert seen == ["Bearer k"]
+        assert endpoint.unreachable is not back
+        # a list of models says little of completions: the next failure is enough
+        with pytest.raises(ProviderError) as caught:
+            await endpoint.call(b"{}", config, {})
+        assert caught.value.unreachable
+        assert endpoint.unreachable
+    finally:
+        await endpoint.close()
+        await runner.cleanup()
+
+
+async def test_a_connection_that_is_taken_and_never_answered_does_not_clear() -> None:
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    config = config_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+    endpoint = OpenAIProvider(config.name, config.base_url)
+    try:
+        await unreachable(endpoint, config)
+        await endpoint.probe(config)
+        assert endpoint.unreachable
+    finally:
+        await endpoint.close()
+        server.close()
+        await server.wait_closed()
+
+
+async def test_one_success_clears(provider: Provider) -> None:
+    config = config_of(provider.url)
+    endpoint = OpenAIProvider(config.name, config.base_url)
+    provider.script.extend([says(503, b"")] * 3)
+    try:
+        await unreachable(endpoint, config)
+        await (await endpoint.call(b"{}", config, {})).close()
+        assert not endpoint.unreachable
+    finally:
+        await endpoint.close()
