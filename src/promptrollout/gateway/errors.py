@@ -16,6 +16,7 @@ ErrorType = Literal[
     "bad_response",
     "render",
     "stream_broken",
+    "internal",
 ]
 """Why a request failed, as a metric's label. The set is fixed: series exist at zero from the start."""
 
@@ -57,7 +58,8 @@ class ClientGone(Exception):
 class ProviderError(Exception):
     """The provider did not answer as it should: counts as an error of the arm.
 
-    `status` is what the caller gets. `unreachable`: there was not even a connection.
+    `status` is what the caller gets. `unreachable`: there was no connection, or several tries in a row failed as if
+    nobody were there.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jsonschema_rs
+import orjson
 
 from promptrollout.api.prompt import Parameters, PromptSpec
 from promptrollout.api.template import answer_validator
@@ -72,6 +73,11 @@ def compile_prompt(spec: PromptSpec) -> CompiledPrompt:
             "type": "json_schema",
             "json_schema": {"name": "answer", "strict": False, "schema": spec.output_schema},
         }
+    try:
+        # found per request, it would look like the caller's fault
+        orjson.dumps([overrides, response_format])
+    except orjson.JSONEncodeError as error:
+        raise ValueError(f"tools, parameters.extra or outputSchema cannot be sent as JSON: {error}") from error
     return CompiledPrompt(
         spec=spec,
         before=tuple(parts[:split]),

@@ -17,7 +17,7 @@ from promptrollout.gateway import contract, render
 from promptrollout.gateway.account import Outcome, Series, Usage
 from promptrollout.gateway.configuration import Arm
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError, ErrorType, ProviderError, error_object
+from promptrollout.gateway.errors import CallerError, ClientGone, ErrorType, ProviderError, error_object
 from promptrollout.gateway.http import JSON, Reply
 from promptrollout.gateway.providers.openai import Answer
 from promptrollout.gateway.registry import Registry, Serving
@@ -76,6 +76,14 @@ class ChatCompletions:
                 self._account(prepared, started, reply)
                 about = {**error.headers, **_about(serving, prepared.arm), "content-type": JSON}
                 await reply.whole(error.status, about, error.body())
+            except (CallerError, ClientGone):
+                raise
+            except Exception:
+                # a fault of ours that only one version provokes must not look like a version that is not asked
+                if not prepared.accounted:
+                    prepared.outcome.error_type = prepared.outcome.error_type or "internal"
+                    self._account(prepared, started, reply)
+                raise
             finally:
                 if reply.gone and not prepared.accounted:
                     prepared.outcome.abandoned = True
@@ -307,6 +315,11 @@ def _filled(arm: Arm, body: Body) -> Body | MissingVariable | RenderError:
         return render.fill(arm.prompt, body)
     except (MissingVariable, RenderError) as error:
         return error
+    except CallerError:
+        raise
+    except Exception as error:
+        logger.exception("version %s: its request cannot be put together", arm.version)
+        return RenderError(f"{type(error).__name__}: {error}")
 
 
 def _unfilled(error: MissingVariable | RenderError) -> CallerError:
