@@ -5,7 +5,8 @@ with the same environment and validator, so what one of them takes, all of them 
 """
 
 import json
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
 import jsonschema_rs
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, meta, nodes
@@ -34,8 +35,51 @@ _HOME_OF_EXTRA = {
     "stream": "the caller's request",
     "stream_options": "the caller's request",
 }
-# they name other files, of which there are none
-_FILE_NODES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+
+# What templates may use. Everything else is refused, because templates are rendered where all rollouts of a gateway are
+# served: one that takes seconds, or all memory, would stop the others. The gateway knows a bound for each of these.
+FILTERS: Final = frozenset(
+    {"abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int", "items", "join"}
+    | {"last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round"}
+    | {"safe", "select", "selectattr", "sort", "string", "striptags", "title", "tojson", "trim", "truncate", "unique"}
+    | {"upper", "urlencode"}
+)
+TESTS: Final = frozenset(
+    {"!=", "<", "<=", "==", ">", ">=", "boolean", "defined", "divisibleby", "eq", "equalto", "even", "false", "float"}
+    | {"ge", "greaterthan", "gt", "in", "integer", "iterable", "le", "lessthan", "lower", "lt", "mapping", "ne", "none"}
+    | {"number", "odd", "sameas", "sequence", "string", "true", "undefined", "upper"}
+)
+GLOBALS: Final = frozenset({"range"})
+METHODS: Final[dict[type, frozenset[str]]] = {
+    dict: frozenset({"get", "items", "keys", "values"}),
+    str: frozenset(
+        {"capitalize", "endswith", "lower", "lstrip", "rstrip", "split", "startswith", "strip", "title", "upper"}
+    ),
+}
+LOOP_METHODS: Final = frozenset({"changed", "cycle"})
+_METHODS: Final = LOOP_METHODS.union(*METHODS.values())
+_MAX_NUMBER: Final = 2**64
+
+_STATEMENTS: Final = (nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.For, nodes.Assign, nodes.With)
+_EXPRESSIONS: Final = (
+    *(nodes.Name, nodes.Const, nodes.List, nodes.Tuple, nodes.Dict, nodes.Pair, nodes.Keyword, nodes.Slice),
+    *(nodes.Getattr, nodes.Getitem, nodes.Filter, nodes.Test, nodes.Call, nodes.CondExpr, nodes.Compare, nodes.Operand),
+    *(nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Pos, nodes.Concat),
+    *(nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv, nodes.Mod),
+)
+_REFUSED: Final[dict[type[nodes.Node], str]] = {
+    nodes.Include: "include is not supported: write the text here",
+    nodes.Import: "import is not supported: write the text here",
+    nodes.FromImport: "import is not supported: write the text here",
+    nodes.Extends: "extends is not supported: write the text here",
+    nodes.Block: "block is not supported: write the text here",
+    nodes.Macro: "macro is not supported: write the text where it is needed",
+    nodes.CallBlock: "call is not supported: write the text where it is needed",
+    nodes.FilterBlock: "filter blocks are not supported: filter the expressions",
+    nodes.AssignBlock: "set blocks are not supported: set a value with {% set name = … %}",
+    nodes.NSRef: "namespaces are not supported",
+    nodes.Pow: "the operator ** is not supported in prompts",
+}
 
 
 class UnfoldedGenerator(CodeGenerator):
@@ -57,6 +101,9 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self, undefined: type[Undefined] = StrictUndefined) -> None:
         super().__init__(undefined=undefined, autoescape=False, keep_trailing_newline=True, optimized=False)
+        self.filters = {name: self.filters[name] for name in FILTERS}
+        self.tests = {name: self.tests[name] for name in TESTS}
+        self.globals = {name: self.globals[name] for name in GLOBALS}
 
 
 def environment() -> ImmutableSandboxedEnvironment:
@@ -71,12 +118,9 @@ def _parsed(text: str) -> nodes.Template:
     """The syntax tree. Raises ValueError with the line, the reason and the fix."""
     try:
         tree = _ENVIRONMENT.parse(text)
-        for statement in tree.find_all(_FILE_NODES):
-            name = type(statement).__name__.lower()
-            raise ValueError(f"line {statement.lineno}: {name} is not supported: write the text here")
-        for power in tree.find_all(nodes.Pow):
-            raise ValueError(f"line {power.lineno}: the operator ** is not supported in prompts")
-        # unknown filters and tests are found by the code generator only
+        for node in tree.find_all(nodes.Node):
+            if (reason := _not_allowed(node)) is not None:
+                raise ValueError(f"line {node.lineno}: {reason}")
         _ENVIRONMENT.compile(tree)
     except TemplateSyntaxError as error:
         raise ValueError(
@@ -85,6 +129,59 @@ def _parsed(text: str) -> nodes.Template:
     except (RecursionError, MemoryError, SyntaxError) as error:  # of Python's own compiler, on deep nesting
         raise ValueError("nested too deeply: simplify the template") from error
     return tree
+
+
+def _not_allowed(node: nodes.Node) -> str | None:
+    """Why a template may not have this, with what it may have; None if it may. What a value does is seen later."""
+    kind = type(node)
+    if kind not in _STATEMENTS and kind not in _EXPRESSIONS:
+        return _REFUSED.get(kind, f"{kind.__name__} is not supported in prompts")
+    if isinstance(node, nodes.Filter):
+        return _filter_not_allowed(node)
+    if isinstance(node, nodes.Test) and node.name not in TESTS:
+        return _unknown("test", node.name, TESTS)
+    if isinstance(node, nodes.For) and node.recursive:
+        return "recursive loops are not supported"
+    if isinstance(node, nodes.Call):
+        called = node.node
+        if isinstance(called, nodes.Name) and called.name not in GLOBALS:
+            return _unknown("function", called.name, GLOBALS)
+        if isinstance(called, nodes.Getattr) and called.attr not in _METHODS:
+            return _unknown("method", called.attr, _METHODS)
+        if not isinstance(called, nodes.Name | nodes.Getattr):
+            return "only methods can be called, by their names"
+    if isinstance(node, nodes.Const) and isinstance(node.value, int) and node.value > _MAX_NUMBER:
+        return "the number is too large"
+    if isinstance(node, nodes.Mod) and _is_text(node.left):
+        return "the operator % is for numbers in prompts: join texts with ~"
+    if isinstance(node, nodes.Mul) and any(
+        _is_text(side) or isinstance(side, nodes.List | nodes.Tuple) for side in (node.left, node.right)
+    ):
+        return "the operator * is for numbers in prompts"
+    return None
+
+
+def _filter_not_allowed(node: nodes.Filter) -> str | None:
+    if node.name not in FILTERS:
+        return _unknown("filter", node.name, FILTERS)
+    if node.name == "tojson" and (node.args or node.kwargs):
+        return "tojson takes no arguments in prompts"
+    first = node.args[0] if node.args else None
+    if isinstance(first, nodes.Const):
+        if node.name == "map" and first.value not in FILTERS:
+            return _unknown("filter", first.value, FILTERS)
+        if node.name in ("select", "reject") and first.value not in TESTS:
+            return _unknown("test", first.value, TESTS)
+    return None
+
+
+def _is_text(node: nodes.Expr) -> bool:
+    return isinstance(node, nodes.Const) and isinstance(node.value, str)
+
+
+def _unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    there_are = ", ".join(sorted(word for word in known if word[0].isalpha()))
+    return f"the {kind} {str(name)[:60]!r} does not exist in prompts; there are: {there_are}"
 
 
 def compile_template(text: str) -> Template:

@@ -1,24 +1,49 @@
-"""Templates as the gateway renders them: the environment of `api.template`, plus a limit on size and time.
+"""Templates as the gateway renders them: the environment of `api.template`, with a bound on everything that it can do.
 
 A template is written by people who may change prompts, its variables by any caller. Neither may hold the event loop
-for long: loops, calls and repetitions ask a clock. Text from a request is only ever a value, never parsed.
+for long: whatever takes time asks a clock, and nothing is made before its size is known to be bounded. That holds
+together as follows: the variables are measured first; an expression can make a container only with a literal, `+`, or
+a filter, and none of them makes more than it was given, or it is measured; texts are measured wherever they can grow.
+Text from a request is only ever a value, never parsed.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from typing import Any, Final, cast
 
-from jinja2 import StrictUndefined, Template, TemplateError, nodes
+from jinja2 import StrictUndefined, Template, Undefined, nodes
 from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
+from jinja2.visitor import NodeTransformer
 
-from promptrollout.api.template import PromptEnvironment, compile_template
+from promptrollout.api.template import LOOP_METHODS, METHODS, PromptEnvironment, compile_template
 
-MAX_OUTPUT_CHARACTERS: Final = 1024 * 1024
+logger = logging.getLogger(__name__)
+
+MAX_CHARACTERS: Final = 1024 * 1024
+"""Of the rendered text, and of any text on the way to it."""
+MAX_VALUES: Final = 100_000
+"""In lists and objects, those within each other counted together."""
 MAX_RENDER_SECONDS: Final = 0.25
+MAX_STRIPPED_CHARACTERS: Final = 32 * 1024
+"""Removing tags takes time by the square of the text."""
+_MAX_BITS: Final = 2048
+_MAX_PRECISION: Final = 20
+_MAX_STRIP_SET: Final = 64
+
+_LOOP_FIELDS: Final = LOOP_METHODS | frozenset(
+    {"depth", "depth0", "first", "index", "index0", "last", "length", "nextitem", "previtem", "revindex", "revindex0"}
+)
+_ITERATING: Final = frozenset(
+    {"dictsort", "items", "list", "map", "max", "min", "reject", "rejectattr", "select", "selectattr", "sort", "unique"}
+)
+
+
+Test = Callable[..., bool]
 
 
 class MissingVariable(Exception):
@@ -57,126 +82,328 @@ class _NamedUndefined(StrictUndefined):
         return self._fail()
 
 
-class _GuardedEnvironment(PromptEnvironment):
-    """Every turn of a loop and every call looks at the clock; a repetition looks at its size first."""
+class _Guards(NodeTransformer):
+    """Puts a guard, as a filter whose name no template can use, where Jinja would act without asking."""
 
-    intercepted_binops = frozenset(["*", "**", "%"])
+    def _guarded(self, node: nodes.Node, guard: str) -> nodes.Filter:
+        return nodes.Filter(node, guard, [], [], None, None, lineno=node.lineno)
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = self._guarded(node.iter, "__bounded")
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        node.expr = self._guarded(node.expr, "__timed")
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        # a slice is taken without asking the environment
+        return self._guarded(node, "__timed") if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return self._guarded(nodes.List(node.nodes, lineno=node.lineno), "__concatenated")
+
+    def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        return node if getattr(node, "ctx", "load") == "store" else self._guarded(node, "__measured")
+
+    visit_Tuple = visit_Dict = visit_List
+
+
+class _GuardedEnvironment(PromptEnvironment):
+    """Every step looks at the clock, and at the size of what it is about to make."""
+
+    intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
     deadline: float = float("inf")
+
+    def __init__(self) -> None:
+        super().__init__(undefined=_NamedUndefined)
+        self.filters = {name: self._guarded_filter(name, function) for name, function in self.filters.items()}
+        self.filters["safe"] = lambda value: value  # nothing is escaped by itself
+        self.tests = {name: self._timed_test(cast(Test, function)) for name, function in self.tests.items()}
+        self.filters |= {
+            "__bounded": self._bounded,
+            "__timed": self._timed,
+            "__concatenated": self._concatenated,
+            "__measured": self._measured,
+        }
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
-        for loop in tree.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, "__bounded", [], [], None, None, lineno=loop.lineno)
+        _Guards().visit(tree)
         return tree
 
     def check_clock(self) -> None:
         if time.perf_counter() > self.deadline:
             raise RenderError(f"rendering took longer than {MAX_RENDER_SECONDS} s")
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        self.check_clock()
+        if isinstance(obj, dict):
+            if attribute in obj and attribute not in METHODS[dict]:
+                return obj[attribute]
+            return getattr(obj, attribute) if attribute in METHODS[dict] else self.undefined(obj=obj, name=attribute)
+        if isinstance(obj, Undefined):
+            return getattr(obj, attribute)
+        if isinstance(obj, str):
+            allowed = attribute in METHODS[str]
+        else:
+            allowed = isinstance(obj, LoopContext) and attribute in _LOOP_FIELDS
+        if allowed:
+            return getattr(obj, attribute)
+        if hasattr(obj, attribute):
+            return self.unsafe_undefined(obj, attribute)
+        return self.undefined(obj=obj, name=attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        self.check_clock()
+        if not isinstance(obj, LoopContext):
+            try:
+                return obj[argument]
+            except (TypeError, LookupError):
+                pass  # it may be an attribute, as in all of Jinja
+        if isinstance(argument, str):
+            return self.getattr(obj, argument)
+        return self.undefined(obj=obj, name=argument)
+
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         __self.check_clock()
-        if isinstance(getattr(__obj, "__self__", None), str):
-            _check_widths((*args, *kwargs.values()))  # ljust, center, zfill, …
-        return super().call(__context, __obj, *args, **kwargs)
+        owner = getattr(__obj, "__self__", None)
+        if not isinstance(owner, str):
+            return super().call(__context, __obj, *args, **kwargs)
+        if __obj.__name__ == "split":
+            return _split(owner, *args, **kwargs)
+        if __obj.__name__.endswith("strip"):
+            _check_strip_set(*args)
+        return _bounded_text(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "*":
-            for sequence, times in ((left, right), (right, left)):
-                sized = isinstance(times, int) and hasattr(sequence, "__len__")
-                if sized and len(sequence) * times > MAX_OUTPUT_CHARACTERS:
-                    raise RenderError(f"a repetition makes more than {MAX_OUTPUT_CHARACTERS} characters")
-        elif operator == "**" or isinstance(left, str):
-            raise RenderError(f"the operator {operator} is not supported in prompts")
+        self.check_clock()
+        for side in (left, right):
+            if isinstance(side, int):
+                _check_bits(side)
+            elif operator != "+" and not isinstance(side, float | Undefined):
+                raise RenderError(f"the operator {operator} is for numbers in prompts, not for {type(side).__name__}")
+        if operator == "**":
+            raise RenderError("the operator ** is not supported in prompts")
+        if operator == "+" and not isinstance(left, int | float):
+            _measure((left, right))
         return super().call_binop(context, operator, left, right)
 
+    # ------------------------------------------------------------------------------------------- guards
 
-def _environment() -> _GuardedEnvironment:
-    environment = _GuardedEnvironment(undefined=_NamedUndefined)
-    for name in ("lipsum", "cycler", "joiner"):
-        del environment.globals[name]
+    def _timed(self, value: Any) -> Any:
+        self.check_clock()
+        return value
 
-    def bounded(iterable: Iterable[Any]) -> Iterator[Any]:
+    def _bounded(self, iterable: Iterable[Any]) -> Iterator[Any]:
         for item in iterable:
-            environment.check_clock()
+            self.check_clock()
             yield item
 
-    environment.filters["__bounded"] = bounded
-    for name in ("center", "indent"):
-        environment.filters[name] = _with_bounded_width(environment.filters[name])
-    return environment
+    def _measured(self, value: Any) -> Any:
+        self.check_clock()
+        _measure(value)
+        return value
+
+    def _concatenated(self, values: list[Any]) -> str:
+        self.check_clock()
+        _measure(values)
+        text = "".join(map(str, values))
+        _bounded_text(text)
+        return text
+
+    def _guarded_filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        check = _FILTER_CHECKS.get(name)
+        # the first argument of some is Jinja's
+        own = int(hasattr(function, "jinja_pass_arg"))
+
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            self.check_clock()
+            if name in _ITERATING and hasattr(args[own], "__len__") and len(args[own]) > MAX_VALUES:
+                raise _too_many()
+            if check is not None:
+                check(*args[own:], **kwargs)
+            result = function(*args, **kwargs)
+            if isinstance(result, str):
+                return _bounded_text(result)
+            if isinstance(result, int):
+                _check_bits(result)
+            elif isinstance(result, Iterator):
+                result = list(self._bounded(result))
+            if isinstance(result, list) and len(result) > MAX_VALUES:
+                raise _too_many()
+            return result
+
+        return guarded
+
+    def _timed_test(self, function: Test) -> Test:
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> bool:
+            self.check_clock()
+            return function(*args, **kwargs)
+
+        return timed
 
 
-def _check_widths(arguments: Iterable[Any]) -> None:
-    """A width may come from a caller; text of that size is made before anything could look at it."""
-    if any(isinstance(width, int) and width > MAX_OUTPUT_CHARACTERS for width in arguments):
-        raise RenderError(f"a width is larger than {MAX_OUTPUT_CHARACTERS}")
+def _measure(value: Any) -> None:
+    """Raises RenderError for what is too large, everything counted as often as it is referred to."""
+    values = characters = 0
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            characters += len(item)
+            if characters > MAX_CHARACTERS:
+                raise _too_long()
+        elif isinstance(item, dict | list | tuple | KeysView | ValuesView | ItemsView):
+            values += len(item)
+            if values > MAX_VALUES:
+                raise _too_many()
+            stack.extend(item)
+            if isinstance(item, dict):
+                stack.extend(item.values())
+        elif isinstance(item, int):
+            _check_bits(item)
 
 
-def _with_bounded_width(padding: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(padding)
-    def bounded(*args: Any, **kwargs: Any) -> Any:
-        _check_widths((*args, *kwargs.values()))
-        return padding(*args, **kwargs)
+def _too_many() -> RenderError:
+    return RenderError(f"more than {MAX_VALUES} values")
 
-    return bounded
 
+def _too_long() -> RenderError:
+    return RenderError(f"a text is longer than {MAX_CHARACTERS} characters")
+
+
+def _bounded_text(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+        raise _too_long()
+    return value
+
+
+def _check_bits(number: int) -> None:
+    if number.bit_length() > _MAX_BITS:
+        raise RenderError("a number is too large")
+
+
+def _split(text: str, sep: str | None = None, maxsplit: int = -1) -> list[str]:
+    most = MAX_VALUES if maxsplit < 0 else min(maxsplit, MAX_VALUES)
+    pieces = text.split(sep, most)
+    if len(pieces) > MAX_VALUES:
+        raise _too_many()
+    return pieces
+
+
+def _check_strip_set(chars: Any = None) -> None:
+    if isinstance(chars, str) and len(chars) > _MAX_STRIP_SET:
+        raise RenderError(f"at most {_MAX_STRIP_SET} different characters can be stripped")
+
+
+def _check_trim(value: Any, chars: Any = None) -> None:
+    _check_strip_set(chars)
+
+
+def _check_replace(value: Any, old: Any, new: Any, count: int | None = None) -> None:
+    text, old, new = str(value), str(old), str(new)
+    if len(text) + text.count(old) * len(new) > MAX_CHARACTERS:
+        raise _too_long()
+
+
+def _check_join(value: Any, d: Any = "", attribute: Any = None) -> None:
+    if hasattr(value, "__len__") and len(value) * len(str(d)) > MAX_CHARACTERS:
+        raise _too_long()
+
+
+def _check_round(value: Any, precision: Any = 0, method: Any = "common") -> None:
+    if not isinstance(precision, int) or abs(precision) > _MAX_PRECISION:
+        raise RenderError(f"round takes at most {_MAX_PRECISION} digits")
+
+
+def _check_striptags(value: Any) -> None:
+    if len(str(value)) > MAX_STRIPPED_CHARACTERS:
+        raise RenderError(f"striptags takes at most {MAX_STRIPPED_CHARACTERS} characters")
+
+
+def _check_tojson(value: Any) -> None:
+    """No indent: its size would be anybody's choice."""
+
+
+_FILTER_CHECKS: Final[dict[str, Callable[..., None]]] = {
+    "join": _check_join,
+    "replace": _check_replace,
+    "round": _check_round,
+    "striptags": _check_striptags,
+    "tojson": _check_tojson,
+    "trim": _check_trim,
+}
 
 # rendering happens in the event loop's thread only, so one deadline at a time suffices
-_ENVIRONMENT: Final = _environment()
-
-# what an expression raises on a value that it was not written for
-_VALUE_ERRORS: Final = (
-    TemplateError,
-    ArithmeticError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    AttributeError,
-)
+_ENVIRONMENT: Final = _GuardedEnvironment()
 
 Renderer = Callable[[Mapping[str, Any]], str]
 
 
 def compile_renderer(text: str) -> Renderer:
-    """A function from variables to text; it raises MissingVariable or RenderError.
+    """A function from variables to text; it raises MissingVariable or RenderError, and nothing else.
 
     Raises ValueError, with line and fix, for what is no template.
     """
     compile_template(text)
     if "{" not in text:
         return lambda variables: text
-    template = _ENVIRONMENT.from_string(text)
-    return lambda variables: _render(template, variables)
+    try:
+        return _Filled(_ENVIRONMENT.from_string(text), text)
+    except (RecursionError, MemoryError, SyntaxError) as error:  # the guards nest a little deeper
+        raise ValueError("nested too deeply: simplify the template") from error
+
+
+class _Filled:
+    """A template that is filled with variables."""
+
+    __slots__ = ("_reported", "_template", "_text")
+
+    def __init__(self, template: Template, text: str) -> None:
+        self._template = template
+        self._text = text
+        self._reported = False
+
+    def __call__(self, variables: Mapping[str, Any]) -> str:
+        try:
+            return _render(self._template, variables)
+        except (MissingVariable, RenderError):
+            raise
+        except Exception as error:
+            # whatever it is: an expression, or Jinja itself, met a value that it was not written for. Once, and
+            # without the message: values of callers may stand in it
+            if not self._reported:
+                self._reported = True
+                logger.warning("the template %r failed with %s", self._text[:80], type(error).__name__)
+            if isinstance(error, SecurityError):
+                raise RenderError(f"not allowed in a prompt: {error}") from error
+            if isinstance(error, MemoryError):
+                raise RenderError("the values are too large") from error
+            raise RenderError(f"{type(error).__name__}: {str(error)[:300]}") from error
 
 
 def _render(template: Template, variables: Mapping[str, Any]) -> str:
     environment = _ENVIRONMENT
     environment.deadline = time.perf_counter() + MAX_RENDER_SECONDS
+    _measure(variables)
     pieces: list[str] = []
     size = 0
-    try:
-        for piece in template.root_render_func(template.new_context(dict(variables))):
-            pieces.append(piece)
-            size += len(piece)
-            if size > MAX_OUTPUT_CHARACTERS:
-                raise RenderError(f"the rendered prompt is longer than {MAX_OUTPUT_CHARACTERS} characters")
-            environment.check_clock()
-    except (MissingVariable, RenderError):
-        raise
-    except SecurityError as error:
-        raise RenderError(f"not allowed in a prompt: {error}") from error
-    except (
-        TemplateError,
-        ArithmeticError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as error:
-        # what an expression raises on a value that it was not written for
-        raise RenderError(f"{type(error).__name__}: {error}") from error
-    except MemoryError as error:
-        raise RenderError("the values are too large") from error
-    return "".join(pieces)
+    for piece in template.root_render_func(template.new_context(dict(variables))):
+        pieces.append(piece)
+        size += len(piece)
+        if size > MAX_CHARACTERS:
+            raise RenderError(f"the rendered prompt is longer than {MAX_CHARACTERS} characters")
+        environment.check_clock()
+    text = "".join(pieces)
+    # half of a surrogate pair can be written in a template, and sent to nobody
+    if not text.isascii():
+        text.encode()
+    return text
