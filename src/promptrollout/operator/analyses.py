@@ -161,12 +161,12 @@ class Analyses:
         return not source.problem
 
     async def _read(self, source: Source, due: list[tuple[_Analysis, int]]) -> None:
-        groups: dict[Group, set[str]] = defaultdict(set)
+        groups: dict[Group, dict[str, str]] = defaultdict(dict)
         edges: dict[Group, set[str]] = defaultdict(set)
         for analysis, end in due:
             question = analysis.reader.question
             for group, thresholds in self._groups(analysis, end).items():
-                groups[group].add(question.uid)
+                groups[group][question.uid] = analysis.key.namespace
                 edges[group] |= thresholds
         answers: dict[Group, dict[str, list[Series]] | SourceError] = {}
 

@@ -60,6 +60,7 @@ class Operator:
                 self._metrics,
                 access=SourceAccess(source.headers, source.bearer_token_file),
                 ca_file=source.ca_file,
+                namespace_label=source.namespace_label,
             )
             for source in config.metrics_sources
         }

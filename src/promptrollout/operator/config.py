@@ -38,6 +38,9 @@ class MetricsSource(_Section):
     """Its content is sent as `Authorization: Bearer`; read anew for each query."""
     ca_file: FilePath | None = None
     """Certificates to trust for this source, in place of the system's."""
+    namespace_label: Annotated[str, Field(pattern=r"^([a-zA-Z_][a-zA-Z0-9_]*)?$", max_length=128)] = "namespace"
+    """The label that the store attaches to say where a pod was scraped. Empty: it attaches none, and what pods of any
+    namespace say of a rollout is believed."""
 
     @model_validator(mode="after")
     def _one_authorization(self) -> MetricsSource:

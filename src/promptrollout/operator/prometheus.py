@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,10 @@ _PARTS = ("error_type", "le", "type")
 
 class SourceError(Exception):
     """The source did not give a usable answer; the message says why."""
+
+
+class UnlabelledError(Exception):
+    """All series of an answer lack the label that would say where they were scraped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +66,13 @@ class Source:
         timeout: int = TIMEOUT_SECONDS,
         access: AuthBase | None = None,
         ca_file: str | None = None,
+        namespace_label: str = "namespace",
     ) -> None:
         """`access`: adds what the source wants to see; `ca_file`: whose certificates are trusted instead of the
-        system's."""
+        system's; `namespace_label`: of what was scraped, attached by the source; empty: it attaches none."""
         self.name = name
+        self._namespace_label = namespace_label
+        self._strangers: set[str] = set()
         self._url = url.rstrip("/")
         self._metrics = metrics
         self._wall = wall
@@ -97,14 +104,15 @@ class Source:
             raise self._failed(f"its answer to time() is {str(answer)[:80]!r}") from error
 
     async def window(
-        self, metric: str, uids: Iterable[str], end: int, seconds: int, edges: tuple[str, ...] = ()
+        self, metric: str, rollouts: Mapping[str, str], end: int, seconds: int, edges: tuple[str, ...] = ()
     ) -> dict[str, list[Series]]:
         """Raw samples in (end - seconds, end] of both arms' series of a metric, by rollout uid.
 
-        `edges`: thresholds of histogram buckets, as the objectives write them.
+        `rollouts`: their namespaces by uid. Any pod may claim to serve any rollout; only what was scraped in the
+        rollout's own namespace counts. `edges`: thresholds of histogram buckets, as the objectives write them.
         """
         found: dict[str, list[Series]] = {}
-        wanted = sorted(uids)
+        wanted = sorted(rollouts)
         for start in range(0, len(wanted), UIDS_PER_QUERY):
             matchers = [
                 f'rollout_uid=~"{"|".join(wanted[start : start + UIDS_PER_QUERY])}"',
@@ -115,12 +123,38 @@ class Source:
                 matchers.append('le=~"' + "|".join(s.replace(".", "[.]") for s in spellings) + '"')
             answer = await self._query(f"{metric}{{{','.join(matchers)}}}[{seconds}s]", end)
             try:
-                parsed = await asyncio.to_thread(parse_matrix, answer, end - seconds, end)
+                own = self._own(metric, answer, rollouts)
+                parsed = await asyncio.to_thread(parse_matrix, own, end - seconds, end)
+            except UnlabelledError as error:
+                raise self._failed(str(error)) from error
             except (TypeError, ValueError, KeyError, AttributeError) as error:
                 raise self._failed(f"its answer for {metric} is no matrix of samples") from error
             for uid, series in parsed.items():
                 found.setdefault(uid, []).extend(series)
         return found
+
+    def _own(self, metric: str, answer: Any, rollouts: Mapping[str, str]) -> Any:
+        """Without series of pods in other namespaces than the rollout that they name."""
+        label = self._namespace_label
+        if not label or not isinstance(answer, list):
+            return answer
+        if answer and all(label not in entry["metric"] for entry in answer):
+            raise UnlabelledError(
+                f"no series of {metric} carries the label {label}, by which pods of other namespaces are told apart: "
+                "have the scrape job attach it, or set namespaceLabel of this source (empty: believe all pods)"
+            )
+        own = []
+        for entry in answer:
+            uid, space = entry["metric"].get("rollout_uid", ""), entry["metric"].get(label, "")
+            if rollouts.get(uid) == space:
+                own.append(entry)
+            elif uid not in self._strangers:
+                self._strangers.add(uid)
+                logger.warning(
+                    "metrics source %s: a pod in namespace %r exports series of rollout %s of namespace %s: left out",
+                    *(self.name, space, uid, rollouts.get(uid)),
+                )
+        return own
 
     async def _query(self, query: str, at: int | None) -> Any:
         params = {} if at is None else {"time": str(at)}

@@ -167,6 +167,7 @@ def test_a_source_that_wants_a_token(render: Render, tmp_path: Path) -> None:
         "metricsSources[0].url=https://mimir/prometheus",
         "metricsSources[0].headers.X-Scope-OrgID=team",
         "metricsSources[0].bearerTokenFile=/var/run/mimir/token",
+        "metricsSources[0].namespaceLabel=kubernetes_namespace",
         "extraVolumes[0].name=mimir",
         "extraVolumes[0].secret.secretName=mimir",
         "extraVolumeMounts[0].name=mimir",
@@ -175,6 +176,7 @@ def test_a_source_that_wants_a_token(render: Render, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(only(manifests, "ConfigMap")["data"]["config.yaml"])
     (source,) = load(tmp_path / "config.yaml").metrics_sources
     assert (source.headers, source.bearer_token_file) == ({"X-Scope-OrgID": "team"}, "/var/run/mimir/token")
+    assert source.namespace_label == "kubernetes_namespace"
     pod = only(manifests, "Deployment")["spec"]["template"]["spec"]
     assert pod["volumes"][-1] == {"name": "mimir", "secret": {"secretName": "mimir"}}
     assert pod["containers"][0]["volumeMounts"][-1]["mountPath"] == "/var/run/mimir"
@@ -298,6 +300,7 @@ def test_people_edit_what_they_declare_and_only_read_deliveries(render: Render) 
         ("logLevel=loud", "logLevel"),
         ("metricsSources[0].url=prometheus:9090", "url"),
         ("metricsSources[0].name=A B", "name"),
+        ("metricsSources[0].namespaceLabel=a-b", "namespaceLabel"),
         ("watchNamespaces={a,a}", "watchNamespaces"),
         ("serviceAccount.create=false", "serviceAccount.name is needed"),
     ],

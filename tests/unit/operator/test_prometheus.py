@@ -72,13 +72,17 @@ async def source(prometheus: FakePrometheus) -> AsyncIterator[Source]:
         (200, '{"status":"success"}', "not that of a Prometheus API"),
         (200, '{"data": null}', "not that of a Prometheus API"),
         (200, '{"data":{"result":{"odd":1}}}', "no matrix"),
-        (200, '{"data":{"result":[{"metric":{},"values":[[1,"x"]]}]}}', "no matrix"),
+        (
+            200,
+            '{"data":{"result":[{"metric":{"rollout_uid":"uid","namespace":"ns"},"values":[[1,"x"]]}]}}',
+            "no matrix",
+        ),
     ],
 )
 async def test_bad_answers(prometheus: FakePrometheus, source: Source, status: int, body: str, says: str) -> None:
     prometheus.broken["m{"] = (status, body)
     with pytest.raises(SourceError, match=re.escape(says)):
-        await source.window("m", ["uid"], 60, 30)
+        await source.window("m", {"uid": "ns"}, 60, 30)
 
 
 async def test_nobody_there() -> None:
@@ -95,15 +99,70 @@ async def test_intervals_are_cut_by_its_own_clock(prometheus: FakePrometheus, so
 
 
 async def test_an_empty_answer_is_no_series(source: Source) -> None:
-    assert await source.window("m", ["uid"], 60, 30) == {}
+    assert await source.window("m", {"uid": "ns"}, 60, 30) == {}
 
 
 async def test_uids_and_edges_stand_in_the_query(prometheus: FakePrometheus, source: Source) -> None:
-    await source.window("m_bucket", ["b", "a"], 60, 30, ("2.50",))
+    await source.window("m_bucket", {"b": "ns", "a": "ns"}, 60, 30, ("2.50",))
     (query,) = prometheus.queries
     assert 'rollout_uid=~"a|b"' in query
     assert "2[.]5|" in query
     assert query.endswith("[30s]")
+
+
+def scraped(uid: str, **labels: str) -> dict[str, Any]:
+    own = {"rollout_uid": uid, "variant": "canary", "version": "cccccccccc", "process": "0123abcd"}
+    return {"metric": own | labels, "values": [[50, "7"]]}
+
+
+async def test_only_pods_of_the_rollouts_own_namespace_are_heard(
+    prometheus: FakePrometheus, source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any pod of the cluster may export series that name any rollout."""
+    prometheus.series["m"] = [
+        scraped("ua", namespace="ns", pod="a"),
+        scraped("ua", namespace="evil", pod="b"),
+        scraped("ub", namespace="ns", pod="c"),
+        scraped("ua", pod="d"),
+        scraped("ua", namespace="evil", exported_namespace="ns", pod="e"),
+    ]
+    found = await source.window("m", {"ua": "ns", "ub": "other"}, 60, 30)
+    assert {uid: len(series) for uid, series in found.items()} == {"ua": 1}
+    assert caplog.messages == [
+        "metrics source default: a pod in namespace 'evil' exports series of rollout ua of namespace ns: left out",
+        "metrics source default: a pod in namespace 'ns' exports series of rollout ub of namespace other: left out",
+    ]
+
+
+async def test_a_store_without_the_label_is_said_or_configured(prometheus: FakePrometheus, source: Source) -> None:
+    prometheus.series["m"] = [scraped("ua", kubernetes_namespace="ns")]
+    with pytest.raises(SourceError, match=r"carries the label namespace, by which .* set namespaceLabel"):
+        await source.window("m", {"ua": "ns"}, 60, 30)
+    for label in ("kubernetes_namespace", ""):
+        other = Source("default", prometheus.url, Metrics(), timeout=1, namespace_label=label)
+        assert list(await other.window("m", {"ua": "ns"}, 60, 30)) == ["ua"]
+        other.close()
+
+
+@pytest.mark.parametrize(("label", "counted"), [("namespace", False), ("", True)])
+async def test_a_faked_series_reaches_no_analysis(prometheus: FakePrometheus, label: str, counted: bool) -> None:
+    source = Source("default", prometheus.url, Metrics(), timeout=1, namespace_label=label)
+    start = position()
+
+    def growing(variant: str, space: str) -> dict[str, Any]:
+        version = "cccccccccc" if variant == "canary" else "sssssssss1"
+        labels = {"rollout_uid": "ua", "variant": variant, "version": version, "namespace": space}
+        return {"metric": labels, "values": [[start - 1, "0"], [start + 1, "0"], [start + 4, "50"]]}
+
+    for metric in (names.METRIC_REQUESTS, names.METRIC_ERRORS):
+        prometheus.series[metric] = [growing(variant, "evil") for variant in ("canary", "stable")]
+    prometheus.series[names.METRIC_REQUESTS] += [growing("stable", "ns")]
+    analyses, _ = await analyses_of(source)
+    analyses.want(A, question("ua"), start)
+    await analyses.look()
+    (first, _) = analyses.evidence(A, start, "default").intervals
+    assert ("errorrate" in first.counts) == counted
+    source.close()
 
 
 # ---------------------------------------------------------------- the scheduler

@@ -22,6 +22,7 @@ from tests.unit.operator.world import PROMPT, a_copy, an_object, store_with
     ("text", "says"),
     [
         ("metricsSources: [{name: default}]", "metricsSources.0.url"),
+        ("metricsSources: [{name: a, url: 'http://x', namespaceLabel: a-b}]", "metricsSources.0.namespaceLabel"),
         ("metricsSources: [{name: a, url: 'http://x'}, {name: a, url: 'http://y'}]", "the name a stands twice"),
         ("metricSources: []", "metricSources"),
         ("metricsSources: [{name: a, url: 'http://x', bearerTokenFile: token}]", "metricsSources.0.bearerTokenFile"),
