@@ -59,6 +59,8 @@ METHODS: Final[dict[type, frozenset[str]]] = {
 LOOP_METHODS: Final = frozenset({"changed", "cycle"})
 _METHODS: Final = LOOP_METHODS.union(*METHODS.values())
 _MAX_NUMBER: Final = 2**64
+MAX_NODES: Final = 10_000
+"""Of the syntax tree. Compiling takes about a second for so many, and more than in proportion to them."""
 
 _STATEMENTS: Final = (nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.For, nodes.Assign, nodes.With)
 _EXPRESSIONS: Final = (
@@ -118,9 +120,11 @@ def _parsed(text: str) -> nodes.Template:
     """The syntax tree. Raises ValueError with the line, the reason and the fix."""
     try:
         tree = _ENVIRONMENT.parse(text)
-        for node in tree.find_all(nodes.Node):
+        for count, node in enumerate(tree.find_all(nodes.Node)):
             if (reason := _not_allowed(node)) is not None:
                 raise ValueError(f"line {node.lineno}: {reason}")
+            if count == MAX_NODES:
+                raise ValueError(f"more than {MAX_NODES} statements and expressions: simplify the template")
         _ENVIRONMENT.compile(tree)
     except TemplateSyntaxError as error:
         raise ValueError(
