@@ -54,7 +54,9 @@ def cut() -> Script:
 
 
 @pytest.mark.parametrize(
-    "down", [lambda: says(502, b""), lambda: says(503, b""), lambda: says(504, b"<html>"), cut], ids=str
+    "down",
+    [lambda: says(502, b""), lambda: says(503, b""), lambda: says(504, b"<html>"), cut],
+    ids=["502", "503", "504", "cut"],
 )
 async def test_a_canarys_provider_that_is_down_behind_a_proxy_decides_nothing(
     gateway: Gateway, caller: Caller, provider: Provider, other: Provider, down: Callable[[], Script]
