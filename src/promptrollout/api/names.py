@@ -15,8 +15,8 @@ MANAGED_BY: Final = "promptrollout"
 
 # the one annotation that a person's verb travels in; the operator reads it and never removes it
 ANNOTATION_COMMAND: Final = f"{GROUP}/command"
-# the emergency override: one ConfigMap of this name and label in a namespace, with `data: {<rollout>: stable}`; its name
-# is fixed so that gateway pods may read this one ConfigMap and no other
+# the emergency override: one ConfigMap of this name and label in a namespace, `data: {<rollout>: stable}`; its name is
+# fixed so that gateway pods may read this one ConfigMap and no other
 LABEL_OVERRIDE: Final = f"{GROUP}/override"
 OVERRIDES_NAME: Final = "promptrollout-overrides"
 OVERRIDE_ARM: Final = "stable"
