@@ -90,7 +90,8 @@ class Cluster:
             yield
         finally:
             self.kubectl(*deployment, "--replicas=1")
-            self.kubectl("-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment/promptrollout-operator", "--timeout=60s")
+            status = ("rollout", "status", "deployment/promptrollout-operator", "--timeout=60s")
+            self.kubectl("-n", OPERATOR_NAMESPACE, *status)
 
     def patch(self, client: httpx.Client, path: str, body: dict[str, Any]) -> None:
         """A merge patch without the start of a kubectl in between."""
