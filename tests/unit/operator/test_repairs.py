@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 
+from promptrollout.api.delivery import Laggard
 from promptrollout.api.rollout import RolloutStatus
+from promptrollout.operator.acknowledge import Acknowledgement
 from promptrollout.operator.delivery import gateway_held, read
 from promptrollout.operator.resolve import resolve
 from tests.unit.operator.test_reconcile import KEY, SPEC, World, in_canary
@@ -134,3 +136,18 @@ async def test_what_is_known_of_missing_keys_stays_while_nobody_is_asked() -> No
     await world.reconcile(2)
     assert ("PromptRollout", "status") not in world.api.writes
     assert next(c for c in world.status().conditions if c.type == "AssignmentKeyMissing") == condition
+
+
+@pytest.mark.parametrize("ahead", [0, 8])
+async def test_a_sequence_that_pods_have_with_other_content_is_passed_over_once(ahead: int) -> None:
+    """As after a restore from backup: pods take nothing that is older, and no other content under the same number."""
+    world = World()
+    await world.reconcile(4)
+    before = world.api.objects["PromptDelivery", "app"]["spec"]
+    known = before["sequence"] + ahead
+    laggard = Laggard(pod="p", reason="serves something else")
+    world.pods.said = Acknowledgement(False, 0, 1, (laggard,), highest=known, taken=known)
+    await world.reconcile(3)
+    assert world.api.objects["PromptDelivery", "app"]["spec"] == before | {"sequence": known + 1}
+    assert world.status().delivery is not None
+    assert [lag.pod for lag in world.status().delivery.laggards] == ["p"]
