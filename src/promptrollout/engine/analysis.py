@@ -8,7 +8,9 @@ from promptrollout.engine.draft import Draft
 from promptrollout.engine.evidence import Interval, MeanCounts, RateCounts
 from promptrollout.engine.judgement import Judgement, Levels
 from promptrollout.engine.life import current_step, is_last_weight
+from promptrollout.engine.mean import GATE
 from promptrollout.engine.objectives import make_test
+from promptrollout.engine.signals import SIGNALS
 
 FAMILY_LEVEL = 0.05
 """Chance that a harmless canary is rolled back by any objective at any time."""
@@ -73,9 +75,6 @@ def take(draft: Draft, interval: Interval) -> None:
     rows = {row.name: row for row in s.analysis}
     at = levels(s.snapshot, s.attempt)
     table = [advanced(o, rows.get(o.name), interval, at, promotable=promotable) for o in s.snapshot.objectives]
-    if s.stage == "Baking":
-        # nobody is on the old arm now: only what rests on `max` alone may judge
-        table = [r.model_copy(update={"verdict": "NoEvidence"}) if not absolute(s.snapshot, r) else r for r in table]
     draft.set(analysis=table)
 
 
@@ -90,10 +89,6 @@ def is_outage(snapshot: Snapshot, interval: Interval) -> bool:
         if objective.signal == "ErrorRate" and isinstance(counts, RateCounts) and counts.stable > 0:
             return counts.stable_bad >= OUTAGE_SHARE * counts.stable
     return False
-
-
-def absolute(snapshot: Snapshot, row: ObjectiveStatus) -> bool:
-    return any(o.name == row.name and o.max is not None for o in snapshot.objectives)
 
 
 def advanced(
@@ -148,7 +143,11 @@ def lacking(draft: Draft) -> list[str]:
         row = rows.get(objective.name)
         advance_on = objective.advance_on or ("NonInferior" if last else "NoBreach")
         samples = row.step_samples if row else 0
-        if samples < objective.min_samples:
+        gate = max(GATE, objective.min_samples) if SIGNALS[objective.signal].kind == "mean" else 0
+        seen = row.canary_samples if row else 0
+        if seen < gate:
+            missing.append(f"{objective.name}: {seen:,} of {gate:,} canary samples before it is judged")
+        elif samples < objective.min_samples:
             missing.append(f"{objective.name}: {samples:,} of {objective.min_samples:,} canary samples in this step")
         elif row is not None and row.common_cause:
             missing.append(f"{objective.name}: stable is above the bound too")

@@ -5,7 +5,7 @@ from typing import Literal
 from promptrollout.api.meta import Condition
 from promptrollout.api.rollout import DeliveryState
 from promptrollout.engine.draft import ACTIVE, Draft, timestamp
-from promptrollout.engine.life import DEFAULT_STEP_SECONDS, current_step, named, overdue
+from promptrollout.engine.life import current_step, named, overdue
 
 Truth = tuple[bool | None, str, str]
 """Status (None: Unknown), CamelCase reason, message."""
@@ -26,18 +26,29 @@ def describe(draft: Draft, lacks: list[str]) -> None:
         draft.set(weight=100 if draft.desired == draft.status.stable else 0)
     insufficient = insufficient_traffic(draft, lacks)
     phase, reason, message = summary(draft, lacks, insufficient)
+    announce(draft, message, insufficient)
     message += f"; {facts.note}" if facts.note else ""
     draft.set(phase=phase, message=message[:1024])
     set_conditions(draft, truths(draft, phase, reason, message, insufficient))
 
 
+def announce(draft: Draft, message: str, insufficient: bool) -> None:
+    """An Event where somebody has to do something."""
+    before = {c.type: c.status for c in draft.facts.status.conditions}
+    s, problems = draft.status, draft.facts.desired.problems
+    asked = s.snapshot is not None and s.snapshot.on_insufficient_traffic == "RequireApproval"
+    if insufficient and asked and before.get("InsufficientTraffic") != "True":
+        draft.record("ApprovalRequired", message, warning=True, evidence=True)
+    if problems and before.get("InvalidSpec") != "True":
+        draft.record("InvalidSpec", "; ".join(problems), warning=True)
+
+
 def insufficient_traffic(draft: Draft, lacks: list[str]) -> bool:
-    """The step's time is up and evidence is still lacking."""
+    """The step's time has been up for a while, or was waived, and evidence is still lacking."""
     step, snapshot = current_step(draft), draft.status.snapshot
     if step is None or step.weight is None or snapshot is None or not lacks or draft.holds:
         return False
-    wanted = DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
-    return draft.status.step_time_waived or draft.clock.step_active_seconds >= wanted
+    return draft.status.step_time_waived or overdue(draft)
 
 
 def summary(draft: Draft, lacks: list[str], insufficient: bool) -> tuple[str, str, str]:
@@ -52,15 +63,19 @@ def summary(draft: Draft, lacks: list[str], insufficient: bool) -> tuple[str, st
         return ("Degraded" if rejected else "Progressing"), s.withdrawal or "Withdrawing", text
     if s.stage in ACTIVE:
         return summary_in_progress(draft, lacks, insufficient)
+    if facts.delivered is not None and facts.delivered.overridden:
+        text = f"the emergency override sends everybody to {named(s.stable)}; "
+        text += f"take it away with `promptrollout emergency clear {facts.name}`"
+        return "Degraded", "EmergencyOverride", text
     if problems:
-        return "Degraded", "InvalidSpec", f"{problems[0]}; {named(s.stable)} keeps serving"
+        answers = facts.delivered is not None and facts.delivered.total > 0
+        serving = f"{named(s.stable)} keeps serving" if answers else "no gateway pod is ready, so nothing answers"
+        return "Degraded", "InvalidSpec", f"{problems[0]}; {serving}"
     if draft.is_rejected(draft.desired):
         entry = next(r for r in s.rejected if draft.desired is not None and r.digest == draft.desired.digest)
         text = f"{named(draft.desired)} was rejected ({entry.reason}); {named(s.stable)} serves; "
         text += "retry it or change the prompt"
         return "Degraded", entry.reason, text
-    if facts.delivered is not None and facts.delivered.overridden:
-        return "Degraded", "EmergencyOverride", f"the emergency override sends everybody to {named(s.stable)}"
     if draft.clock.acknowledged_at is None:
         return "Progressing", "Delivering", f"{named(s.stable)}: {acknowledged(draft)}"
     if s.stage == "Baking":
@@ -87,9 +102,11 @@ def summary_in_progress(draft: Draft, lacks: list[str], insufficient: bool) -> t
     if insufficient:
         action = s.snapshot.on_insufficient_traffic if s.snapshot else "Hold"
         ask = "approve with promote, or abort" if action == "RequireApproval" else "holding"
-        paused = action == "RequireApproval" and overdue(draft)
+        paused = action == "RequireApproval"
         return ("Paused" if paused else "Progressing"), "InsufficientTraffic", f"{head}, {ask}: {listed(lacks)}"
     waits = f"; waiting for {listed(lacks)}" if lacks else ""
+    unassigned = draft.facts.delivered.unassigned_share_percent if draft.facts.delivered else 0
+    waits += f"; {unassigned} % of the requests come without a stickiness key" if lacks and unassigned else ""
     return "Progressing", s.stage or "Progressing", f"{head}, step {s.step}{waits}"
 
 

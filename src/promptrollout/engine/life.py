@@ -8,7 +8,7 @@ from promptrollout.engine.objectives import definition_hash
 
 DEFAULT_STEP_SECONDS = 300
 GRACE_INTERVALS = 10
-"""So many intervals after a step's time evidence may still be on its way."""
+"""So many intervals after twice a step's time evidence may still be on its way."""
 
 
 def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool, why: str) -> None:
@@ -59,7 +59,7 @@ def overdue(draft: Draft) -> bool:
     if step is None or snapshot is None:
         return False
     wanted = DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
-    return draft.clock.step_active_seconds >= wanted + GRACE_INTERVALS * snapshot.interval_seconds
+    return draft.clock.step_active_seconds >= 2 * wanted + GRACE_INTERVALS * snapshot.interval_seconds
 
 
 def is_last_weight(snapshot: Snapshot, index: int) -> bool:
@@ -88,6 +88,8 @@ def complete(draft: Draft) -> None:
     assert s.canary is not None
     direct, old = s.direct, s.stable
     bakes = not direct and s.snapshot is not None and s.snapshot.bake_seconds > 0 and old is not None
+    if s.retracing and old is not None:
+        draft.reject(old, "RolloutUndone")
     # after a way back, the version that was left must canary again: it is no `previous`
     draft.set(stable=s.canary, canary=None, previous=None if direct else old, direct=False, retracing=False)
     if bakes:

@@ -118,7 +118,8 @@ def follow(draft: Draft) -> None:
         return
     if draft.facts.delivered is not None and draft.facts.delivered.overridden:
         if draft.can_go_back:
-            withdraw(draft, "EmergencyOverride", "the emergency override sends everybody to stable", reject=True)
+            text = "the emergency override sends everybody to stable"
+            withdraw(draft, "EmergencyOverride", text, reject=not s.retracing)
         return
     if desired is None or draft.facts.desired.problems or snapshot is None:
         return
@@ -126,7 +127,9 @@ def follow(draft: Draft) -> None:
         follow_in_progress(draft)
     elif s.stage in ("Idle", "Baking") and desired != s.stable and not draft.is_rejected(desired):
         back = desired == s.previous
+        again = draft.attempt_of(desired.digest)
         why = f"back to what ran before {named(s.stable)}" if back else "the prompt changed"
+        why = f"attempt {again}" if again > 1 else why
         begin(draft, desired, snapshot, direct=back, why=why)
 
 
@@ -136,8 +139,8 @@ def follow_in_progress(draft: Draft) -> None:
     assert snapshot is not None
     if desired == s.canary:
         adopt(draft, snapshot)
-    elif s.retracing and draft.is_rejected(desired):
-        return  # an `undo` is on its way back while the spec still names what was undone
+    elif s.retracing:
+        return  # an `undo` is on its way back while the spec still names what is being undone
     elif desired == s.stable:
         withdraw(
             draft,
@@ -278,6 +281,8 @@ def progress_step(draft: Draft) -> None:
             withdraw(draft, "InsufficientTraffic", text, reject=True)
         return
     how = f"approved by a person without enough evidence ({'; '.join(missing)})" if missing else "passed"
+    if not missing:
+        draft.each_row(lambda row: row.model_copy(update={"verdict": "Pass"}))  # by the rule of this step
     draft.record("StepCompleted", f"step {s.step} ({s.weight} %) {how}; {whereto(snapshot, s)}", evidence=True)
     enter_step(draft, s.current_step_index + 1)
 

@@ -22,7 +22,7 @@ def obey(draft: Draft) -> None:
     if isinstance(command, str):
         draft.record("CommandRefused", command, warning=True)
         return
-    refusal = mismatch(draft, command) or VERBS[command.verb](draft, command)
+    refusal = mismatch(draft, command) or forbidden(draft, command) or VERBS[command.verb](draft, command)
     if refusal:
         draft.record("CommandRefused", f"{command.verb}{by(command)} refused: {refusal}", warning=True)
 
@@ -38,6 +38,17 @@ def mismatch(draft: Draft, command: Command) -> Refusal:
         )
     if command.verb.startswith("promote") and command.step != s.current_step_index:
         return f"it was given at step {command.step + 1}; now it is step {s.current_step_index + 1}"
+    return None
+
+
+def forbidden(draft: Draft, command: Command) -> Refusal:
+    """What nobody may start while something stronger is in force."""
+    if command.verb in ("pause", "resume", "abort"):
+        return None
+    if draft.facts.delivered is not None and draft.facts.delivered.overridden:
+        return f"the emergency override is in force: `promptrollout emergency clear {draft.facts.name}` first"
+    if draft.status.paused and command.verb.startswith("promote"):
+        return "it is paused by a person: `resume` first"
     return None
 
 
@@ -76,7 +87,6 @@ def promote(draft: Draft, command: Command) -> Refusal:
         return f"the spec is invalid: {draft.facts.desired.problems[0]}"
     if draft.blind and step.pause is not None:
         return f"metrics are not available: {draft.facts.evidence.problem}; it would go on unwatched"
-    draft.set(paused=False)
     if step.pause is not None:
         draft.record("PausePromoted", f"pause ended{by(command)}")
         enter_step(draft, draft.status.current_step_index + 1)
@@ -103,7 +113,6 @@ def promote_full(draft: Draft, command: Command) -> Refusal:
         return "spec.paused is true: set it to false where the manifest is kept"
     if draft.status.stage not in ("Loading", "Stepping"):
         return "no canary is in progress"
-    draft.set(paused=False)
     draft.record(
         "FullPromotion",
         f"{named(draft.status.canary)} goes to 100 % without waiting for evidence{by(command)}",
@@ -128,7 +137,7 @@ def abort(draft: Draft, command: Command) -> Refusal:
         return None
     if not draft.can_go_back:
         return "no canary is in progress"
-    withdraw(draft, "RolloutAborted", f"aborted{by(command)}", reject=True)
+    withdraw(draft, "RolloutAborted", f"aborted{by(command)}", reject=not s.retracing)
     return None
 
 
@@ -161,8 +170,11 @@ def undo(draft: Draft, command: Command) -> Refusal:
     snapshot = s.snapshot or draft.facts.desired.snapshot
     if snapshot is None:
         return "the spec is invalid and no earlier revision is known"
+    if s.stage == "Idle" and draft.is_rejected(draft.desired):
+        return (
+            f"{named(draft.desired)} is taken back already; {named(s.stable)} serves, and is what an `undo` would leave"
+        )
     left = s.stable
-    draft.reject(left, "RolloutUndone")
     begin(draft, s.previous, snapshot, direct=True, why=f"undo of {named(left)}{by(command)}")
     draft.set(retracing=True)
     return None

@@ -143,6 +143,10 @@ class Providers:
         state = self._key_state(name)
         try:
             key = path.read_text().strip()
+        except FileNotFoundError as error:
+            raise KeyMissing(
+                f"the key of ModelProvider {name} is missing: create the Secret and key that its apiKeySecretRef names"
+            ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise KeyMissing(f"the key of provider {name} cannot be read from {path}: {error}") from error
         if not key or not key.isascii() or not key.isprintable():

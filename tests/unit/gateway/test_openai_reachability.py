@@ -35,13 +35,19 @@ async def other() -> Any:
         yield running
 
 
-async def canary_on(other: Provider, gateway: Gateway, provider: Provider, max_retries: int = 2) -> OpenAIProvider:
+async def canary_on(
+    other: Provider, gateway: Gateway, provider: Provider, max_retries: int = 2, first_byte_seconds: float = 10.0
+) -> OpenAIProvider:
     canary = arm(CANARY, other.url, provider_name="other", provider_maxRetries=max_retries)
     await gateway.registry.apply("support", delivery(weight=100, stable=arm(url=provider.url), canary=canary))
     serving = gateway.registry.find("support")
     assert serving is not None
     assert serving.canary is not None
-    object.__setattr__(serving.canary.provider_config.timeouts, "first_byte_seconds", 0.05)
+    config = serving.canary.provider_config
+    # a copy: the default is one object for all
+    object.__setattr__(
+        config, "timeouts", config.timeouts.model_copy(update={"first_byte_seconds": first_byte_seconds})
+    )
     return serving.canary.provider
 
 
@@ -72,12 +78,17 @@ async def test_a_canarys_provider_that_is_down_behind_a_proxy_decides_nothing(
     assert len(other.requests) == 3, "not asked once it is known"
 
 
-@pytest.mark.parametrize("down", [lambda: says(503, b""), silent], ids=["503", "silence"])
+@pytest.mark.parametrize(("down", "patience"), [(lambda: says(503, b""), 10.0), (silent, 0.05)], ids=["503", "silence"])
 async def test_without_retries_the_first_two_failures_may_still_be_the_requests_own(
-    gateway: Gateway, caller: Caller, provider: Provider, other: Provider, down: Callable[[], Script]
+    gateway: Gateway,
+    caller: Caller,
+    provider: Provider,
+    other: Provider,
+    down: Callable[[], Script],
+    patience: float,
 ) -> None:
     other.script.extend(down() for _ in range(100))
-    await canary_on(other, gateway, provider, max_retries=0)
+    await canary_on(other, gateway, provider, max_retries=0, first_byte_seconds=patience)
     statuses = [(await caller.post(request(user=f"u{n}"))).status for n in range(6)]
     assert statuses[2:] == [200] * 4
     assert counted(gateway) == {"canary": (2, 2)}

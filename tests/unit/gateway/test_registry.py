@@ -65,7 +65,7 @@ async def test_other_content_under_the_same_sequence_is_refused(gateway: Gateway
     [
         (arm(messages=[{"role": "system", "content": "{{ open"}]), "stable.prompt.messages[0].content: line 1"),
         (arm(outputSchema={"type": "nonsense"}), "stable.prompt.outputSchema: not a JSON Schema"),
-        (arm(provider_needsKey=True), "the key of provider openai cannot be read"),
+        (arm(provider_needsKey=True), "the key of ModelProvider openai is missing"),
         ({**arm(), "digest": "short"}, "stable.digest: "),
         ({}, "stable.version: Field required"),
     ],
@@ -108,7 +108,7 @@ async def test_a_key_that_appears_or_rotates_is_used(
     assert gateway.providers.refresh_keys() == []
     await caller.post(request())
     key.unlink()
-    assert "cannot be read" in gateway.providers.refresh_keys()[0]
+    assert "is missing" in gateway.providers.refresh_keys()[0]
     await caller.post(request())
     sent = [headers["authorization"] for headers in provider.headers]
     assert sent == ["Bearer first", "Bearer second", "Bearer second"]
@@ -226,7 +226,7 @@ def put_key(folder: Path, provider: str = "openai") -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (arm(CANARY, provider_needsKey=True, provider_name="other"), "the key of provider other cannot be read"),
+        (arm(CANARY, provider_needsKey=True, provider_name="other"), "the key of ModelProvider other is missing"),
         (arm(CANARY, messages=[{"role": "system", "content": "{{ open"}]), "canary.prompt.messages[0].content: line 1"),
         (arm(CANARY, outputSchema={"type": "nonsense"}), "canary.prompt.outputSchema: not a JSON Schema"),
         ({**arm(CANARY), "digest": "short"}, "canary.digest: "),
@@ -296,7 +296,7 @@ async def test_a_newer_delivery_that_waits_for_stables_key_is_not_hidden_by_the_
     await gateway.registry.sweep()
     found = report(gateway)
     assert (found["sequence"], found["problem_sequence"]) == (0, 6)
-    assert found["problem"].startswith("the key of provider third")
+    assert found["problem"].startswith("the key of ModelProvider third")
 
 
 async def test_a_key_does_not_revive_what_was_deleted(gateway: Gateway, clock: Clock, tmp_path: Path) -> None:
