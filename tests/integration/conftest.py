@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from promptrollout.sandbox.sandbox import Sandbox
-from promptrollout.sandbox.settings import Settings
+from promptrollout.sandbox.settings import OPERATOR_NAMESPACE, Settings
 from tests.integration.cluster import Kubectl
 
 #: Set to a directory, the tests use (and keep) a sandbox there: saves the start while working on a test.
@@ -41,6 +41,21 @@ def operator(sandbox: Sandbox) -> Sandbox:
     """The sandbox with the operator installed from the chart."""
     sandbox.install_operator()
     return sandbox
+
+
+@pytest.fixture(scope="module")
+def no_operator(sandbox: Sandbox) -> Iterator[None]:
+    """For tests that write deliveries of no rollout: an operator that others installed would retire them."""
+    system = Kubectl(sandbox.kubeconfig, OPERATOR_NAMESPACE)
+    deployment = "deployment/promptrollout-operator"
+    if system.run("get", deployment).returncode:
+        yield
+        return
+    system("scale", deployment, "--replicas=0")
+    system("wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=operator", "--timeout=60s")
+    yield
+    system("scale", deployment, "--replicas=1")
+    system("rollout", "status", deployment, "--timeout=60s")
 
 
 @pytest.fixture

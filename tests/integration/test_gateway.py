@@ -20,8 +20,9 @@ import pytest
 
 from promptrollout.api.names import LABEL_GATEWAY, LABEL_OVERRIDE, OVERRIDES_NAME
 from promptrollout.sandbox.sandbox import Sandbox
-from promptrollout.sandbox.settings import OPERATOR_NAMESPACE
 from tests.integration.cluster import Kubectl
+
+pytestmark = pytest.mark.usefixtures("no_operator")
 
 ROOT = Path(__file__).parents[2]
 Eventually = Callable[..., Any]
@@ -91,21 +92,6 @@ class Pod:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nobody_retires_deliveries(sandbox: Sandbox) -> Iterator[None]:
-    """These deliveries belong to no rollout: an operator that other tests installed would retire them."""
-    system = Kubectl(sandbox.kubeconfig, OPERATOR_NAMESPACE)
-    deployment = "deployment/promptrollout-operator"
-    if system.run("get", deployment).returncode:
-        yield
-        return
-    system("scale", deployment, "--replicas=0")
-    system("wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=operator", "--timeout=60s")
-    yield
-    system("scale", deployment, "--replicas=1")
-    system("rollout", "status", deployment, "--timeout=60s")
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from promptrollout.sandbox.sandbox import Sandbox
 from tests.integration.chart import install_all_but_the_operator
 from tests.integration.cluster import Kubectl
 
+pytestmark = pytest.mark.usefixtures("no_operator")
+
 Manifest = dict[str, Any]
 PROMPT: Manifest = {
     "providerRef": {"name": "openai"},
