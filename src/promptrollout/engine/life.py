@@ -53,13 +53,17 @@ def current_step(draft: Draft) -> Step | None:
     return s.snapshot.steps[s.current_step_index]
 
 
+def step_seconds(step: Step) -> int:
+    """Active time that a weight step takes at least."""
+    return DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
+
+
 def overdue(draft: Draft) -> bool:
     """Evidence that only needs a few intervals more than the step's time is no reason to call a person."""
     step, snapshot = current_step(draft), draft.status.snapshot
     if step is None or snapshot is None:
         return False
-    wanted = DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
-    return draft.clock.step_active_seconds >= 2 * wanted + GRACE_INTERVALS * snapshot.interval_seconds
+    return draft.clock.step_active_seconds >= 2 * step_seconds(step) + GRACE_INTERVALS * snapshot.interval_seconds
 
 
 def is_last_weight(snapshot: Snapshot, index: int) -> bool:

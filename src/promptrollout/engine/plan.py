@@ -6,7 +6,6 @@ from promptrollout.engine.conditions import describe
 from promptrollout.engine.draft import ACTIVE, Draft
 from promptrollout.engine.facts import Facts, Plan
 from promptrollout.engine.life import (
-    DEFAULT_STEP_SECONDS,
     adopt,
     begin,
     complete,
@@ -15,6 +14,7 @@ from promptrollout.engine.life import (
     named,
     overdue,
     settle,
+    step_seconds,
     withdraw,
 )
 from promptrollout.engine.verbs import obey
@@ -270,8 +270,7 @@ def progress_step(draft: Draft) -> None:
         return
     if late:
         draft.holds.append(f"maxDurationSeconds ({snapshot.max_duration_seconds}) is over: promote, abort or undo")
-    wanted = DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
-    time_is_up = s.step_time_waived or draft.clock.step_active_seconds >= wanted
+    time_is_up = s.step_time_waived or draft.clock.step_active_seconds >= step_seconds(step)
     if draft.holds or not time_is_up:
         return
     missing = lacking(draft)
