@@ -12,7 +12,7 @@ from promptrollout.api.command import Command
 from promptrollout.api.delivery import Laggard, Stickiness, VersionRef
 from promptrollout.api.rollout import RolloutSpec, RolloutStatus, Snapshot, Step
 from promptrollout.api.slo import Objective
-from promptrollout.engine.evidence import Evidence, Interval, MeanCounts, Moments, RateCounts
+from promptrollout.engine.evidence import Arm, Counts, Evidence, Interval
 from promptrollout.engine.facts import Delivered, DeliveryIntent, Desired, Facts, Plan
 from promptrollout.engine.plan import plan
 
@@ -177,7 +177,7 @@ class World:
             return
         if self.intent.canary is None:  # a first version is measured as if it were a canary
             bad = self.requests * self.error_rate.get(self.intent.stable.digest, 0.01)
-            self.recorded[start] = {"errors": RateCounts(self.requests, bad, 0, 0)}
+            self.recorded[start] = {"errors": Counts.of(self.requests, bad, 0, 0)}
             return
         share = self.intent.weight / 100
         canary, stable = self.requests * share, self.requests * (1 - share)
@@ -185,8 +185,8 @@ class World:
         good = self.error_rate.get(self.intent.stable.digest, 0.01)
         price = self.cost.get(self.intent.canary.digest, 0.001), self.cost.get(self.intent.stable.digest, 0.001)
         counts: dict[str, Any] = {
-            "errors": RateCounts(canary, canary * bad, stable, stable * good),
-            "cost": MeanCounts(moments(canary, price[0]), moments(stable, price[1])),
+            "errors": Counts.of(canary, canary * bad, stable, stable * good),
+            "cost": Counts(moments(canary, price[0]), moments(stable, price[1])),
         }
         counts |= {name: counts[like] for name, like in self.extra.items()}
         self.recorded[start] = {k: v for k, v in counts.items() if k not in self.silent}
@@ -244,8 +244,8 @@ class World:
         return self.status.stage, self.intent.weight if self.intent else 0
 
 
-def moments(n: float, mean: float) -> Moments:
-    return Moments(n, n * mean, n * mean * mean * 1.25)
+def moments(n: float, mean: float) -> Arm:
+    return Arm(n, n * mean, n * mean * mean * 1.25)
 
 
 def started(rules: Snapshot | None = None, **fields: Any) -> World:

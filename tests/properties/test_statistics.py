@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptrollout.engine.contrast import Contrast
-from promptrollout.engine.evidence import MeanCounts, Moments, RateCounts
+from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.judgement import Levels
 from promptrollout.engine.mean import MeanState, MeanTest
 from promptrollout.engine.rate import RateState, RateTest
@@ -19,6 +19,8 @@ LEVELS = Levels(breach=0.05, promote=0.05)
 RATE = RateTest(SIGNALS["ErrorRate"], "d", margin_percent=50, rollback_percent=10, maximum=0.05)
 COST = MeanTest(SIGNALS["CostPerRequest"], "d", margin_percent=10, rollback_percent=5, maximum=0.004)
 
+NOBODY = Arm(0, 0)
+
 UNHURRIED = settings(deadline=None)
 """A busy machine is no failure."""
 
@@ -26,30 +28,30 @@ counts = st.integers(0, 2000) | st.just(10**12)
 
 
 @st.composite
-def rate_counts(draw: st.DrawFn) -> RateCounts:
+def rate_counts(draw: st.DrawFn) -> Counts:
     n_c, n_s = draw(counts), draw(counts)
-    return RateCounts(n_c, draw(st.integers(0, n_c)), n_s, draw(st.integers(0, n_s)))
+    return Counts.of(n_c, draw(st.integers(0, n_c)), n_s, draw(st.integers(0, n_s)))
 
 
 @st.composite
-def moments(draw: st.DrawFn) -> Moments:
+def moments(draw: st.DrawFn) -> Arm:
     n = draw(counts)
     mean, cv = draw(st.just(0.0) | st.floats(1e-9, 0.1)), draw(st.just(0.0) | st.floats(1e-3, 5))
-    return Moments(n, n * mean, n * mean * mean * (1 + cv * cv))
+    return Arm(n, n * mean, n * mean * mean * (1 + cv * cv))
 
 
 rate_histories = st.lists(rate_counts(), max_size=15)
-mean_histories = st.lists(st.builds(MeanCounts, moments(), moments()), max_size=15)
+mean_histories = st.lists(st.builds(Counts, moments(), moments()), max_size=15)
 
 
-def observed_rate(history: list[RateCounts], test: RateTest = RATE) -> RateState:
+def observed_rate(history: list[Counts], test: RateTest = RATE) -> RateState:
     state = test.start()
     for interval in history:
         state = test.observe(state, interval, promotable=True)
     return state
 
 
-def observed_mean(history: list[MeanCounts], test: MeanTest = COST) -> MeanState:
+def observed_mean(history: list[Counts], test: MeanTest = COST) -> MeanState:
     state = test.start()
     for interval in history:
         state = test.observe(state, interval, promotable=True)
@@ -61,7 +63,7 @@ def observed_mean(history: list[MeanCounts], test: MeanTest = COST) -> MeanState
 
 @UNHURRIED
 @given(rate_histories, rate_histories)
-def test_a_restart_anywhere_changes_no_later_bit_of_a_rate(before: list[RateCounts], later: list[RateCounts]) -> None:
+def test_a_restart_anywhere_changes_no_later_bit_of_a_rate(before: list[Counts], later: list[Counts]) -> None:
     state = observed_rate(before)
     text = RATE.encode(state)
     again = RATE.decode(text)
@@ -76,7 +78,7 @@ def test_a_restart_anywhere_changes_no_later_bit_of_a_rate(before: list[RateCoun
 
 @UNHURRIED
 @given(mean_histories, mean_histories)
-def test_a_restart_anywhere_changes_no_later_bit_of_a_mean(before: list[MeanCounts], later: list[MeanCounts]) -> None:
+def test_a_restart_anywhere_changes_no_later_bit_of_a_mean(before: list[Counts], later: list[Counts]) -> None:
     state = observed_mean(before)
     text = COST.encode(state)
     again = COST.decode(text)
@@ -91,7 +93,7 @@ def test_a_restart_anywhere_changes_no_later_bit_of_a_mean(before: list[MeanCoun
 
 @UNHURRIED
 @given(rate_histories, mean_histories)
-def test_texts_fit_into_status(rates: list[RateCounts], means: list[MeanCounts]) -> None:
+def test_texts_fit_into_status(rates: list[Counts], means: list[Counts]) -> None:
     for judgement in (RATE.judge(observed_rate(rates), LEVELS), COST.judge(observed_mean(means), LEVELS)):
         assert len(judgement.message) <= 512
         assert len(judgement.difference) <= 96
@@ -104,8 +106,8 @@ def test_texts_fit_into_status(rates: list[RateCounts], means: list[MeanCounts])
 
 @UNHURRIED
 @given(rate_histories)
-def test_a_rate_without_canary_requests_has_no_verdict(history: list[RateCounts]) -> None:
-    state = observed_rate([replace(interval, canary=0, canary_bad=0) for interval in history])
+def test_a_rate_without_canary_requests_has_no_verdict(history: list[Counts]) -> None:
+    state = observed_rate([replace(interval, canary=NOBODY) for interval in history])
     judgement = RATE.judge(state, LEVELS)
     assert not judgement.breach
     assert not judgement.non_inferior
@@ -113,8 +115,8 @@ def test_a_rate_without_canary_requests_has_no_verdict(history: list[RateCounts]
 
 @UNHURRIED
 @given(mean_histories)
-def test_a_mean_without_canary_requests_has_no_verdict(history: list[MeanCounts]) -> None:
-    state = observed_mean([replace(interval, canary=Moments(0, 0, 0)) for interval in history])
+def test_a_mean_without_canary_requests_has_no_verdict(history: list[Counts]) -> None:
+    state = observed_mean([replace(interval, canary=NOBODY) for interval in history])
     judgement = COST.judge(state, LEVELS)
     assert not judgement.breach
     assert not judgement.non_inferior
@@ -122,10 +124,10 @@ def test_a_mean_without_canary_requests_has_no_verdict(history: list[MeanCounts]
 
 @UNHURRIED
 @given(rate_histories, st.data())
-def test_removed_or_unmeasured_good_intervals_never_make_a_pass(history: list[RateCounts], data: st.DataObject) -> None:
+def test_removed_or_unmeasured_good_intervals_never_make_a_pass(history: list[Counts], data: st.DataObject) -> None:
     """Intervals without a bad canary request speak for it, so without them there is less reason to pass."""
-    kept = [x for x in history if x.canary_bad or data.draw(st.booleans())]
-    gaps = [x if x in kept else RateCounts(0, 0, x.stable, x.stable_bad) for x in history]
+    kept = [x for x in history if x.canary.total or data.draw(st.booleans())]
+    gaps = [x if x in kept else replace(x, canary=NOBODY) for x in history]
     passed = RATE.judge(observed_rate(history), LEVELS).non_inferior
     for fewer in (kept, gaps):
         state = observed_rate(fewer)
@@ -136,9 +138,9 @@ def test_removed_or_unmeasured_good_intervals_never_make_a_pass(history: list[Ra
 
 @UNHURRIED
 @given(rate_histories)
-def test_one_armed_intervals_say_nothing_about_the_difference(history: list[RateCounts]) -> None:
-    state = observed_rate([replace(interval, stable=0, stable_bad=0) for interval in history])
-    assert state.relative.log_evidence() <= 1e-6 * sum(1 + x.canary_bad for x in history)
+def test_one_armed_intervals_say_nothing_about_the_difference(history: list[Counts]) -> None:
+    state = observed_rate([replace(interval, stable=NOBODY) for interval in history])
+    assert state.relative.log_evidence() <= 1e-6 * sum(1 + x.canary.total for x in history)
     assert state.contrast == Contrast()
 
 
@@ -147,14 +149,14 @@ def test_one_armed_intervals_say_nothing_about_the_difference(history: list[Rate
 
 @UNHURRIED
 @given(rate_histories.filter(bool), st.data())
-def test_one_more_bad_canary_request_is_more_evidence_of_harm(history: list[RateCounts], data: st.DataObject) -> None:
+def test_one_more_bad_canary_request_is_more_evidence_of_harm(history: list[Counts], data: st.DataObject) -> None:
     k = data.draw(st.integers(0, len(history) - 1))
     at = history[k]
-    if at.canary_bad >= at.canary or at.stable == 0:
+    if at.canary.total >= at.canary.n or at.stable.n == 0:
         return
-    worse = [*history[:k], replace(at, canary_bad=at.canary_bad + 1), *history[k + 1 :]]
+    worse = [*history[:k], replace(at, canary=replace(at.canary, total=at.canary.total + 1)), *history[k + 1 :]]
     good, bad = observed_rate(history), observed_rate(worse)
-    slack = 1e-9 * (1 + sum(x.canary + x.stable for x in history))
+    slack = 1e-9 * (1 + sum(x.canary.n + x.stable.n for x in history))
     assert RATE.log_breach_relative(bad) >= RATE.log_breach_relative(good) - slack
     assert RATE.log_promote_relative(bad) <= RATE.log_promote_relative(good) + slack
     assert bad.absolute.log_evidence() >= good.absolute.log_evidence() - slack
@@ -162,8 +164,8 @@ def test_one_more_bad_canary_request_is_more_evidence_of_harm(history: list[Rate
 
 @UNHURRIED
 @given(rate_histories)
-def test_swapped_arms_mirror_the_interval_of_a_rate(history: list[RateCounts]) -> None:
-    swapped = [RateCounts(x.stable, x.stable_bad, x.canary, x.canary_bad) for x in history]
+def test_swapped_arms_mirror_the_interval_of_a_rate(history: list[Counts]) -> None:
+    swapped = [Counts(x.stable, x.canary) for x in history]
     one, other = observed_rate(history).contrast, observed_rate(swapped).contrast
     assert other.weight == pytest.approx(one.weight, rel=1e-12)
     assert (other.canary, other.stable) == pytest.approx((one.stable, one.canary), rel=1e-12)
@@ -172,9 +174,9 @@ def test_swapped_arms_mirror_the_interval_of_a_rate(history: list[RateCounts]) -
 
 @UNHURRIED
 @given(mean_histories)
-def test_swapped_arms_mirror_the_interval_of_a_mean(history: list[MeanCounts]) -> None:
+def test_swapped_arms_mirror_the_interval_of_a_mean(history: list[Counts]) -> None:
     one = observed_mean(history).contrast
-    other = observed_mean([MeanCounts(x.stable, x.canary) for x in history]).contrast
+    other = observed_mean([Counts(x.stable, x.canary) for x in history]).contrast
     assert (other.canary, other.stable) == pytest.approx((one.stable, one.canary), rel=1e-9)
     assert (other.canary_spread, other.stable_spread) == pytest.approx((one.stable_spread, one.canary_spread), rel=1e-9)
 
@@ -182,7 +184,7 @@ def test_swapped_arms_mirror_the_interval_of_a_mean(history: list[MeanCounts]) -
 @UNHURRIED
 @given(st.integers(1, 5000), st.floats(0, 1), st.integers(1, 30))
 def test_equal_arms_never_breach_versus_stable(n: int, rate: float, times: int) -> None:
-    state = observed_rate([RateCounts(n, n * rate, n, n * rate)] * times)
+    state = observed_rate([Counts.of(n, n * rate, n, n * rate)] * times)
     assert state.relative.log_evidence() < math.log(1 / LEVELS.breach)
 
 
@@ -194,8 +196,8 @@ def test_equal_arms_never_breach_versus_stable(n: int, rate: float, times: int) 
 def test_splitting_an_interval_of_constant_rates_changes_no_sum(
     n_c: int, n_s: int, p_c: float, p_s: float, parts: int
 ) -> None:
-    whole = observed_rate([RateCounts(n_c, n_c * p_c, n_s, n_s * p_s)])
-    part = RateCounts(n_c / parts, n_c * p_c / parts, n_s / parts, n_s * p_s / parts)
+    whole = observed_rate([Counts.of(n_c, n_c * p_c, n_s, n_s * p_s)])
+    part = Counts.of(n_c / parts, n_c * p_c / parts, n_s / parts, n_s * p_s / parts)
     split = observed_rate([part] * parts)
     assert split.promotion == pytest.approx(whole.promotion, rel=1e-9, abs=1e-9)
     assert (split.promotable, split.promotable_bad) == pytest.approx((whole.promotable, whole.promotable_bad))
@@ -203,16 +205,16 @@ def test_splitting_an_interval_of_constant_rates_changes_no_sum(
 
 @UNHURRIED
 @given(mean_histories, st.integers(-20, 20))
-def test_the_unit_of_cost_does_not_matter(history: list[MeanCounts], power: int) -> None:
+def test_the_unit_of_cost_does_not_matter(history: list[Counts], power: int) -> None:
     """Powers of two, so that nothing is rounded and the evidence must agree to the last bit."""
     unit = 2.0**power
 
-    def scaled(arm: Moments) -> Moments:
-        return Moments(arm.n, arm.total * unit, arm.total_squared * unit * unit)
+    def scaled(arm: Arm) -> Arm:
+        return Arm(arm.n, arm.total * unit, arm.total_squared * unit * unit)
 
     test = MeanTest(SIGNALS["CostPerRequest"], "d", margin_percent=10, rollback_percent=5, maximum=0.004 * unit)
     one = observed_mean(history)
-    other = observed_mean([MeanCounts(scaled(x.canary), scaled(x.stable)) for x in history], test)
+    other = observed_mean([Counts(scaled(x.canary), scaled(x.stable)) for x in history], test)
     assert other.relative == one.relative
     assert other.absolute == one.absolute
     assert other.suspicion == one.suspicion
@@ -244,7 +246,7 @@ def breaches(rng: random.Random, test: RateTest, rate: float, times: float, look
         weight = (0.05, 0.10, 0.25, 0.50)[min(4 * look // looks, 3)]
         n_c, n_s = 600 * weight, 600 * (1 - weight)
         bad = poisson(rng, n_c * rate * times), poisson(rng, n_s * rate)
-        state = test.observe(state, RateCounts(n_c, bad[0], n_s, bad[1]), promotable=True)
+        state = test.observe(state, Counts.of(n_c, bad[0], n_s, bad[1]), promotable=True)
         if test.log_breach_relative(state) >= math.log(20):
             return int(state.canary)
     return None
@@ -266,17 +268,17 @@ def test_three_times_the_errors_are_found_within_a_few_hundred_requests() -> Non
     assert sorted(x or 0 for x in found)[50] <= 320
 
 
-def expensive(rng: random.Random, n: int, mean: float) -> Moments:
+def expensive(rng: random.Random, n: int, mean: float) -> Arm:
     """Lognormal costs with a coefficient of variation of 0.95."""
     sigma = math.sqrt(math.log(1 + 0.95**2))
     costs = [rng.lognormvariate(math.log(mean) - sigma * sigma / 2, sigma) for _ in range(n)]
-    return Moments(n, sum(costs), sum(x * x for x in costs))
+    return Arm(n, sum(costs), sum(x * x for x in costs))
 
 
 def risen_costs_breach(rng: random.Random, test: MeanTest, rise: float) -> bool:
     state = test.start()
     for _ in range(40):
-        interval = MeanCounts(expensive(rng, 20, 0.002 * rise), expensive(rng, 80, 0.002))
+        interval = Counts(expensive(rng, 20, 0.002 * rise), expensive(rng, 80, 0.002))
         state = test.observe(state, interval, promotable=True)
         if test.judge(state, LEVELS).breach:
             return True

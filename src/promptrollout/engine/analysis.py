@@ -5,7 +5,7 @@ import math
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot
 from promptrollout.api.slo import Objective
 from promptrollout.engine.draft import Draft
-from promptrollout.engine.evidence import Interval, MeanCounts, RateCounts
+from promptrollout.engine.evidence import Interval
 from promptrollout.engine.judgement import Judgement, Levels
 from promptrollout.engine.life import current_step, is_last_weight
 from promptrollout.engine.mean import GATE
@@ -86,8 +86,8 @@ def is_outage(snapshot: Snapshot, interval: Interval) -> bool:
     """
     for objective in snapshot.objectives:
         counts = interval.counts.get(objective.name)
-        if objective.signal == "ErrorRate" and isinstance(counts, RateCounts) and counts.stable > 0:
-            return counts.stable_bad >= OUTAGE_SHARE * counts.stable
+        if objective.signal == "ErrorRate" and counts is not None and counts.stable.n > 0:
+            return counts.stable.total >= OUTAGE_SHARE * counts.stable.n
     return False
 
 
@@ -107,7 +107,7 @@ def advanced(
     if counts is not None:
         state = test.observe(state, counts, promotable=promotable)
         if promotable:
-            step_samples += int(counts.canary.n if isinstance(counts, MeanCounts) else counts.canary)
+            step_samples += int(counts.canary.n)
     judgement = test.judge(state, at)
     return row.model_copy(
         update={

@@ -1,37 +1,45 @@
 """What the engine sees of the world's metrics: counts of both arms, interval by interval."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True, slots=True)
-class RateCounts:
-    """Requests and bad requests of both arms within one interval."""
-
-    canary: float
-    canary_bad: float
-    stable: float
-    stable_bad: float
+Shard = tuple[float, float]
+"""`n` and `total` of one group of units."""
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
-    """Count, sum and sum of squares of a quantity."""
+class Arm:
+    """What one arm did within one interval.
+
+    A rate: `n` requests, `total` bad ones. A mean: `n` values (requests, scores, actions), their sum and the sum of
+    their squares (0 where nobody exports it). `shards` divides `n` and `total` by groups of units (users), always the
+    same number of them in the same order; empty where that is not known.
+    """
 
     n: float
     total: float
-    total_squared: float
+    total_squared: float = 0.0
+    shards: tuple[Shard, ...] = ()
+
+    @property
+    def is_usable(self) -> bool:
+        """NaN, infinite or negative is no count; a sum without requests belongs to nobody."""
+        numbers = (self.n, self.total, self.total_squared)
+        return all(math.isfinite(x) and x >= 0 for x in numbers) and (self.n > 0 or self.total == 0)
 
 
 @dataclass(frozen=True, slots=True)
-class MeanCounts:
-    """Moments of both arms within one interval."""
+class Counts:
+    """Both arms over the same seconds."""
 
-    canary: Moments
-    stable: Moments
+    canary: Arm
+    stable: Arm
 
-
-Counts = RateCounts | MeanCounts
+    @classmethod
+    def of(cls, canary_n: float, canary_total: float, stable_n: float, stable_total: float) -> "Counts":
+        """Of a rate, without shards."""
+        return cls(Arm(canary_n, canary_total), Arm(stable_n, stable_total))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from promptrollout.engine import encoding, wording
 from promptrollout.engine.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
 from promptrollout.engine.contrast import TUNING, Contrast, half_width, log_one_sided
-from promptrollout.engine.evidence import Counts, MeanCounts, Moments
+from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.judgement import Judgement, Levels
 from promptrollout.engine.logspace import StartMixture, log_threshold
 from promptrollout.engine.signals import Signal
@@ -32,16 +32,16 @@ LEAST_CV = 0.01
 NO_VARIANCE = 1e-100
 """Squares of doubles underflow not far below; no price is that small."""
 
-_NOTHING = Moments(0.0, 0.0, 0.0)
+_NOTHING = Arm(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class MeanState:
     """Sums of one mean, of fixed size."""
 
-    canary: Moments
+    canary: Arm
     """Of all intervals, as `stable`: they estimate variances, for later intervals only."""
-    stable: Moments
+    stable: Arm
     scale: float
     """Standard deviation of one request, fixed when the first interval is used; 0 until then."""
     relative: StartMixture
@@ -72,7 +72,7 @@ class MeanState:
 _LENGTH = 6 + 1 + 2 * (1 + len(EFFECTS)) + 1 + 2 * 5 + 3
 
 
-def variances(canary: Moments, stable: Moments) -> tuple[float, float] | None:
+def variances(canary: Arm, stable: Arm) -> tuple[float, float] | None:
     """Variance of one request in each arm, shrunk to both arms' together; None before LEARN requests or without scale.
 
     Taken around each arm's mean over all its intervals: shared drift widens it, which only makes the test slower.
@@ -92,7 +92,7 @@ def variances(canary: Moments, stable: Moments) -> tuple[float, float] | None:
     return v_c, v_s
 
 
-def _squares(arm: Moments) -> float:
+def _squares(arm: Arm) -> float:
     """Sum of squared deviations from the arm's mean; rounding never makes it negative."""
     return max(arm.total_squared - arm.total / arm.n * arm.total, 0.0) if arm.n > 0 else 0.0
 
@@ -158,9 +158,7 @@ class MeanTest:
         )
 
     def observe(self, state: MeanState, counts: Counts, *, promotable: bool) -> MeanState:
-        if not isinstance(counts, MeanCounts):
-            raise TypeError(f"a mean is tested on MeanCounts, not on {type(counts).__name__}")
-        if not (_usable(counts.canary) and _usable(counts.stable)):
+        if not (counts.canary.is_usable and counts.stable.is_usable):
             return state
         canary, stable = counts.canary, counts.stable
         # what this interval weighs is fixed before it is looked at: variances of the earlier ones
@@ -297,14 +295,14 @@ class MeanTest:
 
     def decode(self, text: str) -> MeanState:
         numbers = encoding.decode(self.definition, text, _LENGTH)
-        canary, stable = (Moments(next(numbers), next(numbers), next(numbers)) for _ in range(2))
+        canary, stable = (Arm(next(numbers), next(numbers), next(numbers)) for _ in range(2))
         scale = next(numbers)
         relative, absolute = (StartMixture.take(numbers, len(EFFECTS)) for _ in range(2))
         suspicion = next(numbers)
         contrast, promotion = (Contrast.take(numbers) for _ in range(2))
         promotable = [next(numbers) for _ in range(3)]
         singles = (scale, suspicion, *promotable)
-        if not (_usable(canary) and _usable(stable)) or any(not (math.isfinite(x) and x >= 0) for x in singles):
+        if not (canary.is_usable and stable.is_usable) or any(not (math.isfinite(x) and x >= 0) for x in singles):
             raise ValueError("damaged checkpoint (a sum is negative or not a number): its evidence restarts")
         return MeanState(canary, stable, scale, relative, absolute, suspicion, contrast, promotion, *promotable)
 
@@ -360,11 +358,5 @@ def _excess(sums: Contrast, theta: float) -> tuple[float, float]:
     return sums.canary - theta * sums.stable, sums.canary_spread + theta * theta * sums.stable_spread
 
 
-def _add(a: Moments, b: Moments) -> Moments:
-    return Moments(a.n + b.n, a.total + b.total, a.total_squared + b.total_squared)
-
-
-def _usable(arm: Moments) -> bool:
-    """NaN, infinite or negative is no count; a sum without requests belongs to nobody."""
-    numbers = (arm.n, arm.total, arm.total_squared)
-    return all(math.isfinite(x) and x >= 0 for x in numbers) and (arm.n > 0 or arm.total == 0)
+def _add(a: Arm, b: Arm) -> Arm:
+    return Arm(a.n + b.n, a.total + b.total, a.total_squared + b.total_squared)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from promptrollout.engine import encoding, wording
 from promptrollout.engine.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
 from promptrollout.engine.contrast import TUNING, Contrast, half_width
-from promptrollout.engine.evidence import Counts, RateCounts
+from promptrollout.engine.evidence import Counts
 from promptrollout.engine.judgement import Judgement, Levels
 from promptrollout.engine.logspace import StartMixture, log_add, log_mean, log_threshold
 from promptrollout.engine.signals import Signal
@@ -64,7 +64,7 @@ class RateState:
 _LENGTH = 4 + (1 + len(WORSE)) + 2 * (1 + len(WORSE_ODDS)) + 1 + len(BETTER) + 2 + 5
 
 
-def log_ratio(theta0: float, multiple: float, counts: RateCounts) -> float:
+def log_ratio(theta0: float, multiple: float, counts: Counts) -> float:
     """ln of one interval's e-value for p_c = multiple * theta0 * p_s against p_c = theta0 * p_s.
 
     e_c ln(multiple) + (e_c + e_s) ln r, r = (n_c theta0 + n_s) / (n_c theta + n_s), theta = multiple * theta0. Its
@@ -72,9 +72,9 @@ def log_ratio(theta0: float, multiple: float, counts: RateCounts) -> float:
     with a = multiple * r and b = r it is at most exp(n_c p_c (a - 1) + n_s p_s (b - 1)), and that is 1 at
     p_c = theta0 p_s. The rare-event limit of Turner, Ly, Gruenwald (arXiv 2106.02693).
     """
-    expected = counts.canary * theta0
-    log_r = math.log1p(-expected * (multiple - 1) / (expected * multiple + counts.stable))
-    return counts.canary_bad * (math.log(multiple) + log_r) + counts.stable_bad * log_r
+    expected = counts.canary.n * theta0
+    log_r = math.log1p(-expected * (multiple - 1) / (expected * multiple + counts.stable.n))
+    return counts.canary.total * (math.log(multiple) + log_r) + counts.stable.total * log_r
 
 
 def log_bound(bound: float, odds: float, requests: float, bad: float) -> float:
@@ -134,14 +134,12 @@ class RateTest:
         )
 
     def observe(self, state: RateState, counts: Counts, *, promotable: bool) -> RateState:
-        if not isinstance(counts, RateCounts):
-            raise TypeError(f"a rate is tested on RateCounts, not on {type(counts).__name__}")
-        if not _usable(counts):
+        if not (counts.canary.is_usable and counts.stable.is_usable):
             return state
         # a scrape may fall between the two counters' increments: never more bad requests than requests
-        n_c, e_c = counts.canary, min(counts.canary_bad, counts.canary)
-        n_s, e_s = counts.stable, min(counts.stable_bad, counts.stable)
-        counts = RateCounts(n_c, e_c, n_s, e_s)
+        n_c, e_c = counts.canary.n, min(counts.canary.total, counts.canary.n)
+        n_s, e_s = counts.stable.n, min(counts.stable.total, counts.stable.n)
+        counts = Counts.of(n_c, e_c, n_s, e_s)
 
         relative, floor, promotion = state.relative, state.floor, state.promotion
         if self.margin_percent is not None and self.rollback_percent is not None and n_c > 0:
@@ -337,9 +335,3 @@ class RateTest:
         variance = v_c * sums.canary_spread + v_s * sums.stable_spread
         width = half_width(variance, _RHO, wording.DISPLAY_LEVEL) / sums.weight
         return wording.fits(wording.share_difference(middle - width, middle + width), 96)
-
-
-def _usable(counts: RateCounts) -> bool:
-    """NaN, infinite or negative is no count; such an interval is no evidence for either arm."""
-    numbers = (counts.canary, counts.canary_bad, counts.stable, counts.stable_bad)
-    return all(math.isfinite(x) and x >= 0 for x in numbers)

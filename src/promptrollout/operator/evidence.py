@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from promptrollout.engine.evidence import Counts, Interval, MeanCounts, Moments, RateCounts
+from promptrollout.engine.evidence import Arm, Counts, Interval
 from promptrollout.engine.signals import SIGNALS
 from promptrollout.operator.prometheus import Series
 
@@ -252,16 +252,14 @@ def _take_whole(state: _Objective, name: tuple[str, str], columns: list[Column],
 def _counts(measured: Measured, sums: dict[tuple[str, str], float]) -> Counts:
     if "count" in measured.roles():
         arms = {
-            variant: Moments(sums["count", variant], sums["sum", variant], sums["sumsq", variant])
+            variant: Arm(sums["count", variant], sums["sum", variant], sums["sumsq", variant])
             for variant in ("canary", "stable")
         }
-        return MeanCounts(canary=arms["canary"], stable=arms["stable"])
+        return Counts(canary=arms["canary"], stable=arms["stable"])
     total = {variant: sums["total", variant] for variant in ("canary", "stable")}
     bad = {variant: sums["bad", variant] for variant in total}
     if measured.by_bucket:  # the bucket holds the quick ones
         bad = {variant: total[variant] - bad[variant] for variant in total}
     # a bucket that was added holds less than it should for a moment; so does what one bad sample is missing of
     bad = {variant: min(total[variant], max(0.0, bad[variant])) for variant in total}
-    return RateCounts(
-        canary=total["canary"], canary_bad=bad["canary"], stable=total["stable"], stable_bad=bad["stable"]
-    )
+    return Counts.of(total["canary"], bad["canary"], total["stable"], bad["stable"])

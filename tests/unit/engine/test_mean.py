@@ -5,7 +5,7 @@ import math
 import pytest
 
 from promptrollout.engine.contrast import TUNING, half_width, log_one_sided
-from promptrollout.engine.evidence import MeanCounts, Moments, RateCounts
+from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.judgement import Judgement, Levels
 from promptrollout.engine.mean import EFFECTS, GATE, MeanState, MeanTest, variances
 from promptrollout.engine.signals import SIGNALS
@@ -18,22 +18,22 @@ BOTH = MeanTest(COST, "d", margin_percent=10, rollback_percent=5, maximum=0.004)
 STABLE_COST = 0.002
 
 
-def arm(n: float, mean: float, cv: float = 0.9) -> Moments:
-    return Moments(n, n * mean, n * mean * mean * (1 + cv * cv))
+def arm(n: float, mean: float, cv: float = 0.9) -> Arm:
+    return Arm(n, n * mean, n * mean * mean * (1 + cv * cv))
 
 
-def interval(n_c: float, mean_c: float, n_s: float, mean_s: float = STABLE_COST, cv: float = 0.9) -> MeanCounts:
-    return MeanCounts(arm(n_c, mean_c, cv), arm(n_s, mean_s, cv))
+def interval(n_c: float, mean_c: float, n_s: float, mean_s: float = STABLE_COST, cv: float = 0.9) -> Counts:
+    return Counts(arm(n_c, mean_c, cv), arm(n_s, mean_s, cv))
 
 
-def after(test: MeanTest, counts: MeanCounts, times: int = 1, *, promotable: bool = True) -> MeanState:
+def after(test: MeanTest, counts: Counts, times: int = 1, *, promotable: bool = True) -> MeanState:
     state = test.start()
     for _ in range(times):
         state = test.observe(state, counts, promotable=promotable)
     return state
 
 
-def judged(test: MeanTest, counts: MeanCounts, times: int = 1) -> Judgement:
+def judged(test: MeanTest, counts: Counts, times: int = 1) -> Judgement:
     return test.judge(after(test, counts, times), LEVELS)
 
 
@@ -77,7 +77,7 @@ def test_the_breach_evidence_is_the_mixture_written_out() -> None:
     for counts in (first, second, third):
         state = VERSUS_STABLE.observe(state, counts, promotable=True)
 
-    def factors(counts: MeanCounts, known: tuple[float, float], scale: float) -> list[float]:
+    def factors(counts: Counts, known: tuple[float, float], scale: float) -> list[float]:
         n_c, n_s = counts.canary.n, counts.stable.n
         w = n_c * n_s / (n_c + n_s)
         excess = w * (counts.canary.total / n_c - 1.05 * counts.stable.total / n_s)
@@ -90,7 +90,7 @@ def test_the_breach_evidence_is_the_mixture_written_out() -> None:
     scale = math.sqrt(sum(known) / 2)
     two = factors(second, known, scale)
     both = tuple(
-        Moments(a.n + b.n, a.total + b.total, a.total_squared + b.total_squared)
+        Arm(a.n + b.n, a.total + b.total, a.total_squared + b.total_squared)
         for a, b in ((first.canary, second.canary), (first.stable, second.stable))
     )
     known = variances(*both)
@@ -106,7 +106,7 @@ def test_variances_are_the_sample_variances_once_there_are_many_requests() -> No
 
 
 def test_a_canary_without_requests_is_given_the_variance_of_both_arms() -> None:
-    known = variances(Moments(0, 0, 0), arm(1000, 0.002, 1.0))
+    known = variances(Arm(0, 0, 0), arm(1000, 0.002, 1.0))
     assert known is not None
     assert known[0] == pytest.approx(known[1], rel=0.01)
 
@@ -161,7 +161,7 @@ def test_one_interval_alone_never_breaches() -> None:
 
 
 def test_the_absolute_bound_breaches_alone_and_is_suspended_while_stable_is_above_it_too() -> None:
-    judgement = judged(BOTH, MeanCounts(arm(1000, 0.005), Moments(0, 0, 0)), 5)
+    judgement = judged(BOTH, Counts(arm(1000, 0.005), Arm(0, 0, 0)), 5)
     assert judgement.breach
     assert judgement.absolute_only
     assert "above its maximum of $0.00400" in judgement.message
@@ -196,14 +196,14 @@ def test_below_the_gate_nothing_is_judged() -> None:
 @pytest.mark.parametrize(
     "counts",
     [
-        MeanCounts(Moments(0, 0, 0), Moments(0, 0, 0)),
-        MeanCounts(Moments(0, 0, 0), arm(1000, 0.002)),
-        MeanCounts(Moments(10, math.nan, 0), arm(10, 0.002)),
-        MeanCounts(arm(10, 0.002), Moments(-1, 0, 0)),
-        MeanCounts(arm(10, 0.002), Moments(0, 5, 5)),
+        Counts(Arm(0, 0, 0), Arm(0, 0, 0)),
+        Counts(Arm(0, 0, 0), arm(1000, 0.002)),
+        Counts(Arm(10, math.nan, 0), arm(10, 0.002)),
+        Counts(arm(10, 0.002), Arm(-1, 0, 0)),
+        Counts(arm(10, 0.002), Arm(0, 5, 5)),
     ],
 )
-def test_no_evidence_is_no_verdict(counts: MeanCounts) -> None:
+def test_no_evidence_is_no_verdict(counts: Counts) -> None:
     for test in (VERSUS_STABLE, MAXIMUM, BOTH):
         judgement = judged(test, counts, 300)
         assert not judgement.breach
@@ -216,11 +216,6 @@ def test_what_costs_nothing_says_what_to_do() -> None:
     assert not judgement.breach
     assert not judgement.non_inferior
     assert "set prices in the ModelProvider" in judgement.message
-
-
-def test_a_mean_refuses_the_counts_of_a_rate() -> None:
-    with pytest.raises(TypeError, match="MeanCounts"):
-        BOTH.observe(BOTH.start(), RateCounts(1, 0, 1, 0), promotable=True)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +241,7 @@ def test_extreme_counts_and_costs_stay_finite(n: float, mean: float) -> None:
 
 
 def test_a_vanishing_cost_is_no_scale() -> None:
-    nearly_nothing = MeanCounts(Moments(1e12, 0, 0), Moments(1e12, 9e-147, 8e-305))
+    nearly_nothing = Counts(Arm(1e12, 0, 0), Arm(1e12, 9e-147, 8e-305))
     state = after(BOTH, nearly_nothing, 3)
     assert state.scale == 0
     state = BOTH.observe(state, interval(1e12, 0.06, 1e12, 0.03), promotable=True)

@@ -4,7 +4,7 @@ import pytest
 
 from promptrollout.api.slo import Objective, VersusStable
 from promptrollout.engine import wording
-from promptrollout.engine.evidence import MeanCounts, Moments, RateCounts
+from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.mean import MeanTest
 from promptrollout.engine.objectives import bounds_of, definition_hash, make_test
 from promptrollout.engine.rate import RateTest
@@ -50,7 +50,7 @@ def test_bounds_that_make_no_sense_name_the_objective_and_the_fix() -> None:
     ],
 )
 def test_an_edited_bound_restarts_the_evidence(other: Objective) -> None:
-    state = make_test(ERRORS).observe(make_test(ERRORS).start(), RateCounts(10, 1, 90, 2), promotable=True)
+    state = make_test(ERRORS).observe(make_test(ERRORS).start(), Counts.of(10, 1, 90, 2), promotable=True)
     text = make_test(ERRORS).encode(state)
     assert text.startswith(f"1:{definition_hash(ERRORS)}:")
     assert make_test(ERRORS).decode(text) == state
@@ -82,7 +82,7 @@ def test_a_damaged_checkpoint_is_refused(text: str) -> None:
 def test_a_mean_starts_again_from_its_checkpoint() -> None:
     test = make_test(COST)
     state = test.start()
-    counts = MeanCounts(Moments(50, 0.11, 0.0005), Moments(450, 0.9, 0.004))
+    counts = Counts(Arm(50, 0.11, 0.0005), Arm(450, 0.9, 0.004))
     for _ in range(20):
         state = test.observe(state, counts, promotable=True)
     again = test.decode(test.encode(state))
