@@ -128,7 +128,7 @@ class ChatCompletions:
         forwarded = {name: headers[name].decode("latin-1") for name in _FORWARDED if name in headers}
         arm = prepared.arm
         if arm is serving.canary and arm.provider.base_url != serving.stable.provider.base_url:
-            if not serving.canary_provider_unreachable:
+            if not serving.canary_provider_unreachable or arm.provider.may_try():
                 try:
                     return await _send(arm, prepared.request, body, forwarded, wait_unreachable=False)
                 except ProviderError as error:

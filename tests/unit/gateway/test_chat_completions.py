@@ -413,10 +413,11 @@ async def test_while_only_the_canarys_provider_is_down_stable_answers(
     serving = gateway.registry.find("support")
     assert serving is not None
     assert serving.canary is not None
-    # it comes back: the next probe notices
+    # it comes back: after the next probe, one request finds out
     serving.canary.provider.base_url = provider.url
     await serving.canary.provider.probe(serving.canary.provider_config)
-    assert not serving.canary.provider.unreachable
+    assert (await caller.post(request(user="u9"))).headers["x-promptrollout-variant"] == "canary"
+    assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
 
 
 async def test_when_both_providers_are_down_it_is_an_error_of_the_assigned_arm(
