@@ -21,6 +21,7 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.visitor import NodeTransformer
 
 from promptrollout.api.template import LOOP_METHODS, METHODS, PromptEnvironment, compile_template
+from promptrollout.gateway.errors import Unfilled
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ _ITERATING: Final = frozenset(
 Test = Callable[..., bool]
 
 
-class MissingVariable(Exception):
+class MissingVariable(Unfilled):
     """The template names a variable that the request does not bring."""
 
     def __init__(self, name: str) -> None:
@@ -54,7 +55,7 @@ class MissingVariable(Exception):
         self.name = name
 
 
-class RenderError(Exception):
+class RenderError(Unfilled):
     """The template cannot be filled with these values."""
 
 
