@@ -15,6 +15,7 @@ import orjson
 from promptrollout.api.names import HEADER_ROLLOUT, HEADER_VARIANT, HEADER_VERSION
 from promptrollout.gateway import contract, render
 from promptrollout.gateway.account import Outcome, Series, Usage
+from promptrollout.gateway.bounds import RenderError
 from promptrollout.gateway.configuration import Arm
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, ClientGone, ErrorType, ProviderError, Unfilled, error_object
@@ -24,7 +25,7 @@ from promptrollout.gateway.registry import Registry, Serving
 from promptrollout.gateway.render import Body, SystemMessageRefused
 from promptrollout.gateway.route import Headers, assign
 from promptrollout.gateway.sse import StreamError, StreamReader
-from promptrollout.gateway.templates import MissingVariable, RenderError
+from promptrollout.gateway.templates import MissingVariable
 
 logger = logging.getLogger(__name__)
 
