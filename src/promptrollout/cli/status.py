@@ -130,10 +130,11 @@ async def _watch(target: Target, name: str) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from promptrollout.cli.status_view import rollout_view
+    from promptrollout.cli.status_view import view_that_fits
 
     latest = await target.rollout(name)
-    if not Console().is_terminal:
+    console = Console()
+    if not console.is_terminal:
         # no screen to redraw: one report for each change of what a reader would see
         async for _, item in cluster.watch(
             target.client, target.rollout_path(), field_selector=f"metadata.name={name}"
@@ -142,11 +143,11 @@ async def _watch(target: Target, name: str) -> None:
                 latest = item
                 _show(item, None)
         return
-    with Live(rollout_view(latest), auto_refresh=False, screen=False) as live:
+    with Live(view_that_fits(latest, console), console=console, auto_refresh=False) as live:
 
         async def redraw() -> None:
             while True:  # ages grow even if nothing changes
-                live.update(rollout_view(latest), refresh=True)
+                live.update(view_that_fits(latest, console), refresh=True)
                 await asyncio.sleep(REFRESH_SECONDS)
 
         drawing = asyncio.create_task(redraw())
@@ -157,7 +158,7 @@ async def _watch(target: Target, name: str) -> None:
                     raise click.ClickException(f"rollout {name} was deleted")
                 if item:
                     latest = item
-                    live.update(rollout_view(latest), refresh=True)
+                    live.update(view_that_fits(latest, console), refresh=True)
         finally:
             drawing.cancel()
 

@@ -31,16 +31,22 @@ TEXT_WIDTH: Final = 50
 INDENT: Final = 4
 
 
-def rollout_view(rollout: dict[str, Any], now: datetime | None = None) -> RenderableType:
-    """Everything about one rollout that a person on call asks for."""
+def view_that_fits(rollout: dict[str, Any], console: Console) -> RenderableType:
+    """For a screen that is drawn again and again: if not all of it fits, the rows go before their sentences."""
+    view = rollout_view(rollout)
+    return view if len(console.render_lines(view)) <= console.height else rollout_view(rollout, brief=True)
+
+
+def rollout_view(rollout: dict[str, Any], now: datetime | None = None, brief: bool = False) -> RenderableType:
+    """Everything about one rollout that a person on call asks for; `brief` without the sentences of the tables."""
     parsed = PromptRollout.model_validate(rollout)
     status = parsed.status or RolloutStatus()
     now = now or datetime.now(UTC)
     parts: list[RenderableType] = [_facts(parsed, status, now), Text(), _arms(parsed, status)]
     if status.analysis:
-        parts += [Text(), analysis_listing(status.analysis)]
+        parts += [Text(), analysis_listing(status.analysis, brief)]
     if status.history:
-        parts += [Text(), _decisions(status.history[:DECISIONS_SHOWN], now)]
+        parts += [Text(), _decisions(status.history[:DECISIONS_SHOWN], now, brief)]
     return Group(*parts)
 
 
@@ -64,9 +70,10 @@ def list_view(rollouts: Iterable[dict[str, Any]], all_namespaces: bool = False) 
     return listing if listing.rows else Text(f"No rollouts in {'any' if all_namespaces else 'this'} namespace.")
 
 
-def analysis_listing(rows: Iterable[ObjectiveStatus]) -> "Listing":
+def analysis_listing(rows: Iterable[ObjectiveStatus], brief: bool = False) -> "Listing":
     """The evidence: each objective with both values, the interval for their difference, and what follows."""
-    listing = Listing(("Objective", "Verdict", "Canary", "Stable", "Samples", "In step"), "Difference and why")
+    columns = ("Objective", "Verdict", "Canary", "Stable", "Samples", "In step")
+    listing = Listing(columns, "" if brief else "Difference and why")
     for row in rows:
         icon, colour = VERDICTS[row.verdict]
         listing.add(
@@ -87,7 +94,7 @@ class Listing:
 
     columns: tuple[str, ...]
     sentence: str
-    """The title of the last column."""
+    """The title of the last column. Empty: the sentences are left out."""
     rows: list[tuple[tuple[str, ...], str]] = field(default_factory=list)
 
     def add(self, *cells: str, text: str) -> None:
@@ -98,7 +105,7 @@ class Listing:
         lines = [[Text.from_markup(cell) for cell in cells] for cells, _ in self.rows]
         widths = [max(len(title), *(line[n].cell_len for line in lines)) for n, title in enumerate(head)]
         beside = options.max_width - sum(widths) - 2 * len(widths)
-        if beside >= TEXT_WIDTH:
+        if self.sentence and beside >= TEXT_WIDTH:
             table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
             for title in head:
                 table.add_column(title, no_wrap=True)
@@ -110,7 +117,7 @@ class Listing:
         yield from _lines([Text(title, style="bold") for title in head], widths, options.max_width)
         for line, (_, text) in zip(lines, self.rows, strict=True):
             yield from _lines(line, widths, options.max_width)
-            if text:
+            if text and self.sentence:
                 yield Padding(Text.from_markup(text), (0, 0, 0, INDENT), expand=False)
 
 
@@ -189,8 +196,8 @@ def _arms(parsed: PromptRollout, status: RolloutStatus) -> Tree:
     return tree
 
 
-def _decisions(decisions: Iterable[Decision], now: datetime) -> Listing:
-    listing = Listing(("Age", "Decision", "Step", "Weight"), "Message")
+def _decisions(decisions: Iterable[Decision], now: datetime, brief: bool) -> Listing:
+    listing = Listing(("Age", "Decision", "Step", "Weight"), "" if brief else "Message")
     for decision in decisions:
         colour = "red" if decision.type == "Warning" else "default"
         listing.add(

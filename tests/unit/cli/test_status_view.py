@@ -12,8 +12,8 @@ from rich.console import Console, RenderableType
 
 from promptrollout import cluster
 from promptrollout.cli.main import main
-from promptrollout.cli.status_view import list_view, rollout_view
-from tests.world import INTERVAL, SPEC, World, started, version
+from promptrollout.cli.status_view import list_view, rollout_view, view_that_fits
+from tests.world import ERRORS, INTERVAL, SPEC, World, snapshot, started, version
 
 
 def printed(view: RenderableType, width: int) -> list[str]:
@@ -60,6 +60,27 @@ def test_on_80_columns_nothing_is_lost_and_every_sentence_has_the_width_of_the_s
     assert lines[heads + 1].startswith("errors")
     assert lines[heads + 2].startswith("    ")
     assert cell_len(lines[heads + 2]) > 60
+
+
+def test_on_a_low_screen_that_is_watched_the_rows_go_before_their_sentences() -> None:
+    extra = dict.fromkeys(("one", "two", "three"), "errors")
+    objectives = [ERRORS, *(ERRORS.model_copy(update={"name": name}) for name in extra)]
+    item = rollout(started(snapshot(objectives=objectives), extra=extra).tick())
+    assert len(item["status"]["analysis"]) == 4
+
+    def watched(height: int) -> str:
+        console = Console(file=io.StringIO(), width=80, height=height)
+        console.print(view_that_fits(item, console))
+        return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+    high, low = watched(60), watched(24)
+    for text in (high, low):
+        assert "Message:" in text
+        assert "StepCompleted" in text or "RolloutStarted" in text
+        assert all(row["name"] in text for row in item["status"]["analysis"])
+    assert "the prompt changed: loading" in high
+    assert "the prompt changed: loading" not in low
+    assert len(low.splitlines()) <= 26 < len(high.splitlines())
 
 
 def test_on_a_wide_screen_the_sentence_stands_beside_its_row() -> None:
