@@ -135,12 +135,20 @@ class Caller:
         return Answered(sent[0]["status"], found, b"".join(pieces), pieces)
 
 
-def completion(content: str = "Hello", finish_reason: str = "stop", **changes: Any) -> dict[str, Any]:
+def completion(
+    content: str | None = "Hello", finish_reason: str = "stop", refusal: str | None = None, **changes: Any
+) -> dict[str, Any]:
     """What a provider answers."""
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish_reason}],
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": content, "refusal": refusal},
+                "finish_reason": finish_reason,
+            }
+        ],
         "usage": {"prompt_tokens": 100, "completion_tokens": 10},
         **changes,
     }
