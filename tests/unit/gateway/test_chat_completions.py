@@ -500,8 +500,8 @@ async def test_a_system_message_that_only_the_canary_refuses_is_answered_by_stab
     answered = await caller.post(SYSTEM_MESSAGE)
     assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
     canary = series(gateway, "canary")
-    assert (canary.requests, canary.errors["system_message"], sum(canary.errors.values())) == (1, 1, 1)
-    assert canary.cost_sum_usd > 0
+    assert (canary.total.requests, canary.errors["system_message"], sum(canary.errors.values())) == (1, 1, 1)
+    assert canary.total.cost_sum_usd > 0
     # who sends none is the canary's
     assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
 
