@@ -177,7 +177,7 @@ class World:
             return
         if self.intent.canary is None:  # a first version is measured as if it were a canary
             bad = self.requests * self.error_rate.get(self.intent.stable.digest, 0.01)
-            self.recorded[start] = {"errors": Counts.of(self.requests, bad, 0, 0)}
+            self.recorded[start] = {"errors": (Counts.of(self.requests, bad, 0, 0),)}
             return
         share = self.intent.weight / 100
         canary, stable = self.requests * share, self.requests * (1 - share)
@@ -189,7 +189,7 @@ class World:
             "cost": Counts(moments(canary, price[0]), moments(stable, price[1])),
         }
         counts |= {name: counts[like] for name, like in self.extra.items()}
-        self.recorded[start] = {k: v for k, v in counts.items() if k not in self.silent}
+        self.recorded[start] = {k: (v,) for k, v in counts.items() if k not in self.silent}
 
     def evidence(self) -> Evidence:
         if not self.metrics_available:

@@ -10,7 +10,7 @@ from promptrollout.engine.judgement import Judgement, Levels
 from promptrollout.engine.life import current_step, is_last_weight
 from promptrollout.engine.mean import GATE
 from promptrollout.engine.objectives import make_test
-from promptrollout.engine.signals import SIGNALS
+from promptrollout.engine.signals import signal_of
 
 FAMILY_LEVEL = 0.05
 """Chance that a harmless canary is rolled back by any objective at any time."""
@@ -85,9 +85,10 @@ def is_outage(snapshot: Snapshot, interval: Interval) -> bool:
     counts alone, so the e-values of the intervals that do count stay e-values.
     """
     for objective in snapshot.objectives:
-        counts = interval.counts.get(objective.name)
-        if objective.signal == "ErrorRate" and counts is not None and counts.stable.n > 0:
-            return counts.stable.total >= OUTAGE_SHARE * counts.stable.n
+        stable = [counts.stable for counts in interval.counts.get(objective.name, ())]
+        n = sum(arm.n for arm in stable)
+        if objective.signal == "ErrorRate" and n > 0:
+            return sum(arm.total for arm in stable) >= OUTAGE_SHARE * n
     return False
 
 
@@ -98,13 +99,12 @@ def advanced(
     test = make_test(objective)
     if row is None:
         row = ObjectiveStatus(name=objective.name, signal=objective.signal, verdict="NoEvidence")
-    counts = interval.counts.get(objective.name)
     try:
         state = test.decode(row.checkpoint) if row.checkpoint else test.start()
     except ValueError:
         state = test.start()
     step_samples = row.step_samples
-    if counts is not None:
+    for counts in interval.counts.get(objective.name, ()):
         state = test.observe(state, counts, promotable=promotable)
         if promotable:
             step_samples += int(counts.canary.n)
@@ -143,7 +143,7 @@ def lacking(draft: Draft) -> list[str]:
         row = rows.get(objective.name)
         advance_on = objective.advance_on or ("NonInferior" if last else "NoBreach")
         samples = row.step_samples if row else 0
-        gate = max(GATE, objective.min_samples) if SIGNALS[objective.signal].kind == "mean" else 0
+        gate = max(GATE, objective.min_samples) if signal_of(objective).kind == "mean" else 0
         seen = row.canary_samples if row else 0
         if seen < gate:
             missing.append(f"{objective.name}: {seen:,} of {gate:,} canary samples before it is judged")

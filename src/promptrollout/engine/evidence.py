@@ -21,6 +21,10 @@ class Arm:
     total: float
     total_squared: float = 0.0
     shards: tuple[Shard, ...] = ()
+    input_usd: float = 0.0
+    """`CostPerRequest`: what the input would have cost without the provider's cache."""
+    saved_usd: float = 0.0
+    """What the cache saved of it."""
 
     @property
     def is_usable(self) -> bool:
@@ -46,12 +50,15 @@ class Counts:
 class Interval:
     """One analysis interval [start, end), in seconds on the metrics source's clock; both are multiples of the interval.
 
-    `counts` has an entry for each objective that was measured in both arms; what is missing, stale or NaN has none.
+    `counts` has an entry for each objective that was measured in both arms; what is missing, stale or NaN has none. An
+    entry holds strata that are compared separately: answers of like age for delayed feedback, cache hits and misses
+    for the time to the first token. Most signals have one. Before the canary's exposure stable stands alone, beside a
+    canary without requests.
     """
 
     start: int
     end: int
-    counts: Mapping[str, Counts] = field(default_factory=dict)
+    counts: Mapping[str, tuple[Counts, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

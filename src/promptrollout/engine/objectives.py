@@ -8,7 +8,7 @@ from promptrollout.api.slo import Objective
 from promptrollout.engine.judgement import ObjectiveTest
 from promptrollout.engine.mean import MeanTest
 from promptrollout.engine.rate import RateTest
-from promptrollout.engine.signals import SIGNALS
+from promptrollout.engine.signals import edge_seconds, maximum_of, own_series, signal_of
 
 NEGLIGIBLE_RATE = 0.005
 """Default of `negligibleRate`."""
@@ -26,16 +26,16 @@ class Bounds:
 
 def bounds_of(objective: Objective) -> Bounds:
     """Defaults resolved: `rollbackAbovePercent` is half of the margin for cost and a fifth of it for rates."""
-    versus, signal = objective.versus_stable, SIGNALS[objective.signal]
+    versus, signal = objective.versus_stable, signal_of(objective)
     margin = rollback = None
-    if versus is not None:
+    if versus is not None and versus.max_increase_percent is not None:
         margin = float(versus.max_increase_percent)
         explicit = versus.rollback_above_percent
         rollback = margin * signal.margin_share if explicit is None else float(explicit)
     return Bounds(
         margin_percent=margin,
         rollback_percent=rollback,
-        maximum=None if objective.max is None else float(objective.max),
+        maximum=maximum_of(objective),
         negligible=NEGLIGIBLE_RATE if objective.negligible_rate is None else float(objective.negligible_rate),
     )
 
@@ -46,22 +46,25 @@ def definition_hash(objective: Objective) -> str:
     Not in it: name, minSamples and advanceOn, which are applied when the sums are judged.
     """
     bounds = bounds_of(objective)
-    threshold = None if objective.threshold_seconds is None else float(objective.threshold_seconds)
-    fields = [
+    edge, signal = edge_seconds(objective), signal_of(objective)
+    fields: list[object] = [
         objective.signal,
-        threshold,
+        None if edge is None else float(edge),
         bounds.margin_percent,
         bounds.rollback_percent,
         bounds.maximum,
-        bounds.negligible if SIGNALS[objective.signal].kind == "rate" else None,
+        bounds.negligible if signal.kind == "rate" else None,
     ]
+    if own := own_series(objective):
+        fields.append(own)  # only where there are such: hashes of what ran before stay as they were
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:10]
 
 
 def make_test(objective: Objective) -> ObjectiveTest:
     """The test of one objective. ValueError, with the field and the fix, if its bounds make no sense."""
-    bounds, signal, definition = bounds_of(objective), SIGNALS[objective.signal], definition_hash(objective)
     try:
+        signal = signal_of(objective)
+        bounds, definition = bounds_of(objective), definition_hash(objective)
         if signal.kind == "rate":
             return RateTest(
                 signal=signal,

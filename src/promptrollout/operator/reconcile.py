@@ -26,9 +26,9 @@ from promptrollout.operator.delivery import CannotCompile, gateway_held, read
 from promptrollout.operator.delivery_status import is_complete
 from promptrollout.operator.delivery_writer import DeliveryWriter
 from promptrollout.operator.events import Outbox, recent
-from promptrollout.operator.evidence import Measured, Question
 from promptrollout.operator.metrics import Metrics
 from promptrollout.operator.owned_copies import OwnedCopies
+from promptrollout.operator.question import Measured, Question
 from promptrollout.operator.queue import Key, WorkQueue
 from promptrollout.operator.resolve import Resolved, resolve
 from promptrollout.operator.store import Store
@@ -365,7 +365,10 @@ class RolloutReconciler:
             stable_version=short_digest(intent.stable.digest),
             canary_version=short_digest(intent.canary.digest) if intent.canary else "",
             alone=intent.canary is None,
-            objectives=tuple(Measured(o.name, o.signal, o.threshold_seconds) for o in status.snapshot.objectives),
+            objectives=tuple(Measured.of(objective) for objective in status.snapshot.objectives),
+            exposed_at=status.clock.exposed_at or 0,
+            rollout=key.name,
+            namespace=key.namespace,
         )
         self._analyses.want(key, question, until)
 
