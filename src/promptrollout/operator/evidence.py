@@ -16,12 +16,12 @@ import operator
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from promptrollout.api.names import AGES, LABEL_SHARD, SHARDS
+from promptrollout.api.names import AGES, LABEL_SHARD
 from promptrollout.engine.evidence import Arm, Counts, Interval
-from promptrollout.engine.signals import Counter
 from promptrollout.operator.counts import WHOLE, Sums, counts_of
-from promptrollout.operator.question import SHARD_NUMBERS, Measured, Query, Question
+from promptrollout.operator.question import SHARD_NUMBERS, Measured, Query, Question, Wanted
 from promptrollout.operator.series import Series
 
 CARRY_SECONDS = 300
@@ -98,11 +98,10 @@ ByInterval = dict[int, tuple[list[float], list[float]]]
 """Times and values of a series, under the end of the interval that they fall into."""
 
 
-@dataclass(slots=True)
-class _Sliced:
-    series: Series
+class _Sliced(NamedTuple):
     part: Part
     by_interval: ByInterval
+    self_named: bool
 
 
 Processes = dict[Owner, list[_Sliced]]
@@ -199,6 +198,7 @@ class _Filed:
     def __init__(self, question: Question, windows: Windows) -> None:
         self._question = question
         self._windows = windows
+        self._arms = {(variant, version): arm for arm, variant, version in question.arms}
         self._sliced: dict[int, ByInterval] = {}
         self.strata: dict[str, dict[Stratum, Processes]] = {}
         self.values: dict[str, dict[str, dict[float, float]]] = {}
@@ -215,28 +215,32 @@ class _Filed:
                     for series in windows.get(query, ()):
                         self._file(measured, role, WHOLE, arm, series)
             else:
-                for role, divided, counter in measured.counters:
-                    self._file_counter(measured, role, divided, counter)
+                for wanted in measured.wanted:
+                    self._file_wanted(measured, wanted)
 
-    def _file_counter(self, measured: Measured, role: str, divided: bool, counter: Counter) -> None:
-        matches = [(name, value) for name, value in counter.labels if name != "le"]
-        edge = next((float(value) for name, value in counter.labels if name == "le"), None)
-        for series in self._windows.get(Query("metric", counter.metric), ()):
-            arm = self._question.arm_of(series.variant, series.version)
-            if arm is None or series.le != edge or any(series.labels.get(name) != value for name, value in matches):
+    def _file_wanted(self, measured: Measured, wanted: Wanted) -> None:
+        role, divided, query, edge, labels, _ = wanted
+        shard = WHOLE
+        for series in self._windows.get(query, ()):
+            arm = self._arms.get((series.variant, series.version))
+            if arm is None or series.le != edge:
                 continue
-            shard = SHARD_NUMBERS.get(series.labels.get(LABEL_SHARD, ""), SHARDS) if divided else WHOLE
-            if shard < SHARDS:
-                self._file(measured, role, shard, arm, series)
+            if labels and any(series.labels.get(name) != value for name, value in labels):
+                continue
+            if divided and (shard := SHARD_NUMBERS.get(series.labels.get(LABEL_SHARD, ""), WHOLE)) == WHOLE:
+                continue
+            self._file(measured, role, shard, arm, series)
 
     def _file(self, measured: Measured, role: str, shard: int, arm: str, series: Series) -> None:
-        stratum = tuple(series.labels.get(name, "") for name in measured.signal.strata)
+        names = measured.signal.strata
+        stratum = tuple([series.labels.get(name, "") for name in names]) if names else ()
         by_interval = self._sliced.get(id(series))
         if by_interval is None:
             by_interval = self._sliced[id(series)] = _slice(series, self._question.interval_seconds)
         processes = self.strata[measured.name].setdefault(stratum, {})
-        sliced = _Sliced(series, (role, shard, series.part), by_interval)
-        processes.setdefault((arm, series.process), []).append(sliced)
+        processes.setdefault((arm, series.process), []).append(
+            _Sliced((role, shard, series.part), by_interval, series.self_named)
+        )
 
 
 def _slice(series: Series, width: int) -> ByInterval:
@@ -260,7 +264,7 @@ def _take(state: _State, owner: Owner, all_sliced: list[_Sliced], measured: Meas
             scrape = scrapes.setdefault(at, {})
             # two scrapers in the same millisecond: the higher values are the later ones, in all counters
             scrape[part] = max(value, scrape.get(part, 0.0))
-    restarts = not all_sliced[0].series.self_named
+    restarts = not all_sliced[0].self_named
     found = False
     for at, scrape in sorted(scrapes.items()):
         if not measured.required <= {role for role, shard, _ in scrape if shard == WHOLE}:

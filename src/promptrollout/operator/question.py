@@ -33,6 +33,26 @@ Narrowed = Mapping[str, frozenset[str]]
 """Label values that are needed of a metric; a label that is not in it is needed with all its values."""
 
 
+class Wanted(NamedTuple):
+    """The series that play one role."""
+
+    role: str
+    divided: bool
+    """By shards."""
+    query: Query
+    edge: float | None
+    """Of a histogram's bucket."""
+    labels: tuple[tuple[str, str], ...]
+    """The others that they must have."""
+    counter: Counter
+
+
+def _wanted(role: str, counter: Counter, *, divided: bool) -> Wanted:
+    edge = next((float(value) for name, value in counter.labels if name == "le"), None)
+    others = tuple((name, value) for name, value in counter.labels if name != "le")
+    return Wanted(role, divided, Query("metric", counter.metric), edge, others, counter)
+
+
 @dataclass(frozen=True)
 class Measured:
     """One objective: its line of the table, and its queries if they are its own."""
@@ -63,11 +83,10 @@ class Measured:
         """A series that appears beside others of the same target began at zero just now."""
         return bool(self.own)
 
-    @property
-    def counters(self) -> Iterator[tuple[str, bool, Counter]]:
-        """Role, whether it is divided by shards, and the series."""
-        yield from ((role, False, counter) for role, counter in self.signal.counters)
-        yield from ((role, True, counter) for role, counter in self.signal.shard_counters)
+    @cached_property
+    def wanted(self) -> tuple[Wanted, ...]:
+        whole = tuple(_wanted(role, counter, divided=False) for role, counter in self.signal.counters)
+        return whole + tuple(_wanted(role, counter, divided=True) for role, counter in self.signal.shard_counters)
 
 
 @dataclass(frozen=True)
@@ -87,17 +106,9 @@ class Question:
     rollout: str = ""
     namespace: str = ""
 
-    def arm_of(self, variant: str, version: str) -> Arm | None:
-        """The arm that a series counts for; None if it is of other traffic or of another revision."""
-        if self.alone:
-            return "canary" if (variant, version) == ("stable", self.stable_version) else None
-        if (variant, version) == ("canary", self.canary_version):
-            return "canary"
-        return "stable" if (variant, version) == ("stable", self.stable_version) else None
-
     @property
     def arms(self) -> Iterator[tuple[Arm, str, str]]:
-        """Each arm with its variant and version."""
+        """Each arm with its variant and version: what else is served is of other traffic, or of another revision."""
         if self.alone:
             yield "canary", "stable", self.stable_version
         else:
@@ -121,13 +132,13 @@ class Question:
     @cached_property
     def queries(self) -> dict[Query, Narrowed]:
         """All that this rollout needs."""
-        counters: dict[str, list[Counter]] = defaultdict(list)
+        counters: dict[Query, list[Counter]] = defaultdict(list)
         found: dict[Query, Narrowed] = {}
         for measured in self.objectives:
-            for _, _, counter in measured.counters:
-                counters[counter.metric].append(counter)
+            for wanted in measured.wanted:
+                counters[wanted.query].append(wanted.counter)
             found |= {query: {} for _, _, query in self.own_queries(measured)}
-        return found | {Query("metric", metric): _narrowed(each) for metric, each in counters.items()}
+        return found | {query: _narrowed(each) for query, each in counters.items()}
 
 
 def _narrowed(counters: list[Counter]) -> Narrowed:

@@ -352,20 +352,18 @@ class RolloutReconciler:
     def _schedule_analysis(self, key: Key, item: Object, result: Plan, resolved: Resolved) -> None:
         status, until, intent = result.status, result.status.clock.evaluated_until, result.delivery
         source = resolved.metrics_source
-        if not result.wants_evidence or until is None or status.snapshot is None or source is None:
-            self._analyses.drop(key)
-            return
-        if intent is None:
+        snapshot = status.snapshot if result.wants_evidence else None
+        if until is None or snapshot is None or source is None or intent is None:
             self._analyses.drop(key)
             return
         question = Question(
             uid=item["metadata"]["uid"],
             source=source,
-            interval_seconds=status.snapshot.interval_seconds,
+            interval_seconds=snapshot.interval_seconds,
             stable_version=short_digest(intent.stable.digest),
             canary_version=short_digest(intent.canary.digest) if intent.canary else "",
             alone=intent.canary is None,
-            objectives=tuple(Measured.of(objective) for objective in status.snapshot.objectives),
+            objectives=tuple(Measured.of(objective) for objective in snapshot.objectives),
             exposed_at=status.clock.exposed_at or 0,
             rollout=key.name,
             namespace=key.namespace,

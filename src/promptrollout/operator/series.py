@@ -11,8 +11,8 @@ from typing import Any
 from promptrollout.api.names import LABEL_PROCESS
 
 _PROCESS_ID = re.compile("[0-9a-f]{8}")
-_PARTS = ("age", "cache", "dimension", "error_type", "judge", "le", "rating", "score", "shard", "type")
-"""Labels that divide one process's counters of one metric."""
+_PARTS = frozenset({"age", "cache", "dimension", "error_type", "judge", "rating", "score", "shard", "type"})
+"""Labels that divide one process's counters of one metric, beside `le`, of which there are several spellings."""
 _TARGET = ("container", "endpoint", "instance", "job", "namespace", "pod")
 """Labels by which scrape jobs tell apart what they scrape."""
 
@@ -42,12 +42,13 @@ def parse_matrix(result: Any, after: float, until: float) -> dict[str, list[Seri
         raise TypeError("not a list")
     for entry in result:
         labels: dict[str, str] = entry["metric"]
-        le = float(labels["le"]) if "le" in labels else None
+        edge = labels.get("le")
+        le = None if edge is None else float(edge)
         process = labels.get(LABEL_PROCESS, "")
         self_named = _PROCESS_ID.fullmatch(process) is not None
         if not self_named:
-            process = _joined(labels, labels.keys() - {"__name__", *_PARTS})
-        part = "/".join([str(le) if name == "le" else labels[name] for name in _PARTS if name in labels])
+            process = _joined(labels, labels.keys() - _PARTS - {"__name__", "le"})
+        part = "/".join([f"{name}={labels[name]}" for name in labels if name in _PARTS])
         variant, version = labels.get("variant", ""), labels.get("version", "")
         samples = _samples(entry["values"], after, until)
         series = Series(variant, version, process, part, le, samples, self_named, labels)
@@ -71,8 +72,12 @@ def parse_own(result: Any, after: float, until: float) -> list[Series]:
 
 def _samples(values: Any, after: float, until: float) -> tuple[tuple[float, float], ...]:
     """Staleness markers are NaN, and no sample of a counter is negative."""
-    pairs = ((float(at), float(text)) for at, text in values)
-    return tuple((at, value) for at, value in pairs if after < at <= until and 0 <= value < math.inf)
+    found = []
+    for at, text in values:
+        value = float(text)
+        if after < at <= until and 0 <= value < math.inf:
+            found.append((float(at), value))
+    return tuple(found)
 
 
 def _joined(labels: Mapping[str, str], names: Iterable[str]) -> str:
