@@ -193,7 +193,7 @@ class Source:
         except requests.Timeout as error:
             raise self._failed(f"no answer within {self._timeout:g} s") from error
         except requests.exceptions.SSLError as error:
-            raise self._failed(f"TLS fails: {_shortened(str(error))}") from error
+            raise self._failed(f"TLS fails: {_shortened(str(_first_cause(error)))}") from error
         except requests.ConnectionError as error:
             raise self._failed("it cannot be reached") from error
         except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -233,6 +233,12 @@ def _one_of(name: str, values: Collection[str]) -> str:
     """A regular expression; of bucket edges in all the ways that they may be written."""
     texts = {text for value in values for text in (spellings(value) if name == "le" else (value,))}
     return "|".join(text.replace(".", "[.]") for text in sorted(texts))
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _shortened(text: str, limit: int = 200) -> str:
