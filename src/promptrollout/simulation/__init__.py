@@ -1,1 +1,1 @@
-"""Rollouts on a virtual clock: the operator's own `plan` against synthetic, recorded or historical metrics."""
+"""Traffic that could have been, and what the engine would have decided on it. Needs numpy (extra `simulate`)."""

@@ -112,11 +112,6 @@ def _spec(rules: Snapshot) -> RolloutSpec:
     return RolloutSpec.model_validate(spec).model_copy(update={"stickiness": rules.stickiness})
 
 
-def _interval(start: int, end: int, strata: Strata) -> Interval:
-    """The one place that knows that the engine compares one stratum so far."""
-    return Interval(start, end, {name: parts[0] for name, parts in strata.items() if parts})
-
-
 @dataclass(slots=True)
 class _World:
     rules: Snapshot
@@ -296,7 +291,7 @@ class _World:
         if since is None:
             return Evidence()
         starts = range(since, self.now - self.width + 1, self.width)
-        return Evidence(tuple(_interval(at, at + self.width, self.counts(at)) for at in starts))
+        return Evidence(tuple(Interval(at, at + self.width, self.counts(at)) for at in starts))
 
     def counts(self, start: int) -> Strata:
         k = self.index(start)
