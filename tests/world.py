@@ -94,7 +94,8 @@ class World:
         self.intent: DeliveryIntent | None = None
         self.sequence = 0
         self.heard: dict[str, int] = {}
-        self.recorded: dict[int, dict[str, Any]] = {}
+        self.recorded: dict[tuple[int, str], dict[str, Any]] = {}
+        """By start of the interval and stable's digest."""
         self.events: list[str] = []
         self.weights: list[tuple[int, str | None]] = []
         """Every configuration that pods were sent: weight and canary's digest."""
@@ -177,7 +178,7 @@ class World:
             return
         if self.intent.canary is None:  # a first version is measured as if it were a canary
             bad = self.requests * self.error_rate.get(self.intent.stable.digest, 0.01)
-            self.recorded[start] = {"errors": Counts.of(self.requests, bad, 0, 0)}
+            self.recorded[start, self.intent.stable.digest] = {"errors": (Counts.of(self.requests, bad, 0, 0),)}
             return
         share = self.intent.weight / 100
         canary, stable = self.requests * share, self.requests * (1 - share)
@@ -189,7 +190,7 @@ class World:
             "cost": Counts(moments(canary, price[0]), moments(stable, price[1])),
         }
         counts |= {name: counts[like] for name, like in self.extra.items()}
-        self.recorded[start] = {k: v for k, v in counts.items() if k not in self.silent}
+        self.recorded[start, self.intent.stable.digest] = {k: (v,) for k, v in counts.items() if k not in self.silent}
 
     def evidence(self) -> Evidence:
         if not self.metrics_available:
@@ -198,7 +199,9 @@ class World:
         if since is None:
             return Evidence()
         ends = range(since + INTERVAL, self.now + 1, INTERVAL)
-        return Evidence(tuple(Interval(e - INTERVAL, e, self.recorded.get(e - INTERVAL, {})) for e in ends))
+        stable = self.intent.stable.digest if self.intent else ""
+        found = (Interval(e - INTERVAL, e, self.recorded.get((e - INTERVAL, stable), {})) for e in ends)
+        return Evidence(tuple(found))
 
     def delivered(self) -> Delivered | None:
         if self.intent is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from promptrollout.api.slo import Objective
 from promptrollout.engine.judgement import ObjectiveTest
-from promptrollout.engine.mean import MeanTest
+from promptrollout.engine.mean import GATE, MeanTest
 from promptrollout.engine.rate import RateTest
 from promptrollout.engine.signals import SIGNALS
 
@@ -58,6 +58,11 @@ def definition_hash(objective: Objective) -> str:
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:10]
 
 
+def gate_of(objective: Objective) -> int:
+    """Canary samples below which nothing is judged: none for a rate, whose test is exact."""
+    return max(GATE, objective.min_samples) if SIGNALS[objective.signal].kind == "mean" else 0
+
+
 def make_test(objective: Objective) -> ObjectiveTest:
     """The test of one objective. ValueError, with the field and the fix, if its bounds make no sense."""
     bounds, signal, definition = bounds_of(objective), SIGNALS[objective.signal], definition_hash(objective)
@@ -74,10 +79,10 @@ def make_test(objective: Objective) -> ObjectiveTest:
         return MeanTest(
             signal=signal,
             definition=definition,
-            margin_percent=bounds.margin_percent,
-            rollback_percent=bounds.rollback_percent,
-            maximum=bounds.maximum,
-            min_samples=objective.min_samples,
+            margin=bounds.margin_percent,
+            rollback=bounds.rollback_percent,
+            bound=bounds.maximum,
+            gate=gate_of(objective),
         )
     except ValueError as error:
         raise ValueError(f"objective {objective.name}: {error}") from error

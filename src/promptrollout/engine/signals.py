@@ -23,6 +23,9 @@ class Signal:
     latency_bucket: bool = False
     """`bad` is `total` minus the bucket at the objective's threshold."""
     margin_share: float = 0.2
+    direction: Literal["more_is_worse", "less_is_worse"] = "more_is_worse"
+    from_weight: int = 0
+    """Below this weight (percent) it says more of the weight than of the version."""
 
 
 SIGNALS: dict[str, Signal] = {

@@ -15,16 +15,17 @@ import orjson
 from promptrollout.api.names import HEADER_ROLLOUT, HEADER_VARIANT, HEADER_VERSION
 from promptrollout.gateway import contract, render
 from promptrollout.gateway.account import Outcome, Series, Usage
+from promptrollout.gateway.bounds import RenderError
 from promptrollout.gateway.configuration import Arm
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError, ClientGone, ErrorType, ProviderError, error_object
+from promptrollout.gateway.errors import CallerError, ClientGone, ErrorType, ProviderError, Unfilled, error_object
 from promptrollout.gateway.http import JSON, Reply
 from promptrollout.gateway.providers.openai import Answer
 from promptrollout.gateway.registry import Registry, Serving
-from promptrollout.gateway.render import Body
+from promptrollout.gateway.render import Body, SystemMessageRefused
 from promptrollout.gateway.route import Headers, assign
 from promptrollout.gateway.sse import StreamError, StreamReader
-from promptrollout.gateway.templates import MissingVariable, RenderError
+from promptrollout.gateway.templates import MissingVariable
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +99,8 @@ class ChatCompletions:
         return serving
 
     def _prepare(self, serving: Serving, headers: Headers, body: Body) -> Prepared:
-        """Assign an arm and render its prompt. Who is at fault for a prompt that cannot be rendered: the caller, if
-        it fails in both arms; the version, if only in one."""
+        """Assign an arm and fill its prompt. Who is at fault for a prompt that cannot be filled, or takes no system
+        messages: the caller, if it is so in both arms; the version, if only in one."""
         assignment = assign(serving.routing, headers, body, self._random_unit)
         canary = serving.canary
         arm = canary if assignment.variant == "canary" and canary is not None else serving.stable
@@ -109,9 +110,10 @@ class ChatCompletions:
         if isinstance(request, Exception):
             other = serving.stable if arm is canary else canary
             instead = None if other is None else _filled(other, body)
-            if isinstance(instead, Exception) or (other is None and isinstance(request, MissingVariable)):
+            of_the_caller = isinstance(request, MissingVariable | SystemMessageRefused)
+            if isinstance(instead, Exception) or (other is None and of_the_caller):
                 raise _unfilled(request)
-            outcome.error_type = "render"
+            outcome.error_type = request.error_type
             if instead is None or arm is serving.stable:
                 counted_as.count(outcome)
                 raise _unfilled(request)
@@ -128,7 +130,7 @@ class ChatCompletions:
         forwarded = {name: headers[name].decode("latin-1") for name in _FORWARDED if name in headers}
         arm = prepared.arm
         if arm is serving.canary and arm.provider.base_url != serving.stable.provider.base_url:
-            if not serving.canary_provider_unreachable:
+            if not serving.canary_provider_unreachable or arm.provider.may_try():
                 try:
                     return await _send(arm, prepared.request, body, forwarded, wait_unreachable=False)
                 except ProviderError as error:
@@ -152,7 +154,7 @@ class ChatCompletions:
         stable = serving.stable
         try:
             request = render.fill(stable.prompt, body)
-        except (MissingVariable, RenderError) as error:
+        except Unfilled as error:
             raise unreachable or ProviderError(
                 "connection", 502, f"provider {prepared.arm.provider.name} cannot be reached", unreachable=True
             ) from error
@@ -302,18 +304,18 @@ async def _call(arm: Arm, request: Body, forwarded: Mapping[str, str], wait_unre
 
 
 def _validator(prepared: Prepared, body: Body) -> jsonschema_rs.Validator | None:
-    """What the answer is held against. Not where stable stands in for a canary that could not be rendered: its answer
+    """What the answer is held against. Not where stable stands in for a canary that could not be filled: its answer
     says nothing about the canary."""
     if prepared.outcome.error_type is not None or not contract.applies(body):
         return None
     return prepared.arm.prompt.validator
 
 
-def _filled(arm: Arm, body: Body) -> Body | MissingVariable | RenderError:
+def _filled(arm: Arm, body: Body) -> Body | Unfilled:
     """The arm's request, or why there is none."""
     try:
         return render.fill(arm.prompt, body)
-    except (MissingVariable, RenderError) as error:
+    except Unfilled as error:
         return error
     except CallerError:
         raise
@@ -322,8 +324,11 @@ def _filled(arm: Arm, body: Body) -> Body | MissingVariable | RenderError:
         return RenderError(f"{type(error).__name__}: {error}")
 
 
-def _unfilled(error: MissingVariable | RenderError) -> CallerError:
+def _unfilled(error: Unfilled) -> CallerError:
     """What the caller is told about a prompt that cannot be filled."""
+    if isinstance(error, SystemMessageRefused):
+        message = "this prompt takes no system or developer messages of callers: leave them out"
+        return CallerError(400, "system_message_refused", message, "messages")
     if isinstance(error, MissingVariable):
         message = f"the prompt needs the variable {error.name!r}: set it in {render.VARIABLES}"
         return CallerError(400, "prompt_variable_missing", message, f"{render.VARIABLES}.{error.name}")

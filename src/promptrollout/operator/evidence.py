@@ -170,11 +170,11 @@ class Reader:
         return found
 
     def _interval(self, processes: Mapping[str, Processes], start: int, end: int) -> Interval:
-        counts: dict[str, Counts] = {}
+        counts: dict[str, tuple[Counts, ...]] = {}
         for measured in self.question.objectives:
             found = self._objective(self._objectives[measured.name], measured, processes[measured.name], start, end)
             if found is not None:
-                counts[measured.name] = found
+                counts[measured.name] = (found,)
         return Interval(start, end, counts)
 
     def _objective(

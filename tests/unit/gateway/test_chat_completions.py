@@ -413,10 +413,11 @@ async def test_while_only_the_canarys_provider_is_down_stable_answers(
     serving = gateway.registry.find("support")
     assert serving is not None
     assert serving.canary is not None
-    # it comes back: the next probe notices
+    # it comes back: after the next probe, one request finds out
     serving.canary.provider.base_url = provider.url
     await serving.canary.provider.probe(serving.canary.provider_config)
-    assert not serving.canary.provider.unreachable
+    assert (await caller.post(request(user="u9"))).headers["x-promptrollout-variant"] == "canary"
+    assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
 
 
 async def test_when_both_providers_are_down_it_is_an_error_of_the_assigned_arm(
@@ -481,6 +482,45 @@ async def test_a_variable_missing_in_stable_only_counts_against_stable(
     stable, canary = arm(url=provider.url, **needs("company")), arm(CANARY, provider.url)
     await gateway.registry.apply("support", delivery(weight=0, stable=stable, canary=canary))
     assert (await caller.post(request())).status == 400
+    assert counted(gateway) == {"stable": (1, 1)}
+
+
+SYSTEM_MESSAGE = request(messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
+
+
+async def test_a_system_message_that_only_the_canary_refuses_is_answered_by_stable_and_counts_against_the_canary(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await both(gateway, provider, callerSystemMessage="Refuse")
+    answered = await caller.post(SYSTEM_MESSAGE)
+    assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
+    canary = series(gateway, "canary")
+    assert (canary.requests, canary.errors["system_message"], sum(canary.errors.values())) == (1, 1, 1)
+    assert canary.cost_sum_usd > 0
+    # who sends none is the canary's
+    assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
+
+
+async def test_a_system_message_that_both_arms_refuse_is_the_callers_fault(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    refusing = {"callerSystemMessage": "Refuse"}
+    stable, canary = arm(url=provider.url, **refusing), arm(CANARY, provider.url, **refusing)
+    for given in (delivery(weight=100, stable=stable, canary=canary), delivery(sequence=2, stable=stable)):
+        await gateway.registry.apply("support", given)
+        answered = await caller.post(SYSTEM_MESSAGE)
+        assert (answered.status, answered.error["code"]) == (400, "system_message_refused")
+        assert (answered.error["param"], "leave them out" in answered.error["message"]) == ("messages", True)
+    assert counted(gateway) == {}
+    assert provider.requests == []
+
+
+async def test_a_system_message_that_only_stable_refuses_counts_against_stable(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    stable, canary = arm(url=provider.url, callerSystemMessage="Refuse"), arm(CANARY, provider.url)
+    await gateway.registry.apply("support", delivery(weight=0, stable=stable, canary=canary))
+    assert (await caller.post(SYSTEM_MESSAGE)).error["code"] == "system_message_refused"
     assert counted(gateway) == {"stable": (1, 1)}
 
 

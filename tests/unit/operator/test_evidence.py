@@ -55,22 +55,22 @@ FLAT: Samples = [(-5, 0), (10, 0), (25, 0)]
 
 def test_an_interval_is_what_the_counters_grew_by() -> None:
     windows = rates([(-5, 10), (10, 12), (25, 20)], [(-5, 1), (25, 3)], [(-5, 100), (25, 190)], [(-5, 7), (25, 7)])
-    assert read(windows) == [Interval(START, START + 30, {"errors": Counts.of(10, 2, 90, 0)})]
+    assert read(windows) == [Interval(START, START + 30, {"errors": (Counts.of(10, 2, 90, 0),)})]
 
 
 def test_the_end_belongs_to_the_interval_and_the_start_to_the_one_before() -> None:
     windows = rates([(0, 10), (30, 15), (31, 99)], [(0, 0), (30, 0)], [(0, 0), (30, 1)], [(0, 0), (30, 0)])
-    assert read(windows)[0].counts == {"errors": Counts.of(5, 0, 1, 0)}
+    assert read(windows)[0].counts == {"errors": (Counts.of(5, 0, 1, 0),)}
 
 
 def test_a_counter_that_fell_was_restarted() -> None:
     windows = rates([(-5, 50), (10, 60), (15, 4), (25, 9)], FLAT, [(-5, 0), (25, 40)], FLAT)
-    assert read(windows)[0].counts["errors"] == Counts.of(19, 0, 40, 0)
+    assert read(windows)[0].counts["errors"] == (Counts.of(19, 0, 40, 0),)
 
 
 def test_a_first_sample_is_a_baseline() -> None:
     windows = rates([(10, 50), (25, 60)], FLAT, [(-5, 0), (25, 40)], FLAT)
-    assert read(windows)[0].counts["errors"] == Counts.of(10, 0, 40, 0)
+    assert read(windows)[0].counts["errors"] == (Counts.of(10, 0, 40, 0),)
 
 
 def test_pods_are_compared_one_by_one_before_they_are_summed() -> None:
@@ -83,13 +83,13 @@ def test_pods_are_compared_one_by_one_before_they_are_summed() -> None:
         series("canary", [(-5, 0)], "pod-gone"),
         series("canary", [(5, 0), (25, 0)], "pod-new"),
     ]
-    assert read(windows)[0].counts["errors"] == Counts.of(13, 0, 40, 0)
+    assert read(windows)[0].counts["errors"] == (Counts.of(13, 0, 40, 0),)
 
 
 def test_error_types_are_summed() -> None:
     windows = rates([(-5, 0), (25, 60)], [(-5, 0), (25, 2)], [(-5, 0), (25, 40)], FLAT)
     windows[names.METRIC_ERRORS].append(series("canary", [(-5, 1), (25, 4)], part="timeout"))
-    assert read(windows)[0].counts["errors"] == Counts.of(60, 5, 40, 0)
+    assert read(windows)[0].counts["errors"] == (Counts.of(60, 5, 40, 0),)
 
 
 def test_another_version_under_the_same_variant_does_not_count() -> None:
@@ -97,7 +97,7 @@ def test_another_version_under_the_same_variant_does_not_count() -> None:
     old = Series("canary", "oldversion", "pod-a", "", None, ((START - 5.0, 0.0), (START + 25.0, 1_000.0)))
     windows[names.METRIC_REQUESTS].append(old)
     windows[names.METRIC_ERRORS].append(old)
-    assert read(windows)[0].counts["errors"] == Counts.of(60, 0, 40, 0)
+    assert read(windows)[0].counts["errors"] == (Counts.of(60, 0, 40, 0),)
 
 
 def test_an_interval_that_one_arm_was_not_scraped_in_counts_for_neither_and_nothing_is_lost() -> None:
@@ -109,7 +109,7 @@ def test_an_interval_that_one_arm_was_not_scraped_in_counts_for_neither_and_noth
     )
     first, second = read(windows, until=60)
     assert first.counts == {}
-    assert second.counts == {"errors": Counts.of(30, 0, 100, 0)}
+    assert second.counts == {"errors": (Counts.of(30, 0, 100, 0),)}
 
 
 def test_nothing_at_all_gives_empty_intervals() -> None:
@@ -124,8 +124,7 @@ def test_what_was_carried_too_long_is_dropped_in_both_arms() -> None:
     windows = rates(canary, flat, stable, flat)
     found = read(windows, until=late)
     assert [interval.end for interval in found if interval.counts] == [START + late]
-    counts = found[-1].counts["errors"]
-    assert isinstance(counts, Counts)
+    (counts,) = found[-1].counts["errors"]
     assert counts.stable.n == 2
     assert counts.canary.n <= WIDTH
 
@@ -136,7 +135,7 @@ def test_moments_and_the_objectives_are_independent() -> None:
         for metric in (names.METRIC_COST_COUNT, names.METRIC_COST_SUM, names.METRIC_COST_SUMSQ)
     }
     found = read(windows, reader=Reader(question(ERRORS, COST), START))
-    assert found[0].counts == {"cost": Counts(Arm(2, 2, 2), Arm(4, 4, 4))}
+    assert found[0].counts == {"cost": (Counts(Arm(2, 2, 2), Arm(4, 4, 4)),)}
 
 
 def test_slow_requests_are_those_outside_the_bucket_whatever_its_spelling() -> None:
@@ -152,7 +151,7 @@ def test_slow_requests_are_those_outside_the_bucket_whatever_its_spelling() -> N
         ],
     }
     found = read(windows, reader=Reader(question(SLOW), START))
-    assert found[0].counts == {"slow": Counts.of(10, 3, 20, 1)}
+    assert found[0].counts == {"slow": (Counts.of(10, 3, 20, 1),)}
 
 
 def test_what_two_scrapers_saw_of_one_process_counts_once() -> None:
@@ -161,7 +160,7 @@ def test_what_two_scrapers_saw_of_one_process_counts_once() -> None:
         samples = [(-6.0 + at, 10.0), (4.0 + at, 14.0 + at), (14.0 + at, 20.0)]
         windows[names.METRIC_REQUESTS].append(series("canary", samples, "0123abcd", self_named=True))
         windows[names.METRIC_ERRORS].append(series("canary", [(t, 1) for t, _ in samples], "0123abcd", self_named=True))
-    assert read(windows)[0].counts["errors"] == Counts.of(10, 0, 40, 0)
+    assert read(windows)[0].counts["errors"] == (Counts.of(10, 0, 40, 0),)
 
 
 def test_answers_that_overtook_each_other_are_no_restart_but_a_counter_that_begins_anew_is() -> None:
@@ -173,7 +172,7 @@ def test_answers_that_overtook_each_other_are_no_restart_but_a_counter_that_begi
 
     def counted(samples: Samples) -> list[float]:
         found = [interval.counts["errors"] for interval in read(of(samples), until=90)]
-        return [each.canary.n for each in found if each is not None]
+        return [each.canary.n for (each,) in found]
 
     assert counted([(-5, 1000), (14, 1010), (15, 1008), (25, 1011), (55, 1012), (85, 1012)]) == [11, 1, 0]
     assert counted([(-5, 1000), (14, 1010), (20, 3), (55, 7), (85, 9)]) == [10, 0, 9]
@@ -195,10 +194,10 @@ def test_a_process_is_counted_from_when_it_has_the_bucket_of_a_new_threshold() -
         }
 
     found = read(windows([(15, 0), (25, 20)]), reader=Reader(question(SLOW), START))
-    assert found[0].counts == {"slow": Counts.of(10, 3, 30, 1)}
+    assert found[0].counts == {"slow": (Counts.of(10, 3, 30, 1),)}
     # a pod that has not taken the threshold over yet: none of its requests is known to be slow
     found = read(windows([]), reader=Reader(question(SLOW), START))
-    assert found[0].counts == {"slow": Counts.of(10, 3, 10, 1)}
+    assert found[0].counts == {"slow": (Counts.of(10, 3, 10, 1),)}
 
 
 def labels_of(scraper: str, **changes: str) -> dict[str, str]:
