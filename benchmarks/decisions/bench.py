@@ -82,7 +82,8 @@ def run_all(
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One rule in one case. Shares are of runs; requests, seconds and excess are of the runs that ended so."""
+    """One rule in one case. Shares are of runs; requests and excess of those that were rolled back, the time until
+    promotion of all others."""
 
     runs: int
     rolled_back: float
@@ -105,6 +106,8 @@ class Figures:
 def figures(outcomes: Sequence[Outcome]) -> Figures:
     back = [outcome for outcome in outcomes if outcome.ended == "rolled back"]
     promoted = [outcome for outcome in outcomes if outcome.ended == "promoted"]
+    waits = [outcome.seconds if outcome.ended == "promoted" else math.inf for outcome in outcomes]
+    waits = [wait for wait, outcome in zip(waits, outcomes, strict=True) if outcome.ended != "rolled back"]
     low, high = wilson(len(back), len(outcomes))
     return Figures(
         runs=len(outcomes),
@@ -118,15 +121,17 @@ def figures(outcomes: Sequence[Outcome]) -> Figures:
         requests_p90=quantile([o.requests for o in back], 0.9),
         excess_median=quantile([o.excess for o in back], 0.5),
         excess_p90=quantile([o.excess for o in back], 0.9),
-        promotion_seconds_median=quantile([o.seconds for o in promoted], 0.5),
-        promotion_seconds_p90=quantile([o.seconds for o in promoted], 0.9),
+        promotion_seconds_median=quantile(waits, 0.5),
+        promotion_seconds_p90=quantile(waits, 0.9),
         promotion_requests_median=quantile([o.requests for o in promoted], 0.5),
         blind_decisions=sum(o.blind_decisions for o in outcomes),
     )
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:
-    return float(np.quantile(values, share)) if values else None
+    """None without values, and if the runs ended before it."""
+    found = float(np.quantile(values, share, method="inverted_cdf")) if values else math.inf
+    return found if math.isfinite(found) else None
 
 
 def wilson(hits: int, of: int, z: float = 1.96) -> tuple[float, float]:

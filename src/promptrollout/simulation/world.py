@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -76,12 +76,14 @@ def simulate(
     exposed_at: int = EPOCH,
     at_once: int | None = None,
     looks: bool = False,
+    unreachable: Callable[[int], bool] | None = None,
 ) -> Run:
     """Roll a version out by `rules` until it is promoted and its bake is over, rolled back, or the traffic ends.
 
     Pods confirm a configuration after `confirm_seconds` and serve it at once. `at_once`: most intervals handed to one
-    plan; 1 is what the operator does, and any number decides the same. ValueError if the traffic was cut otherwise than
-    the rules say.
+    plan; 1 is what the operator does, and any number decides the same. `unreachable`: whether only the canary's
+    provider was down in an interval; None if nobody asks. ValueError if the traffic was cut otherwise than the rules
+    say.
     """
     width = rules.interval_seconds
     if traffic.interval_seconds != width:
@@ -89,8 +91,8 @@ def simulate(
             f"the metrics come in intervals of {traffic.interval_seconds} s and analysis.intervalSeconds is {width}: "
             "make them equal"
         )
-    world = _World(rules, traffic, confirm_seconds, -(-exposed_at // width) * width, 1 if looks else at_once, looks)
-    return world.run()
+    origin = -(-exposed_at // width) * width
+    return _World(rules, traffic, confirm_seconds, origin, 1 if looks else at_once, looks, unreachable).run()
 
 
 def _version(text: str) -> VersionRef:
@@ -120,6 +122,7 @@ class _World:
     origin: int
     at_once: int | None
     wants_looks: bool
+    unreachable: Callable[[int], bool] | None
     status: RolloutStatus = field(init=False)
     now: int = field(init=False)
     spec: RolloutSpec = field(init=False)
@@ -160,8 +163,11 @@ class _World:
         if self.now < self.confirmed_at <= ends:
             return self.confirmed_at
         ahead = max(1, min(self.quiet_intervals(), self.at_once or self.quiet_intervals()))
+        if self.is_unreachable(self.now - self.now % self.width):
+            return ends
         for more in range(ahead):
-            if not self.answers(ends + more * self.width):
+            end = ends + more * self.width
+            if not self.answers(end) or self.is_unreachable(end):
                 return ends + max(0, more - 1) * self.width
         return ends + (ahead - 1) * self.width
 
@@ -190,6 +196,10 @@ class _World:
         """Whether Prometheus does when the interval that ends then is over. Nobody asks before the exposure."""
         k = self.index(end) - 1
         return k < 0 or self.traffic.available(k)
+
+    def is_unreachable(self, end: int) -> bool | None:
+        """Whether only the canary's provider was, in the interval that ends then."""
+        return None if self.unreachable is None else self.unreachable(self.index(end) - 1)
 
     def index(self, start: int) -> int:
         return (start - self.origin) // self.width
@@ -282,6 +292,7 @@ class _World:
             complete=self.confirmed,
             acknowledged=int(self.confirmed),
             total=1,
+            canary_provider_unreachable=self.is_unreachable(self.now - self.now % self.width),
         )
 
     def evidence(self) -> Evidence:
