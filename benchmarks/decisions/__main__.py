@@ -107,8 +107,11 @@ def judge(report: Report, cases: Mapping[str, Case], results: Results) -> None:
             report.goal(f"false promotion, {name}", 100 * ALPHA, 100 * ours.promoted, unit="%")
         if case.truth == "unreadable":
             report.goal(f"promoted in spite of it, {name}", 100 * ALPHA, 100 * ours.promoted, unit="%")
-        if case.decides_nothing:
-            report.goal(f"decisions without evidence, {name}", 0, ours.blind_decisions, unit="")
+        if case.truth == "unreadable" and case.decides_nothing:
+            ended = round(ours.runs * (ours.rolled_back + ours.promoted))
+            report.goal(f"runs that were decided, {name}", 0, ended)
+        elif case.decides_nothing:
+            report.goal(f"decisions without evidence, {name}", 0, ours.blind_decisions)
         if name == "spotless":
             report.goal("canary requests until a spotless one is promoted", 1_000, ours.promotion_requests_median)
     for name, limit in (("errors-x3", 1.35), ("errors-x1.5", 1.55)):
