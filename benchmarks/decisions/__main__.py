@@ -40,7 +40,8 @@ def main() -> None:
         raise SystemExit(f"no case is called like {given.scenario}: see benchmarks/decisions/cases.yaml")
     whole = given.runs is None and not given.scenario and not given.rule
     report = Report("decisions" if whole else "decisions-partial")
-    runs = {n: given.runs or (FALSE_ALARMS if case.truth != "harmful" else DETECTIONS) for n, case in cases.items()}
+    usual = {"harmful": DETECTIONS}
+    runs = {n: given.runs or case.runs or usual.get(case.truth, FALSE_ALARMS) for n, case in cases.items()}
     others = {name: runs[name] if case.truth == "harmful" else OTHERS for name, case in cases.items()}
     results: dict[str, dict[str, Figures]] = {}
     started = time.monotonic()

@@ -24,6 +24,8 @@ class Case(Strict):
     truth: Literal["harmless", "harmful", "margin", "unreadable"]
     """Harmless: it should be promoted. Harmful: rolled back. Margin: at the promotion margin, so not promoted.
     Unreadable: the metrics cannot be trusted, so neither."""
+    runs: Annotated[int, Field(ge=1)] | None = None
+    """Absent: 500 if harmful, else 2,000."""
     ramp: Ramp = ((5, 1800), (10, 1800), (25, 1800), (50, 9000))
     objectives: Annotated[list[dict[str, object]], Field(min_length=1)] = [ERRORS.dump()]
     """As a PromptRollout declares them, each with a name."""

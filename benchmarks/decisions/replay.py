@@ -1,5 +1,6 @@
 """Let a rule watch a canary: interval by interval, step by step, on traffic that was drawn for all rules alike."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -25,13 +26,20 @@ class Arm:
     n: Floats
     total: Floats
     squares: Floats
+    sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Of all three, over all intervals that could be read."""
 
     @classmethod
     def empty(cls, intervals: int) -> "Arm":
-        return cls(*(np.full(intervals, np.nan) for _ in range(3)))
+        return cls(np.full(intervals, np.nan), np.full(intervals, np.nan), np.full(intervals, np.nan))
 
-    def sums(self) -> tuple[float, float, float]:
-        return float(np.nansum(self.n)), float(np.nansum(self.total)), float(np.nansum(self.squares))
+    def take(self, k: int, n: float, total: float, squares: float) -> None:
+        self.n[k], self.total[k], self.squares[k] = n, total, squares
+        before = self.sums
+        self.sums = before[0] + n, before[1] + total, before[2] + squares
+
+    def until(self, k: int) -> "Arm":
+        return Arm(self.n[: k + 1], self.total[: k + 1], self.squares[: k + 1], self.sums)
 
 
 @dataclass(slots=True)
@@ -76,18 +84,14 @@ class History:
                 continue
             sign = -1.0 if name in LOWER_IS_WORSE else 1.0
             for arm, parts in zip(arms, ([c.canary for c in counts], [c.stable for c in counts]), strict=True):
-                arm.n[k] = sum(part.n for part in parts)
-                arm.total[k] = sign * sum(part.total for part in parts)
-                arm.squares[k] = sum(part.total_squared for part in parts)
-        self.signals = {
-            name: Signal(name, *(Arm(a.n[: k + 1], a.total[: k + 1], a.squares[: k + 1]) for a in arms))
-            for name, arms in self._arrays.items()
-        }
+                total = sign * sum(part.total for part in parts)
+                arm.take(k, sum(part.n for part in parts), total, sum(part.total_squared for part in parts))
+        self.signals = {name: Signal(name, *(arm.until(k) for arm in arms)) for name, arms in self._arrays.items()}
 
     @property
     def blind(self) -> bool:
         """Nothing could be read of the latest interval."""
-        return all(np.isnan(signal.canary.n[-1]) for signal in self.signals.values())
+        return all(math.isnan(signal.canary.n[-1]) for signal in self.signals.values())
 
 
 class Rule(Protocol):

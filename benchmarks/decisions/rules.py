@@ -96,7 +96,7 @@ class GrowthBook:
             estimate = difference(signal, pooled=False)
             if estimate is None:
                 continue
-            n = signal.canary.sums()[0] + signal.stable.sums()[0]
+            n = signal.canary.sums[0] + signal.stable.sums[0]
             if estimate[0] > estimate[1] * math.sqrt(n) * self.width(n):
                 return "rollback"
         return "advance"
@@ -114,7 +114,7 @@ def difference(signal: Signal, *, pooled: bool) -> tuple[float, float] | None:
 
     `pooled`: under the hypothesis that both rates are the same.
     """
-    (n_c, sum_c, _), (n_s, sum_s, _) = signal.canary.sums(), signal.stable.sums()
+    (n_c, sum_c, _), (n_s, sum_s, _) = signal.canary.sums, signal.stable.sums
     if n_c == 0 or n_s == 0:
         return None
     if signal.is_rate:
@@ -127,7 +127,7 @@ def difference(signal: Signal, *, pooled: bool) -> tuple[float, float] | None:
 
 
 def variance(arm: Arm) -> float:
-    n, total, squares = arm.sums()
+    n, total, squares = arm.sums
     return max(0.0, squares - total * total / n) / (n - 1) if n > 1 else 0.0
 
 
@@ -141,7 +141,7 @@ class OracleSPRT:
         self.good, self.bad = rates(case)
 
     def decide(self, history: History) -> Verdict:
-        n, bad, _ = history.signals[history.case.judged].canary.sums()
+        n, bad, _ = history.signals[history.case.judged].canary.sums
         log_ratio = bad * math.log(self.bad / self.good) + (n - bad) * math.log((1 - self.bad) / (1 - self.good))
         return "rollback" if log_ratio >= math.log(1 / ALPHA) else "advance"
 

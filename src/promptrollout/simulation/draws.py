@@ -61,6 +61,7 @@ class Draws:
         self._splits = splits
         self._delayed = delayed
         self._read_from = read_from
+        self._known: dict[tuple[str, int, bytes], tuple[Counts, ...]] = {}  # most rules choose the same weights
         self._slices = np.zeros(BASELINE + scenario.intervals, np.int64)  # slices on the canary, by interval
         self._since = np.zeros(BASELINE + scenario.intervals, np.int64)  # when the weight in force was set
 
@@ -75,7 +76,11 @@ class Draws:
             if first < 0:
                 continue
             if signal in self._splits:
-                found[signal] = (self._splits[signal].counts(first, self._slices[first : t + 1]),)
+                slices = self._slices[first : t + 1]
+                key = signal, t, slices.tobytes()
+                if key not in self._known:
+                    self._known[key] = (self._splits[signal].counts(first, slices),)
+                found[signal] = self._known[key]
             else:
                 found[signal] = self._delayed[signal].counts(first, t, self._slices, int(self._since[t]))
         return found

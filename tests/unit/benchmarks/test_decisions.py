@@ -1,5 +1,5 @@
-"""A small run of the benchmark. Seeds are fixed; should draws change, a rule that keeps its promise fails a bound with a
-chance below 1 in 1,000."""
+"""A small run of the benchmark. Seeds are fixed; should draws change, a rule that keeps its promise fails
+a bound with a chance below 1 in 1,000."""
 
 import pytest
 
