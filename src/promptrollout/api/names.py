@@ -53,7 +53,6 @@ METRIC_COST_COUNT: Final = "promptrollout_request_cost_usd_count"
 METRIC_COST_SUM: Final = "promptrollout_request_cost_usd_sum"
 METRIC_COST_SUMSQ: Final = "promptrollout_request_cost_usd_sumsq"
 METRIC_LATENCY: Final = "promptrollout_request_duration_seconds"  # _bucket, _sum, _count
-METRIC_TOKENS: Final = "promptrollout_tokens_total"  # also: type
 METRIC_ABANDONED: Final = "promptrollout_abandoned_requests_total"  # the caller hung up; part of the requests
 METRIC_UNASSIGNED: Final = "promptrollout_unassigned_requests_total"
 METRIC_DIVERTED: Final = "promptrollout_diverted_requests_total"
@@ -69,3 +68,29 @@ def short_digest(digest: str) -> str:
 def le_label(seconds: str | float) -> str:
     """The `le` label of a histogram edge: Prometheus 3 stores classic buckets under the float's form (`5` as `5.0`)."""
     return repr(float(seconds))
+
+
+# signals of the answers themselves
+METRIC_REFUSALS: Final = "promptrollout_refusals_total"
+METRIC_TRUNCATED: Final = "promptrollout_truncated_total"
+METRIC_EMPTY_ANSWERS: Final = "promptrollout_empty_answers_total"
+METRIC_TOKENS_COUNT: Final = "promptrollout_request_tokens_count"
+METRIC_TOKENS_SUM: Final = "promptrollout_request_tokens_sum"
+METRIC_TOKENS_SUMSQ: Final = "promptrollout_request_tokens_sumsq"
+METRIC_INPUT_TOKENS: Final = "promptrollout_input_tokens_total"
+METRIC_CACHED_INPUT_TOKENS: Final = "promptrollout_cached_input_tokens_total"  # part of the input
+METRIC_OUTPUT_TOKENS: Final = "promptrollout_output_tokens_total"
+METRIC_COST_INPUT_SUM: Final = "promptrollout_request_cost_input_usd_sum"  # as if nothing came from the cache
+METRIC_COST_SAVED_SUM: Final = "promptrollout_request_cost_saved_usd_sum"  # by the provider's cache
+METRIC_FIRST_TOKEN: Final = "promptrollout_time_to_first_token_seconds"  # _bucket, _sum, _count; also: cache
+LABEL_CACHE: Final = "cache"  # hit, miss
+# the same by groups of units, while a canary is loaded
+SHARDS: Final = 32
+LABEL_SHARD: Final = "shard"  # 0 to 31
+METRIC_SHARD_LATENCY_SLOW: Final = "promptrollout_shard_latency_slow_total"  # also: le; slower than that
+METRIC_SHARD_FIRST_TOKEN_SLOW: Final = "promptrollout_shard_first_token_slow_total"  # also: le, cache
+
+
+def shard_metric(metric: str) -> str:
+    """The counter of which `metric` is the sum over the label `shard`."""
+    return "promptrollout_shard_" + metric.removeprefix("promptrollout_")
