@@ -10,7 +10,7 @@ from promptrollout.api.delivery import VersionRef
 from promptrollout.api.rollout import Decision, ObjectiveStatus, RolloutSpec, RolloutStatus, Snapshot
 from promptrollout.engine.evidence import Evidence, Interval
 from promptrollout.engine.facts import Delivered, DeliveryIntent, Desired, Facts, Plan
-from promptrollout.engine.life import step_seconds
+from promptrollout.engine.life import BASELINE_INTERVALS, step_seconds
 from promptrollout.engine.plan import plan
 from promptrollout.simulation.toll import Toll, tolls
 from promptrollout.simulation.traffic import Strata, Traffic
@@ -160,9 +160,10 @@ class _World:
         if self.now < self.confirmed_at <= ends:
             return self.confirmed_at
         ahead = max(1, min(self.quiet_intervals(), self.at_once or self.quiet_intervals()))
-        for more in range(ahead):
-            if not self.answers(ends + more * self.width):
-                return ends + max(0, more - 1) * self.width
+        away = self.status.clock.unreachable_since is not None
+        for end in range(ends, ends + ahead * self.width, self.width):
+            if away or not self.answers(end) or self.unreachable(end):
+                return max(ends, end - self.width)
         return ends + (ahead - 1) * self.width
 
     def quiet_intervals(self) -> int:
@@ -190,6 +191,11 @@ class _World:
         """Whether Prometheus does when the interval that ends then is over. Nobody asks before the exposure."""
         k = self.index(end) - 1
         return k < 0 or self.traffic.available(k)
+
+    def unreachable(self, end: int) -> bool:
+        """Whether only the canary's provider was down in the interval that ends then."""
+        k = self.index(end) - 1
+        return k >= 0 and self.traffic.unreachable(k)
 
     def index(self, start: int) -> int:
         return (start - self.origin) // self.width
@@ -230,7 +236,7 @@ class _World:
                 self.sent.append((self.now, weight))
         self.intent = intent
         known, taken = before.clock.evaluated_until, self.status.clock.evaluated_until
-        if self.wants_looks and known is not None and taken is not None and taken > known:
+        if self.wants_looks and known is not None and taken is not None and taken > known and self.now > self.origin:
             self.looks.append(Look(self.now - self.origin, tuple(self.status.analysis)))
 
     def is_in_force(self, intent: DeliveryIntent) -> bool:
@@ -248,7 +254,7 @@ class _World:
         self.timeline.append(moment)
         if decision.reason == "RolloutCompleted":
             self.outcome, self.decided, self.rows = "Promoted", moment, tuple(self.status.analysis)
-        elif decision.reason == self.status.withdrawal:
+        elif decision.reason == self.status.withdrawal and self.status.rejected:
             self.outcome, self.decided, self.rows = "RolledBack", moment, tuple(self.status.analysis)
 
     # ------------------------------------------------------------ the surroundings
@@ -282,6 +288,7 @@ class _World:
             complete=self.confirmed,
             acknowledged=int(self.confirmed),
             total=1,
+            canary_provider_unreachable=self.unreachable(self.now - self.now % self.width),
         )
 
     def evidence(self) -> Evidence:
@@ -295,9 +302,9 @@ class _World:
 
     def counts(self, start: int) -> Strata:
         k = self.index(start)
-        if k not in self.seen:
-            self.seen[k] = self.traffic.counts(k, self.weight_at(start))
-        return self.seen[k]
+        for each in range(max(self.seen, default=-BASELINE_INTERVALS - 1) + 1, k + 1):
+            self.seen[each] = self.traffic.counts(each, self.weight_at(self.origin + each * self.width))
+        return self.seen.get(k, {})
 
     def weight_at(self, time: int) -> int:
         return next((weight for at, weight in reversed(self.sent) if at <= time), 0)

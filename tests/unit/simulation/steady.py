@@ -8,8 +8,12 @@ from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.simulation.traffic import Strata
 
 
-def certain(_k: int) -> bool:
+def always(_k: int) -> bool:
     return True
+
+
+def never(_k: int) -> bool:
+    return False
 
 
 @dataclass
@@ -23,7 +27,8 @@ class Steady:
     costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     since: int = 0
     """Before this interval the canary is as good as stable."""
-    answers: Callable[[int], bool] = certain
+    answers: Callable[[int], bool] = always
+    provider_down: Callable[[int], bool] = never
     asked: list[tuple[int, int]] = field(default_factory=list)
 
     def counts(self, k: int, weight: int) -> Strata:
@@ -40,6 +45,9 @@ class Steady:
 
     def available(self, k: int) -> bool:
         return self.answers(k)
+
+    def unreachable(self, k: int) -> bool:
+        return self.provider_down(k)
 
 
 def spread(n: float, mean: float) -> Arm:

@@ -23,6 +23,8 @@ STORIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "outage over the step's end": ({}, {"answers": lambda k: not 19 <= k < 26}),
     "bad behind an outage": ({}, {"rates": {"errors": (0.05, 0.01)}, "answers": lambda k: k >= 15}),
     "bad in the bake": ({"bakeSeconds": 3600, "objectives": [COST]}, {"costs": {"cost": (0.002, 0.001)}, "since": 65}),
+    "provider away": ({}, {"provider_down": lambda k: 10 <= k < 20}),
+    "provider away for long": ({}, {"provider_down": lambda k: 10 <= k < 60}),
     "dear": ({"objectives": [COST]}, {"costs": {"cost": (0.0013, 0.001)}}),
 }
 
@@ -36,7 +38,8 @@ def test_many_intervals_at_once_decide_as_one_by_one(
     quick = simulate(rules(**change), asked_at_once, confirm_seconds=confirm_seconds)
     slow = simulate(rules(**change), one_by_one, confirm_seconds=confirm_seconds, at_once=1)
     assert quick == slow
-    assert len(set(asked_at_once.asked)) == len(asked_at_once.asked), "no interval is drawn twice"
+    intervals = [k for k, _ in asked_at_once.asked]
+    assert intervals == list(range(-60, len(intervals) - 60)), "each once, in order"
 
 
 def test_a_good_version_takes_its_steps_and_no_longer() -> None:
@@ -70,6 +73,12 @@ def test_an_outage_of_prometheus_decides_nothing_and_loses_nothing() -> None:
     run = simulate(rules(), Steady(rates={"errors": (0.05, 0.01)}, answers=lambda k: k not in away))
     assert run.outcome == "RolledBack"
     assert run.seconds == 61 * 30, "at the first look after the outage"
+
+
+def test_a_provider_that_is_away_rejects_nobody() -> None:
+    run = simulate(rules(), Steady(intervals=480, provider_down=lambda k: 10 <= k < 60))
+    assert run.outcome == "Promoted"
+    assert "ProviderUnreachable" in [moment.reason for moment in run.timeline]
 
 
 def test_what_never_gets_evidence_is_held_and_says_what_it_waits_for() -> None:
