@@ -1,0 +1,185 @@
+"""What a rollout's traffic is assumed to be before anybody has seen it: how much, how bad, how spread. Needs numpy."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.random import Generator
+
+from promptrollout.api.slo import Objective
+from promptrollout.engine import wording
+from promptrollout.engine.evidence import Arm, Counts
+from promptrollout.engine.signals import SIGNALS, Signal
+from promptrollout.simulation.recorded import Recorded
+from promptrollout.simulation.traffic import Strata
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """One objective on stable. `value`: a rate's share of bad requests, or a mean in the signal's unit."""
+
+    value: float
+    spread: float = 1.0
+    """Of a mean: standard deviation of one request over the mean."""
+    sampled: float = 1.0
+    """Share of requests that give a sample."""
+
+
+DEFAULTS: Mapping[str, Baseline] = {
+    "ErrorRate": Baseline(0.01),
+    "ContractFailureRate": Baseline(0.01),
+    "Latency": Baseline(0.05),
+    "CostPerRequest": Baseline(0.002),
+    "NegativeFeedbackRate": Baseline(0.3, sampled=0.05),
+    "JudgeScore": Baseline(4.0, spread=0.2, sampled=0.2),
+}
+"""What is assumed of stable where nobody says otherwise; the output states it."""
+OTHER_RATE, OTHER_MEAN = Baseline(0.02), Baseline(1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Assumed:
+    requests_per_minute: float
+    baselines: Mapping[str, Baseline]
+    """By objective."""
+
+    def per_second(self, name: str) -> float:
+        """Samples of one objective, of both arms together."""
+        return self.requests_per_minute / 60 * self.baselines[name].sampled
+
+
+def signal_of(objective: Objective) -> Signal:
+    return SIGNALS[objective.signal]
+
+
+def assumed(
+    objectives: Sequence[Objective], requests_per_minute: float, known: Mapping[str, Baseline] | None = None
+) -> Assumed:
+    """`known`: baselines by objective or by signal; the rest are defaults, at most half of an objective's `max`."""
+    if not requests_per_minute > 0:
+        raise ValueError(f"requests per minute must be above 0, not {requests_per_minute:g}")
+    known = known or {}
+    strangers = set(known) - {o.name for o in objectives} - {o.signal for o in objectives}
+    if strangers & known.keys() - DEFAULTS.keys():
+        names = ", ".join(o.name for o in objectives)
+        raise ValueError(f"no objective {', '.join(sorted(strangers))} in this rollout; there is {names}")
+    baselines = {}
+    for objective in objectives:
+        given = known.get(objective.name, known.get(objective.signal))
+        if given is None:
+            other = OTHER_RATE if signal_of(objective).kind == "rate" else OTHER_MEAN
+            given = DEFAULTS.get(objective.signal, other)
+            if objective.max is not None:
+                given = replace(given, value=min(given.value, float(objective.max) / 2))
+        baselines[objective.name] = given
+    return Assumed(requests_per_minute, baselines)
+
+
+def from_recorded(recorded: Recorded, objectives: Sequence[Objective]) -> Assumed:
+    """Rates, means and traffic as recorded on stable; ValueError if stable was measured nowhere."""
+    sums: dict[str, list[float]] = {}
+    measured = 0
+    requests = 0.0
+    for k in range(-60, recorded.intervals):
+        strata = recorded.counts(k, 0)
+        measured += bool(strata)
+        requests += max((sum(c.canary.n + c.stable.n for c in parts) for parts in strata.values()), default=0.0)
+        for name, parts in strata.items():
+            total = sums.setdefault(name, [0.0] * 4)
+            for c in parts:
+                values = (c.stable.n, c.stable.total, c.stable.total_squared, c.canary.n + c.stable.n)
+                sums[name] = total = [a + b for a, b in zip(total, values, strict=True)]
+    if not requests:
+        raise ValueError("no requests were recorded: there is nothing to assume from")
+    known = {}
+    for name, (n, total, squared, both) in sums.items():
+        if n <= 0:
+            continue
+        mean = total / n
+        variance = max(squared / n - mean * mean, 0.0)
+        spread = math.sqrt(variance) / mean if mean > 0 and squared > 0 else 1.0
+        known[name] = Baseline(mean, spread, min(1.0, both / requests))
+    wanted = {o.name for o in objectives}
+    a_minute = requests / measured / recorded.interval_seconds * 60
+    return assumed(objectives, a_minute, {name: each for name, each in known.items() if name in wanted})
+
+
+def worse(objective: Objective, base: float, ratio: float) -> float:
+    """`ratio` times as bad as `base`; a share of requests ends at all of them."""
+    value = base / ratio if signal_of(objective).direction == "less_is_worse" else base * ratio
+    return min(value, 1.0) if signal_of(objective).kind == "rate" else value
+
+
+def worst_ratio(objective: Objective, base: float) -> float:
+    """The worst that is looked for: a total failure of a rate, twenty times the cost."""
+    if signal_of(objective).kind == "rate" and signal_of(objective).direction == "more_is_worse":
+        return 1 / base if base > 0 else math.inf
+    return 20.0
+
+
+def drawn(
+    rng: Generator, objective: Objective, baseline: Baseline, n_c: Sequence[float], n_s: Sequence[float], ratio: float
+) -> list[Counts]:
+    """Counts per interval. `n_c` and `n_s`: expected samples in each; the canary is `ratio` times as bad."""
+    arms = []
+    for expected, value in ((n_s, baseline.value), (n_c, worse(objective, baseline.value, ratio))):
+        n = rng.poisson(np.asarray(expected, dtype=float))
+        kind = signal_of(objective).kind
+        arms.append(list(_rates(rng, n, value) if kind == "rate" else _means(rng, n, value, baseline.spread)))
+    stable, canary = arms
+    return [Counts(c, s) for c, s in zip(canary, stable, strict=True)]
+
+
+def _rates(rng: Generator, n: "np.ndarray[tuple[int], np.dtype[np.int64]]", share: float) -> Iterator[Arm]:
+    bad = rng.binomial(n, share)
+    for requests, failed in zip(n.tolist(), bad.tolist(), strict=True):
+        yield Arm(float(requests), float(failed))
+
+
+def _means(rng: Generator, n: "np.ndarray[tuple[int], np.dtype[np.int64]]", mean: float, spread: float) -> Iterator[Arm]:
+    """Sums of gamma values, and of their squares: the sum is exact, the squares are normal around their regression."""
+    shape = 1 / max(spread, 0.01) ** 2
+    scale = mean / shape
+    first, second = shape, shape * (shape + 1)
+    third, fourth = second * (shape + 2), second * (shape + 2) * (shape + 3)
+    slope = (third - first * second) / shape
+    residual = math.sqrt(max(fourth - second * second - slope * slope * shape, 0.0))
+    total = np.where(n > 0, rng.gamma(np.maximum(n, 1e-9) * shape), 0.0)
+    squares = n * second + slope * (total - n * first) + np.sqrt(n) * residual * rng.standard_normal(len(n))
+    squares = np.maximum(squares, total**2 / np.maximum(n, 1))
+    for requests, one, two in zip(n.tolist(), (total * scale).tolist(), (squares * scale**2).tolist(), strict=True):
+        yield Arm(float(requests), one, two)
+
+
+class GoodVersion:
+    """Traffic of a canary that is as good as stable, for `simulate`."""
+
+    def __init__(
+        self, rng: Generator, objectives: Sequence[Objective], given: Assumed, interval_seconds: int, intervals: int
+    ) -> None:
+        self.interval_seconds, self.intervals = interval_seconds, intervals
+        self._rng, self._objectives, self._given = rng, objectives, given
+
+    def counts(self, k: int, weight: int) -> Strata:
+        share = weight / 100
+        found: dict[str, tuple[Counts, ...]] = {}
+        for objective in self._objectives:
+            n = self._given.per_second(objective.name) * self.interval_seconds
+            baseline = self._given.baselines[objective.name]
+            found[objective.name] = tuple(drawn(self._rng, objective, baseline, [n * share], [n * (1 - share)], 1.0))
+        return found
+
+    def available(self, k: int) -> bool:
+        return True
+
+    def unreachable(self, k: int) -> bool:
+        return False
+
+
+def described(objective: Objective, baseline: Baseline) -> str:
+    """`1 %`, `$0.00200, standard deviation 1 times the mean, of 20 % of the requests`."""
+    text = wording.value(signal_of(objective), baseline.value)
+    if signal_of(objective).kind == "mean":
+        text += f" with a standard deviation of {baseline.spread:.2g} times that"
+    return text + (f", in {wording.share(baseline.sampled)} of the requests" if baseline.sampled < 1 else "")
