@@ -1,78 +1,33 @@
-"""What a plan's objectives cannot decide, and the change that would help: the words of `plan` and of `lint`."""
+"""What cannot be decided with a given traffic, and the change that would help: the words of `plan` and of `lint`."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from promptrollout.api.rollout import Snapshot
 from promptrollout.api.slo import Objective
-from promptrollout.engine.life import GRACE_INTERVALS
 from promptrollout.engine.objectives import bounds_of, gate_of
-from promptrollout.simulation.assumed import Assumed, signal_of
-from promptrollout.simulation.power import WeightStep, seconds_to_pass, weight_steps
+from promptrollout.simulation.assumed import Assumed
+from promptrollout.simulation.power import seconds_to_pass
+from promptrollout.simulation.undecidable import (
+    Doubt,
+    WeightStep,
+    patience_seconds,
+    signal_of,
+    undecidable,
+    wants_proof,
+    weight_steps,
+)
 
 MOST_WEIGHT = 90
 """Above, too little traffic is left on stable to compare with."""
 MOST_MARGIN_PERCENT = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Warning:
-    """One objective, or the rollout as a whole (`objective` empty)."""
-
-    objective: str
-    reason: str
-    remedy: str
-
-    def __str__(self) -> str:
-        name = f"objective {self.objective}: " if self.objective else ""
-        return f"{name}{self.reason}; {self.remedy}"
-
-
-def wants_proof(objective: Objective, *, last: bool) -> bool:
-    """Whether a step passes only when the canary is shown to be within its margin."""
-    return (objective.advance_on or ("NonInferior" if last else "NoBreach")) == "NonInferior"
-
-
-def undecidable(rules: Snapshot) -> Iterator[Warning]:
-    """What no traffic can ever decide."""
-    steps = weight_steps(rules)
-    if not rules.analyse:
-        return
-    planned = sum(step.seconds for step in steps)
-    if planned > rules.max_duration_seconds:
-        yield Warning(
-            "",
-            f"the steps take {planned} s of active time at least, and maxDurationSeconds is "
-            f"{rules.max_duration_seconds}: no version ever reaches 100 %",
-            f"raise maxDurationSeconds above {planned}, or shorten the steps",
-        )
-    for objective in rules.objectives:
-        proofs = [step for step in steps if wants_proof(objective, last=step is steps[-1])]
-        margin = bounds_of(objective).margin_percent
-        if proofs and margin == 0:
-            exception = " unless it is below negligibleRate" if signal_of(objective).kind == "rate" else ""
-            yield Warning(
-                objective.name,
-                f"step {_listed(proofs)} needs proof of a margin of 0 %, and a version as good as stable cannot give "
-                f"it{exception}",
-                "set versusStable.maxIncreasePercent to 10 or more, or advanceOn: NoBreach",
-            )
-        seen = [step for step in steps if step.weight >= signal_of(objective).from_weight]
-        if not seen:
-            least = signal_of(objective).from_weight
-            yield Warning(
-                objective.name,
-                f"{objective.signal} is compared from {least} % on, and no step goes so far",
-                f"add a step with a weight of {least} %",
-            )
-
-
-def never_decided(rules: Snapshot, given: Assumed) -> Iterator[Warning]:
+def never_decided(rules: Snapshot, given: Assumed) -> Iterator[Doubt]:
     """What cannot be decided with this traffic in each step's time, step by step."""
     if not rules.analyse:
         return
-    hopeless = {warning.objective for warning in undecidable(rules)}
+    hopeless = {doubt.objective for doubt in undecidable(rules)}
     steps = weight_steps(rules)
     for objective in rules.objectives:
         if objective.name in hopeless:
@@ -81,18 +36,13 @@ def never_decided(rules: Snapshot, given: Assumed) -> Iterator[Warning]:
             last = step is steps[-1]
             if step.weight < signal_of(objective).from_weight:
                 continue
-            warning = _proof(rules, objective, given, step) if wants_proof(objective, last=last) else None
-            warning = warning or _samples(rules, objective, given, step)
-            if warning is not None:
-                yield warning
+            doubt = _proof(rules, objective, given, step) if wants_proof(objective, last=last) else None
+            doubt = doubt or _samples(rules, objective, given, step)
+            if doubt is not None:
+                yield doubt
 
 
-def patience_seconds(rules: Snapshot, step: WeightStep) -> int:
-    """How long the operator waits for evidence before onInsufficientTraffic applies."""
-    return 2 * step.seconds + GRACE_INTERVALS * rules.interval_seconds
-
-
-def _samples(rules: Snapshot, objective: Objective, given: Assumed, step: WeightStep) -> Warning | None:
+def _samples(rules: Snapshot, objective: Objective, given: Assumed, step: WeightStep) -> Doubt | None:
     """minSamples are not reached in time."""
     # the gate of a mean counts from the rollout's start, minSamples from the step's: the stricter is what people see
     needed = max(objective.min_samples, gate_of(objective))
@@ -107,26 +57,26 @@ def _samples(rules: Snapshot, objective: Objective, given: Assumed, step: Weight
         remedies.append(f"a weight of {math.ceil(weight)} %")
     if fewer >= 1 and fewer >= gate_of(objective):
         remedies.append(f"minSamples: {fewer}")
-    return Warning(
+    return Doubt(
         objective.name,
-        f"step {step.number} ({step.weight} %) gets about {per_second * patience:,.0f} canary samples in the {patience:,} s "
-        f"after which onInsufficientTraffic applies, and {needed:,} are needed",
+        f"step {step.number} ({step.weight} %) gets about {per_second * patience:,.0f} canary samples in the "
+        f"{patience:,} s after which onInsufficientTraffic applies, and {needed:,} are needed",
         f"what would help: {_either(remedies)}",
     )
 
 
-def _proof(rules: Snapshot, objective: Objective, given: Assumed, step: WeightStep) -> Warning | None:
+def _proof(rules: Snapshot, objective: Objective, given: Assumed, step: WeightStep) -> Doubt | None:
     """A version as good as stable is not shown to be within the margin in time."""
     patience = patience_seconds(rules, step)
     takes = seconds_to_pass(rules, objective, given, step.weight)
     if takes <= patience:
         return None
     if math.isinf(takes):
-        reason = f"step {step.number} ({step.weight} %) cannot show in any time that a version as good as stable is within bounds"
+        reason = f"step {step.number} ({step.weight} %) never shows that a version as good as stable is within bounds"
     else:
         reason = (
-            f"step {step.number} ({step.weight} %) needs about {_nice(takes):,} s to show that a version as good as stable is "
-            f"within bounds, and onInsufficientTraffic applies after {patience:,} s"
+            f"step {step.number} ({step.weight} %) needs about {_nice(takes):,} s to show that a version as good as "
+            f"stable is within bounds, and onInsufficientTraffic applies after {patience:,} s"
         )
     remedies = [] if math.isinf(takes) else [f"a step of {_nice(takes)} s"]
     if _nice(takes) > rules.max_duration_seconds and remedies:
@@ -139,7 +89,10 @@ def _proof(rules: Snapshot, objective: Objective, given: Assumed, step: WeightSt
         versus = objective.versus_stable
         assert versus is not None
         wider = versus.model_copy(update={"max_increase_percent": percent})
-        return seconds_to_pass(rules, objective.model_copy(update={"versus_stable": wider}), given, step.weight) <= patience
+        return (
+            seconds_to_pass(rules, objective.model_copy(update={"versus_stable": wider}), given, step.weight)
+            <= patience
+        )
 
     weights = [w for w in range(5, _most_weight(rules, step) + 1, 5) if w > step.weight]
     if (weight := next((w for w in weights if at_weight(w)), None)) is not None:
@@ -148,7 +101,7 @@ def _proof(rules: Snapshot, objective: Objective, given: Assumed, step: WeightSt
     if margin is not None and (percent := _least(at_margin, int(margin) + 1, MOST_MARGIN_PERCENT)) is not None:
         remedies.append(f"a margin of {percent} % (versusStable.maxIncreasePercent)")
     remedies.append("advanceOn: NoBreach")
-    return Warning(objective.name, reason, f"what would help: {_either(remedies)}")
+    return Doubt(objective.name, reason, f"what would help: {_either(remedies)}")
 
 
 def _most_weight(rules: Snapshot, step: WeightStep) -> int:
@@ -176,7 +129,3 @@ def _nice(seconds: float) -> int:
 
 def _either(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " or " + parts[-1]
-
-
-def _listed(steps: Sequence[WeightStep]) -> str:
-    return " and ".join(str(step.number) for step in steps)

@@ -10,9 +10,9 @@ from numpy.random import Generator
 from promptrollout.api.slo import Objective
 from promptrollout.engine import wording
 from promptrollout.engine.evidence import Arm, Counts
-from promptrollout.engine.signals import SIGNALS, Signal
 from promptrollout.simulation.recorded import Recorded
 from promptrollout.simulation.traffic import Strata
+from promptrollout.simulation.undecidable import signal_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,6 @@ class Assumed:
         return self.requests_per_minute / 60 * self.baselines[name].sampled
 
 
-def signal_of(objective: Objective) -> Signal:
-    return SIGNALS[objective.signal]
-
-
 def assumed(
     objectives: Sequence[Objective], requests_per_minute: float, known: Mapping[str, Baseline] | None = None
 ) -> Assumed:
@@ -61,9 +57,9 @@ def assumed(
         raise ValueError(f"requests per minute must be above 0, not {requests_per_minute:g}")
     known = known or {}
     strangers = set(known) - {o.name for o in objectives} - {o.signal for o in objectives}
-    if strangers & known.keys() - DEFAULTS.keys():
+    if strangers := strangers - DEFAULTS.keys():
         names = ", ".join(o.name for o in objectives)
-        raise ValueError(f"no objective {', '.join(sorted(strangers))} in this rollout; there is {names}")
+        raise ValueError(f"there is no objective {', '.join(sorted(strangers))} in this rollout (there is {names})")
     baselines = {}
     for objective in objectives:
         given = known.get(objective.name, known.get(objective.signal))
@@ -72,12 +68,17 @@ def assumed(
             given = DEFAULTS.get(objective.signal, other)
             if objective.max is not None:
                 given = replace(given, value=min(given.value, float(objective.max) / 2))
+        ceiling = 1.0 if signal_of(objective).kind == "rate" else math.inf
+        if not 0 <= given.value <= ceiling:
+            raise ValueError(f"{objective.name} is a share of requests, between 0 and 1, not {given.value:g}")
         baselines[objective.name] = given
     return Assumed(requests_per_minute, baselines)
 
 
-def from_recorded(recorded: Recorded, objectives: Sequence[Objective]) -> Assumed:
-    """Rates, means and traffic as recorded on stable; ValueError if stable was measured nowhere."""
+def from_recorded(
+    recorded: Recorded, objectives: Sequence[Objective], said: Mapping[str, Baseline] | None = None
+) -> Assumed:
+    """Rates, means and traffic as recorded on stable; what is `said` wins. ValueError without any request."""
     sums: dict[str, list[float]] = {}
     measured = 0
     requests = 0.0
@@ -86,13 +87,12 @@ def from_recorded(recorded: Recorded, objectives: Sequence[Objective]) -> Assume
         measured += bool(strata)
         requests += max((sum(c.canary.n + c.stable.n for c in parts) for parts in strata.values()), default=0.0)
         for name, parts in strata.items():
-            total = sums.setdefault(name, [0.0] * 4)
             for c in parts:
                 values = (c.stable.n, c.stable.total, c.stable.total_squared, c.canary.n + c.stable.n)
-                sums[name] = total = [a + b for a, b in zip(total, values, strict=True)]
+                sums[name] = [a + b for a, b in zip(sums.get(name, [0.0] * 4), values, strict=True)]
     if not requests:
         raise ValueError("no requests were recorded: there is nothing to assume from")
-    known = {}
+    known: dict[str, Baseline] = {}
     for name, (n, total, squared, both) in sums.items():
         if n <= 0:
             continue
@@ -102,7 +102,7 @@ def from_recorded(recorded: Recorded, objectives: Sequence[Objective]) -> Assume
         known[name] = Baseline(mean, spread, min(1.0, both / requests))
     wanted = {o.name for o in objectives}
     a_minute = requests / measured / recorded.interval_seconds * 60
-    return assumed(objectives, a_minute, {name: each for name, each in known.items() if name in wanted})
+    return assumed(objectives, a_minute, {name: known[name] for name in known if name in wanted} | dict(said or {}))
 
 
 def worse(objective: Objective, base: float, ratio: float) -> float:
@@ -137,7 +137,9 @@ def _rates(rng: Generator, n: "np.ndarray[tuple[int], np.dtype[np.int64]]", shar
         yield Arm(float(requests), float(failed))
 
 
-def _means(rng: Generator, n: "np.ndarray[tuple[int], np.dtype[np.int64]]", mean: float, spread: float) -> Iterator[Arm]:
+def _means(
+    rng: Generator, n: "np.ndarray[tuple[int], np.dtype[np.int64]]", mean: float, spread: float
+) -> Iterator[Arm]:
     """Sums of gamma values, and of their squares: the sum is exact, the squares are normal around their regression."""
     shape = 1 / max(spread, 0.01) ** 2
     scale = mean / shape

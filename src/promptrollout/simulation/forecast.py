@@ -1,4 +1,4 @@
-"""The answer of `promptrollout plan`: what each step can catch, how long a good version takes, what is never decided."""
+"""The answer of `promptrollout plan`: what each step can catch, how long a good version takes, what stays open."""
 
 import math
 from collections.abc import Mapping
@@ -8,9 +8,10 @@ from statistics import median
 import numpy as np
 
 from promptrollout.api.rollout import Snapshot
-from promptrollout.simulation.advice import Warning, never_decided, undecidable
+from promptrollout.simulation.advice import never_decided
 from promptrollout.simulation.assumed import Assumed, GoodVersion, worse
-from promptrollout.simulation.power import Detection, WeightStep, weight_steps
+from promptrollout.simulation.power import Detection
+from promptrollout.simulation.undecidable import Doubt, WeightStep, undecidable, weight_steps
 from promptrollout.simulation.world import Run, simulate
 
 GOOD_RUNS = 9
@@ -24,7 +25,8 @@ class StepForecast:
     canary_requests: float
     stable_requests: float
     catches: Mapping[str, float | None]
-    """By objective: the smallest value of the canary that is caught by the end of the step; None: not even the worst."""
+    """By objective: the smallest value of the canary that is caught by the end of the step; None: not even the
+    worst."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Forecast:
     good_why: str
     """If it holds: what it waits for."""
     person_pauses: int
-    warnings: tuple[Warning, ...]
+    doubts: tuple[Doubt, ...]
 
 
 def forecast(rules: Snapshot, given: Assumed) -> Forecast:
@@ -50,9 +52,7 @@ def forecast(rules: Snapshot, given: Assumed) -> Forecast:
         for objective in rules.objectives:
             ratio = detections[objective.name].smallest(index)
             catches[objective.name] = None if ratio is None else worse(objective, bases[objective.name], ratio)
-        steps.append(
-            StepForecast(step, requests * step.weight / 100, requests * (100 - step.weight) / 100, catches)
-        )
+        steps.append(StepForecast(step, requests * step.weight / 100, requests * (100 - step.weight) / 100, catches))
     seconds, why = good_version(rules, given)
     return Forecast(
         steps=tuple(steps),
@@ -60,7 +60,7 @@ def forecast(rules: Snapshot, given: Assumed) -> Forecast:
         good_seconds=seconds,
         good_why=why,
         person_pauses=sum(step.pause is not None and step.pause.duration_seconds is None for step in rules.steps),
-        warnings=(*undecidable(rules), *never_decided(rules, given)),
+        doubts=(*undecidable(rules), *never_decided(rules, given)),
     )
 
 

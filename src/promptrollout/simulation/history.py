@@ -38,9 +38,7 @@ def history(
     `namespace`: what the label `namespace` of the series says; empty: they carry none. ValueError if the source does
     not answer. The weight of that time is not in its metrics.
     """
-    source = Source(
-        SOURCE, url, Metrics(), timeout=TIMEOUT_SECONDS, namespace_label="namespace" if namespace else ""
-    )
+    source = Source(SOURCE, url, Metrics(), timeout=TIMEOUT_SECONDS, namespace_label="namespace" if namespace else "")
     try:
         return asyncio.run(_read(source, question_of(rules, uid, stable, canary), start, end, namespace))
     except SourceError as error:
@@ -49,9 +47,7 @@ def history(
         source.close()
 
 
-async def _read(
-    source: Source, question: Question, start: int, end: int, namespace: str
-) -> list[RecordedInterval]:
+async def _read(source: Source, question: Question, start: int, end: int, namespace: str) -> list[RecordedInterval]:
     width = question.interval_seconds
     position = start // width * width - BASELINE_INTERVALS * width
     last = end // width * width

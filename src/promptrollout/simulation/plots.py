@@ -13,14 +13,14 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from promptrollout.api.rollout import Snapshot  # noqa: E402
-from promptrollout.simulation.report import ENDED, duration  # noqa: E402
-from promptrollout.simulation.traces import MOST, Trace, traces  # noqa: E402
-from promptrollout.simulation.world import Outcome, Run  # noqa: E402
+from promptrollout.api.rollout import Snapshot
+from promptrollout.simulation.report import ENDED, duration
+from promptrollout.simulation.traces import MOST, Trace, traces
+from promptrollout.simulation.world import Outcome, Run
 
 STYLES: Sequence[dict[str, Any]] = (
     {"color": "#0b3c5d", "linestyle": "-", "marker": "o"},
@@ -30,7 +30,7 @@ STYLES: Sequence[dict[str, Any]] = (
     {"color": "#6b6b6b", "linestyle": (0, (5, 1, 1, 1)), "marker": "v"},
     {"color": "#b59f00", "linestyle": (0, (1, 1)), "marker": "x"},
 )
-FONT = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "promptrollout", "axes.titlesize": 10}
+FONT: Any = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "promptrollout", "axes.titlesize": 10}
 DIFFERENCES = 6
 """Panels of differences; more objectives than this are left to the tables."""
 NOTED = ("StepCompleted", "RolloutCompleted", "PauseCompleted")
@@ -121,8 +121,8 @@ def evidence(
             fontsize=8,
         )
         panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
-    panel.set_ylim(-0.1, min(MOST, top * 1.15))
-    panel.set_ylabel("log10 of the odds")
+    panel.set_ylim(-0.1, min(MOST * 1.05, top * 1.15))
+    panel.set_ylabel("log10 of odds")
     panel.set_title(title, loc="left")
 
 
@@ -150,7 +150,10 @@ def endings(panel: Axes, runs: Sequence[Run], unit: tuple[float, str]) -> None:
         times = sorted(run.seconds for run in runs if run.outcome == outcome)
         shares = [100 * (i + 1) / len(runs) for i in range(len(times))]
         line = {"color": style["color"], "linestyle": style["linestyle"], "label": ENDED[outcome]}
-        panel.step([0, *(t / unit[0] for t in times), end / unit[0]], [0, *shares, (shares or [0])[-1]], where="post", **line)
+        panel.step(
+            [0, *(t / unit[0] for t in times), end / unit[0]], [0, *shares, (shares or [0])[-1]], where="post", **line
+        )
+    panel.set_xlim(left=0)
     panel.set_ylim(-3, 105)
     panel.set_ylabel("runs, %")
     panel.set_title(f"When {len(runs):,} runs ended (above: the first of them)", loc="left")

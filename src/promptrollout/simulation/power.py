@@ -15,8 +15,9 @@ from promptrollout.api.rollout import Snapshot
 from promptrollout.api.slo import Objective
 from promptrollout.engine.analysis import Line, levels
 from promptrollout.engine.evidence import Counts
-from promptrollout.engine.life import BASELINE_INTERVALS, DEFAULT_STEP_SECONDS
-from promptrollout.simulation.assumed import Assumed, drawn, signal_of, worst_ratio
+from promptrollout.engine.life import BASELINE_INTERVALS
+from promptrollout.simulation.assumed import Assumed, drawn, worst_ratio
+from promptrollout.simulation.undecidable import signal_of, weight_steps
 
 CHANCE = 0.8
 """With which a regression is to be caught."""
@@ -28,25 +29,6 @@ PRECISION = 1.03
 PASS_RUNS = 9
 PASS_LOOKS = 150
 """At distances that grow by a tenth."""
-
-
-@dataclass(frozen=True, slots=True)
-class WeightStep:
-    """A step with a weight, and its time."""
-
-    number: int
-    """From 1 on, pauses included."""
-    weight: int
-    seconds: int
-
-
-def weight_steps(rules: Snapshot) -> list[WeightStep]:
-    found = []
-    for number, step in enumerate(rules.steps, start=1):
-        if step.weight is not None:
-            seconds = DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
-            found.append(WeightStep(number, step.weight, max(seconds, rules.interval_seconds)))
-    return found
 
 
 @dataclass(frozen=True, slots=True)

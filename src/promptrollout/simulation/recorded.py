@@ -101,7 +101,7 @@ class Recorded:
             raise ValueError("an interval is there twice: keep one line for each start")
         self.intervals = max(self._lines) + 1
         self.objectives = sorted({name for line in lines for name in line.counts})
-        self.missing = self.intervals - sum(0 <= k for k in self._lines)
+        self.missing = self.intervals - sum(k >= 0 for k in self._lines)
         """Intervals without a line: nothing was measured in them."""
         self.differences: dict[int, tuple[int, int]] = {}
         """By interval: the weight that the rules wanted, and the one that was recorded."""

@@ -1,7 +1,8 @@
 """How simulations and forecasts look on a terminal and in a pipe: nothing is wider than 80 columns."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -10,12 +11,12 @@ from rich.text import Text
 
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot
 from promptrollout.engine import wording
-from promptrollout.engine.signals import SIGNALS
-from promptrollout.simulation.assumed import Assumed, described, signal_of
+from promptrollout.simulation.assumed import Assumed, described
 from promptrollout.simulation.forecast import Forecast
 from promptrollout.simulation.power import CHANCE
 from promptrollout.simulation.summary import OUTCOMES, Spread, Summary
 from promptrollout.simulation.toll import Toll
+from promptrollout.simulation.undecidable import signal_of
 from promptrollout.simulation.world import Run
 
 ENDED = {"Promoted": "promoted", "RolledBack": "rolled back", "Held": "held"}
@@ -56,7 +57,12 @@ def run_view(name: str, run: Run, rules: Snapshot, warnings: Iterable[str] = ())
 
 def evidence_table(rows: Iterable[ObjectiveStatus]) -> Table:
     table = _table(
-        ("objective", False), ("canary", False), ("stable", False), ("samples", False), ("difference", True), ("verdict", False)
+        ("objective", False),
+        ("canary", False),
+        ("stable", False),
+        ("samples", False),
+        ("difference", True),
+        ("verdict", False),
     )
     for row in rows:
         samples = f"{row.canary_samples:,} / {row.stable_samples:,}"
@@ -69,14 +75,19 @@ def toll_table(tolls: Iterable[tuple[str, Toll]], rules: Snapshot) -> Table:
     table = _table(("canary met", False), ("samples", False), ("bad, or sum", False), ("more than on stable", False))
     for name, toll in tolls:
         table.add_row(
-            escape(name), wording.count(toll.requests), _amount(name, toll.total, rules), _amount(name, toll.excess, rules)
+            escape(name),
+            wording.count(toll.requests),
+            _amount(name, rules, toll.total),
+            _amount(name, rules, toll.excess),
         )
     return table
 
 
 def summary_view(name: str, found: Summary, rules: Snapshot, warnings: Iterable[str] = ()) -> RenderableType:
     """Many runs."""
-    table = _table((f"{found.runs:,} runs", False), ("chance (95 %)", False), ("time (90 %)", False), ("requests (90 %)", False))
+    table = _table(
+        (f"{found.runs:,} runs", False), ("chance (95 %)", False), ("time (90 %)", False), ("requests (90 %)", False)
+    )
     for outcome in OUTCOMES:
         chance = found.chances[outcome]
         text = f"{_percent(chance.share)} ({_percent(chance.low)} to {_percent(chance.high)})"
@@ -90,8 +101,8 @@ def summary_view(name: str, found: Summary, rules: Snapshot, warnings: Iterable[
     for objective, toll in found.tolls.items():
         tolls.add_row(
             escape(objective),
-            _pair(toll.total, lambda x, o=objective: _amount(o, x, rules)),  # type: ignore[misc]
-            _pair(toll.excess, lambda x, o=objective: _amount(o, x, rules)),  # type: ignore[misc]
+            _pair(toll.total, partial(_amount, objective, rules)),
+            _pair(toll.excess, partial(_amount, objective, rules)),
         )
     note = "Median, and in brackets what nine of ten runs do not exceed. Requests are the canary's."
     parts: list[RenderableType] = [Text(name), Text(), table, Text(), tolls, Text(), Text(note)]
@@ -110,7 +121,12 @@ def forecast_view(name: str, rules: Snapshot, given: Assumed, found: Forecast) -
     for objective in rules.objectives:
         assumptions.add_row(escape(objective.name), described(objective, given.baselines[objective.name]))
     steps = _table(
-        ("step", False), ("weight", False), ("time", False), ("canary / stable", False), ("objective", False), ("catches", True)
+        ("step", False),
+        ("weight", False),
+        ("time", False),
+        ("canary / stable", False),
+        ("objective", False),
+        ("catches", True),
     )
     for each in found.steps:
         head = [
@@ -132,18 +148,20 @@ def forecast_view(name: str, rules: Snapshot, given: Assumed, found: Forecast) -
     parts += [assumptions, Text(), steps, Text()]
     parts.append(
         Text(
-            f"Catches: the smallest value of a canary, bad from its first user on, that is rolled back by the end of the step "
-            f"with {CHANCE:.0%} chance. Requests are taken as independent of each other.".replace("%", " %")
+            "Catches: the smallest value of a canary, bad from its first user on, that is rolled back by the end of "
+            f"the step with {100 * CHANCE:.0f} % chance. Requests are taken as independent of each other."
         )
     )
-    parts += [Text(), Text(good_text(rules, found)), *_warned(map(str, found.warnings))]
+    parts += [Text(), Text(good_text(rules, found)), *_warned(map(str, found.doubts))]
     return Group(*parts)
 
 
 def good_text(rules: Snapshot, found: Forecast) -> str:
     if math.isinf(found.good_seconds):
         limit = duration(rules.max_duration_seconds)
-        text = f"A version as good as stable does not reach 100 % within maxDurationSeconds ({limit}): {found.good_why}."
+        text = (
+            f"A version as good as stable does not reach 100 % within maxDurationSeconds ({limit}): {found.good_why}."
+        )
     else:
         text = (
             f"A version as good as stable reaches 100 % after {duration(found.good_seconds)} (median); "
@@ -157,17 +175,16 @@ def good_text(rules: Snapshot, found: Forecast) -> str:
 # ---------------------------------------------------------------- pieces
 
 
-def _amount(name: str, value: float, rules: Snapshot) -> str:
-    signal = next((SIGNALS[o.signal] for o in rules.objectives if o.name == name), None)
+def _amount(name: str, rules: Snapshot, value: float) -> str:
+    signal = next((signal_of(o) for o in rules.objectives if o.name == name), None)
     if signal is not None and signal.kind == "mean" and signal.unit == "usd":
         return wording.usd(value)
     return f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.1f}"
 
 
-def _pair(spread: Spread | None, write: "object") -> str:
+def _pair(spread: Spread | None, write: Callable[[float], str]) -> str:
     if spread is None:
         return "-"
-    assert callable(write)
     return f"{write(spread.median)} ({write(spread.p90)})"
 
 

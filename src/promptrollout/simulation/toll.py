@@ -29,8 +29,6 @@ def tolls(met: Iterable[Strata]) -> Mapping[str, Toll]:
                 if stable.n > 0:
                     means[name, stratum] = stable.total / stable.n
                 expected = canary.n * means[name, stratum] if (name, stratum) in means else canary.total
-                toll = Toll(
-                    toll.requests + canary.n, toll.total + canary.total, toll.excess + canary.total - expected
-                )
+                toll = Toll(toll.requests + canary.n, toll.total + canary.total, toll.excess + canary.total - expected)
             found[name] = toll
     return found

@@ -11,10 +11,10 @@ from promptrollout.engine.judgement import Levels, ObjectiveTest
 from promptrollout.engine.objectives import make_test
 from promptrollout.simulation.world import Look
 
-MOST = 8.0
-"""Evidence of a hundred million to one is as good as any."""
+MOST = 4.0
+"""Evidence of ten thousand to one is as good as any."""
 HALVINGS = 12
-_INTERVAL = re.compile(rf"([+-]?)\$?([\d,.]+(?:e[+-]?\d+)?) to ([+-]?)\$?([\d,.]+(?:e[+-]?\d+)?)\s*([a-z ]*)")
+_INTERVAL = re.compile(r"([+-]?)\$?([\d,.]+(?:e[+-]?\d+)?) to ([+-]?)\$?([\d,.]+(?:e[+-]?\d+)?)\s*([a-z ]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +84,3 @@ def interval(text: str) -> tuple[float | None, float | None, str]:
         for sign, number in ((found[1], found[2]), (found[3], found[4]))
     )
     return low, high, "USD" if "$" in text else found[5].strip()
-

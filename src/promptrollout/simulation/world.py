@@ -82,8 +82,8 @@ def simulate(
 
     Pods confirm a configuration after `confirm_seconds` and serve it at once. `at_once`: most intervals handed to one
     plan; 1 is what the operator does, and any number decides the same. `coarse`: what waits for evidence after a step's
-    time is looked at less and less often, which is quicker, and late by a fiftieth of the wait at most. ValueError if the traffic was cut otherwise than
-    the rules say.
+    time is looked at less and less often, which is quicker, and late by a fiftieth of the wait at most. `looks`: keep
+    the table after every interval. ValueError if the traffic was cut otherwise than the rules say.
     """
     width = rules.interval_seconds
     if traffic.interval_seconds != width:
