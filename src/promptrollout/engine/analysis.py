@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot
 from promptrollout.api.slo import Objective
 from promptrollout.engine import sample_ratio
+from promptrollout.engine.common_cause import SUSPECT
 from promptrollout.engine.draft import Draft
 from promptrollout.engine.evidence import Counts, Interval
 from promptrollout.engine.judgement import Judgement, Levels
 from promptrollout.engine.life import current_step, is_last_weight
 from promptrollout.engine.objectives import gate_of, make_test
 from promptrollout.engine.sample_ratio import SampleRatio
-from promptrollout.engine.signals import SIGNALS
+from promptrollout.engine.signals import signal_of
 
 FAMILY_LEVEL = 0.05
 """Chance that a harmless canary is rolled back by any objective at any time."""
@@ -65,7 +66,7 @@ class Line:
 
     def __init__(self, objective: Objective, row: ObjectiveStatus | None) -> None:
         self.objective = objective
-        self.signal = SIGNALS[objective.signal]
+        self.signal = signal_of(objective)
         self.test = make_test(objective)
         self.row = row or ObjectiveStatus(name=objective.name, signal=objective.signal, verdict="NoEvidence")
         self.was_in_breach = self.row.verdict == "Breach"
@@ -103,7 +104,7 @@ class Table:
         self._exposed = (clock.exposed_at or 0) // snapshot.interval_seconds * snapshot.interval_seconds
         # pauses are measured by the clock, see plan.tick
         self._counts_time = not draft.holds and (step is None or step.pause is None)
-        self._outage_since = clock.outage_since
+        self._outage_since, self._common_since = clock.outage_since, clock.common_since
         self._step_seconds, self._seconds = clock.step_active_seconds, clock.active_seconds
         self._ratio_row = before.get(sample_ratio.NAME)
         self._ratio = _ratio_before(self._ratio_row)
@@ -115,6 +116,7 @@ class Table:
         """Fields of the clock as they are now."""
         return {
             "outage_since": self._outage_since,
+            "common_since": self._common_since,
             "step_active_seconds": self._step_seconds,
             "active_seconds": self._seconds,
         }
@@ -139,6 +141,9 @@ class Table:
                 self._ratio = self._ratio.observe(strata, self._weight / 100)
             if self.breached is None and not line.was_in_breach and line.test.breached(line.state, self._levels):
                 self.breached = line.objective.name
+
+        common = any(line.state.suspicion >= SUSPECT for line in self._lines)
+        self._common_since = (self._common_since or interval.start) if common else None
 
     def rows(self) -> list[ObjectiveStatus]:
         rows = [line.result(self._levels) for line in self._lines]
@@ -208,7 +213,7 @@ def lacking(draft: Draft) -> list[str]:
     rows = {row.name: row for row in s.analysis}
     missing = []
     for objective in s.snapshot.objectives:
-        if s.weight < SIGNALS[objective.signal].from_weight:
+        if s.weight < signal_of(objective).from_weight:
             continue
         row = rows.get(objective.name)
         advance_on = objective.advance_on or ("NonInferior" if last else "NoBreach")

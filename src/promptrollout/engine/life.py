@@ -3,6 +3,7 @@
 from promptrollout.api.delivery import VersionRef
 from promptrollout.api.names import short_digest
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot, Step
+from promptrollout.engine import sample_ratio
 from promptrollout.engine.draft import ACTIVE, Draft
 from promptrollout.engine.objectives import definition_hash
 
@@ -182,7 +183,7 @@ def adopt(draft: Draft, snapshot: Snapshot) -> None:
 def kept_rows(old: Snapshot, new: Snapshot, rows: list[ObjectiveStatus]) -> list[ObjectiveStatus]:
     before = {objective.name: definition_hash(objective) for objective in old.objectives}
     same = {o.name for o in new.objectives if before.get(o.name) == definition_hash(o)}
-    return [row for row in rows if row.name in same]
+    return [row for row in rows if row.name in same or row.name == sample_ratio.NAME]
 
 
 def named(version: VersionRef | None) -> str:

@@ -19,6 +19,8 @@ SIGNAL = "SampleRatio"
 MISMATCH = 4.0
 """Standard errors, by the jackknife over shards. Counting requests as independent raised 70 to 90 % false alarms with
 sticky users."""
+LEAST_OFF = 0.02
+"""Of the requests that the canary should get: smaller deviations harm no comparison, however certain they are."""
 _ZEROS = (0.0,) * SHARDS
 
 
@@ -58,7 +60,7 @@ class SampleRatio:
 
     @property
     def mismatch(self) -> bool:
-        return self.deviation() > MISMATCH
+        return abs(self.canary - self.expected) > LEAST_OFF * self.expected and self.deviation() > MISMATCH
 
     def judge(self) -> Judgement:
         n = self.canary + self.stable

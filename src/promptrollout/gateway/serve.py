@@ -14,8 +14,9 @@ import orjson
 
 from promptrollout.api.names import HEADER_ROLLOUT, HEADER_VARIANT, HEADER_VERSION
 from promptrollout.gateway import contract, render
-from promptrollout.gateway.account import Outcome, Series, Usage
+from promptrollout.gateway.account import Outcome, Usage
 from promptrollout.gateway.bounds import RenderError
+from promptrollout.gateway.choices import choices_of
 from promptrollout.gateway.configuration import Arm
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, ClientGone, ErrorType, ProviderError, Unfilled, error_object
@@ -24,6 +25,7 @@ from promptrollout.gateway.providers.openai import Answer
 from promptrollout.gateway.registry import Registry, Serving
 from promptrollout.gateway.render import Body, SystemMessageRefused
 from promptrollout.gateway.route import Headers, assign
+from promptrollout.gateway.series import Series
 from promptrollout.gateway.sse import StreamError, StreamReader
 from promptrollout.gateway.templates import MissingVariable
 
@@ -104,7 +106,7 @@ class ChatCompletions:
         assignment = assign(serving.routing, headers, body, self._random_unit)
         canary = serving.canary
         arm = canary if assignment.variant == "canary" and canary is not None else serving.stable
-        outcome = Outcome(price=arm.price)
+        outcome = Outcome(shard=assignment.shard, price=arm.price)
         request = _filled(arm, body)
         counted_as = serving.series(arm, assignment.variant)
         if isinstance(request, Exception):
@@ -178,16 +180,20 @@ class ChatCompletions:
         self, prepared: Prepared, answer: Answer, body: Body, reply: Reply, started: float, serving: Serving
     ) -> None:
         """An answer that comes as a whole."""
+        outcome = prepared.outcome
+        outcome.first_token_seconds = time.perf_counter() - started  # the first bytes are here, or there were no answer
         payload = await answer.read()
         parsed = _chat_completion(payload)
         if parsed is None:
             raise ProviderError(
                 "bad_response", 502, f"provider {prepared.arm.provider.name} answered something else than a completion"
             )
-        prepared.outcome.usage = Usage.read(parsed.get("usage"))
+        outcome.usage = Usage.read(parsed.get("usage"))
+        choices = choices_of(parsed)
+        outcome.answered(choices)
         validator = _validator(prepared, body)
         if validator is not None:
-            prepared.outcome.contract_kept = contract.kept(validator, contract.choices_of(parsed))
+            outcome.contract_kept = contract.kept(validator, choices)
         self._account(prepared, started, reply)
         await reply.whole(200, {**answer.headers, **_about(serving, prepared.arm), "content-type": JSON}, payload)
 
@@ -200,11 +206,15 @@ class ChatCompletions:
         outcome = prepared.outcome
         failure: tuple[ErrorType, str] | None = None
         try:
-            while chunk := await answer.chunk():
-                if piece := reader.feed(chunk):
+            more = True
+            while more:
+                chunk = await answer.chunk()
+                more = bool(chunk)
+                piece = reader.feed(chunk) if more else reader.finish()
+                if reader.begun and outcome.first_token_seconds is None:
+                    outcome.first_token_seconds = time.perf_counter() - started - reply.blocked_seconds
+                if piece:
                     await self._send_piece(piece, answer, reply, serving, prepared.arm)
-            if piece := reader.finish():
-                await self._send_piece(piece, answer, reply, serving, prepared.arm)
         except StreamError as error:
             if not reply.begun:
                 raise ProviderError("bad_response", 502, f"the provider's stream is none: {error}") from error
@@ -221,8 +231,11 @@ class ChatCompletions:
             outcome.error_type = outcome.error_type or failure[0]
         elif reader.error is not None:
             outcome.error_type = outcome.error_type or "stream_broken"
-        elif validator is not None:
-            outcome.contract_kept = contract.kept(validator, reader.choices())
+        else:
+            choices = reader.choices()
+            outcome.answered(choices)
+            if validator is not None:
+                outcome.contract_kept = contract.kept(validator, choices)
         outcome.usage = reader.usage
         self._account(prepared, started, reply)
         if failure is not None:
@@ -239,7 +252,7 @@ class ChatCompletions:
 
     def _account(self, prepared: Prepared, started: float, reply: Reply) -> None:
         prepared.accounted = True
-        prepared.outcome.seconds = max(0.0, time.perf_counter() - started - reply.blocked_seconds)
+        prepared.outcome.over(max(0.0, time.perf_counter() - started - reply.blocked_seconds))
         if prepared.counted is not None:
             prepared.counted.count(prepared.outcome)
 
