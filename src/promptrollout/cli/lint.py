@@ -144,7 +144,7 @@ def _doubts(rules: Snapshot, requests_per_minute: float | None) -> Iterator[Doub
         from promptrollout.simulation.advice import never_decided
         from promptrollout.simulation.assumed import assumed
 
-        yield from never_decided(rules, assumed(rules.objectives, requests_per_minute))
+        yield from never_decided(rules, assumed(rules, requests_per_minute))
 
 
 def _is_sound(body: Any) -> bool:

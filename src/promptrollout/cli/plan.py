@@ -67,9 +67,9 @@ def plan(
             )
         known |= dict(map(_assumption, assume))
         if recorded is not None:
-            given = assumed.from_recorded(read(recorded), rules.objectives, known)
+            given = assumed.from_recorded(read(recorded), rules, known)
         else:
-            given = assumed.assumed(rules.objectives, requests_per_minute or 0.0, known)
+            given = assumed.assumed(rules, requests_per_minute or 0.0, known)
         found = forecast(rules, given)
     except ValueError as error:
         raise click.ClickException(str(error)) from error

@@ -99,7 +99,7 @@ def simulate(
         if scenario is not None:
             rules, play, notes = _synthetic(scenario, rules, seed, confirm_seconds)
         else:
-            found = _past(recording, url, rules, record, history)
+            found = _past(title, recording, url, rules, record, history)
             play, notes = (
                 _replay(found, rules, confirm_seconds),
                 lambda: list(found.warnings(o.name for o in rules.objectives)),
@@ -158,7 +158,7 @@ def _synthetic(
 
 
 def _past(
-    recording: Path | None, url: str | None, rules: Snapshot, record: Path | None, asked: dict[str, Any]
+    title: str, recording: Path | None, url: str | None, rules: Snapshot, record: Path | None, asked: dict[str, Any]
 ) -> recorded.Recorded:
     if recording is not None:
         return recorded.read(recording)
@@ -171,7 +171,7 @@ def _past(
         raise click.UsageError(f"--prometheus needs {', '.join(missing)}")
     from promptrollout.simulation.history import history
 
-    lines = history(str(url), rules, **asked)
+    lines = history(str(url), title, rules, **asked)
     if record is not None:
         recorded.write(record, lines)
     return recorded.Recorded(lines)

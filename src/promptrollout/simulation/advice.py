@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from promptrollout.api.rollout import Snapshot
 from promptrollout.api.slo import Objective
 from promptrollout.engine.objectives import bounds_of, gate_of
+from promptrollout.engine.signals import signal_of
 from promptrollout.simulation.assumed import Assumed
 from promptrollout.simulation.power import seconds_to_pass
 from promptrollout.simulation.undecidable import (
     Doubt,
     WeightStep,
     patience_seconds,
-    signal_of,
     undecidable,
     wants_proof,
     weight_steps,
@@ -36,8 +36,9 @@ def never_decided(rules: Snapshot, given: Assumed) -> Iterator[Doubt]:
             last = step is steps[-1]
             if step.weight < signal_of(objective).from_weight:
                 continue
-            doubt = _proof(rules, objective, given, step) if wants_proof(objective, last=last) else None
-            doubt = doubt or _samples(rules, objective, given, step)
+            doubt = _samples(rules, objective, given, step)
+            if doubt is None and wants_proof(objective, last=last):
+                doubt = _proof(rules, objective, given, step)
             if doubt is not None:
                 yield doubt
 
@@ -46,11 +47,11 @@ def _samples(rules: Snapshot, objective: Objective, given: Assumed, step: Weight
     """minSamples are not reached in time."""
     # the gate of a mean counts from the rollout's start, minSamples from the step's: the stricter is what people see
     needed = max(objective.min_samples, gate_of(objective))
-    per_second = given.per_second(objective.name) * step.weight / 100
     patience = patience_seconds(rules, step)
+    per_second = given.samples(objective, 1.0, step.weight)[0]
     if needed <= per_second * patience:
         return None
-    seconds, weight = needed / per_second, needed / (given.per_second(objective.name) * patience / 100)
+    seconds, weight = needed / per_second, needed * step.weight / (per_second * patience)
     fewer = math.floor(per_second * patience)
     remedies = [f"a step of {_nice(seconds)} s"]
     if weight <= _most_weight(rules, step):
@@ -83,25 +84,40 @@ def _proof(rules: Snapshot, objective: Objective, given: Assumed, step: WeightSt
         remedies[0] += f" (with maxDurationSeconds above {rules.max_duration_seconds})"
 
     def at_weight(weight: int) -> bool:
-        return seconds_to_pass(rules, objective, given, weight) <= patience
+        return seconds_to_pass(rules, objective, given, weight, patience) <= patience
+
+    unit = given.baselines[objective.name].value / 100  # where less is worse, margins are in the signal's unit
 
     def at_margin(percent: int) -> bool:
-        versus = objective.versus_stable
-        assert versus is not None
-        wider = versus.model_copy(update={"max_increase_percent": percent})
-        return (
-            seconds_to_pass(rules, objective.model_copy(update={"versus_stable": wider}), given, step.weight)
-            <= patience
-        )
+        return seconds_to_pass(rules, _widened(objective, percent, unit), given, step.weight, patience) <= patience
 
-    weights = [w for w in range(5, _most_weight(rules, step) + 1, 5) if w > step.weight]
-    if (weight := next((w for w in weights if at_weight(w)), None)) is not None:
+    # beyond half of the traffic a comparison with stable gains nothing
+    most = min(50, _most_weight(rules, step))
+    if (weight := _least(at_weight, step.weight + 1, most)) is not None:
         remedies.append(f"a weight of {weight} %")
-    margin = bounds_of(objective).margin_percent
-    if margin is not None and (percent := _least(at_margin, int(margin) + 1, MOST_MARGIN_PERCENT)) is not None:
-        remedies.append(f"a margin of {percent} % (versusStable.maxIncreasePercent)")
+    margin = bounds_of(objective).margin
+    if margin is not None:
+        least = int(margin if signal_of(objective).direction == "more_is_worse" else margin / unit) + 1
+        if (percent := _least(at_margin, least, MOST_MARGIN_PERCENT)) is not None:
+            remedies.append(_margin_text(objective, percent, unit))
     remedies.append("advanceOn: NoBreach")
     return Doubt(objective.name, reason, f"what would help: {_either(remedies)}")
+
+
+def _widened(objective: Objective, percent: int, unit: float) -> Objective:
+    versus = objective.versus_stable
+    assert versus is not None
+    if signal_of(objective).direction == "more_is_worse":
+        wider = versus.model_copy(update={"max_increase_percent": percent})
+    else:
+        wider = versus.model_copy(update={"max_decrease": f"{percent * unit:.6f}"})
+    return objective.model_copy(update={"versus_stable": wider})
+
+
+def _margin_text(objective: Objective, percent: int, unit: float) -> str:
+    if signal_of(objective).direction == "more_is_worse":
+        return f"a margin of {percent} % (versusStable.maxIncreasePercent)"
+    return f"a margin of {percent * unit:.3g} (versusStable.maxDecrease)"
 
 
 def _most_weight(rules: Snapshot, step: WeightStep) -> int:

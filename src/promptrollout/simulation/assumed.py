@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.random import Generator
 
+from promptrollout.api.rollout import Snapshot
 from promptrollout.api.slo import Objective
 from promptrollout.engine import wording
 from promptrollout.engine.evidence import Arm, Counts
+from promptrollout.engine.signals import maximum_of, signal_of
 from promptrollout.simulation.recorded import Recorded
 from promptrollout.simulation.traffic import Strata
-from promptrollout.simulation.undecidable import signal_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,18 @@ DEFAULTS: Mapping[str, Baseline] = {
     "Latency": Baseline(0.05),
     "CostPerRequest": Baseline(0.002),
     "NegativeFeedbackRate": Baseline(0.3, sampled=0.05),
+    "FeedbackRate": Baseline(0.05),
     "JudgeScore": Baseline(4.0, spread=0.2, sampled=0.2),
+    "Score": Baseline(0.8, spread=0.25, sampled=0.05),
+    "CostPerAction": Baseline(0.006, sampled=1 / 3),
+    "CallsPerAction": Baseline(3.0, spread=0.8, sampled=1 / 3),
+    "ErrorsPerAction": Baseline(0.03, spread=5.0, sampled=1 / 3),
+    "TokensPerRequest": Baseline(1_000.0),
+    "CacheHitRate": Baseline(0.5, spread=0.5),
 }
 """What is assumed of stable where nobody says otherwise; the output states it."""
+AT_ONCE = 100
+"""Intervals that are drawn together."""
 OTHER_RATE, OTHER_MEAN = Baseline(0.02), Baseline(1.0)
 
 
@@ -43,19 +53,26 @@ class Assumed:
     requests_per_minute: float
     baselines: Mapping[str, Baseline]
     """By objective."""
+    interval_seconds: int
 
-    def per_second(self, name: str) -> float:
+    def per_second(self, objective: Objective) -> float:
         """Samples of one objective, of both arms together."""
-        return self.requests_per_minute / 60 * self.baselines[name].sampled
+        return self.requests_per_minute / 60 * self.baselines[objective.name].sampled
+
+    def samples(self, objective: Objective, seconds: float, weight: int) -> tuple[float, float]:
+        """Expected on canary and stable in so many seconds. A `value` of signal Custom gives one each an interval."""
+        if objective.custom is not None and objective.custom.form == "value":
+            n = seconds / self.interval_seconds
+            return (n if weight > 0 else 0.0), (n if weight < 100 else 0.0)
+        n = self.per_second(objective) * seconds
+        return n * weight / 100, n * (100 - weight) / 100
 
 
-def assumed(
-    objectives: Sequence[Objective], requests_per_minute: float, known: Mapping[str, Baseline] | None = None
-) -> Assumed:
-    """`known`: baselines by objective or by signal; the rest are defaults, at most half of an objective's `max`."""
+def assumed(rules: Snapshot, requests_per_minute: float, known: Mapping[str, Baseline] | None = None) -> Assumed:
+    """`known`: baselines by objective or by signal; the rest are defaults, within an objective's `max` or `min`."""
     if not requests_per_minute > 0:
         raise ValueError(f"requests per minute must be above 0, not {requests_per_minute:g}")
-    known = known or {}
+    known, objectives = known or {}, rules.objectives
     strangers = set(known) - {o.name for o in objectives} - {o.signal for o in objectives}
     if strangers := strangers - DEFAULTS.keys():
         names = ", ".join(o.name for o in objectives)
@@ -66,18 +83,18 @@ def assumed(
         if given is None:
             other = OTHER_RATE if signal_of(objective).kind == "rate" else OTHER_MEAN
             given = DEFAULTS.get(objective.signal, other)
-            if objective.max is not None:
-                given = replace(given, value=min(given.value, float(objective.max) / 2))
+            if (bound := maximum_of(objective)) is not None:
+                given = replace(given, value=min(given.value, bound / 2))
+            elif objective.min is not None:
+                given = replace(given, value=max(given.value, 1.1 * float(objective.min)))
         ceiling = 1.0 if signal_of(objective).kind == "rate" else math.inf
         if not 0 <= given.value <= ceiling:
             raise ValueError(f"{objective.name} is a share of requests, between 0 and 1, not {given.value:g}")
         baselines[objective.name] = given
-    return Assumed(requests_per_minute, baselines)
+    return Assumed(requests_per_minute, baselines, rules.interval_seconds)
 
 
-def from_recorded(
-    recorded: Recorded, objectives: Sequence[Objective], said: Mapping[str, Baseline] | None = None
-) -> Assumed:
+def from_recorded(recorded: Recorded, rules: Snapshot, said: Mapping[str, Baseline] | None = None) -> Assumed:
     """Rates, means and traffic as recorded on stable; what is `said` wins. ValueError without any request."""
     sums: dict[str, list[float]] = {}
     measured = 0
@@ -100,9 +117,9 @@ def from_recorded(
         variance = max(squared / n - mean * mean, 0.0)
         spread = math.sqrt(variance) / mean if mean > 0 and squared > 0 else 1.0
         known[name] = Baseline(mean, spread, min(1.0, both / requests))
-    wanted = {o.name for o in objectives}
+    wanted = {o.name for o in rules.objectives}
     a_minute = requests / measured / recorded.interval_seconds * 60
-    return assumed(objectives, a_minute, {name: known[name] for name in known if name in wanted} | dict(said or {}))
+    return assumed(rules, a_minute, {name: known[name] for name in known if name in wanted} | dict(said or {}))
 
 
 def worse(objective: Objective, base: float, ratio: float) -> float:
@@ -157,20 +174,25 @@ def _means(
 class GoodVersion:
     """Traffic of a canary that is as good as stable, for `simulate`."""
 
-    def __init__(
-        self, rng: Generator, objectives: Sequence[Objective], given: Assumed, interval_seconds: int, intervals: int
-    ) -> None:
-        self.interval_seconds, self.intervals = interval_seconds, intervals
+    def __init__(self, rng: Generator, objectives: Sequence[Objective], given: Assumed, intervals: int) -> None:
+        self.interval_seconds, self.intervals = given.interval_seconds, intervals
         self._rng, self._objectives, self._given = rng, objectives, given
+        self._weight = -1
+        self._ahead: dict[str, list[Counts]] = {}
+        """Drawn for the weight in force and not asked for yet: many at once are quicker."""
 
     def counts(self, k: int, weight: int) -> Strata:
-        share = weight / 100
-        found: dict[str, tuple[Counts, ...]] = {}
-        for objective in self._objectives:
-            n = self._given.per_second(objective.name) * self.interval_seconds
+        if weight != self._weight:
+            self._weight, self._ahead = weight, {}
+        return {objective.name: (self._next(objective),) for objective in self._objectives}
+
+    def _next(self, objective: Objective) -> Counts:
+        if not self._ahead.get(objective.name):
+            n_c, n_s = self._given.samples(objective, self.interval_seconds, self._weight)
             baseline = self._given.baselines[objective.name]
-            found[objective.name] = tuple(drawn(self._rng, objective, baseline, [n * share], [n * (1 - share)], 1.0))
-        return found
+            block = drawn(self._rng, objective, baseline, [n_c] * AT_ONCE, [n_s] * AT_ONCE, 1.0)
+            self._ahead[objective.name] = block
+        return self._ahead[objective.name].pop()
 
     def available(self, k: int) -> bool:
         return True

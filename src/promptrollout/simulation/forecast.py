@@ -16,7 +16,7 @@ from promptrollout.simulation.world import Run, simulate
 
 GOOD_RUNS = 9
 ENOUGH_HELD = 3
-"""If the first so many good versions do not arrive, none is waited for any longer."""
+"""If the first so many good versions all do not arrive, no further ones are waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +69,15 @@ def good_version(rules: Snapshot, given: Assumed) -> tuple[float, str]:
     attended = [step for step in rules.steps if step.pause is None or step.pause.duration_seconds is not None]
     pauses = sum(step.pause.duration_seconds or 0 for step in attended if step.pause is not None)
     plain = rules.model_copy(update={"steps": attended, "bake_seconds": 0})
-    intervals = -(-(rules.max_duration_seconds + pauses) // rules.interval_seconds) + len(attended)
+    # one less than there may be: it is to end with what it waits for, and not with the end of its time
+    intervals = (rules.max_duration_seconds + pauses) // rules.interval_seconds - 1
     runs: list[Run] = []
     for number in range(GOOD_RUNS):
-        traffic = GoodVersion(
-            np.random.default_rng([3, number]), rules.objectives, given, rules.interval_seconds, intervals
-        )
+        traffic = GoodVersion(np.random.default_rng([3, number]), rules.objectives, given, intervals)
         runs.append(simulate(plain, traffic, coarse=True))
-        if sum(run.outcome == "Held" for run in runs) >= ENOUGH_HELD:
+        if len(runs) == ENOUGH_HELD and all(run.outcome == "Held" for run in runs):
             break
     held = [run.why for run in runs if run.outcome == "Held"]
+    # what is rolled back although it is good says nothing of the time that one takes
     times = [run.seconds if run.outcome == "Promoted" else math.inf for run in runs if run.outcome != "RolledBack"]
-    return (math.inf if len(held) >= ENOUGH_HELD or not times else median(times)), (held[0] if held else "")
+    return (median(times) if times else math.inf), (held[0] if held else "")

@@ -16,8 +16,9 @@ from promptrollout.api.slo import Objective
 from promptrollout.engine.analysis import Line, levels
 from promptrollout.engine.evidence import Counts
 from promptrollout.engine.life import BASELINE_INTERVALS
+from promptrollout.engine.signals import signal_of
 from promptrollout.simulation.assumed import Assumed, drawn, worst_ratio
-from promptrollout.simulation.undecidable import signal_of, weight_steps
+from promptrollout.simulation.undecidable import weight_steps
 
 CHANCE = 0.8
 """With which a regression is to be caught."""
@@ -26,9 +27,9 @@ LOOKS_PER_STEP = 12
 """A longer step is looked at so often, in longer intervals: a little less often than it really is."""
 PRECISION = 1.03
 """Of the ratios that are found."""
-PASS_RUNS = 9
-PASS_LOOKS = 150
-"""At distances that grow by a tenth."""
+PASS_RUNS = 21
+PASS_LOOKS = 250
+"""At distances that grow by a twentieth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +82,13 @@ class Detection:
 
     def _play(self, run: int, ratio: float) -> int:
         looks = _looks(self.rules)
-        n = [self.given.per_second(self.objective.name) * look.seconds for look in looks]
-        canary = [each * look.weight / 100 for each, look in zip(n, looks, strict=True)]
-        stable = [each - own for each, own in zip(n, canary, strict=True)]
+        n = [self.given.samples(self.objective, look.seconds, look.weight) for look in looks]
+        canary, stable = zip(*n, strict=True)
         baseline = self.given.baselines[self.objective.name]
         rng = np.random.default_rng([1, run])
         at, line = levels(self.rules, 1), Line(self.objective, None)
         if run not in self._primed:
-            self._primed[run] = primed(self.objective, self.given, self.rules.interval_seconds, run)
+            self._primed[run] = primed(self.objective, self.given, run)
         line.state = self._primed[run]
         for look, counts in zip(looks, drawn(rng, self.objective, baseline, canary, stable, ratio), strict=True):
             line.take([counts], look.weight, promotable=True, outage=False)
@@ -97,12 +97,13 @@ class Detection:
         return len(self.rules.steps)
 
 
-def primed(objective: Objective, given: Assumed, interval_seconds: int, run: int) -> Any:
+def primed(objective: Objective, given: Assumed, run: int) -> Any:
     """A test's state at the first exposure: it knows stable from the intervals before."""
     line = Line(objective, None)
-    n = [given.per_second(objective.name) * interval_seconds] * BASELINE_INTERVALS
+    n_c, n_s = given.samples(objective, given.interval_seconds, 0)
     rng = np.random.default_rng([0, run])
-    before = drawn(rng, objective, given.baselines[objective.name], [0.0] * len(n), n, 1.0)
+    count = BASELINE_INTERVALS
+    before = drawn(rng, objective, given.baselines[objective.name], [n_c] * count, [n_s] * count, 1.0)
     for counts in before:
         line.take([counts], 100, promotable=False, outage=False)
     return line.state
@@ -116,27 +117,29 @@ def _looks(rules: Snapshot) -> list[_Look]:
     return looks
 
 
-def seconds_to_pass(rules: Snapshot, objective: Objective, given: Assumed, weight: int, attempt: int = 1) -> float:
+def seconds_to_pass(
+    rules: Snapshot, objective: Objective, given: Assumed, weight: int, within: float = math.inf
+) -> float:
     """Median time that a version as good as stable needs at `weight` percent to be shown within all margins.
 
-    Infinity if it is not within some ten thousand times the interval. It counts from the step's beginning, as if the
-    canary had met nobody before.
+    Infinity if it takes longer than `within`, or some hundred thousand intervals. It counts from the step's beginning,
+    as if the canary had met nobody before.
     """
     if weight < signal_of(objective).from_weight:
         return math.inf
-    at = levels(rules, attempt)
-    ends = _pass_ends(rules.interval_seconds)
+    at = levels(rules, 1)
+    ends = [end for end in _pass_ends(rules.interval_seconds) if end <= within]
     lengths = [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
-    n = [given.per_second(objective.name) * length for length in lengths]
-    canary = [each * weight / 100 for each in n]
-    stable = [each - own for each, own in zip(n, canary, strict=True)]
+    canary, stable = zip(*(given.samples(objective, length, weight) for length in lengths), strict=True)
     baseline = given.baselines[objective.name]
     times = []
     for run in range(PASS_RUNS):
         line = Line(objective, None)
-        line.state = primed(objective, given, rules.interval_seconds, run)
+        line.state = primed(objective, given, run)
         rng = np.random.default_rng([2, run])
         times.append(_first_pass(line, drawn(rng, objective, baseline, canary, stable, 1.0), weight, at, ends))
+        if 2 * sum(map(math.isinf, times)) > PASS_RUNS:
+            return math.inf
     return median(times)
 
 
@@ -144,7 +147,7 @@ def _first_pass(line: Line, counts: Sequence[Counts], weight: int, at: Any, ends
     for each, end in zip(counts, ends, strict=True):
         line.take([each], weight, promotable=True, outage=False)
         judgement = line.test.judge(line.state, at)
-        if judgement.non_inferior and not judgement.common_cause and line.step_samples >= line.objective.min_samples:
+        if judgement.non_inferior and not judgement.common_cause:
             return end
     return math.inf
 
@@ -153,6 +156,6 @@ def _pass_ends(interval_seconds: int) -> list[float]:
     """Ends of looks: each interval at first, then further and further apart."""
     ends, length = [0.0], float(interval_seconds)
     for _ in range(PASS_LOOKS):
-        length = max(length, ends[-1] / 10)
+        length = max(length, ends[-1] / 20)
         ends.append(ends[-1] + length)
     return ends[1:]

@@ -11,12 +11,12 @@ from rich.text import Text
 
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot
 from promptrollout.engine import wording
+from promptrollout.engine.signals import signal_of
 from promptrollout.simulation.assumed import Assumed, described
 from promptrollout.simulation.forecast import Forecast
 from promptrollout.simulation.power import CHANCE
 from promptrollout.simulation.summary import OUTCOMES, Spread, Summary
 from promptrollout.simulation.toll import Toll
-from promptrollout.simulation.undecidable import signal_of
 from promptrollout.simulation.world import Run
 
 ENDED = {"Promoted": "promoted", "RolledBack": "rolled back", "Held": "held"}
@@ -177,8 +177,8 @@ def good_text(rules: Snapshot, found: Forecast) -> str:
 
 def _amount(name: str, rules: Snapshot, value: float) -> str:
     signal = next((signal_of(o) for o in rules.objectives if o.name == name), None)
-    if signal is not None and signal.kind == "mean" and signal.unit == "usd":
-        return wording.usd(value)
+    if signal is not None and signal.kind == "mean":
+        return wording.value(signal, value) if signal.unit == "usd" else f"{value:,.4g}"
     return f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.1f}"
 
 

@@ -7,7 +7,7 @@ from promptrollout.api.rollout import Snapshot
 from promptrollout.api.slo import Objective
 from promptrollout.engine.life import DEFAULT_STEP_SECONDS, GRACE_INTERVALS
 from promptrollout.engine.objectives import bounds_of
-from promptrollout.engine.signals import SIGNALS, Signal
+from promptrollout.engine.signals import signal_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,6 @@ def weight_steps(rules: Snapshot) -> list[WeightStep]:
             seconds = DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
             found.append(WeightStep(number, step.weight, max(seconds, rules.interval_seconds)))
     return found
-
-
-def signal_of(objective: Objective) -> Signal:
-    return SIGNALS[objective.signal]
 
 
 def patience_seconds(rules: Snapshot, step: WeightStep) -> int:
@@ -71,7 +67,7 @@ def undecidable(rules: Snapshot) -> Iterator[Doubt]:
         )
     for objective in rules.objectives:
         proofs = [step for step in steps if wants_proof(objective, last=step is steps[-1])]
-        margin = bounds_of(objective).margin_percent
+        margin = bounds_of(objective).margin
         if proofs and margin == 0:
             exception = " unless it is below negligibleRate" if signal_of(objective).kind == "rate" else ""
             yield Doubt(

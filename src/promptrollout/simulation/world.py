@@ -8,10 +8,13 @@ from typing import Literal
 
 from promptrollout.api.delivery import VersionRef
 from promptrollout.api.rollout import Decision, ObjectiveStatus, RolloutSpec, RolloutStatus, Snapshot
+from promptrollout.engine import sample_ratio
+from promptrollout.engine.analysis import is_outage
 from promptrollout.engine.evidence import Evidence, Interval
 from promptrollout.engine.facts import Delivered, DeliveryIntent, Desired, Facts, Plan
 from promptrollout.engine.life import BASELINE_INTERVALS, step_seconds
-from promptrollout.engine.plan import plan
+from promptrollout.engine.objectives import bounds_of
+from promptrollout.engine.plan import COMMON_SECONDS, plan
 from promptrollout.simulation.toll import Toll, tolls
 from promptrollout.simulation.traffic import Strata, Traffic
 
@@ -114,6 +117,10 @@ def _spec(rules: Snapshot) -> RolloutSpec:
     return RolloutSpec.model_validate(spec).model_copy(update={"stickiness": rules.stickiness})
 
 
+def _mismatch(status: RolloutStatus) -> bool:
+    return any(row.name == sample_ratio.NAME and row.common_cause for row in status.analysis)
+
+
 @dataclass(slots=True)
 class _World:
     rules: Snapshot
@@ -126,6 +133,8 @@ class _World:
     status: RolloutStatus = field(init=False)
     now: int = field(init=False)
     spec: RolloutSpec = field(init=False)
+    planned_at: int = field(init=False)
+    has_bounds: bool = field(init=False)
     intent: DeliveryIntent | None = None
     sequence: int = 0
     confirmed_at: int = 0
@@ -141,7 +150,8 @@ class _World:
     def __post_init__(self) -> None:
         self.spec = _spec(self.rules)
         self.status = RolloutStatus(stage="Idle", weight=100, stable=STABLE, revision=1)
-        self.now = self.origin - self.confirm_seconds
+        self.now = self.planned_at = self.origin - self.confirm_seconds
+        self.has_bounds = any(bounds_of(objective).bound is not None for objective in self.rules.objectives)
 
     @property
     def width(self) -> int:
@@ -190,6 +200,10 @@ class _World:
         )
         if left <= 0 and self.coarse:
             return -left // self.width // 50
+        until = clock.evaluated_until or self.now
+        common = clock.common_since or until
+        if self.has_bounds and common <= clock.acknowledged_at + COMMON_SECONDS:
+            left = min(left, common + COMMON_SECONDS - until)  # then the weight may be taken back
         return -(-(left - behind) // self.width)
 
     def answers(self, end: int) -> bool:
@@ -217,16 +231,30 @@ class _World:
         raise RuntimeError("the plan does not settle; this is a defect of the engine")
 
     def plan_once(self) -> Plan:
-        """One plan. Where it breaches in mid-batch, the clock is put back to the look at that very interval."""
-        facts = self.facts()
-        result = plan(facts, self.now)
+        """One plan. Where the operator's next plan would have seen something else in mid-batch, the clock is put back
+        to the look at that very interval."""
+        planned_at, self.planned_at = self.planned_at, self.now
+        while True:
+            facts = self.facts()
+            result = plan(facts, self.now)
+            turn = self.turning_point(facts, result)
+            looks = range(turn or self.now, self.now, self.width)
+            look = next((at for at in looks if at > planned_at and self.answers(at)), None)
+            if look is None:
+                return result
+            self.now = self.planned_at = look
+
+    def turning_point(self, facts: Facts, result: Plan) -> int | None:
+        """End of the first interval of a batch after which what was folded so far decides something about the next: a
+        breach, an outage of both arms, a mismatch of the sample ratio."""
         intervals, until = facts.evidence.intervals, result.status.clock.evaluated_until
-        if intervals and until is not None and intervals[0].start < until < intervals[-1].end:
-            looked = next(at for at in range(until, self.now + 1, self.width) if self.answers(at))
-            if looked < self.now:
-                self.now = looked
-                result = plan(self.facts(), self.now)
-        return result
+        if len(intervals) < 2 or until is None or until <= intervals[0].start:
+            return None
+        outages = (each.end for each in intervals if is_outage(self.rules.objectives, each))
+        first = next(outages, until) if facts.status.clock.outage_since is None else intervals[0].end
+        if _mismatch(facts.status) != _mismatch(result.status):
+            first = min(first, intervals[len(intervals) // 2 - 1].end)
+        return min(first, until)
 
     def take(self, result: Plan) -> None:
         before, self.status = self.status, result.status

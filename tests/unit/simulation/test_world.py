@@ -10,6 +10,8 @@ from tests.unit.simulation.steady import Steady, rules
 PAUSE = [{"weight": 10, "minDurationSeconds": 300}, {"pause": {"durationSeconds": 95}}, {"weight": 50}]
 COST = {"name": "cost", "signal": "CostPerRequest", "max": "0.0015", "versusStable": {"maxIncreasePercent": 20}}
 
+BOUND = {"name": "errors", "signal": "ErrorRate", "max": "0.05", "versusStable": {"maxIncreasePercent": 50}}
+
 STORIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "good": ({}, {}),
     "bad": ({}, {"rates": {"errors": (0.03, 0.01)}}),
@@ -25,6 +27,16 @@ STORIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "bad in the bake": ({"bakeSeconds": 3600, "objectives": [COST]}, {"costs": {"cost": (0.002, 0.001)}, "since": 65}),
     "provider away": ({}, {"provider_down": lambda k: 10 <= k < 20}),
     "provider away for long": ({}, {"provider_down": lambda k: 10 <= k < 60}),
+    "both fail for a while": ({}, {"both": lambda k: 0.7 if 5 <= k < 9 or k == 30 else None}),
+    "both beyond the bound from the second step on": (
+        {"objectives": [BOUND], "maxDurationSeconds": 5_000},
+        {"both": lambda k: 0.12 if k >= 22 else None},
+    ),
+    "both beyond the bound now and then": (
+        {"objectives": [BOUND]},
+        {"both": lambda k: 0.12 if 22 <= k < 35 or 50 <= k < 55 else None},
+    ),
+    "more users than the weight says": ({}, {"surplus": 1.15}),
     "dear": ({"objectives": [COST]}, {"costs": {"cost": (0.0013, 0.001)}}),
 }
 
