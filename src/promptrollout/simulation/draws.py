@@ -8,7 +8,6 @@ requests as any other rule, and no user flips.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.random import Generator
@@ -30,27 +29,6 @@ Floats = NDArray[np.float64]
 Counted = NDArray[np.int64]
 
 
-class Traffic(Protocol):
-    """What a simulated world reads. Intervals are numbered from the canary's first exposure; from -BASELINE up to -1
-    stable is alone."""
-
-    interval_seconds: int
-    intervals: int
-
-    def counts(self, k: int, weight: int) -> Mapping[str, tuple[Counts, ...]]:
-        """What is read at the end of interval k, in which the canary had `weight` percent: strata per signal.
-
-        A signal that could not be read has no entry. Ask for every interval in its order: answers that are judged later
-        count for the arm that gave them. Starting again from the beginning is starting anew.
-        """
-
-    def available(self, k: int) -> bool:
-        """Prometheus answers at the end of interval k."""
-
-    def unreachable(self, k: int) -> bool:
-        """Only the canary's provider is down during interval k."""
-
-
 @dataclass(frozen=True, slots=True)
 class Exposure:
     """What the canary really did to users in one interval, read or not."""
@@ -62,7 +40,11 @@ class Exposure:
 
 
 class Draws:
-    """One run's traffic, see `Traffic`. Use it for any number of rules, one after the other."""
+    """One run's `Traffic`. Use it for any number of rules, one after the other.
+
+    Ask for every interval in its order: answers that are judged later count for the arm that gave them. Starting again
+    from the beginning is starting anew. Signals name the strata.
+    """
 
     def __init__(
         self,
@@ -79,10 +61,12 @@ class Draws:
         self._splits = splits
         self._delayed = delayed
         self._read_from = read_from
+        self._known: dict[tuple[str, int, bytes], tuple[Counts, ...]] = {}  # most rules choose the same weights
         self._slices = np.zeros(BASELINE + scenario.intervals, np.int64)  # slices on the canary, by interval
         self._since = np.zeros(BASELINE + scenario.intervals, np.int64)  # when the weight in force was set
 
     def counts(self, k: int, weight: int) -> Mapping[str, tuple[Counts, ...]]:
+        """What is read at the end of interval k, in which the canary had `weight` percent."""
         t = k + BASELINE
         self._slices[t] = self._buckets.slices(weight)
         self._since[t] = self._since[t - 1] if t > 0 and self._slices[t] == self._slices[t - 1] else t
@@ -92,15 +76,21 @@ class Draws:
             if first < 0:
                 continue
             if signal in self._splits:
-                found[signal] = (self._splits[signal].counts(first, self._slices[first : t + 1]),)
+                slices = self._slices[first : t + 1]
+                key = signal, t, slices.tobytes()
+                if key not in self._known:
+                    self._known[key] = (self._splits[signal].counts(first, slices),)
+                found[signal] = self._known[key]
             else:
                 found[signal] = self._delayed[signal].counts(first, t, self._slices, int(self._since[t]))
         return found
 
     def available(self, k: int) -> bool:
+        """Prometheus answers at the end of interval k."""
         return not any(window.start <= k < window.end for window in self._gaps.prometheus_outages)
 
     def unreachable(self, k: int) -> bool:
+        """Only the canary's provider is down during interval k."""
         outage = self._gaps.canary_provider_outage
         return outage is not None and outage.start <= k < outage.end
 

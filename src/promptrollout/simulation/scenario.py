@@ -190,7 +190,7 @@ class Scenario(Strict):
     description: Annotated[str, Field(max_length=1024)] = ""
     requests_per_minute: Positive | DailyRequests = 600
     interval_seconds: Annotated[int, Field(ge=1, le=3_600)] = 60
-    intervals: Annotated[int, Field(ge=1, le=100_000)] = 240
+    intervals: Annotated[int, Field(ge=1, le=100_000)] = 280
     """After the canary's first exposure."""
     errors: Errors = Errors()
     users: Users | None = None

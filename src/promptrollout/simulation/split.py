@@ -119,5 +119,5 @@ def _arm(sums: Floats, first: int, slices: Counted) -> Arm:
     found = sums[:, first, slices[0]]
     for later, i in enumerate(slices[1:].tolist(), start=first + 1):
         found = found + sums[:, later, i]
-    n, total, squared, *_ = found.sum(axis=1).tolist()
-    return Arm(n, total, squared, tuple(zip(found[0].tolist(), found[1].tolist(), strict=True)))
+    n, total, squared, whole, saved = found.sum(axis=1).tolist()
+    return Arm(n, total, squared, tuple(zip(found[0].tolist(), found[1].tolist(), strict=True)), whole, saved)
