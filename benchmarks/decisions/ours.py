@@ -35,6 +35,9 @@ class ByObjective:
     def available(self, k: int) -> bool:
         return self._traffic.available(k)
 
+    def unreachable(self, k: int) -> bool:
+        return self._traffic.unreachable(k)
+
 
 def rules_of(case: Case, rollback_above: int | None = None) -> Snapshot:
     """The case as a manifest would say it. `rollback_above` overrides every rollbackAbovePercent. ValidationError if
@@ -76,7 +79,7 @@ class PromptRollout:
     def play(self, case: Case, traffic: Draws) -> Outcome:
         rules = rules_of(case, self.rollback_above)
         named = ByObjective(traffic, rules.objectives)
-        run = simulate(rules, named, unreachable=traffic.unreachable)
+        run = simulate(rules, named)
         width = traffic.interval_seconds
         looks = [moment.seconds // width - 1 for moment in run.timeline if moment.reason in DECISIONS]
         requests = excess = 0

@@ -8,9 +8,14 @@ from typing import Any, NamedTuple
 import click
 
 from promptrollout.api.names import API_VERSION, GROUP
+from promptrollout.api.rollout import Snapshot
+from promptrollout.cli.given import require
 from promptrollout.cli.lint_references import content_problems, reference_problems
+from promptrollout.cli.lint_schema import Path as FieldPath
 from promptrollout.cli.lint_schema import Problem, schema_problems, written
 from promptrollout.cli.manifests import Manifest, Unreadable, files_below, read
+from promptrollout.simulation.rules import rules_of
+from promptrollout.simulation.undecidable import Doubt, undecidable
 
 STDIN = "-"
 
@@ -33,14 +38,22 @@ class Finding(NamedTuple):
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--strict", is_flag=True, help="Warnings fail, too.")
-def lint(files: tuple[str, ...], strict: bool) -> None:
+@click.option(
+    "--requests-per-minute",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Warn about objectives that this traffic never decides, as `plan` does.",
+)
+def lint(files: tuple[str, ...], strict: bool, requests_per_minute: float | None) -> None:
     """Check manifests without a cluster: FILEs, directories, or `-` for standard input.
 
     Finds what the API server would refuse, unknown fields, prompts and output schemas that do not compile, and
     references that the given files contradict. Objects of other groups are passed over. Exit code 1 on errors.
     """
     documents = [document for name in files for document in _documents(name)]
-    findings = sorted(check(documents), key=lambda each: (each.source, each.line))
+    if requests_per_minute is not None:
+        require("numpy")
+    found = [*check(documents), *doubts_about(documents, requests_per_minute)]
+    findings = sorted(found, key=lambda each: (each.source, each.line))
     for finding in findings:
         click.echo(str(finding), err=finding.is_error)
     ours = sum(isinstance(document, Manifest) and _is_ours(document.body) for document in documents)
@@ -95,6 +108,47 @@ def _of(body: dict[str, Any], all_bodies: Sequence[dict[str, Any]]) -> tuple[lis
     errors = list(content_problems(kind, spec))
     more, warnings = reference_problems({**body, "spec": spec}, all_bodies)
     return errors + more, warnings
+
+
+def doubts_about(
+    documents: Sequence[Manifest | Unreadable], requests_per_minute: float | None = None
+) -> Iterator[Finding]:
+    """Warnings about objectives that are never decided, whatever the traffic or with this one.
+
+    A rollout that cannot be resolved from the given files alone is passed over: what it lacks is said elsewhere.
+    """
+    given = [each for each in documents if isinstance(each, Manifest) and _is_sound(each.body)]
+    for document in given:
+        body = document.body
+        if body["kind"] != "PromptRollout":
+            continue
+        name = body["metadata"]["name"]
+        try:
+            _, rules = rules_of(
+                [each.body for each in given if each.body["kind"] != "PromptRollout" or each is document]
+            )
+        except ValueError:
+            continue
+        declared = [each["name"] for each in body["spec"]["analysis"].get("objectives", ())]
+        for doubt in _doubts(rules, requests_per_minute):
+            path: FieldPath = ("spec", "analysis")
+            if doubt.objective in declared:
+                path = (*path, "objectives", declared.index(doubt.objective))
+            line = document.line(path)
+            yield Finding(document.source, line, f"PromptRollout/{name}", written(path), str(doubt), False)
+
+
+def _doubts(rules: Snapshot, requests_per_minute: float | None) -> Iterator[Doubt]:
+    yield from undecidable(rules)
+    if requests_per_minute is not None:
+        from promptrollout.simulation.advice import never_decided
+        from promptrollout.simulation.assumed import assumed
+
+        yield from never_decided(rules, assumed(rules, requests_per_minute))
+
+
+def _is_sound(body: Any) -> bool:
+    return _is_ours(body) and body.get("apiVersion") == API_VERSION and not schema_problems(str(body.get("kind")), body)
 
 
 def _is_ours(body: Any) -> bool:

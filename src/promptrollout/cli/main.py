@@ -18,6 +18,8 @@ COMMANDS: Final[tuple[tuple[str, str, str], ...]] = (
     ("undo", "promptrollout.cli.verbs:undo", "Go back to the version before, and reject the present one."),
     ("emergency", "promptrollout.cli.emergency:emergency", "Send everybody to stable, even with the operator down."),
     ("lint", "promptrollout.cli.lint:lint", "Check manifests without a cluster."),
+    ("plan", "promptrollout.cli.plan:plan", "Say what a rollout can see with the traffic that there is."),
+    ("simulate", "promptrollout.cli.simulate:simulate", "Run a rollout against synthetic, recorded or past metrics."),
     ("demo", "promptrollout.cli.demo:demo", "Watch a good and a bad prompt change in a sandbox."),
     ("sandbox", "promptrollout.cli.sandbox:sandbox", "Run a local control plane with the operator in it."),
     ("operator", "promptrollout.cli.operator:operator", "Run the operator (in its pod)."),

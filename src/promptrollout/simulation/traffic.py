@@ -1,8 +1,10 @@
 """What a simulated rollout meets: the counts of both arms, interval by interval."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from promptrollout.api.slo import Objective
 from promptrollout.engine.evidence import Counts
 
 Strata = Mapping[str, tuple[Counts, ...]]
@@ -10,7 +12,7 @@ Strata = Mapping[str, tuple[Counts, ...]]
 
 
 class Traffic(Protocol):
-    """Intervals are numbered from the one in which the canary is first exposed; the same call gives the same answer."""
+    """Intervals are numbered from the one in which the canary is first exposed, and asked for once each, in order."""
 
     @property
     def interval_seconds(self) -> int: ...
@@ -27,3 +29,32 @@ class Traffic(Protocol):
 
     def available(self, k: int) -> bool:
         """False: Prometheus does not answer when interval `k` ends. What it recorded can be read later."""
+
+    def unreachable(self, k: int) -> bool:
+        """True: only the canary's provider is down during interval `k`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByObjective:
+    """Traffic that counts by signal, given to the objectives that measure these signals."""
+
+    drawn: Traffic
+    objectives: Sequence[Objective]
+
+    @property
+    def interval_seconds(self) -> int:
+        return self.drawn.interval_seconds
+
+    @property
+    def intervals(self) -> int:
+        return self.drawn.intervals
+
+    def counts(self, k: int, weight: int) -> Strata:
+        found = self.drawn.counts(k, weight)
+        return {o.name: found[o.signal] for o in self.objectives if o.signal in found}
+
+    def available(self, k: int) -> bool:
+        return self.drawn.available(k)
+
+    def unreachable(self, k: int) -> bool:
+        return self.drawn.unreachable(k)

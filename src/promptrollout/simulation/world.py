@@ -2,16 +2,19 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from promptrollout.api.delivery import VersionRef
 from promptrollout.api.rollout import Decision, ObjectiveStatus, RolloutSpec, RolloutStatus, Snapshot
+from promptrollout.engine import sample_ratio
+from promptrollout.engine.analysis import is_outage
 from promptrollout.engine.evidence import Evidence, Interval
 from promptrollout.engine.facts import Delivered, DeliveryIntent, Desired, Facts, Plan
-from promptrollout.engine.life import step_seconds
-from promptrollout.engine.plan import plan
+from promptrollout.engine.life import BASELINE_INTERVALS, step_seconds
+from promptrollout.engine.objectives import bounds_of
+from promptrollout.engine.plan import COMMON_SECONDS, plan
 from promptrollout.simulation.toll import Toll, tolls
 from promptrollout.simulation.traffic import Strata, Traffic
 
@@ -75,15 +78,15 @@ def simulate(
     confirm_seconds: int = 0,
     exposed_at: int = EPOCH,
     at_once: int | None = None,
+    coarse: bool = False,
     looks: bool = False,
-    unreachable: Callable[[int], bool] | None = None,
 ) -> Run:
     """Roll a version out by `rules` until it is promoted and its bake is over, rolled back, or the traffic ends.
 
     Pods confirm a configuration after `confirm_seconds` and serve it at once. `at_once`: most intervals handed to one
-    plan; 1 is what the operator does, and any number decides the same. `unreachable`: whether only the canary's
-    provider was down in an interval; None if nobody asks. ValueError if the traffic was cut otherwise than the rules
-    say.
+    plan; 1 is what the operator does, and any number decides the same. `coarse`: what waits for evidence after a step's
+    time is looked at less and less often, which is quicker, and late by a fiftieth of the wait at most. `looks`: keep
+    the table after every interval. ValueError if the traffic was cut otherwise than the rules say.
     """
     width = rules.interval_seconds
     if traffic.interval_seconds != width:
@@ -92,12 +95,12 @@ def simulate(
             "make them equal"
         )
     origin = -(-exposed_at // width) * width
-    return _World(rules, traffic, confirm_seconds, origin, 1 if looks else at_once, looks, unreachable).run()
+    return _World(rules, traffic, confirm_seconds, origin, 1 if looks else at_once, coarse, looks).run()
 
 
 def _version(text: str) -> VersionRef:
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return VersionRef(version=f"{text}-{digest[:10]}", digest=f"sha256:{digest}")
+    return VersionRef(version=text, digest=f"sha256:{digest}")
 
 
 STABLE, CANARY = _version("stable"), _version("canary")
@@ -114,6 +117,10 @@ def _spec(rules: Snapshot) -> RolloutSpec:
     return RolloutSpec.model_validate(spec).model_copy(update={"stickiness": rules.stickiness})
 
 
+def _mismatch(status: RolloutStatus) -> bool:
+    return any(row.name == sample_ratio.NAME and row.common_cause for row in status.analysis)
+
+
 @dataclass(slots=True)
 class _World:
     rules: Snapshot
@@ -121,11 +128,13 @@ class _World:
     confirm_seconds: int
     origin: int
     at_once: int | None
+    coarse: bool
     wants_looks: bool
-    unreachable: Callable[[int], bool] | None
     status: RolloutStatus = field(init=False)
     now: int = field(init=False)
     spec: RolloutSpec = field(init=False)
+    planned_at: int = field(init=False)
+    has_bounds: bool = field(init=False)
     intent: DeliveryIntent | None = None
     sequence: int = 0
     confirmed_at: int = 0
@@ -141,7 +150,8 @@ class _World:
     def __post_init__(self) -> None:
         self.spec = _spec(self.rules)
         self.status = RolloutStatus(stage="Idle", weight=100, stable=STABLE, revision=1)
-        self.now = self.origin - self.confirm_seconds
+        self.now = self.planned_at = self.origin - self.confirm_seconds
+        self.has_bounds = any(bounds_of(objective).bound is not None for objective in self.rules.objectives)
 
     @property
     def width(self) -> int:
@@ -163,12 +173,10 @@ class _World:
         if self.now < self.confirmed_at <= ends:
             return self.confirmed_at
         ahead = max(1, min(self.quiet_intervals(), self.at_once or self.quiet_intervals()))
-        if self.is_unreachable(self.now - self.now % self.width):
-            return ends
-        for more in range(ahead):
-            end = ends + more * self.width
-            if not self.answers(end) or self.is_unreachable(end):
-                return ends + max(0, more - 1) * self.width
+        away = self.status.clock.unreachable_since is not None
+        for end in range(ends, ends + ahead * self.width, self.width):
+            if away or not self.answers(end) or self.unreachable(end):
+                return max(ends, end - self.width)
         return ends + (ahead - 1) * self.width
 
     def quiet_intervals(self) -> int:
@@ -190,6 +198,12 @@ class _World:
         left = min(
             step_seconds(step) - clock.step_active_seconds, self.rules.max_duration_seconds - clock.active_seconds
         )
+        if left <= 0 and self.coarse:
+            return -left // self.width // 50
+        until = clock.evaluated_until or self.now
+        common = clock.common_since or until
+        if self.has_bounds and common <= clock.acknowledged_at + COMMON_SECONDS:
+            left = min(left, common + COMMON_SECONDS - until)  # then the weight may be taken back
         return -(-(left - behind) // self.width)
 
     def answers(self, end: int) -> bool:
@@ -197,9 +211,10 @@ class _World:
         k = self.index(end) - 1
         return k < 0 or self.traffic.available(k)
 
-    def is_unreachable(self, end: int) -> bool | None:
-        """Whether only the canary's provider was, in the interval that ends then."""
-        return None if self.unreachable is None else self.unreachable(self.index(end) - 1)
+    def unreachable(self, end: int) -> bool:
+        """Whether only the canary's provider was down in the interval that ends then."""
+        k = self.index(end) - 1
+        return k >= 0 and self.traffic.unreachable(k)
 
     def index(self, start: int) -> int:
         return (start - self.origin) // self.width
@@ -216,16 +231,30 @@ class _World:
         raise RuntimeError("the plan does not settle; this is a defect of the engine")
 
     def plan_once(self) -> Plan:
-        """One plan. Where it breaches in mid-batch, the clock is put back to the look at that very interval."""
-        facts = self.facts()
-        result = plan(facts, self.now)
+        """One plan. Where the operator's next plan would have seen something else in mid-batch, the clock is put back
+        to the look at that very interval."""
+        planned_at, self.planned_at = self.planned_at, self.now
+        while True:
+            facts = self.facts()
+            result = plan(facts, self.now)
+            turn = self.turning_point(facts, result)
+            looks = range(turn or self.now, self.now, self.width)
+            look = next((at for at in looks if at > planned_at and self.answers(at)), None)
+            if look is None:
+                return result
+            self.now = self.planned_at = look
+
+    def turning_point(self, facts: Facts, result: Plan) -> int | None:
+        """End of the first interval of a batch after which what was folded so far decides something about the next: a
+        breach, an outage of both arms, a mismatch of the sample ratio."""
         intervals, until = facts.evidence.intervals, result.status.clock.evaluated_until
-        if intervals and until is not None and intervals[0].start < until < intervals[-1].end:
-            looked = next(at for at in range(until, self.now + 1, self.width) if self.answers(at))
-            if looked < self.now:
-                self.now = looked
-                result = plan(self.facts(), self.now)
-        return result
+        if len(intervals) < 2 or until is None or until <= intervals[0].start:
+            return None
+        outages = (each.end for each in intervals if is_outage(self.rules.objectives, each))
+        first = next(outages, until) if facts.status.clock.outage_since is None else intervals[0].end
+        if _mismatch(facts.status) != _mismatch(result.status):
+            first = min(first, intervals[len(intervals) // 2 - 1].end)
+        return min(first, until)
 
     def take(self, result: Plan) -> None:
         before, self.status = self.status, result.status
@@ -240,7 +269,7 @@ class _World:
                 self.sent.append((self.now, weight))
         self.intent = intent
         known, taken = before.clock.evaluated_until, self.status.clock.evaluated_until
-        if self.wants_looks and known is not None and taken is not None and taken > known:
+        if self.wants_looks and known is not None and taken is not None and taken > known and self.now > self.origin:
             self.looks.append(Look(self.now - self.origin, tuple(self.status.analysis)))
 
     def is_in_force(self, intent: DeliveryIntent) -> bool:
@@ -258,7 +287,7 @@ class _World:
         self.timeline.append(moment)
         if decision.reason == "RolloutCompleted":
             self.outcome, self.decided, self.rows = "Promoted", moment, tuple(self.status.analysis)
-        elif decision.reason == self.status.withdrawal:
+        elif decision.reason == self.status.withdrawal and self.status.rejected:
             self.outcome, self.decided, self.rows = "RolledBack", moment, tuple(self.status.analysis)
 
     # ------------------------------------------------------------ the surroundings
@@ -292,7 +321,7 @@ class _World:
             complete=self.confirmed,
             acknowledged=int(self.confirmed),
             total=1,
-            canary_provider_unreachable=self.is_unreachable(self.now - self.now % self.width),
+            canary_provider_unreachable=self.unreachable(self.now - self.now % self.width),
         )
 
     def evidence(self) -> Evidence:
@@ -306,9 +335,9 @@ class _World:
 
     def counts(self, start: int) -> Strata:
         k = self.index(start)
-        if k not in self.seen:
-            self.seen[k] = self.traffic.counts(k, self.weight_at(start))
-        return self.seen[k]
+        for each in range(max(self.seen, default=-BASELINE_INTERVALS - 1) + 1, k + 1):
+            self.seen[each] = self.traffic.counts(each, self.weight_at(self.origin + each * self.width))
+        return self.seen.get(k, {})
 
     def weight_at(self, time: int) -> int:
         return next((weight for at, weight in reversed(self.sent) if at <= time), 0)

@@ -8,8 +8,16 @@ from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.simulation.traffic import Strata
 
 
-def certain(_k: int) -> bool:
+def always(_k: int) -> bool:
     return True
+
+
+def never(_k: int) -> bool:
+    return False
+
+
+def apart(_k: int) -> float | None:
+    return None
 
 
 @dataclass
@@ -23,23 +31,38 @@ class Steady:
     costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     since: int = 0
     """Before this interval the canary is as good as stable."""
-    answers: Callable[[int], bool] = certain
+    answers: Callable[[int], bool] = always
+    provider_down: Callable[[int], bool] = never
+    both: Callable[[int], float | None] = apart
+    """Bad share of both arms in an interval, whatever `rates` says."""
+    surplus: float = 1.0
+    """Users on the canary over those that its weight asks for. Above 1 counts carry shards."""
     asked: list[tuple[int, int]] = field(default_factory=list)
 
     def counts(self, k: int, weight: int) -> Strata:
         self.asked.append((k, weight))
-        canary, stable = self.requests * weight / 100, self.requests * (100 - weight) / 100
+        canary = min(1, self.surplus * weight / 100) * self.requests
+        stable = self.requests - canary
         found: dict[str, tuple[Counts, ...]] = {}
         for name, (bad, good) in self.rates.items():
-            share = bad if k >= self.since else good
-            found[name] = (Counts.of(canary, canary * share, stable, stable * good),)
+            common = self.both(k)
+            share = common if common is not None else bad if k >= self.since else good
+            spared = common if common is not None else good
+            found[name] = (Counts(self.rate(canary, share), self.rate(stable, spared)),)
         for name, (dear, cheap) in self.costs.items():
             mean = dear if k >= self.since else cheap
             found[name] = (Counts(spread(canary, mean), spread(stable, cheap)),)
         return found
 
+    def rate(self, n: float, share: float) -> Arm:
+        shards = ((n / 32, n * share / 32),) * 32 if self.surplus > 1 else ()
+        return Arm(n, n * share, shards=shards)
+
     def available(self, k: int) -> bool:
         return self.answers(k)
+
+    def unreachable(self, k: int) -> bool:
+        return self.provider_down(k)
 
 
 def spread(n: float, mean: float) -> Arm:

@@ -10,6 +10,8 @@ from tests.unit.simulation.steady import Steady, rules
 PAUSE = [{"weight": 10, "minDurationSeconds": 300}, {"pause": {"durationSeconds": 95}}, {"weight": 50}]
 COST = {"name": "cost", "signal": "CostPerRequest", "max": "0.0015", "versusStable": {"maxIncreasePercent": 20}}
 
+BOUND = {"name": "errors", "signal": "ErrorRate", "max": "0.05", "versusStable": {"maxIncreasePercent": 50}}
+
 STORIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "good": ({}, {}),
     "bad": ({}, {"rates": {"errors": (0.03, 0.01)}}),
@@ -23,6 +25,18 @@ STORIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "outage over the step's end": ({}, {"answers": lambda k: not 19 <= k < 26}),
     "bad behind an outage": ({}, {"rates": {"errors": (0.05, 0.01)}, "answers": lambda k: k >= 15}),
     "bad in the bake": ({"bakeSeconds": 3600, "objectives": [COST]}, {"costs": {"cost": (0.002, 0.001)}, "since": 65}),
+    "provider away": ({}, {"provider_down": lambda k: 10 <= k < 20}),
+    "provider away for long": ({}, {"provider_down": lambda k: 10 <= k < 60}),
+    "both fail for a while": ({}, {"both": lambda k: 0.7 if 5 <= k < 9 or k == 30 else None}),
+    "both beyond the bound from the second step on": (
+        {"objectives": [BOUND], "maxDurationSeconds": 5_000},
+        {"both": lambda k: 0.12 if k >= 22 else None},
+    ),
+    "both beyond the bound now and then": (
+        {"objectives": [BOUND]},
+        {"both": lambda k: 0.12 if 22 <= k < 35 or 50 <= k < 55 else None},
+    ),
+    "more users than the weight says": ({}, {"surplus": 1.15}),
     "dear": ({"objectives": [COST]}, {"costs": {"cost": (0.0013, 0.001)}}),
 }
 
@@ -36,7 +50,8 @@ def test_many_intervals_at_once_decide_as_one_by_one(
     quick = simulate(rules(**change), asked_at_once, confirm_seconds=confirm_seconds)
     slow = simulate(rules(**change), one_by_one, confirm_seconds=confirm_seconds, at_once=1)
     assert quick == slow
-    assert len(set(asked_at_once.asked)) == len(asked_at_once.asked), "no interval is drawn twice"
+    intervals = [k for k, _ in asked_at_once.asked]
+    assert intervals == list(range(-60, len(intervals) - 60)), "each once, in order"
 
 
 def test_a_good_version_takes_its_steps_and_no_longer() -> None:
@@ -70,6 +85,12 @@ def test_an_outage_of_prometheus_decides_nothing_and_loses_nothing() -> None:
     run = simulate(rules(), Steady(rates={"errors": (0.05, 0.01)}, answers=lambda k: k not in away))
     assert run.outcome == "RolledBack"
     assert run.seconds == 61 * 30, "at the first look after the outage"
+
+
+def test_a_provider_that_is_away_rejects_nobody() -> None:
+    run = simulate(rules(), Steady(intervals=480, provider_down=lambda k: 10 <= k < 60))
+    assert run.outcome == "Promoted"
+    assert "ProviderUnreachable" in [moment.reason for moment in run.timeline]
 
 
 def test_what_never_gets_evidence_is_held_and_says_what_it_waits_for() -> None:

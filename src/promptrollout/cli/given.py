@@ -1,0 +1,70 @@
+"""What `simulate` and `plan` are given: manifests and extras, with errors a person can act on."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from promptrollout.api.rollout import Snapshot
+from promptrollout.cli.manifests import Manifest, files_below, read
+from promptrollout.simulation.rules import Body, rules_of
+
+COLUMNS = 80
+"""Of a pipe or a file, which have no width of their own."""
+
+
+def files_option(function: click.decorators.FC) -> click.decorators.FC:
+    return click.option(
+        "-f",
+        "--file",
+        "files",
+        multiple=True,
+        required=True,
+        type=click.Path(exists=True, path_type=Path),
+        help="Manifests: the rollout, and the PromptSLOs and PromptVersions that it names. May be given several times.",
+    )(function)
+
+
+def name_option(function: click.decorators.FC) -> click.decorators.FC:
+    return click.option("--name", help="Which rollout, if there are several in the files.")(function)
+
+
+def bodies_in(files: Sequence[Path]) -> list[Body]:
+    """All objects in the files and in the directories among them."""
+    found: list[Body] = []
+    for path in (each for name in files for each in files_below(name)):
+        try:
+            documents = list(read(str(path), path.read_text("utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.ClickException(f"{path}: {error}") from error
+        for document in documents:
+            if not isinstance(document, Manifest):
+                raise click.ClickException(f"{document.source}:{document.line}: {document.reason}")
+            if isinstance(document.body, dict):
+                found.append(document.body)
+    return found
+
+
+def rules_in(files: Sequence[Path], name: str | None) -> tuple[str, Snapshot]:
+    """Name and rules of the rollout."""
+    try:
+        return rules_of(bodies_in(files), name)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def require(package: str) -> None:
+    """Say how to get it, rather than where it was missed."""
+    try:
+        importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"this needs {package}, which is not installed: pip install 'promptrollout[simulate]'"
+        ) from error
+
+
+def console() -> Console:
+    found = Console()
+    return found if found.is_terminal else Console(width=COLUMNS)

@@ -1,0 +1,226 @@
+"""`promptrollout simulate`: the rollout that would have been, by the operator's own `plan`."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console, RenderableType
+
+from promptrollout.api.rollout import Snapshot
+from promptrollout.cli.given import COLUMNS, console, files_option, name_option, require, rules_in
+from promptrollout.simulation import recorded
+from promptrollout.simulation.report import run_view, summary_view
+from promptrollout.simulation.summary import summary
+from promptrollout.simulation.traffic import ByObjective, Traffic
+from promptrollout.simulation.world import EPOCH, Run
+from promptrollout.simulation.world import simulate as roll_out
+
+Play = Callable[[int, bool], Run]
+"""Run number `n`, with looks or without."""
+
+
+class Moment(click.ParamType[int]):
+    """RFC 3339, or seconds since 1970."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int) or str(value).isdigit():
+            return int(value)
+        try:
+            return int(datetime.fromisoformat(str(value)).timestamp())
+        except ValueError:
+            self.fail(f"{value!r} is no time: write for example 2026-11-21T10:00:00Z", param, ctx)
+
+
+@click.command()
+@files_option
+@name_option
+@click.option("--scenario", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Synthetic metrics.")
+@click.option(
+    "--recorded", "recording", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSON lines."
+)
+@click.option("--prometheus", "url", metavar="URL", help="Historical metrics; needs the six options below.")
+@click.option("--from", "start", type=Moment(), help="When the canary met its first users.")
+@click.option("--to", "end", type=Moment())
+@click.option("--uid", help="The PromptRollout's metadata.uid.")
+@click.option("--stable", help="First ten characters of the stable version's digest, the label `version`.")
+@click.option("--canary", help="The same of the canary's.")
+@click.option("-n", "--namespace", default="", help="The rollout's, where the series carry the label namespace.")
+@click.option(
+    "--record", type=click.Path(dir_okay=False, path_type=Path), help="Keep what --prometheus had for --recorded."
+)
+@click.option("--runs", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Of a scenario.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option(
+    "--confirm-seconds", type=click.IntRange(0, 3600), default=0, show_default=True, help="Pods take so long."
+)
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the first run: NAME.html or NAME.png."
+)
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def simulate(
+    files: tuple[Path, ...],
+    name: str | None,
+    scenario: Path | None,
+    recording: Path | None,
+    url: str | None,
+    record: Path | None,
+    runs: int,
+    seed: int,
+    confirm_seconds: int,
+    plot: Path | None,
+    output: str,
+    **history: Any,
+) -> None:
+    """Run a rollout against metrics that are not its own: made up, recorded, or of the past.
+
+    One run prints the timeline that the rollout would have had; more runs of a scenario print the chance of each
+    outcome, the time to it, and the bad requests let through. Formats: docs/simulate.md.
+    """
+    if sum(source is not None for source in (scenario, recording, url)) != 1:
+        raise click.UsageError("give exactly one of --scenario, --recorded and --prometheus")
+    if scenario is None and runs > 1:
+        raise click.UsageError("--runs belongs to --scenario: what was recorded is the same every time")
+    if plot is not None:
+        require("matplotlib")
+        if plot.suffix not in (".html", ".png"):
+            raise click.UsageError(f"--plot {plot}: write to a name that ends in .html or .png")
+    title, rules = rules_in(files, name)
+    try:
+        if scenario is not None:
+            rules, play, notes = _synthetic(scenario, rules, seed, confirm_seconds)
+        else:
+            found = _past(title, recording, url, rules, record, history)
+            play, notes = (
+                _replay(found, rules, confirm_seconds),
+                lambda: list(found.warnings(o.name for o in rules.objectives)),
+            )
+        played = list(_progress(play, runs))
+        view: RenderableType
+        if runs == 1:
+            view = run_view(title, played[0], rules, notes())
+        else:
+            view = summary_view(title, summary(played), rules, notes())
+        if output == "json":
+            click.echo(json.dumps(_plain(played, notes()), indent=2))
+        else:
+            console().print(view)
+        if plot is not None:
+            _draw(plot, title, rules, play(0, True), played, view)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _synthetic(
+    path: Path, rules: Snapshot, seed: int, confirm_seconds: int
+) -> tuple[Snapshot, Play, Callable[[], list[str]]]:
+    """Objectives that the scenario says nothing of are left out, and that is said."""
+    require("numpy")
+    import numpy as np
+
+    from promptrollout.simulation.draws import BASELINE, draw
+    from promptrollout.simulation.scenario import load
+
+    scenario = load(path)
+    if "interval_seconds" not in scenario.model_fields_set:
+        scenario = scenario.model_copy(update={"interval_seconds": rules.interval_seconds})
+    weights = [step.weight for step in rules.steps if step.weight is not None]
+
+    def traffic(number: int) -> Traffic:
+        return draw(scenario, np.random.default_rng([seed, number]), weights)
+
+    probe = traffic(0)
+    drawn = {signal for k in range(-BASELINE, scenario.intervals) for signal in probe.counts(k, 0)}
+    kept = [objective for objective in rules.objectives if objective.signal in drawn]
+    left_out = [objective for objective in rules.objectives if objective.signal not in drawn]
+    if not kept:
+        raise ValueError(f"{path}: the scenario says nothing of any objective's signal ({', '.join(sorted(drawn))})")
+    rules = rules.model_copy(update={"objectives": kept})
+    notes = [
+        f"the scenario says nothing of {objective.signal}: the objective {objective.name} is left out"
+        for objective in left_out
+    ]
+
+    def play(number: int, looks: bool) -> Run:
+        named = ByObjective(traffic(number), kept)
+        return roll_out(rules, named, confirm_seconds=confirm_seconds, looks=looks)
+
+    return rules, play, lambda: notes
+
+
+def _past(
+    title: str, recording: Path | None, url: str | None, rules: Snapshot, record: Path | None, asked: dict[str, Any]
+) -> recorded.Recorded:
+    if recording is not None:
+        return recorded.read(recording)
+    missing = [
+        f"--{'from' if key == 'start' else 'to' if key == 'end' else key}"
+        for key, value in asked.items()
+        if value is None
+    ]
+    if missing:
+        raise click.UsageError(f"--prometheus needs {', '.join(missing)}")
+    from promptrollout.simulation.history import history
+
+    lines = history(str(url), title, rules, **asked)
+    if record is not None:
+        recorded.write(record, lines)
+    return recorded.Recorded(lines)
+
+
+def _replay(found: recorded.Recorded, rules: Snapshot, confirm_seconds: int) -> Play:
+    def play(_number: int, looks: bool) -> Run:
+        at = found.exposed_at or EPOCH
+        return roll_out(rules, found, confirm_seconds=confirm_seconds, exposed_at=at, looks=looks)
+
+    return play
+
+
+def _progress(play: Play, runs: int) -> Iterable[Run]:
+    if runs < 20:
+        yield from (play(number, False) for number in range(runs))
+        return
+    with click.progressbar(range(runs), file=sys.stderr, label="runs", hidden=not sys.stderr.isatty()) as numbers:
+        for number in numbers:
+            yield play(number, False)
+
+
+def _plain(runs: list[Run], notes: list[str]) -> dict[str, Any]:
+    if len(runs) > 1:
+        return {**asdict(summary(runs)), "warnings": notes}
+    run = runs[0]
+    rows = [row.model_copy(update={"checkpoint": None}).dump() for row in run.rows]
+    timeline = [
+        {key: getattr(moment, key) for key in ("seconds", "weight", "reason", "message")} for moment in run.timeline
+    ]
+    tolls = {name: asdict(toll) for name, toll in run.tolls.items()}
+    return {
+        "outcome": run.outcome,
+        "seconds": run.seconds,
+        "why": run.why,
+        "timeline": timeline,
+        "analysis": rows,
+        "canary_requests": run.canary_requests,
+        "tolls": tolls,
+        "warnings": notes,
+    }
+
+
+def _draw(path: Path, title: str, rules: Snapshot, run: Run, runs: list[Run], view: RenderableType) -> None:
+    from promptrollout.simulation import plots
+
+    paper = Console(width=COLUMNS + 20, file=io.StringIO())
+    with paper.capture() as text:
+        paper.print(view)
+    heading = plots.title_of(title, run)
+    plots.write(path, heading, plots.figure(heading, rules, run, runs), text.get())
+    click.echo(f"drawn: {path}", err=True)

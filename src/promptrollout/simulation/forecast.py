@@ -1,0 +1,83 @@
+"""The answer of `promptrollout plan`: what each step can catch, how long a good version takes, what stays open."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from promptrollout.api.rollout import Snapshot
+from promptrollout.simulation.advice import never_decided
+from promptrollout.simulation.assumed import Assumed, GoodVersion, worse
+from promptrollout.simulation.power import Detection
+from promptrollout.simulation.undecidable import Doubt, WeightStep, undecidable, weight_steps
+from promptrollout.simulation.world import Run, simulate
+
+GOOD_RUNS = 9
+ENOUGH_HELD = 3
+"""If the first so many good versions all do not arrive, no further ones are waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepForecast:
+    step: WeightStep
+    canary_requests: float
+    stable_requests: float
+    catches: Mapping[str, float | None]
+    """By objective: the smallest value of the canary that is caught by the end of the step; None: not even the
+    worst."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    steps: tuple[StepForecast, ...]
+    planned_seconds: int
+    """Of all steps with a weight together."""
+    good_seconds: float
+    """Median time of a version as good as stable to 100 %, pauses for a person not counted; infinity if it holds."""
+    good_why: str
+    """If it holds: what it waits for."""
+    person_pauses: int
+    doubts: tuple[Doubt, ...]
+
+
+def forecast(rules: Snapshot, given: Assumed) -> Forecast:
+    detections = {o.name: Detection(rules, o, given) for o in rules.objectives}
+    bases = {o.name: given.baselines[o.name].value for o in rules.objectives}
+    steps = []
+    for index, step in enumerate(weight_steps(rules)):
+        requests = given.requests_per_minute / 60 * step.seconds
+        catches: dict[str, float | None] = {}
+        for objective in rules.objectives:
+            ratio = detections[objective.name].smallest(index)
+            catches[objective.name] = None if ratio is None else worse(objective, bases[objective.name], ratio)
+        steps.append(StepForecast(step, requests * step.weight / 100, requests * (100 - step.weight) / 100, catches))
+    seconds, why = good_version(rules, given)
+    return Forecast(
+        steps=tuple(steps),
+        planned_seconds=sum(step.seconds for step in weight_steps(rules)),
+        good_seconds=seconds,
+        good_why=why,
+        person_pauses=sum(step.pause is not None and step.pause.duration_seconds is None for step in rules.steps),
+        doubts=(*undecidable(rules), *never_decided(rules, given)),
+    )
+
+
+def good_version(rules: Snapshot, given: Assumed) -> tuple[float, str]:
+    """Median seconds to 100 % (infinity if most hold until maxDurationSeconds), and what one that holds waits for."""
+    attended = [step for step in rules.steps if step.pause is None or step.pause.duration_seconds is not None]
+    pauses = sum(step.pause.duration_seconds or 0 for step in attended if step.pause is not None)
+    plain = rules.model_copy(update={"steps": attended, "bake_seconds": 0})
+    # one less than there may be: it is to end with what it waits for, and not with the end of its time
+    intervals = (rules.max_duration_seconds + pauses) // rules.interval_seconds - 1
+    runs: list[Run] = []
+    for number in range(GOOD_RUNS):
+        traffic = GoodVersion(np.random.default_rng([3, number]), rules.objectives, given, intervals)
+        runs.append(simulate(plain, traffic, coarse=True))
+        if len(runs) == ENOUGH_HELD and all(run.outcome == "Held" for run in runs):
+            break
+    held = [run.why for run in runs if run.outcome == "Held"]
+    # what is rolled back although it is good says nothing of the time that one takes
+    times = [run.seconds if run.outcome == "Promoted" else math.inf for run in runs if run.outcome != "RolledBack"]
+    return (median(times) if times else math.inf), (held[0] if held else "")

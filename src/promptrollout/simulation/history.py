@@ -1,0 +1,73 @@
+"""Historical metrics: what a Prometheus still has of a rollout, read by the operator's own reader."""
+
+from __future__ import annotations
+
+import asyncio
+
+from promptrollout.api.rollout import Snapshot
+from promptrollout.engine.life import BASELINE_INTERVALS
+from promptrollout.operator.analyses import Analyses
+from promptrollout.operator.metrics import Metrics
+from promptrollout.operator.prometheus import Source, SourceError
+from promptrollout.operator.question import Measured, Question
+from promptrollout.operator.queue import Key
+from promptrollout.simulation.recorded import RecordedInterval, line_of
+
+SOURCE = "history"
+TIMEOUT_SECONDS = 60
+"""A window of a hundred intervals is more than the operator ever asks for at once."""
+
+
+def question_of(
+    rules: Snapshot, uid: str, stable: str, canary: str, exposed_at: int, name: str, namespace: str
+) -> Question:
+    """`uid`: of the PromptRollout; `stable` and `canary`: the label `version`, ten characters of a digest."""
+    return Question(
+        uid=uid,
+        source=SOURCE,
+        interval_seconds=rules.interval_seconds,
+        stable_version=stable,
+        canary_version=canary,
+        objectives=tuple(Measured.of(objective) for objective in rules.objectives),
+        exposed_at=exposed_at,
+        rollout=name,
+        namespace=namespace,
+    )
+
+
+def history(
+    url: str, name: str, rules: Snapshot, uid: str, stable: str, canary: str, start: int, end: int, namespace: str
+) -> list[RecordedInterval]:
+    """The intervals in [start, end), and the baseline before them. Seconds since the epoch.
+
+    `namespace`: what the label `namespace` of the series says; empty: they carry none. ValueError if the source does
+    not answer. The weight of that time is not in its metrics.
+    """
+    source = Source(SOURCE, url, Metrics(), timeout=TIMEOUT_SECONDS, namespace_label="namespace" if namespace else "")
+    try:
+        question = question_of(rules, uid, stable, canary, start, name, namespace)
+        return asyncio.run(_read(source, question, start, end))
+    except SourceError as error:
+        raise ValueError(str(error)) from error
+    finally:
+        source.close()
+
+
+async def _read(source: Source, question: Question, start: int, end: int) -> list[RecordedInterval]:
+    width = question.interval_seconds
+    position = start // width * width - BASELINE_INTERVALS * width
+    last = end // width * width
+    analyses = Analyses({SOURCE: source}, settle_seconds=0.0, changed=lambda _: None)
+    key = Key("PromptRollout", question.namespace, question.rollout)
+    lines: list[RecordedInterval] = []
+    while position < last:
+        analyses.want(key, question, position)
+        await analyses.look()
+        evidence = analyses.evidence(key, position, SOURCE)
+        if not evidence.available:
+            raise SourceError(evidence.problem)
+        if not evidence.intervals:
+            break  # the rest has not happened yet
+        lines += [line_of(interval, None) for interval in evidence.intervals if interval.start < last]
+        position = evidence.intervals[-1].end
+    return lines

@@ -1,0 +1,161 @@
+"""What the tests can see with a given traffic: the smallest regression, and how long a good version waits to pass.
+
+Monte Carlo with a fixed seed on the engine's own tests, for requests that do not depend on each other.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from promptrollout.api.rollout import Snapshot
+from promptrollout.api.slo import Objective
+from promptrollout.engine.analysis import Line, levels
+from promptrollout.engine.evidence import Counts
+from promptrollout.engine.life import BASELINE_INTERVALS
+from promptrollout.engine.signals import signal_of
+from promptrollout.simulation.assumed import Assumed, drawn, worst_ratio
+from promptrollout.simulation.undecidable import weight_steps
+
+CHANCE = 0.8
+"""With which a regression is to be caught."""
+RUNS = 100
+LOOKS_PER_STEP = 12
+"""A longer step is looked at so often, in longer intervals: a little less often than it really is."""
+PRECISION = 1.03
+"""Of the ratios that are found."""
+PASS_RUNS = 21
+PASS_LOOKS = 250
+"""At distances that grow by a twentieth."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """An interval of the ramp, perhaps of several of the rollout's."""
+
+    step: int
+    weight: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Detection:
+    """The chance that one objective's breach is seen by the end of each step, by how much worse the canary is.
+
+    The canary is worse from its first user on, and evidence is carried from step to step, as the operator does. The
+    same requests are drawn for each ratio, and what catches a regression catches a larger one.
+    """
+
+    rules: Snapshot
+    objective: Objective
+    given: Assumed
+    _known: list[dict[float, int]] = field(default_factory=lambda: [{} for _ in range(RUNS)])
+    """By run and ratio: index of the step in which it was caught, or how many steps there are."""
+    _primed: dict[int, Any] = field(default_factory=dict)
+
+    def smallest(self, step: int) -> float | None:
+        """The smallest ratio that is caught by the end of step `step` (from 0) with 80 % chance; None if nothing is."""
+        low, high = 1.0, worst_ratio(self.objective, self.given.baselines[self.objective.name].value)
+        if not math.isfinite(high):
+            return None
+        if self.chance(step, high) < CHANCE:
+            return None
+        while high / low > PRECISION:
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if self.chance(step, middle) >= CHANCE else (middle, high)
+        return high
+
+    def chance(self, step: int, ratio: float) -> float:
+        return sum(self._caught(run, step, ratio) for run in range(RUNS)) / RUNS
+
+    def _caught(self, run: int, step: int, ratio: float) -> bool:
+        known = self._known[run]
+        if any(r <= ratio and at <= step for r, at in known.items()):
+            return True
+        if any(r >= ratio and at > step for r, at in known.items()):
+            return False
+        known[ratio] = self._play(run, ratio)
+        return known[ratio] <= step
+
+    def _play(self, run: int, ratio: float) -> int:
+        looks = _looks(self.rules)
+        n = [self.given.samples(self.objective, look.seconds, look.weight) for look in looks]
+        canary, stable = zip(*n, strict=True)
+        baseline = self.given.baselines[self.objective.name]
+        rng = np.random.default_rng([1, run])
+        at, line = levels(self.rules, 1), Line(self.objective, None)
+        if run not in self._primed:
+            self._primed[run] = primed(self.objective, self.given, run)
+        line.state = self._primed[run]
+        for look, counts in zip(looks, drawn(rng, self.objective, baseline, canary, stable, ratio), strict=True):
+            line.take([counts], look.weight, promotable=True, outage=False)
+            if line.test.breached(line.state, at):
+                return look.step
+        return len(self.rules.steps)
+
+
+def primed(objective: Objective, given: Assumed, run: int) -> Any:
+    """A test's state at the first exposure: it knows stable from the intervals before."""
+    line = Line(objective, None)
+    n_c, n_s = given.samples(objective, given.interval_seconds, 0)
+    rng = np.random.default_rng([0, run])
+    count = BASELINE_INTERVALS
+    before = drawn(rng, objective, given.baselines[objective.name], [n_c] * count, [n_s] * count, 1.0)
+    for counts in before:
+        line.take([counts], 100, promotable=False, outage=False)
+    return line.state
+
+
+def _looks(rules: Snapshot) -> list[_Look]:
+    looks = []
+    for index, step in enumerate(weight_steps(rules)):
+        count = min(LOOKS_PER_STEP, max(1, step.seconds // rules.interval_seconds))
+        looks += [_Look(index, step.weight, step.seconds / count)] * count
+    return looks
+
+
+def seconds_to_pass(
+    rules: Snapshot, objective: Objective, given: Assumed, weight: int, within: float = math.inf
+) -> float:
+    """Median time that a version as good as stable needs at `weight` percent to be shown within all margins.
+
+    Infinity if it takes longer than `within`, or some hundred thousand intervals. It counts from the step's beginning,
+    as if the canary had met nobody before.
+    """
+    if weight < signal_of(objective).from_weight:
+        return math.inf
+    at = levels(rules, 1)
+    ends = [end for end in _pass_ends(rules.interval_seconds) if end <= within]
+    lengths = [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
+    canary, stable = zip(*(given.samples(objective, length, weight) for length in lengths), strict=True)
+    baseline = given.baselines[objective.name]
+    times = []
+    for run in range(PASS_RUNS):
+        line = Line(objective, None)
+        line.state = primed(objective, given, run)
+        rng = np.random.default_rng([2, run])
+        times.append(_first_pass(line, drawn(rng, objective, baseline, canary, stable, 1.0), weight, at, ends))
+        if 2 * sum(map(math.isinf, times)) > PASS_RUNS:
+            return math.inf
+    return median(times)
+
+
+def _first_pass(line: Line, counts: Sequence[Counts], weight: int, at: Any, ends: Sequence[float]) -> float:
+    for each, end in zip(counts, ends, strict=True):
+        line.take([each], weight, promotable=True, outage=False)
+        judgement = line.test.judge(line.state, at)
+        if judgement.non_inferior and not judgement.common_cause:
+            return end
+    return math.inf
+
+
+def _pass_ends(interval_seconds: int) -> list[float]:
+    """Ends of looks: each interval at first, then further and further apart."""
+    ends, length = [0.0], float(interval_seconds)
+    for _ in range(PASS_LOOKS):
+        length = max(length, ends[-1] / 20)
+        ends.append(ends[-1] + length)
+    return ends[1:]

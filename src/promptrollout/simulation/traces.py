@@ -1,0 +1,86 @@
+"""A run's evidence as numbers over time, read off the engine's tests from the outside."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from promptrollout.api.rollout import ObjectiveStatus, Snapshot
+from promptrollout.engine.analysis import levels
+from promptrollout.engine.judgement import Levels, ObjectiveTest
+from promptrollout.engine.objectives import make_test
+from promptrollout.simulation.world import Look
+
+MOST = 4.0
+"""Evidence of ten thousand to one is as good as any."""
+HALVINGS = 12
+_INTERVAL = re.compile(r"([+-]?)\$?([\d,.]+(?:e[+-]?\d+)?) to ([+-]?)\$?([\d,.]+(?:e[+-]?\d+)?)\s*([a-z ]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One objective after one interval. Evidence is the common logarithm of the odds at which it would decide: log10 of
+    1 over the strictest level."""
+
+    seconds: int
+    breach: float
+    promotion: float
+    low: float | None
+    """Of the interval for canary minus stable, as people read it; None while there is none."""
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    objective: str
+    unit: str
+    """Of the difference: `points`, or `USD`."""
+    breach_threshold: float
+    promotion_threshold: float
+    points: tuple[Point, ...]
+
+
+def traces(rules: Snapshot, looks: tuple[Look, ...], attempt: int = 1) -> list[Trace]:
+    """One for each objective. `looks`: of `simulate(..., looks=True)`."""
+    at = levels(rules, attempt)
+    found = []
+    for objective in rules.objectives:
+        test = make_test(objective)
+        rows = [(look.seconds, row) for look in looks for row in look.rows if row.name == objective.name]
+        points = tuple(_point(test, at, seconds, row) for seconds, row in rows)
+        unit = next((u for u in (interval(row.difference)[2] for _, row in rows) if u), "")
+        found.append(Trace(objective.name, unit, -math.log10(at.breach), -math.log10(at.promote), points))
+    return found
+
+
+def _point(test: ObjectiveTest, at: Levels, seconds: int, row: ObjectiveStatus) -> Point:
+    state = test.decode(row.checkpoint) if row.checkpoint else test.start()
+
+    def passes(level: float) -> bool:
+        judgement = test.judge(state, Levels(breach=10**-MOST, promote=level))
+        return judgement.non_inferior and not judgement.common_cause
+
+    low, high, _ = interval(row.difference)
+    breach = strictest(lambda level: test.breached(state, Levels(breach=level, promote=at.promote)))
+    return Point(seconds, breach, strictest(passes), low, high)
+
+
+def strictest(decides: Callable[[float], bool]) -> float:
+    """log10 of 1 over the smallest level at which it decides, from 0 to MOST: an anytime-valid p-value, upside down."""
+    low, high = 0.0, MOST
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if decides(10**-middle) else (low, middle)
+    return low
+
+
+def interval(text: str) -> tuple[float | None, float | None, str]:
+    """Ends and unit of a difference as the analysis table writes it: `+0.4 to +2.1 points`, `-$0.0002 to +$0.001`."""
+    found = _INTERVAL.match(text)
+    if found is None:
+        return None, None, ""
+    low, high = (
+        float(number.replace(",", "")) * (-1 if sign == "-" else 1)
+        for sign, number in ((found[1], found[2]), (found[3], found[4]))
+    )
+    return low, high, "USD" if "$" in text else found[5].strip()

@@ -1,0 +1,202 @@
+"""`promptrollout simulate` and `plan`: every example runs, at 80 columns, and mistakes are told with their fix."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from promptrollout.cli import given
+from promptrollout.cli.main import main
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+FOLDER = EXAMPLES / "simulate"
+ROLLOUT = str(FOLDER / "rollout.yaml")
+SCENARIOS = sorted(path for path in FOLDER.glob("*.yaml") if "apiVersion" not in yaml.safe_load(path.read_text()))
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def good(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def simulated(*arguments: str) -> str:
+    return good("simulate", "-f", ROLLOUT, *arguments)
+
+
+def test_there_are_scenarios() -> None:
+    assert {path.stem for path in SCENARIOS} >= {"good", "regression", "outage"}
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_every_scenario_runs_at_80_columns(path: Path) -> None:
+    text = simulated("--scenario", str(path))
+    assert "would" in text
+    assert "RolloutStarted" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_same_seed_tells_the_same_story() -> None:
+    arguments = ("--scenario", str(FOLDER / "regression.yaml"), "--seed", "3")
+    assert simulated(*arguments) == simulated(*arguments)
+    assert simulated(*arguments) != simulated(*arguments[:-1], "4")
+
+
+def test_a_regression_is_rolled_back_behind_its_onset() -> None:
+    found = json.loads(simulated("--scenario", str(FOLDER / "regression.yaml"), "--seed", "2", "-o", "json"))
+    assert found["outcome"] == "RolledBack"
+    assert found["seconds"] > 50 * 30
+    assert found["tolls"]["errors"]["excess"] > 0
+    assert [moment["reason"] for moment in found["timeline"]][-2:] == ["ObjectiveBreached", "RollbackCompleted"]
+
+
+def test_many_runs_are_chances() -> None:
+    text = simulated("--scenario", str(FOLDER / "good.yaml"), "--runs", "8")
+    assert re.search(r"^promoted +\d+(\.\d)? %", text, re.M)
+    assert "8 runs" in text
+    assert max(map(len, text.splitlines())) <= 80
+    found = json.loads(simulated("--scenario", str(FOLDER / "good.yaml"), "--runs", "8", "-o", "json"))
+    assert sum(found["chances"][outcome]["count"] for outcome in found["chances"]) == 8
+
+
+def test_a_recording_is_replayed() -> None:
+    text = simulated("--recorded", str(FOLDER / "recorded.jsonl"))
+    assert "would be rolled back after" in text
+    assert "warning" not in text
+
+
+def test_a_recording_under_other_weights_says_so(tmp_path: Path) -> None:
+    other = tmp_path / "rollout.yaml"
+    other.write_text(Path(ROLLOUT).read_text().replace("weight: 10", "weight: 25"))
+    text = good("simulate", "-f", str(other), "--recorded", str(FOLDER / "recorded.jsonl"))
+    assert "25 % where 10 %" in " ".join(text.split())
+
+
+def test_objectives_that_a_scenario_knows_nothing_of_are_left_out_aloud(tmp_path: Path) -> None:
+    scenario = tmp_path / "errors.yaml"
+    scenario.write_text("name: errors-only\nerrors: {rate: 0.01}\n")
+    text = " ".join(simulated("--scenario", str(scenario)).split())
+    assert "says nothing of CostPerRequest: the objective cost is left out" in text
+
+
+@pytest.mark.parametrize("suffix", ["png", "html"])
+def test_plots_are_files_of_their_own(tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"out.{suffix}"
+    simulated("--scenario", str(FOLDER / "regression.yaml"), "--seed", "2", "--runs", "3", "--plot", str(out))
+    content = out.read_bytes()
+    if suffix == "png":
+        assert content.startswith(b"\x89PNG")
+        return
+    page = content.decode()
+    for text in (
+        "ObjectiveBreached",
+        "rolled back above this line",
+        "proven above this line",
+        "errors: canary minus stable, 95 % interval",
+        "When 3 runs ended",
+        "minutes since the canary's first users",
+    ):
+        assert text in page
+    assert not re.search(r'(?:src|href)="(?!#)(?!http://www.w3.org)', page), "nothing is fetched"
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ((), "exactly one of --scenario"),
+        (("--recorded", str(FOLDER / "recorded.jsonl"), "--runs", "2"), "--runs belongs to --scenario"),
+        (("--prometheus", "http://127.0.0.1:9"), "--prometheus needs --from, --to, --uid, --stable, --canary"),
+        (("--scenario", ROLLOUT), "name: Field required"),
+        (("--recorded", ROLLOUT), "rollout.yaml:1"),
+        (("--scenario", str(FOLDER / "good.yaml"), "--plot", "out.gif"), "ends in .html or .png"),
+        (("--scenario", str(FOLDER / "good.yaml"), "--name", "other"), "no PromptRollout other"),
+        (("--prometheus", "x", "--from", "noon"), "'noon' is no time"),
+    ],
+)
+def test_mistakes_are_told(arguments: tuple[str, ...], reason: str) -> None:
+    result = run("simulate", "-f", ROLLOUT, *arguments)
+    assert result.exit_code in (1, 2)
+    assert reason in result.output
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "numpy", None)
+    result = run("simulate", "-f", ROLLOUT, "--scenario", str(FOLDER / "good.yaml"))
+    assert result.exit_code == 1
+    assert "pip install 'promptrollout[simulate]'" in result.output
+    with pytest.raises(given.click.ClickException):
+        given.require("numpy")
+
+
+# ---------------------------------------------------------------- rules
+
+
+def test_what_the_rollout_names_must_be_given(tmp_path: Path) -> None:
+    shared = EXAMPLES / "shared-slo" / "rollouts.yaml"
+    body = [each for each in yaml.safe_load_all(shared.read_text()) if each["kind"] == "PromptRollout"]
+    (tmp_path / "alone.yaml").write_text(yaml.safe_dump(body[0]))
+    result = run("plan", "-f", str(tmp_path / "alone.yaml"), "--requests-per-minute", "60")
+    assert result.exit_code == 1
+    assert "there is no PromptSLO" in result.output
+    assert "in the given files: add it" in result.output
+    assert "choose one with --name" in run("plan", "-f", str(shared), "--requests-per-minute", "60").output
+
+
+# ---------------------------------------------------------------- plan
+
+
+def test_a_plan_at_80_columns() -> None:
+    text = good("plan", "-f", ROLLOUT, "--requests-per-minute", "600", "--error-rate", "0.02", "--cost-cv", "0.5")
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"errors +2 %", text)
+    assert "standard deviation of 0.5 times" in text
+    assert "(median)" in text
+
+
+def test_lint_warns_with_the_words_of_plan(tmp_path: Path) -> None:
+    text = " ".join(good("plan", "-f", ROLLOUT, "--requests-per-minute", "30").split())
+    linted = good("lint", ROLLOUT, "--requests-per-minute", "30")
+    doubts = re.findall(r"objectives\[\d\]: (objective .*)", linted)
+    assert doubts
+    for doubt in doubts:
+        assert " ".join(doubt.split()) in text
+    assert "onInsufficientTraffic applies" not in good("lint", ROLLOUT)
+
+
+def test_lint_warns_of_what_no_traffic_decides(tmp_path: Path) -> None:
+    never = tmp_path / "rollout.yaml"
+    never.write_text(Path(ROLLOUT).read_text().replace("{maxIncreasePercent: 20}", "{maxIncreasePercent: 0}"))
+    (line,) = [line for line in good("lint", str(never)).splitlines() if "margin of 0 %" in line]
+    assert line.startswith(
+        f"warning: {never}:25: PromptRollout/summarizer: spec.analysis.objectives[1]: objective cost"
+    )
+
+
+def test_a_plan_from_recorded_metrics() -> None:
+    found = json.loads(good("plan", "-f", ROLLOUT, "--recorded", str(FOLDER / "recorded.jsonl"), "-o", "json"))
+    assert found["assumed"]["requests_per_minute"] == pytest.approx(600, rel=0.05)
+    assert found["assumed"]["baselines"]["errors"]["value"] == pytest.approx(0.01, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ((), "give --requests-per-minute, or --recorded"),
+        (("--requests-per-minute", "0"), "0"),
+        (("--requests-per-minute", "9", "--assume", "cost=cheap"), "write OBJECTIVE=VALUE"),
+        (("--requests-per-minute", "9", "--assume", "cost=1,sampled=0"), "sampled is a share"),
+        (("--requests-per-minute", "9", "--assume", "colour=1"), "no objective colour"),
+    ],
+)
+def test_a_plan_without_sense_is_refused(arguments: tuple[str, ...], reason: str) -> None:
+    result = run("plan", "-f", ROLLOUT, *arguments)
+    assert result.exit_code in (1, 2)
+    assert reason in result.output
