@@ -51,7 +51,7 @@ def main() -> None:
             report.row(**row(cases[name], rule, found))
         if (least := floor(cases[name])) is not None:
             report.row(case=name, rule="floor", requests=round(least))
-    judge(report, cases, results)
+    judge(report, cases, results, given.rule)
     report.write()
     print(COLUMNS)
     plot(cases, results, report.name)
@@ -93,11 +93,13 @@ min, m. p90: minutes until promotion.
 blind: decisions at looks for which nothing could be read."""
 
 
-def judge(report: Report, cases: Mapping[str, Case], results: Results) -> None:
+def judge(report: Report, cases: Mapping[str, Case], results: Results, given_rule: str) -> None:
     """The goals that the cases at hand can tell of, one line for each."""
     for name, case in cases.items():
         ours = results[name].get(OURS.name)
         if ours is None:
+            if not given_rule:
+                report.goal(f"judged at all, {name}", 1, None)
             continue
         if case.truth in ("harmless", "unreadable"):
             report.goal(f"false rollback, {name}", 100 * ALPHA, 100 * ours.rolled_back, unit="%")

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 
-from pydantic import ValidationError
-
 from benchmarks.decisions.case import Case
 from benchmarks.decisions.replay import Outcome
 from promptrollout.api.rollout import Snapshot, Step
 from promptrollout.api.slo import Objective
 from promptrollout.engine.evidence import Counts
+from promptrollout.engine.objectives import make_test
 from promptrollout.simulation.draws import Draws
 from promptrollout.simulation.world import simulate
 
@@ -37,8 +36,8 @@ class ByObjective:
 
 
 def rules_of(case: Case, rollback_above: int | None = None) -> Snapshot:
-    """The case as a manifest would say it. `rollback_above` overrides every rollbackAbovePercent. ValidationError if
-    the API has no such objective."""
+    """The case as a manifest would say it. `rollback_above` overrides every rollbackAbovePercent. ValueError if the API
+    has no such objective."""
     objectives = [Objective.model_validate(objective) for objective in case.objectives]
     if rollback_above is not None:
         change = {"rollback_above_percent": rollback_above}
@@ -66,10 +65,11 @@ class PromptRollout:
         self.name = "ours" if rollback_above is None else f"ours, above {rollback_above} %"
 
     def can_judge(self, case: Case) -> bool:
-        """Whether the API knows the case's objectives."""
+        """Whether API and engine know the case's objectives."""
         try:
-            rules_of(case)
-        except ValidationError:
+            for objective in rules_of(case).objectives:
+                make_test(objective)
+        except (ValueError, KeyError):
             return False
         return True
 
