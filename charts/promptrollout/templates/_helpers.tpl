@@ -51,10 +51,45 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end }}
 
+{{- /* Where a metrics source's Secret is mounted, by the source's name. */ -}}
+{{- define "promptrollout.sourceDir" -}}
+/var/run/promptrollout/sources/{{ . }}
+{{- end }}
+
+{{- /* A file of a metrics source: a key of its Secret, or a path. Takes the source, the field's name and its value. */ -}}
+{{- define "promptrollout.sourceFile" -}}
+{{- if hasPrefix "/" .value -}}
+{{ .value }}
+{{- else if .source.secretName -}}
+{{ include "promptrollout.sourceDir" .source.name }}/{{ .value }}
+{{- else -}}
+{{- fail (printf "metricsSources: %s of %s is a key of a Secret: set secretName, or write a path" .field .source.name) -}}
+{{- end -}}
+{{- end }}
+
+{{- /* One metrics source as the operator reads it. */ -}}
+{{- define "promptrollout.source" -}}
+{{- $source := omit (deepCopy .) "secretName" -}}
+{{- range $field := list "bearerTokenFile" "caFile" "clientCertificateFile" "clientKeyFile" -}}
+{{- with get $source $field -}}
+{{- $_ := set $source $field (include "promptrollout.sourceFile" (dict "source" $ "field" $field "value" .)) -}}
+{{- end -}}
+{{- end -}}
+{{- with $source.basicAuth -}}
+{{- $file := include "promptrollout.sourceFile" (dict "source" $ "field" "basicAuth.passwordFile" "value" .passwordFile) -}}
+{{- $_ := set . "passwordFile" $file -}}
+{{- end -}}
+{{ toYaml $source }}
+{{- end }}
+
 {{- /* What the operator reads at its start. */ -}}
 {{- define "promptrollout.config" -}}
 metricsSources:
-  {{- toYaml .Values.metricsSources | nindent 2 }}
+{{- range .Values.metricsSources }}
+  -
+    {{- include "promptrollout.source" . | nindent 4 }}
+{{- else }} []
+{{- end }}
 watchNamespaces: {{ toJson .Values.watchNamespaces }}
 logLevel: {{ .Values.logLevel }}
 settleSeconds: {{ .Values.settleSeconds }}

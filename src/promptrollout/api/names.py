@@ -47,15 +47,50 @@ HEADER_VARIANT: Final = "x-promptrollout-variant"
 # metric names of the gateway; every series carries rollout_uid, rollout, version, variant, model, process
 METRIC_REQUESTS: Final = "promptrollout_requests_total"
 METRIC_ERRORS: Final = "promptrollout_errors_total"  # also: error_type
+METRIC_REFUSALS: Final = "promptrollout_refusals_total"
+METRIC_TRUNCATED: Final = "promptrollout_truncated_total"
+METRIC_EMPTY_ANSWERS: Final = "promptrollout_empty_answers_total"
 METRIC_CONTRACT_CHECKS: Final = "promptrollout_contract_checks_total"
 METRIC_CONTRACT_FAILURES: Final = "promptrollout_contract_failures_total"
+METRIC_GUARDRAIL_CHECKS: Final = "promptrollout_guardrail_checks_total"
+METRIC_GUARDRAIL_VIOLATIONS: Final = "promptrollout_guardrail_violations_total"
+METRIC_FALLBACKS: Final = "promptrollout_fallbacks_total"
+METRIC_FEEDBACK: Final = "promptrollout_feedback_total"  # also: rating, age
+METRIC_TOOL_CALLS: Final = "promptrollout_tool_calls_total"
+METRIC_TOOL_FAILURES: Final = "promptrollout_tool_failures_total"
+METRIC_JUDGE_SCORE: Final = "promptrollout_judge_score"  # _bucket, _sum, _count; also: dimension, judge, age
+METRIC_SCORE: Final = "promptrollout_score"  # _sum, _count, _sumsq; also: score, age
 METRIC_COST_COUNT: Final = "promptrollout_request_cost_usd_count"
 METRIC_COST_SUM: Final = "promptrollout_request_cost_usd_sum"
 METRIC_COST_SUMSQ: Final = "promptrollout_request_cost_usd_sumsq"
+METRIC_COST_INPUT_SUM: Final = "promptrollout_request_cost_input_usd_sum"  # as if nothing had come from the cache
+METRIC_COST_SAVED_SUM: Final = "promptrollout_request_cost_saved_usd_sum"  # by the provider's cache
+METRIC_ACTIONS: Final = "promptrollout_actions_total"
+METRIC_ACTION_COST: Final = "promptrollout_action_cost_usd_sum"
+METRIC_ACTION_CALLS: Final = "promptrollout_action_calls_total"
+METRIC_ACTION_ERRORS: Final = "promptrollout_action_errors_total"
+METRIC_TOKENS_COUNT: Final = "promptrollout_request_tokens_count"
+METRIC_TOKENS_SUM: Final = "promptrollout_request_tokens_sum"
+METRIC_TOKENS_SUMSQ: Final = "promptrollout_request_tokens_sumsq"
+METRIC_INPUT_TOKENS: Final = "promptrollout_input_tokens_total"
+METRIC_CACHED_INPUT_TOKENS: Final = "promptrollout_cached_input_tokens_total"  # part of the input
+METRIC_OUTPUT_TOKENS: Final = "promptrollout_output_tokens_total"
 METRIC_LATENCY: Final = "promptrollout_request_duration_seconds"  # _bucket, _sum, _count
+METRIC_FIRST_TOKEN: Final = "promptrollout_time_to_first_token_seconds"  # _bucket, _sum, _count; also: cache
 METRIC_ABANDONED: Final = "promptrollout_abandoned_requests_total"  # the caller hung up; part of the requests
 METRIC_UNASSIGNED: Final = "promptrollout_unassigned_requests_total"
 METRIC_DIVERTED: Final = "promptrollout_diverted_requests_total"
+# only sharded, while a canary is loaded: slower than `le`, an objective's edge
+METRIC_SHARD_LATENCY_SLOW: Final = "promptrollout_shard_latency_slow_total"
+METRIC_SHARD_FIRST_TOKEN_SLOW: Final = "promptrollout_shard_first_token_slow_total"  # also: cache
+LABEL_CACHE: Final = "cache"  # hit, miss
+
+# the label of sharded counters: which of so many groups of units
+LABEL_SHARD: Final = "shard"
+SHARDS: Final = 32
+# values of the label `age`: how old an answer was when feedback on it came, at most, in seconds
+AGES: Final = {"1m": 60, "10m": 600, "1h": 3_600, "6h": 21_600, "24h": 86_400}
+
 # eight hexadecimal characters drawn when a gateway's process starts: whose counters these are, whoever scraped them
 LABEL_PROCESS: Final = "process"
 
@@ -65,32 +100,12 @@ def short_digest(digest: str) -> str:
     return digest.removeprefix("sha256:")[:10]
 
 
+def shard_metric(metric: str) -> str:
+    """The counter that divides `metric` by groups of units, exported while two arms are loaded."""
+    prefix = "promptrollout_"
+    return f"{prefix}shard_{metric.removeprefix(prefix)}"
+
+
 def le_label(seconds: str | float) -> str:
     """The `le` label of a histogram edge: Prometheus 3 stores classic buckets under the float's form (`5` as `5.0`)."""
     return repr(float(seconds))
-
-
-# signals of the answers themselves
-METRIC_REFUSALS: Final = "promptrollout_refusals_total"
-METRIC_TRUNCATED: Final = "promptrollout_truncated_total"
-METRIC_EMPTY_ANSWERS: Final = "promptrollout_empty_answers_total"
-METRIC_TOKENS_COUNT: Final = "promptrollout_request_tokens_count"
-METRIC_TOKENS_SUM: Final = "promptrollout_request_tokens_sum"
-METRIC_TOKENS_SUMSQ: Final = "promptrollout_request_tokens_sumsq"
-METRIC_INPUT_TOKENS: Final = "promptrollout_input_tokens_total"
-METRIC_CACHED_INPUT_TOKENS: Final = "promptrollout_cached_input_tokens_total"  # part of the input
-METRIC_OUTPUT_TOKENS: Final = "promptrollout_output_tokens_total"
-METRIC_COST_INPUT_SUM: Final = "promptrollout_request_cost_input_usd_sum"  # as if nothing came from the cache
-METRIC_COST_SAVED_SUM: Final = "promptrollout_request_cost_saved_usd_sum"  # by the provider's cache
-METRIC_FIRST_TOKEN: Final = "promptrollout_time_to_first_token_seconds"  # _bucket, _sum, _count; also: cache
-LABEL_CACHE: Final = "cache"  # hit, miss
-# the same by groups of units, while a canary is loaded
-SHARDS: Final = 32
-LABEL_SHARD: Final = "shard"  # 0 to 31
-METRIC_SHARD_LATENCY_SLOW: Final = "promptrollout_shard_latency_slow_total"  # also: le; slower than that
-METRIC_SHARD_FIRST_TOKEN_SLOW: Final = "promptrollout_shard_first_token_slow_total"  # also: le, cache
-
-
-def shard_metric(metric: str) -> str:
-    """The counter of which `metric` is the sum over the label `shard`."""
-    return "promptrollout_shard_" + metric.removeprefix("promptrollout_")

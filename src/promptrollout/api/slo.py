@@ -6,25 +6,161 @@ from pydantic import Field
 
 from promptrollout.api.meta import Conditions, CustomResource, Decimal, Model, Name
 
-Signal = Literal["ErrorRate", "ContractFailureRate", "CostPerRequest", "Latency"]
+Signal = Literal[
+    "ErrorRate",
+    "ContractFailureRate",
+    "RefusalRate",
+    "TruncationRate",
+    "EmptyAnswerRate",
+    "GuardrailViolationRate",
+    "FallbackRate",
+    "NegativeFeedbackRate",
+    "FeedbackRate",
+    "ToolFailureRate",
+    "JudgeScore",
+    "Score",
+    "CostPerRequest",
+    "CostPerAction",
+    "CallsPerAction",
+    "ErrorsPerAction",
+    "TokensPerRequest",
+    "Latency",
+    "TimeToFirstToken",
+    "CacheHitRate",
+    "Custom",
+]
+
+Selector = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=512,
+        pattern=r'^[a-zA-Z_:][a-zA-Z0-9_:]*\{[^{}"]*("([^"\\]|\\.)*"[^{}"]*)*\}$',
+    ),
+]
+"""A metric with its label matchers and nothing round it: counters are read raw, and compared series by series."""
+Expression = Annotated[str, Field(min_length=1, max_length=1024)]
+LabelValue = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-zA-Z0-9]([-_.a-zA-Z0-9]*[a-zA-Z0-9])?$")]
+
+# ---------------------------------------------------------------- Custom
+
+_ARM = "each query must select one arm: put {{ version }} and {{ variant }} into its label matchers"
 
 
-class VersusStable(Model):
-    """Bounds on the canary relative to stable over the same time, in percent of stable's value."""
+def _selects_arm(*queries: str) -> tuple[str, str]:
+    """The rule that every one of these fields names both variables."""
+    parts = [
+        rf"self.{query}.matches(r'\{{\{{ *{name} *\}}\}}')" for query in queries for name in ("version", "variant")
+    ]
+    return " && ".join(parts), _ARM
+
+
+class CustomRatio(Model):
+    """A share: counters of bad ones and of all."""
+
+    rules: ClassVar = (_selects_arm("bad", "total"),)
+
+    bad: Selector
+    """Counter of the bad ones: `checkout_failed_total{prompt_version="{{ version }}", variant="{{ variant }}"}`."""
+    total: Selector
+    """Counter of all."""
+
+
+class CustomMean(Model):
+    """A mean: counters of a quantity, of its square, and of how often it was measured. None of them may fall."""
+
+    rules: ClassVar = (_selects_arm("sum", "count", "sumsq"),)
+
+    sum: Selector
+    """Counter of the sum of all values."""
+    count: Selector
+    """Counter of the values."""
+    sumsq: Selector
+    """Counter of the sum of the squares of all values, which gives their variance."""
+
+
+class Custom(Model):
+    """PromQL for the gateway's metrics source. Variables: namespace, rollout, rollout_uid, variant, version."""
 
     rules: ClassVar = (
         (
-            "!has(self.rollbackAbovePercent) || self.rollbackAbovePercent <= self.maxIncreasePercent",
-            "rollbackAbovePercent must not exceed maxIncreasePercent",
+            "[has(self.ratio), has(self.mean), has(self.value)].filter(x, x).size() == 1",
+            "custom has exactly one of ratio, mean and value",
+        ),
+        (
+            "!has(self.value) || (" + _selects_arm("value")[0] + ")",
+            "value must select one arm: use {{ version }} and {{ variant }} in it",
         ),
     )
 
-    max_increase_percent: Annotated[int, Field(ge=0, le=10_000)]
-    """Promotion margin: the canary passes when it is shown to be worse by less than this."""
+    ratio: CustomRatio | None = None
+    """A share of bad ones, from two counters."""
+    mean: CustomMean | None = None
+    """A mean, from three counters."""
+    value: Expression | None = None
+    """Any expression with one value, asked at the end of each interval for each arm: one sample an interval."""
+
+    @property
+    def form(self) -> str:
+        """`ratio`, `mean` or `value`."""
+        return "ratio" if self.ratio is not None else "mean" if self.mean is not None else "value"
+
+    @property
+    def queries(self) -> dict[str, str]:
+        """Template by role, in the words of the engine's counts."""
+        if self.ratio is not None:
+            return {"n": self.ratio.total, "total": self.ratio.bad}
+        if self.mean is not None:
+            return {"n": self.mean.count, "total": self.mean.sum, "total_squared": self.mean.sumsq}
+        return {"value": self.value or ""}
+
+
+# ---------------------------------------------------------------- objectives
+
+
+class VersusStable(Model):
+    """Bounds on the canary relative to stable over the same time."""
+
+    rules: ClassVar = (
+        (
+            "!has(self.rollbackAbovePercent) || (has(self.maxIncreasePercent) &&"
+            " self.rollbackAbovePercent <= self.maxIncreasePercent)",
+            "rollbackAbovePercent must not exceed maxIncreasePercent",
+        ),
+        (
+            "!has(self.maxIncreasePercent) || !(has(self.maxDecrease) || has(self.rollbackAboveDecrease))",
+            "set maxIncreasePercent where more is worse, maxDecrease where less is worse, not both",
+        ),
+        (
+            "!has(self.rollbackAboveDecrease) || double(self.rollbackAboveDecrease) <="
+            " (has(self.maxDecrease) ? double(self.maxDecrease) : 0.10)",
+            "rollbackAboveDecrease must not exceed maxDecrease",
+        ),
+        ("!has(self.maxDecrease) || double(self.maxDecrease) > 0.0", "maxDecrease must be above 0"),
+    )
+
+    max_increase_percent: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    """Promotion margin, in percent of stable's value: the canary passes when it is shown to be worse by less."""
     rollback_above_percent: Annotated[int, Field(ge=0, le=10_000)] | None = None
     """Breach: the canary is shown to be worse by more than this.
 
-    Absent: half of the margin for cost, a fifth of it for rates."""
+    Absent: a fifth of the margin for rates, half of it for costs and other means."""
+    max_decrease: Decimal | None = None
+    """Promotion margin where less is worse, in the signal's unit. `JudgeScore` without it: 0.10 points."""
+    rollback_above_decrease: Decimal | None = None
+    """Breach where less is worse: the canary is shown to be lower by more than this. Absent: 0."""
+
+
+_SECONDS = "self.signal in ['Latency', 'TimeToFirstToken']"
+_LESS_IS_WORSE = (
+    "(self.signal == 'JudgeScore'"
+    " || (self.signal == 'Score' && !(has(self.direction) && self.direction == 'LowerIsBetter'))"
+    " || (self.signal == 'Custom' && has(self.direction) && self.direction == 'HigherIsBetter'))"
+)
+_MEANS = [
+    *("CostPerRequest", "CostPerAction", "CallsPerAction", "ErrorsPerAction", "TokensPerRequest"),
+    *("JudgeScore", "Score", "Custom"),
+]
 
 
 class Objective(Model):
@@ -32,18 +168,61 @@ class Objective(Model):
 
     rules: ClassVar = (
         (
-            "has(self.max) || has(self.versusStable)",
-            "an objective needs a bound: set max, versusStable or both",
+            "has(self.max) || has(self.min) || has(self.versusStable)",
+            "an objective needs a bound: set max (min where less is worse), versusStable or both",
         ),
         (
-            "(self.signal == 'Latency') == has(self.thresholdSeconds)",
-            "thresholdSeconds belongs to signal Latency, which needs it",
+            f"!(has(self.thresholdSeconds) || has(self.quantile)) || {_SECONDS}",
+            "thresholdSeconds and quantile belong to the signals Latency and TimeToFirstToken",
         ),
         (
-            "!has(self.max) || self.signal == 'CostPerRequest' || (double(self.max) > 0.0 && double(self.max) < 1.0)",
+            f"!({_SECONDS}) || has(self.thresholdSeconds) != has(self.quantile)",
+            "Latency and TimeToFirstToken need exactly one of thresholdSeconds and quantile",
+        ),
+        ("!has(self.quantile) || has(self.max)", "quantile needs max, in seconds"),
+        (
+            "!has(self.quantile) || (double(self.quantile) > 0.0 && double(self.quantile) < 1.0)",
+            'quantile is a share above 0 and below 1, for example "0.95"',
+        ),
+        (
+            f"!has(self.max) || has(self.quantile) || self.signal in {_MEANS}"
+            " || (double(self.max) > 0.0 && double(self.max) < 1.0)",
             'max of a rate is a share between 0 and 1, for example "0.02" for 2 %',
         ),
+        (
+            "!has(self.max) || !has(self.custom) || !has(self.custom.ratio) || double(self.max) < 1.0",
+            'max of a ratio is a share between 0 and 1, for example "0.02" for 2 %',
+        ),
         ("!has(self.max) || double(self.max) > 0.0", "max must be above 0"),
+        ("!has(self.min) || double(self.min) > 0.0", "min must be above 0"),
+        (
+            f"!has(self.min) || {_LESS_IS_WORSE}",
+            "min is for signals where less is worse: JudgeScore, Score, or Custom with direction HigherIsBetter",
+        ),
+        (f"!has(self.max) || !{_LESS_IS_WORSE}", "where less is worse, the absolute bound is min, not max"),
+        (
+            "self.signal != 'JudgeScore' || !has(self.min) || (double(self.min) >= 1.0 && double(self.min) < 5.0)",
+            "min of JudgeScore is from 1 to below 5",
+        ),
+        (
+            f"!has(self.versusStable) || {_LESS_IS_WORSE} || has(self.versusStable.maxIncreasePercent)",
+            "versusStable needs maxIncreasePercent: of this signal, more is worse",
+        ),
+        (
+            f"!has(self.versusStable) || !{_LESS_IS_WORSE} || has(self.versusStable.maxDecrease)"
+            " || (self.signal == 'JudgeScore' && !has(self.versusStable.maxIncreasePercent))",
+            "versusStable needs maxDecrease, in the signal's unit: of this signal, less is worse",
+        ),
+        (
+            "(self.signal == 'JudgeScore') == has(self.dimension)",
+            "dimension belongs to signal JudgeScore, which needs it",
+        ),
+        ("(self.signal == 'Score') == has(self.score)", "score belongs to signal Score, which needs it"),
+        ("(self.signal == 'Custom') == has(self.custom)", "custom belongs to signal Custom, which needs it"),
+        (
+            "!has(self.direction) || self.signal == 'Score' || (has(self.custom) && !has(self.custom.ratio))",
+            "direction belongs to signal Score, and to Custom with mean or value",
+        ),
         (
             "!has(self.thresholdSeconds) || double(self.thresholdSeconds) > 0.0",
             "thresholdSeconds must be above 0",
@@ -57,12 +236,25 @@ class Objective(Model):
     name: Name
     """Unique in the rollout, its SLOs included."""
     signal: Signal
-    """What is measured, from the gateways' own metrics."""
+    """What is measured: from the gateways' own metrics, or with `Custom` by PromQL."""
     max: Decimal | None = None
-    """Absolute bound. Rates and `Latency`: a share of requests between 0 and 1. `CostPerRequest`: USD."""
+    """Absolute bound. Rates: a share between 0 and 1; with `quantile`: seconds; others: in the signal's unit."""
+    min: Decimal | None = None
+    """Absolute bound where less is worse, in the signal's unit."""
     versus_stable: VersusStable | None = None
     threshold_seconds: Decimal | None = None
-    """`Latency` only: the objective is on the share of requests slower than this."""
+    """`Latency`, `TimeToFirstToken`: the objective is on the share of requests slower than this."""
+    quantile: Decimal | None = None
+    """`Latency`, `TimeToFirstToken`, instead of `thresholdSeconds`: this share of requests is to take at most `max`
+    seconds. "0.95" within "3" is the same test as at most 0.05 of them slower than 3."""
+    dimension: LabelValue | None = None
+    """`JudgeScore`: what the judge scores, from 1 to 5."""
+    score: LabelValue | None = None
+    """`Score`: the name under which it is posted."""
+    direction: Literal["HigherIsBetter", "LowerIsBetter"] | None = None
+    """`Score` (absent: HigherIsBetter) and `Custom` with mean or value (absent: LowerIsBetter)."""
+    custom: Custom | None = None
+    """`Custom`: the queries."""
     min_samples: Annotated[int, Field(ge=1, le=10_000_000)] = 100
     """Canary samples inside the step before it can pass. Never delays the rollback of a rate."""
     advance_on: Literal["NoBreach", "NonInferior"] | None = None

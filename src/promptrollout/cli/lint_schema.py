@@ -47,6 +47,11 @@ METADATA: Final = frozenset(
     )
 )
 MAX_MESSAGES_LENGTH: Final = 196_608
+SECONDS: Final = ("Latency", "TimeToFirstToken")
+MEANS: Final = (
+    *("CostPerRequest", "CostPerAction", "CallsPerAction", "ErrorsPerAction", "TokensPerRequest"),
+    *("JudgeScore", "Score", "Custom"),
+)
 
 
 class Problem(NamedTuple):
@@ -216,6 +221,8 @@ def _example(pattern: str) -> str:
         return 'write a decimal number as a string, for example "0.02"'
     if pattern.startswith("^https?://"):
         return "write it as https://host/v1, without a slash at the end"
+    if pattern.startswith("^[a-zA-Z_:]"):
+        return 'write a metric with its label matchers, such as failed_total{version="{{ version }}"}, and no function'
     if pattern.startswith("^[a-z0-9]("):
         return "use lowercase letters, digits and hyphens"
     if pattern == "^[A-Za-z0-9-]+$":
@@ -242,6 +249,17 @@ def _share(objective: dict[str, Any], field: str, below: float) -> bool:
     return field not in objective or 0.0 < float(objective[field]) < below
 
 
+def _less_is_worse(objective: dict[str, Any]) -> bool:
+    signal, direction = objective["signal"], objective.get("direction")
+    if signal == "Score":
+        return direction != "LowerIsBetter"
+    return signal == "JudgeScore" or (signal == "Custom" and direction == "HigherIsBetter")
+
+
+def _selects_arm(query: str) -> bool:
+    return all(re.search(rf"\{{\{{ *{name} *\}}\}}", query) for name in ("version", "variant"))
+
+
 def _messages_length(prompt: dict[str, Any]) -> int:
     return sum(len(message.get("content", "")) for message in prompt["messages"])
 
@@ -261,18 +279,67 @@ CEL: Final[dict[str, Callable[[Any], bool]]] = {
     "mode None excludes objectives and sloRefs": lambda s: not _mode_is_none(s) or _objectives(s) == 0,
     "declare objectives or sloRefs, or say mode: None": lambda s: _mode_is_none(s) or _objectives(s) > 0,
     # an objective
-    "an objective needs a bound: set max, versusStable or both": lambda s: "max" in s or "versusStable" in s,
-    "thresholdSeconds belongs to signal Latency, which needs it": lambda s: (
-        (s["signal"] == "Latency") == ("thresholdSeconds" in s)
+    "an objective needs a bound: set max (min where less is worse), versusStable or both": lambda s: (
+        "max" in s or "min" in s or "versusStable" in s
     ),
+    "thresholdSeconds and quantile belong to the signals Latency and TimeToFirstToken": lambda s: (
+        s["signal"] in SECONDS or not {"thresholdSeconds", "quantile"} & s.keys()
+    ),
+    "Latency and TimeToFirstToken need exactly one of thresholdSeconds and quantile": lambda s: (
+        s["signal"] not in SECONDS or ("thresholdSeconds" in s) != ("quantile" in s)
+    ),
+    "quantile needs max, in seconds": lambda s: "quantile" not in s or "max" in s,
+    'quantile is a share above 0 and below 1, for example "0.95"': lambda s: _share(s, "quantile", 1.0),
     'max of a rate is a share between 0 and 1, for example "0.02" for 2 %': lambda s: (
-        s["signal"] == "CostPerRequest" or _share(s, "max", 1.0)
+        s["signal"] in MEANS or "quantile" in s or _share(s, "max", 1.0)
+    ),
+    'max of a ratio is a share between 0 and 1, for example "0.02" for 2 %': lambda s: (
+        "ratio" not in s.get("custom", ()) or _share(s, "max", 1.0)
     ),
     "max must be above 0": lambda s: _share(s, "max", float("inf")),
+    "min must be above 0": lambda s: _share(s, "min", float("inf")),
+    "min is for signals where less is worse: JudgeScore, Score, or Custom with direction HigherIsBetter": lambda s: (
+        "min" not in s or _less_is_worse(s)
+    ),
+    "where less is worse, the absolute bound is min, not max": lambda s: "max" not in s or not _less_is_worse(s),
+    "min of JudgeScore is from 1 to below 5": lambda s: (
+        s["signal"] != "JudgeScore" or "min" not in s or 1.0 <= float(s["min"]) < 5.0
+    ),
+    "versusStable needs maxIncreasePercent: of this signal, more is worse": lambda s: (
+        "versusStable" not in s or _less_is_worse(s) or "maxIncreasePercent" in s["versusStable"]
+    ),
+    "versusStable needs maxDecrease, in the signal's unit: of this signal, less is worse": lambda s: (
+        "versusStable" not in s
+        or not _less_is_worse(s)
+        or "maxDecrease" in s["versusStable"]
+        or (s["signal"] == "JudgeScore" and "maxIncreasePercent" not in s["versusStable"])
+    ),
+    "dimension belongs to signal JudgeScore, which needs it": lambda s: (
+        (s["signal"] == "JudgeScore") == ("dimension" in s)
+    ),
+    "score belongs to signal Score, which needs it": lambda s: (s["signal"] == "Score") == ("score" in s),
+    "custom belongs to signal Custom, which needs it": lambda s: (s["signal"] == "Custom") == ("custom" in s),
+    "direction belongs to signal Score, and to Custom with mean or value": lambda s: (
+        "direction" not in s or s["signal"] == "Score" or ("custom" in s and "ratio" not in s["custom"])
+    ),
     "thresholdSeconds must be above 0": lambda s: _share(s, "thresholdSeconds", float("inf")),
     "negligibleRate is a share above 0 and below 0.5": lambda s: _share(s, "negligibleRate", 0.5),
     "rollbackAbovePercent must not exceed maxIncreasePercent": lambda s: (
-        s.get("rollbackAbovePercent", 0) <= s["maxIncreasePercent"]
+        "rollbackAbovePercent" not in s or s["rollbackAbovePercent"] <= s.get("maxIncreasePercent", -1)
+    ),
+    "set maxIncreasePercent where more is worse, maxDecrease where less is worse, not both": (
+        lambda s: "maxIncreasePercent" not in s or not {"maxDecrease", "rollbackAboveDecrease"} & s.keys()
+    ),
+    "rollbackAboveDecrease must not exceed maxDecrease": lambda s: (
+        float(s.get("rollbackAboveDecrease", 0)) <= float(s.get("maxDecrease", 0.10))
+    ),
+    "maxDecrease must be above 0": lambda s: _share(s, "maxDecrease", float("inf")),
+    "custom has exactly one of ratio, mean and value": lambda s: len({"ratio", "mean", "value"} & s.keys()) == 1,
+    "each query must select one arm: put {{ version }} and {{ variant }} into its label matchers": lambda s: all(
+        map(_selects_arm, s.values())
+    ),
+    "value must select one arm: use {{ version }} and {{ variant }} in it": lambda s: (
+        "value" not in s or _selects_arm(s["value"])
     ),
     # a prompt
     "a message has either role and content, or placeholder": lambda s: ("placeholder" in s) != ("role" in s),

@@ -13,7 +13,7 @@ from promptrollout.engine.judgement import Judgement, Levels
 from promptrollout.engine.life import current_step, is_last_weight
 from promptrollout.engine.objectives import gate_of, make_test
 from promptrollout.engine.sample_ratio import SampleRatio
-from promptrollout.engine.signals import SIGNALS
+from promptrollout.engine.signals import signal_of
 
 FAMILY_LEVEL = 0.05
 """Chance that a harmless canary is rolled back by any objective at any time."""
@@ -66,7 +66,7 @@ class Line:
 
     def __init__(self, objective: Objective, row: ObjectiveStatus | None) -> None:
         self.objective = objective
-        self.signal = SIGNALS[objective.signal]
+        self.signal = signal_of(objective)
         self.test = make_test(objective)
         self.row = row or ObjectiveStatus(name=objective.name, signal=objective.signal, verdict="NoEvidence")
         self.was_in_breach = self.row.verdict == "Breach"
@@ -213,7 +213,7 @@ def lacking(draft: Draft) -> list[str]:
     rows = {row.name: row for row in s.analysis}
     missing = []
     for objective in s.snapshot.objectives:
-        if s.weight < SIGNALS[objective.signal].from_weight:
+        if s.weight < signal_of(objective).from_weight:
             continue
         row = rows.get(objective.name)
         advance_on = objective.advance_on or ("NonInferior" if last else "NoBreach")

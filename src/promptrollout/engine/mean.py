@@ -81,12 +81,12 @@ _LENGTH = 6 + 2 + 2 * (1 + len(EFFECTS)) + 1 + 2 * 5 + 3 + dispersion.DOUBLES
 
 
 def variances(canary: Arm, stable: Arm) -> tuple[float, float] | None:
-    """Variance of one sample in each arm, shrunk to both arms' together; None before LEARN samples or without scale.
+    """Variance of one sample in each arm, shrunk to both arms' together; None before LEARN samples, without squares or scale.
 
     Taken around each arm's mean over all its intervals: shared drift widens it, which only makes the test slower.
     """
     n = canary.n + stable.n
-    if n < LEARN:
+    if n < LEARN or any(arm.total > 0 and arm.total_squared <= 0 for arm in (canary, stable)):
         return None
     squares = [_squares(arm) for arm in (canary, stable)]
     least = (LEAST_CV * (canary.total + stable.total) / n) ** 2
@@ -105,17 +105,19 @@ def _squares(arm: Arm) -> float:
     return max(arm.total_squared - arm.total / arm.n * arm.total, 0.0) if arm.n > 0 else 0.0
 
 
-def log_bets(scale: float, total: float, variance: float, factor: float = 1.0) -> Iterator[float]:
+def log_bets(
+    scale: float, total: float, variance: float, factor: float = 1.0, most: float = MOST_PER_INTERVAL
+) -> Iterator[float]:
     """ln e-value of one interval per effect d: (lambda S - lambda^2 V / 2) / factor with lambda = d / scale.
 
     `total` is the interval's sum of excess over the bound, `variance` its variance as earlier intervals know it, if
-    samples are independent, `factor` how many times as large it is. Capped at MOST_PER_INTERVAL, versus stable too: it
+    samples are independent, `factor` how many times as large it is. Capped at `most`, versus stable too: it
     keeps a heavy tail's single requests from deciding. With a coefficient of variation of 2.9, no rise and level 5 %,
     false breaches were 0 of 200 instead of 20; a late doubling takes seven intervals instead of three.
     """
     for effect in EFFECTS:
         bet = effect / scale
-        yield min((bet * total - bet * bet * variance / 2) / factor, MOST_PER_INTERVAL)
+        yield min((bet * total - bet * bet * variance / 2) / factor, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,7 @@ class MeanTest:
         n_c, n_s = canary.n, stable.n
         pairs = n_c * n_s / (n_c + n_s) if n_c > 0 and n_s > 0 else 0.0
         both, one = 1 + SKEWED * rho * pairs, 1 + SKEWED / 2 * rho * n_c
+        most = MOST_PER_INTERVAL * self.users(state)  # what the verdict will divide by, again
 
         here = Contrast()
         for counts in usable:
@@ -215,14 +218,14 @@ class MeanTest:
             if promotable:
                 promotion = promotion.plus(here, both)
             if self.rollback is not None:
-                relative = relative.observe(log_bets(scale, *self._excess(here, self.rollback), both))
+                relative = relative.observe(log_bets(scale, *self._excess(here, self.rollback), both, most))
 
         absolute, suspicion = state.absolute, state.suspicion
         if self.bound is not None:
             bet, excess = SUSPECT_EFFECT / scale, self._beyond(stable)
             suspicion = suspicion_after(suspicion, n_s, bet * excess - bet * bet * v_s * n_s / 2)
             if n_c > 0 and not is_common(suspicion, excess):
-                absolute = absolute.observe(log_bets(scale, self._beyond(canary), v_c * n_c, one))
+                absolute = absolute.observe(log_bets(scale, self._beyond(canary), v_c * n_c, one, most))
 
         return replace(
             learned,

@@ -167,8 +167,9 @@ class RateTest:
             gain = max(log_bound(self.maximum, g, n_s, e_s) for g in SUSPECT_ODDS)
             suspicion = suspicion_after(suspicion, n_s, gain)
             if n_c > 0 and not is_common(suspicion, e_s - self.maximum * n_s):
+                most = MOST_PER_INTERVAL * self.users(state)  # what the verdict will divide by, again
                 gains = (log_bound(self.maximum, g, n_c, e_c) / one for g in WORSE_ODDS)
-                absolute = absolute.observe(min(x, MOST_PER_INTERVAL) for x in gains)
+                absolute = absolute.observe(min(x, most) for x in gains)
 
         variance = _variance(state.stable_bad + e_s, state.stable + n_s)
         return RateState(

@@ -9,9 +9,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 from promptrollout.engine.evidence import Evidence, Interval
-from promptrollout.operator.evidence import Question, Reader
-from promptrollout.operator.prometheus import Series, Source, SourceError
+from promptrollout.operator.evidence import Reader
+from promptrollout.operator.prometheus import Source, SourceError
+from promptrollout.operator.question import Narrowed, Query, Question, widened
 from promptrollout.operator.queue import Key
+from promptrollout.operator.series import Series
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +24,10 @@ CLOCK_SECONDS = 10.0
 """How old the reading of a source's clock may get while something is analysed."""
 BACKOFF_SECONDS = (1.0, 15.0)
 
-Group = tuple[str, str, int, int]
-"""Source, metric, end of the window, its length: what one query answers."""
+Group = tuple[Query, int, int, int]
+"""Query, end of the window, its length, the interval's: what one query answers."""
+Answer = dict[str, list[Series]] | SourceError
+"""Series by rollout uid."""
 
 
 class _Analysis:
@@ -162,18 +166,18 @@ class Analyses:
 
     async def _read(self, source: Source, due: list[tuple[_Analysis, int]]) -> None:
         groups: dict[Group, dict[str, str]] = defaultdict(dict)
-        edges: dict[Group, set[str]] = defaultdict(set)
+        narrowed: dict[Group, list[Narrowed]] = defaultdict(list)
         for analysis, end in due:
             question = analysis.reader.question
-            for group, thresholds in self._groups(analysis, end).items():
+            for query, narrow in question.queries.items():
+                group = _group(analysis, query, end)
                 groups[group][question.uid] = analysis.key.namespace
-                edges[group] |= thresholds
-        answers: dict[Group, dict[str, list[Series]] | SourceError] = {}
+                narrowed[group].append(narrow)
+        answers: dict[Group, Answer] = {}
 
         async def ask(group: Group) -> None:
-            _, metric, end, seconds = group
             try:
-                answers[group] = await source.window(metric, groups[group], end, seconds, tuple(sorted(edges[group])))
+                answers[group] = await _ask(source, group, groups[group], widened(narrowed[group]))
             except SourceError as error:
                 answers[group] = error
 
@@ -182,20 +186,18 @@ class Analyses:
             self._take(analysis, end, answers)
             await asyncio.sleep(0)  # after a restart a thousand of them warm up
 
-    def _take(
-        self, analysis: _Analysis, end: int, answers: Mapping[Group, dict[str, list[Series]] | SourceError]
-    ) -> None:
+    def _take(self, analysis: _Analysis, end: int, answers: Mapping[Group, Answer]) -> None:
         """One failed query holds the rollouts that need it, and nobody else."""
         if self._analyses.get(analysis.key) is not analysis:
             return  # dropped, or asked anew, while the queries were under way
-        windows: dict[str, list[Series]] = {}
+        windows: dict[Query, list[Series]] = {}
         problem = ""
-        for group in self._groups(analysis, end):
-            answer = answers.get(group)
+        for query in analysis.reader.question.queries:
+            answer = answers.get(_group(analysis, query, end), {})
             if isinstance(answer, SourceError):
                 problem = problem or str(answer)
-            elif answer is not None:
-                windows[group[1]] = answer.get(analysis.reader.question.uid, [])
+            else:
+                windows[query] = answer.get(analysis.reader.question.uid, [])
         before, analysis.problem = analysis.problem, problem
         if problem:
             source = analysis.reader.question.source
@@ -205,20 +207,6 @@ class Analyses:
             analysis.intervals += analysis.reader.take(windows, end)
         if not problem or problem != before:
             self._changed(analysis.key)
-
-    def _groups(self, analysis: _Analysis, end: int) -> dict[Group, set[str]]:
-        """The queries that one rollout needs, with the bucket edges that it needs of each."""
-        reader = analysis.reader
-        question = reader.question
-        seconds = end - reader.start_of_window()
-        found: dict[Group, set[str]] = defaultdict(set)
-        for measured in question.objectives:
-            for role, metric in measured.roles().items():
-                group = (question.source, metric, end, seconds)
-                found[group] |= (
-                    {measured.threshold} if measured.by_bucket and role == "bad" and measured.threshold else set()
-                )
-        return found
 
     def _due_end(self, source: Source, analysis: _Analysis) -> int | None:
         reader = analysis.reader
@@ -241,3 +229,20 @@ class Analyses:
             pause = self._pause_until.get(source.name, 0.0) - time.monotonic()
             seconds = min(LOOK_SECONDS if seconds is None else seconds, max(left, pause, 0.05))
         return LOOK_SECONDS if seconds is None and self._waiting else seconds
+
+
+def _group(analysis: _Analysis, query: Query, end: int) -> Group:
+    return query, end, end - analysis.reader.start_of_window(), analysis.reader.question.interval_seconds
+
+
+async def _ask(
+    source: Source, group: Group, rollouts: Mapping[str, str], narrowed: Narrowed
+) -> dict[str, list[Series]]:
+    query, end, seconds, width = group
+    if query.form == "metric":
+        return await source.window(query.text, rollouts, end, seconds, narrowed)
+    if query.form == "selector":
+        found = await source.selected(query.text, query.namespace, end, seconds)
+    else:
+        found = await source.values(query.text, end - seconds + width, end, width)
+    return dict.fromkeys(rollouts, found)

@@ -17,7 +17,7 @@ from promptrollout.operator.acknowledge import Acknowledger
 from promptrollout.operator.admin import start_admin
 from promptrollout.operator.analyses import Analyses
 from promptrollout.operator.cluster_api import KINDS, WATCHED, Api, Stale
-from promptrollout.operator.config import Config, Surroundings
+from promptrollout.operator.config import Config, MetricsSource, Surroundings
 from promptrollout.operator.declarations import reconcile_declaration
 from promptrollout.operator.dirty import affected
 from promptrollout.operator.gateways import GatewayReconciler
@@ -58,9 +58,12 @@ class Operator:
                 source.name,
                 source.url,
                 self._metrics,
-                access=SourceAccess(source.headers, source.bearer_token_file),
+                timeout=source.query_timeout_seconds,
+                access=_access(source),
                 ca_file=source.ca_file,
+                client_certificate=source.client_certificate,
                 namespace_label=source.namespace_label,
+                parameters=source.query_parameters,
             )
             for source in config.metrics_sources
         }
@@ -299,6 +302,13 @@ class Operator:
 
     def _unready(self) -> str:
         return "" if self._workers else "objects are not all known yet"
+
+
+def _access(source: MetricsSource) -> SourceAccess:
+    basic = source.basic_auth
+    return SourceAccess(
+        source.headers, source.bearer_token_file, (basic.username, basic.password_file) if basic is not None else None
+    )
 
 
 def _said(error: Exception) -> str:

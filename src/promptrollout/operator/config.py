@@ -27,6 +27,16 @@ class _Section(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid")
 
 
+class BasicAuth(_Section):
+    username: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^:\x00-\x1f]+$")]
+    password_file: FilePath
+    """Read anew for each query."""
+
+
+ParameterName = Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_\[\]]*$", max_length=64)]
+OWN_PARAMETERS = {"query", "time", "start", "end", "step", "timeout"}
+
+
 class MetricsSource(_Section):
     """A Prometheus-compatible store. Gateways name one; nobody else chooses where queries go."""
 
@@ -36,17 +46,53 @@ class MetricsSource(_Section):
     """Sent with every query, such as X-Scope-OrgID. Not for secrets: they stand in a ConfigMap."""
     bearer_token_file: FilePath | None = None
     """Its content is sent as `Authorization: Bearer`; read anew for each query."""
+    basic_auth: BasicAuth | None = None
     ca_file: FilePath | None = None
     """Certificates to trust for this source, in place of the system's."""
+    client_certificate_file: FilePath | None = None
+    """Shown to the source; read anew for each new connection."""
+    client_key_file: FilePath | None = None
+    """The certificate's private key."""
+    query_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5.0
+    """How long an answer is waited for. What takes longer is an outage: rollouts hold."""
+    query_parameters: Annotated[
+        dict[ParameterName, Annotated[str, Field(pattern=r"^[\x20-\x7e]*$", max_length=1024)]], Field(max_length=20)
+    ] = {}
+    """Sent with every query, such as partial_response (Thanos) or deny_partial_response (VictoriaMetrics)."""
     namespace_label: Annotated[str, Field(pattern=r"^([a-zA-Z_][a-zA-Z0-9_]*)?$", max_length=128)] = "namespace"
     """The label that the store attaches to say where a pod was scraped. Empty: it attaches none, and what pods of any
     namespace say of a rollout is believed."""
 
     @model_validator(mode="after")
     def _one_authorization(self) -> MetricsSource:
-        if self.bearer_token_file and any(name.lower() == "authorization" for name in self.headers):
-            raise ValueError("give the header Authorization or bearerTokenFile, not both")
+        given = {
+            "the header Authorization": any(name.lower() == "authorization" for name in self.headers),
+            "bearerTokenFile": self.bearer_token_file,
+            "basicAuth": self.basic_auth,
+        }
+        if len(several := [name for name, value in given.items() if value]) > 1:
+            raise ValueError(f"give {several[0]} or {several[1]}, not both")
         return self
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> MetricsSource:
+        if (self.client_certificate_file is None) != (self.client_key_file is None):
+            raise ValueError("clientCertificateFile and clientKeyFile go together: give both or neither")
+        return self
+
+    @property
+    def client_certificate(self) -> tuple[str, str] | None:
+        """Files of the certificate and of its key."""
+        if self.client_certificate_file is None or self.client_key_file is None:
+            return None
+        return self.client_certificate_file, self.client_key_file
+
+    @field_validator("query_parameters")
+    @classmethod
+    def _ours(cls, parameters: dict[str, str]) -> dict[str, str]:
+        if taken := sorted(parameters.keys() & OWN_PARAMETERS):
+            raise ValueError(f"{taken[0]} is set by the operator: remove it")
+        return parameters
 
 
 class Config(_Section):

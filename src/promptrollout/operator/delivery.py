@@ -27,6 +27,7 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.provider import ProviderSpec
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.engine.facts import DeliveryIntent
+from promptrollout.engine.signals import edge_seconds
 from promptrollout.operator.copies import digest_if_any, prompt_of
 from promptrollout.operator.identity import OncePerObject
 from promptrollout.operator.store import Store
@@ -193,7 +194,8 @@ def _provider(namespace: str, prompt: PromptSpec, before: ArmConfig | None, stor
 
 def _edges(snapshots: Iterable[Snapshot | None], existing: DeliverySpec | None) -> list[str]:
     given = list(snapshots)
-    edges = {o.threshold_seconds for snapshot in given if snapshot for o in snapshot.objectives if o.threshold_seconds}
+    found = (edge_seconds(objective) for snapshot in given if snapshot for objective in snapshot.objectives)
+    edges = {edge for edge in found if edge is not None}
     if not all(given) and existing is not None:
         edges |= set(existing.latency_edges_seconds)  # the spec is invalid just now: change nothing that is served
     return sorted(edges, key=Decimal)[:20]

@@ -5,20 +5,24 @@ anything is summed. Samples of several scrapers of one process are of one counte
 needs of a process advances together: a scrape counts if it has all of it.
 An interval counts for an objective if both arms were scraped in it; until then increments are carried, for both
 arms alike, at most `CARRY_SECONDS`. A process's first scrape ever is its baseline and adds nothing: serving pods create
-all series at zero when a configuration loads.
+all series at zero when a configuration loads. Before the canary's exposure stable's counts stand alone, and nothing is
+carried.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import NamedTuple
 
+from promptrollout.api.names import AGES, LABEL_SHARD
 from promptrollout.engine.evidence import Arm, Counts, Interval
-from promptrollout.engine.signals import SIGNALS
-from promptrollout.operator.prometheus import Series
+from promptrollout.operator.counts import WHOLE, Sums, counts_of
+from promptrollout.operator.question import SHARD_NUMBERS, Measured, Query, Question, Wanted
+from promptrollout.operator.series import Series
 
 CARRY_SECONDS = 300
 """How long a series may be silent, and increments wait for the other arm. Prometheus' own lookback, too."""
@@ -28,53 +32,14 @@ value is that, and later the counter began anew: a version that comes back after
 WARM_UP_SECONDS = 2 * CARRY_SECONDS
 """Reading so far back before the first interval gives the state that a reader that never stopped would have."""
 
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One objective: which metrics it needs, in which role."""
-
-    name: str
-    signal: str
-    threshold: str | None = None
-
-    def roles(self) -> dict[str, str]:
-        """Role (`bad`, `total`, `count`, `sum`, `sumsq`) to metric name."""
-        signal = SIGNALS[self.signal]
-        if signal.kind == "rate":
-            return {"total": signal.total, "bad": signal.bad}
-        return {"count": signal.count, "sum": signal.sum, "sumsq": signal.sumsq}
-
-    @property
-    def by_bucket(self) -> bool:
-        return SIGNALS[self.signal].latency_bucket
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is read for one rollout. Another question starts from nothing."""
-
-    uid: str
-    source: str
-    interval_seconds: int
-    stable_version: str
-    canary_version: str
-    objectives: tuple[Measured, ...]
-    alone: bool = False
-    """A first version: its only arm is stable, and it is judged like a canary without anything to compare with."""
-
-    def arm_of(self, variant: str, version: str) -> Literal["canary", "stable"] | None:
-        """The arm that a series counts for; None if it is of other traffic or of another revision."""
-        if self.alone:
-            return "canary" if (variant, version) == ("stable", self.stable_version) else None
-        if (variant, version) == ("canary", self.canary_version):
-            return "canary"
-        return "stable" if (variant, version) == ("stable", self.stable_version) else None
-
-
-Part = tuple[str, str]
-"""Role, and which series of it."""
+Part = tuple[str, int, str]
+"""Role, shard, and which series of it."""
 Column = tuple[Part, list[float], list[float]]
 """Times and values of a part within an interval."""
+Stratum = tuple[str, ...]
+"""Values of the labels that divide an objective's evidence into parts that are compared separately."""
+Owner = tuple[str, str]
+"""Arm and process."""
 
 
 @dataclass(slots=True)
@@ -85,13 +50,15 @@ class _Process:
     values: dict[Part, tuple[float, float]]
     grown: dict[Part, float] = field(default_factory=dict)
 
-    def known(self, part: Part, at: float) -> float | None:
+    def known(self, part: Part, at: float, born_at_zero: bool) -> float | None:
         seen, value = self.values.get(part, (-math.inf, 0.0))
-        return value if seen > at - CARRY_SECONDS else None
+        if seen > at - CARRY_SECONDS:
+            return value
+        return 0.0 if born_at_zero and self.at > at - CARRY_SECONDS else None
 
-    def advance(self, at: float, scrape: Mapping[Part, float], restarts: bool) -> None:
+    def advance(self, at: float, scrape: Mapping[Part, float], restarts: bool, born_at_zero: bool) -> None:
         """`restarts`: a value that fell is a restart at once."""
-        before = {part: known for part in scrape if (known := self.known(part, at)) is not None}
+        before = {part: known for part in scrape if (known := self.known(part, at, born_at_zero)) is not None}
         fell = any(value < before.get(part, 0.0) for part, value in scrape.items())
         if fell and not restarts and at <= self.at + LATE_SECONDS:
             return
@@ -105,33 +72,40 @@ class _Process:
 
 
 @dataclass(slots=True)
-class _Objective:
-    processes: dict[tuple[str, str], _Process] = field(default_factory=dict)  # (arm, process)
-    used_until: int | None = None
+class _State:
+    """One stratum of one objective."""
+
+    used_until: int
+    processes: dict[Owner, _Process] = field(default_factory=dict)
+
+    def sums(self) -> Sums:
+        """By arm, role and shard, in an order that does not depend on when what was first seen."""
+        found: Sums = {"canary": defaultdict(float), "stable": defaultdict(float)}
+        for (arm, _), process in sorted(self.processes.items(), key=lambda item: item[0]):
+            sums = found[arm]
+            for (role, shard, _), grown in sorted(process.grown.items()):
+                sums[role, shard] += grown
+        return found
+
+    def clear(self) -> None:
+        for process in self.processes.values():
+            process.grown.clear()
 
 
-Windows = Mapping[str, list[Series]]
-"""Series of one rollout by metric name."""
+Windows = Mapping[Query, list[Series]]
+"""Series of one rollout by query."""
+ByInterval = dict[int, tuple[list[float], list[float]]]
+"""Times and values of a series, under the end of the interval that they fall into."""
 
 
-class _Sliced:
-    """A series whose samples are filed under the interval that they fall into: times, and values."""
-
-    __slots__ = ("by_interval", "part", "series")
-
-    def __init__(self, series: Series, role: str, width: int) -> None:
-        self.series = series
-        self.part: Part = (role, series.part)
-        self.by_interval: dict[int, tuple[list[float], list[float]]] = {}
-        for at, value in series.samples:
-            end = math.ceil(at / width) * width  # an interval includes its end
-            times, values = self.by_interval.setdefault(end, ([], []))
-            times.append(at)
-            values.append(value)
+class _Sliced(NamedTuple):
+    part: Part
+    by_interval: ByInterval
+    self_named: bool
 
 
-Processes = dict[tuple[str, str], list[_Sliced]]
-"""By arm and process: all that one objective needs of it."""
+Processes = dict[Owner, list[_Sliced]]
+"""All that one stratum of an objective needs of each process."""
 
 
 class Reader:
@@ -141,7 +115,8 @@ class Reader:
         self.question = question
         self.position = position
         self.warm = False
-        self._objectives = {measured.name: _Objective() for measured in question.objectives}
+        self._begun = self.start_of_window()
+        self._states: dict[str, dict[Stratum, _State]] = {measured.name: {} for measured in question.objectives}
 
     def start_of_window(self) -> int:
         """Samples after this are needed for the next `take`."""
@@ -151,62 +126,137 @@ class Reader:
     def take(self, windows: Windows, end: int) -> list[Interval]:
         """The intervals up to `end`, from samples of (start_of_window(), end]."""
         width = self.question.interval_seconds
-        processes = {measured.name: self._processes(measured, windows) for measured in self.question.objectives}
-        found = [self._interval(processes, at, at + width) for at in range(self.start_of_window(), end, width)]
-        found = [interval for interval in found if interval.start >= self.position]
+        filed = _Filed(self.question, windows)
+        starts = range(self.start_of_window(), end, width)
+        found = [Interval(at, at + width, self._counts(filed, at, at + width)) for at in starts]
         self.warm = True
+        found = [interval for interval in found if interval.start >= self.position]
         self.position = end
         return found
 
-    def _processes(self, measured: Measured, windows: Windows) -> Processes:
-        found: Processes = {}
-        edge = float(measured.threshold) if measured.by_bucket and measured.threshold is not None else None
-        for role, metric in measured.roles().items():
-            for series in windows.get(metric, ()):
-                arm = self.question.arm_of(series.variant, series.version)
-                if arm is not None and series.le == (edge if role == "bad" else None):
-                    sliced = _Sliced(series, role, self.question.interval_seconds)
-                    found.setdefault((arm, series.process), []).append(sliced)
+    def _counts(self, filed: _Filed, start: int, end: int) -> dict[str, tuple[Counts, ...]]:
+        found = {}
+        for measured in self.question.objectives:
+            if measured.is_value:
+                each = [self._value(filed.values[measured.name], end)]
+            else:
+                states = self._states[measured.name]
+                strata = filed.strata[measured.name]
+                for stratum in strata.keys() - states.keys():
+                    states[stratum] = _State(self._begun)
+                each = [
+                    self._stratum(states[stratum], measured, stratum, strata.get(stratum, {}), start, end)
+                    for stratum in sorted(states)
+                ]
+            if counts := tuple(one for one in each if one is not None):
+                found[measured.name] = counts
         return found
 
-    def _interval(self, processes: Mapping[str, Processes], start: int, end: int) -> Interval:
-        counts: dict[str, tuple[Counts, ...]] = {}
-        for measured in self.question.objectives:
-            found = self._objective(self._objectives[measured.name], measured, processes[measured.name], start, end)
-            if found is not None:
-                counts[measured.name] = (found,)
-        return Interval(start, end, counts)
-
-    def _objective(
-        self, state: _Objective, measured: Measured, processes: Processes, start: int, end: int
+    def _stratum(
+        self, state: _State, measured: Measured, stratum: Stratum, processes: Processes, start: int, end: int
     ) -> Counts | None:
-        roles = measured.roles()
-        fresh = {name[0] for name, all_sliced in processes.items() if _take(state, name, all_sliced, roles, end)}
-        for name, process in list(state.processes.items()):
+        fresh = {owner[0] for owner, all_sliced in processes.items() if _take(state, owner, all_sliced, measured, end)}
+        for owner, process in list(state.processes.items()):
             if process.at <= end - CARRY_SECONDS:
-                del state.processes[name]
-        if state.used_until is None:
-            state.used_until = start
-        if len(fresh) < (1 if self.question.alone else 2):
-            if end - state.used_until > CARRY_SECONDS:
-                for process in state.processes.values():
-                    process.grown.clear()
+                del state.processes[owner]
+        before = end <= self.question.exposed_at
+        wanted = {"stable"} if before else {arm for arm, _, _ in self.question.arms}
+        # feedback may be on answers that were given before the canary met users
+        too_early = (
+            measured.signal.by_age
+            and not before
+            and start - self.question.exposed_at < _reach_seconds(measured, stratum)
+        )
+        if too_early or not wanted <= fresh:
+            if before or too_early or end - state.used_until > CARRY_SECONDS:
+                state.clear()
             return None
         state.used_until = end
-        sums = {(role, variant): 0.0 for role in roles for variant in ("canary", "stable")}
-        for (variant, _), process in sorted(state.processes.items(), key=lambda item: item[0]):
-            for (role, _), grown in sorted(process.grown.items()):
-                sums[role, variant] += grown
-            process.grown.clear()
-        return _counts(measured, sums)
+        sums = state.sums()
+        state.clear()
+        counts = counts_of(measured.signal, sums)
+        return Counts(canary=Arm(0, 0), stable=counts.stable) if before else counts
+
+    def _value(self, values: Mapping[str, Mapping[float, float]], end: int) -> Counts | None:
+        """One sample an interval."""
+        arms = {arm: Arm(1, x, x * x) for arm, by_time in values.items() if (x := by_time.get(end)) is not None}
+        if end <= self.question.exposed_at:
+            arms["canary"] = Arm(0, 0)
+        if self.question.alone:
+            arms["stable"] = Arm(0, 0)
+        return Counts(**arms) if len(arms) == 2 else None
 
 
-def _take(
-    state: _Objective, name: tuple[str, str], all_sliced: list[_Sliced], roles: Collection[str], end: int
-) -> bool:
+def _reach_seconds(measured: Measured, stratum: Stratum) -> int:
+    """How long ago the answers may have been given that this stratum's feedback is on, in seconds."""
+    return AGES.get(stratum[measured.signal.strata.index("age")], max(AGES.values()))
+
+
+class _Filed:
+    """What the windows hold, filed under who needs it: objective, stratum, process; and there by interval."""
+
+    def __init__(self, question: Question, windows: Windows) -> None:
+        self._question = question
+        self._windows = windows
+        self._arms = {(variant, version): arm for arm, variant, version in question.arms}
+        self._sliced: dict[int, ByInterval] = {}
+        self.strata: dict[str, dict[Stratum, Processes]] = {}
+        self.values: dict[str, dict[str, dict[float, float]]] = {}
+        """Of expressions: by objective, arm and time."""
+        for measured in question.objectives:
+            self.strata[measured.name] = {}
+            if measured.is_value:
+                self.values[measured.name] = {
+                    arm: {at: value for series in windows.get(query, ()) for at, value in series.samples}
+                    for _, arm, query in question.own_queries(measured)
+                }
+            elif measured.own:
+                for role, arm, query in question.own_queries(measured):
+                    for series in windows.get(query, ()):
+                        self._file(measured, role, WHOLE, arm, series)
+            else:
+                for wanted in measured.wanted:
+                    self._file_wanted(measured, wanted)
+
+    def _file_wanted(self, measured: Measured, wanted: Wanted) -> None:
+        role, divided, query, edge, labels, _ = wanted
+        shard = WHOLE
+        for series in self._windows.get(query, ()):
+            arm = self._arms.get((series.variant, series.version))
+            if arm is None or series.le != edge:
+                continue
+            if labels and any(series.labels.get(name) != value for name, value in labels):
+                continue
+            if divided and (shard := SHARD_NUMBERS.get(series.labels.get(LABEL_SHARD, ""), WHOLE)) == WHOLE:
+                continue
+            self._file(measured, role, shard, arm, series)
+
+    def _file(self, measured: Measured, role: str, shard: int, arm: str, series: Series) -> None:
+        names = measured.signal.strata
+        stratum = tuple([series.labels.get(name, "") for name in names]) if names else ()
+        by_interval = self._sliced.get(id(series))
+        if by_interval is None:
+            by_interval = self._sliced[id(series)] = _slice(series, self._question.interval_seconds)
+        processes = self.strata[measured.name].setdefault(stratum, {})
+        processes.setdefault((arm, series.process), []).append(
+            _Sliced((role, shard, series.part), by_interval, series.self_named)
+        )
+
+
+def _slice(series: Series, width: int) -> ByInterval:
+    found: ByInterval = {}
+    for at, value in series.samples:
+        end = math.ceil(at / width) * width  # an interval includes its end
+        times, values = found.setdefault(end, ([], []))
+        times.append(at)
+        values.append(value)
+    return found
+
+
+def _take(state: _State, owner: Owner, all_sliced: list[_Sliced], measured: Measured, end: int) -> bool:
     """Take one process's scrapes of an interval in. False if there is none with all that is needed."""
     columns = [(each.part, *samples) for each in all_sliced if (samples := each.by_interval.get(end)) is not None]
-    if _take_whole(state, name, columns, roles):
+    if _take_whole(state, owner, columns, measured):
         return True
     scrapes: dict[float, dict[Part, float]] = {}
     for part, times, values in columns:
@@ -214,52 +264,37 @@ def _take(
             scrape = scrapes.setdefault(at, {})
             # two scrapers in the same millisecond: the higher values are the later ones, in all counters
             scrape[part] = max(value, scrape.get(part, 0.0))
-    restarts = not all_sliced[0].series.self_named
+    restarts = not all_sliced[0].self_named
     found = False
     for at, scrape in sorted(scrapes.items()):
-        if len({role for role, _ in scrape}) < len(roles):
+        if not measured.required <= {role for role, shard, _ in scrape if shard == WHOLE}:
             continue
         found = True
-        process = state.processes.get(name)
+        process = state.processes.get(owner)
         if process is None:
-            state.processes[name] = _Process(at, {part: (at, value) for part, value in scrape.items()})
+            state.processes[owner] = _Process(at, {part: (at, value) for part, value in scrape.items()})
         else:
-            process.advance(at, scrape, restarts)
+            process.advance(at, scrape, restarts, measured.born_at_zero)
     return found
 
 
-def _take_whole(state: _Objective, name: tuple[str, str], columns: list[Column], roles: Collection[str]) -> bool:
+def _take_whole(state: _State, owner: Owner, columns: list[Column], measured: Measured) -> bool:
     """The usual case at a fraction of the cost: one scraper, every scrape complete, no value that fell."""
     parts = {part for part, _, _ in columns}
-    if not columns or len(parts) < len(columns) or len({role for role, _ in parts}) < len(roles):
+    whole = {role for role, shard, _ in parts if shard == WHOLE}
+    if not columns or len(parts) < len(columns) or not measured.required <= whole:
         return False
-    process, times = state.processes.get(name), columns[0][1]
+    process, times = state.processes.get(owner), columns[0][1]
     befores = []
     for part, each, values in columns:
-        known = process.known(part, times[0]) if process is not None else None
+        known = process.known(part, times[0], measured.born_at_zero) if process is not None else None
         before = values[0] if known is None else known
         if each != times or before > values[0] or any(map(operator.gt, values, values[1:])):
             return False
         befores.append(before)
     if process is None:
-        process = state.processes[name] = _Process(times[0], {})
+        process = state.processes[owner] = _Process(times[0], {})
     for (part, _, values), before in zip(columns, befores, strict=True):
         process.grow(part, times[-1], values[-1], values[-1] - before)
     process.at = times[-1]
     return True
-
-
-def _counts(measured: Measured, sums: dict[tuple[str, str], float]) -> Counts:
-    if "count" in measured.roles():
-        arms = {
-            variant: Arm(sums["count", variant], sums["sum", variant], sums["sumsq", variant])
-            for variant in ("canary", "stable")
-        }
-        return Counts(canary=arms["canary"], stable=arms["stable"])
-    total = {variant: sums["total", variant] for variant in ("canary", "stable")}
-    bad = {variant: sums["bad", variant] for variant in total}
-    if measured.by_bucket:  # the bucket holds the quick ones
-        bad = {variant: total[variant] - bad[variant] for variant in total}
-    # a bucket that was added holds less than it should for a moment; so does what one bad sample is missing of
-    bad = {variant: min(total[variant], max(0.0, bad[variant])) for variant in total}
-    return Counts.of(total["canary"], bad["canary"], total["stable"], bad["stable"])

@@ -1,33 +1,34 @@
-"""One Prometheus-compatible source: grouped queries in a thread, its clock, and what is wrong with it."""
+"""One Prometheus-compatible source: grouped queries in a thread, its clock, and what is wrong with it.
+
+Plain HTTP, because of what stores say beside their data: Thanos' `warnings` and VictoriaMetrics' `isPartial` mean that
+some of it may be missing, and no client for Python passes them on.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
+import orjson
 import requests
-from prometheus_api_client import PrometheusConnect
-from prometheus_api_client.exceptions import PrometheusApiClientException
+from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
-from urllib3.util.retry import Retry
 
-from promptrollout.api.names import LABEL_PROCESS
 from promptrollout.operator.metrics import Metrics
+from promptrollout.operator.series import Series, parse_matrix, parse_own, spellings
 
 logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 TIMEOUT_SECONDS = 5
 PARALLEL = 4
 UIDS_PER_QUERY = 100
-_PROCESS_ID = re.compile("[0-9a-f]{8}")
-_PARTS = ("error_type", "le", "type")
-"""Labels that divide one process's counters of one metric."""
+ON_THE_QUERY = "PromQL "
+"""How Prometheus begins a warning about the expression: no data is missing for that."""
 
 
 class SourceError(Exception):
@@ -36,22 +37,6 @@ class SourceError(Exception):
 
 class UnlabelledError(Exception):
     """All series of an answer lack the label that would say where they were scraped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """Raw samples of one series, oldest first: (timestamp, value). NaN, infinite and negative ones are left out."""
-
-    variant: str
-    version: str
-    process: str
-    """Whose counter it is: the gateway's process, or else what was scraped, by all its labels."""
-    part: str
-    """Which of the process's counters of this metric and arm."""
-    le: float | None
-    samples: tuple[tuple[float, float], ...]
-    self_named: bool = True
-    """The process names itself, so that samples taken by several scrapers can be told to be of one counter."""
 
 
 class Source:
@@ -63,13 +48,16 @@ class Source:
         url: str,
         metrics: Metrics,
         wall: Callable[[], float] = time.time,
-        timeout: int = TIMEOUT_SECONDS,
+        timeout: float = TIMEOUT_SECONDS,
         access: AuthBase | None = None,
         ca_file: str | None = None,
+        client_certificate: tuple[str, str] | None = None,
         namespace_label: str = "namespace",
+        parameters: Mapping[str, str] | None = None,
     ) -> None:
         """`access`: adds what the source wants to see; `ca_file`: whose certificates are trusted instead of the
-        system's; `namespace_label`: of what was scraped, attached by the source; empty: it attaches none."""
+        system's; `client_certificate`: files of ours and of its key, read at each new connection; `namespace_label`: of
+        what was scraped, attached by the source; empty: it attaches none; `parameters`: sent with each query."""
         self.name = name
         self._namespace_label = namespace_label
         self._strangers: set[str] = set()
@@ -77,14 +65,16 @@ class Source:
         self._metrics = metrics
         self._wall = wall
         self._slots = asyncio.Semaphore(PARALLEL)
-        # no retries inside: the scheduler tries again, and a slow source must not hold threads
         self._timeout = timeout
-        session = requests.Session()
-        if ca_file is not None:
-            session.verify = ca_file
-        self._client = PrometheusConnect(
-            url=self._url, retry=Retry(total=0), timeout=timeout, auth=access, session=session
-        )
+        # VictoriaMetrics answers queries about the last 30 s with older points, unless it may not use its cache
+        self._parameters = {"timeout": f"{timeout:g}s", "nocache": "1", **(parameters or {})}
+        self._session = requests.Session()
+        self._session.auth = access
+        self._session.cert = client_certificate
+        self._session.verify = ca_file if ca_file is not None else True
+        # no retries inside: the scheduler tries again, and a slow source must not hold threads
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=PARALLEL))
         self._offset = 0.0
         self.problem: str = "it has not been asked yet"
         """Why the source gave no answer last time; empty if it did."""
@@ -96,56 +86,83 @@ class Source:
     async def read_clock(self) -> None:
         """Ask for the time; notes whether the source is there."""
         before = self._wall()
-        answer = await self._query("time()", None)
+        answer = await self._query("query", query="time()")
         after = self._wall()
         try:
+            if isinstance(answer[0], dict):
+                answer = answer[0]["value"]  # VictoriaMetrics makes a vector of everything
             self._offset = float(answer[1]) - (before + after) / 2
-        except (TypeError, ValueError, IndexError) as error:
+        except (TypeError, ValueError, IndexError, KeyError) as error:
             raise self._failed(f"its answer to time() is {str(answer)[:80]!r}") from error
 
     async def window(
-        self, metric: str, rollouts: Mapping[str, str], end: int, seconds: int, edges: tuple[str, ...] = ()
+        self,
+        metric: str,
+        rollouts: Mapping[str, str],
+        end: int,
+        seconds: int,
+        narrowed: Mapping[str, Collection[str]] | None = None,
     ) -> dict[str, list[Series]]:
         """Raw samples in (end - seconds, end] of both arms' series of a metric, by rollout uid.
 
         `rollouts`: their namespaces by uid. Any pod may claim to serve any rollout; only what was scraped in the
-        rollout's own namespace counts. `edges`: thresholds of histogram buckets, as the objectives write them.
+        rollout's own namespace counts. `narrowed`: the values of labels that are needed, as the objectives write them.
         """
         found: dict[str, list[Series]] = {}
         wanted = sorted(rollouts)
+        narrow = [f'{name}=~"{_one_of(name, values)}"' for name, values in sorted((narrowed or {}).items())]
         for start in range(0, len(wanted), UIDS_PER_QUERY):
             matchers = [
                 f'rollout_uid=~"{"|".join(wanted[start : start + UIDS_PER_QUERY])}"',
                 'variant=~"canary|stable"',
+                *narrow,
             ]
-            if edges:
-                spellings = sorted({spelling for edge in edges for spelling in _spellings(edge)})
-                matchers.append('le=~"' + "|".join(s.replace(".", "[.]") for s in spellings) + '"')
-            answer = await self._query(f"{metric}{{{','.join(matchers)}}}[{seconds}s]", end)
-            try:
-                own = self._own(metric, answer, rollouts)
-                parsed = await asyncio.to_thread(parse_matrix, own, end - seconds, end)
-            except UnlabelledError as error:
-                raise self._failed(str(error)) from error
-            except (TypeError, ValueError, KeyError, AttributeError) as error:
-                raise self._failed(f"its answer for {metric} is no matrix of samples") from error
+            query = f"{metric}{{{','.join(matchers)}}}[{seconds}s]"
+            answer = await self._query("query", query=query, time=str(end))
+            parse = partial(self._matrix, metric, answer, rollouts, end - seconds, end)
+            parsed = await self._parsed(metric, parse)
             for uid, series in parsed.items():
                 found.setdefault(uid, []).extend(series)
         return found
 
+    async def selected(self, selector: str, namespace: str, end: int, seconds: int) -> list[Series]:
+        """Raw samples in (end - seconds, end] of a selector of one's own: of what was scraped in `namespace`."""
+        answer = await self._query("query", query=f"{selector}[{seconds}s]", time=str(end))
+
+        def parse() -> list[Series]:
+            own = [entry for entry in answer if self._scraped_in(selector, answer, entry) in (None, namespace)]
+            return parse_own(own, end - seconds, end)
+
+        return await self._parsed(selector, parse)
+
+    async def values(self, expression: str, first: int, last: int, step: int) -> list[Series]:
+        """What an expression amounts to at `first`, one `step` later, and so on up to `last`: one series at most."""
+        answer = await self._query("query_range", query=expression, start=str(first), end=str(last), step=str(step))
+        found = await self._parsed(expression, lambda: parse_own(answer, first - 1, last))
+        if len(found) > 1:
+            raise self._failed(f"{len(found)} values for {_shortened(expression, 80)}: aggregate them to one")
+        return found
+
+    async def _parsed(self, what: str, parse: Callable[[], _T]) -> _T:
+        try:
+            return await asyncio.to_thread(parse)
+        except UnlabelledError as error:
+            raise self._failed(str(error)) from error
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise self._failed(f"its answer for {_shortened(what, 80)} is no matrix of samples") from error
+
+    def _matrix(
+        self, metric: str, answer: Any, rollouts: Mapping[str, str], after: int, until: int
+    ) -> dict[str, list[Series]]:
+        return parse_matrix(self._own(metric, answer, rollouts), after, until)
+
     def _own(self, metric: str, answer: Any, rollouts: Mapping[str, str]) -> Any:
         """Without series of pods in other namespaces than the rollout that they name."""
-        label = self._namespace_label
-        if not label or not isinstance(answer, list):
+        if not self._namespace_label or not isinstance(answer, list):
             return answer
-        if answer and all(label not in entry["metric"] for entry in answer):
-            raise UnlabelledError(
-                f"no series of {metric} carries the label {label}, by which pods of other namespaces are told apart: "
-                "have the scrape job attach it, or set namespaceLabel of this source (empty: believe all pods)"
-            )
         own = []
         for entry in answer:
-            uid, space = entry["metric"].get("rollout_uid", ""), entry["metric"].get(label, "")
+            uid, space = entry["metric"].get("rollout_uid", ""), self._scraped_in(metric, answer, entry)
             if rollouts.get(uid) == space:
                 own.append(entry)
             elif uid not in self._strangers:
@@ -156,66 +173,72 @@ class Source:
                 )
         return own
 
-    async def _query(self, query: str, at: int | None) -> Any:
-        params = {} if at is None else {"time": str(at)}
+    def _scraped_in(self, metric: str, answer: Any, entry: Any) -> str | None:
+        """The namespace; None if the source keeps none and everybody is believed."""
+        label = self._namespace_label
+        if not label:
+            return None
+        if label not in entry["metric"] and all(label not in each["metric"] for each in answer):
+            raise UnlabelledError(
+                f"no series of {metric} carries the label {label}, by which pods of other namespaces are told apart: "
+                "have the scrape job attach it, or set namespaceLabel of this source (empty: believe all pods)"
+            )
+        return str(entry["metric"].get(label, ""))
+
+    async def _query(self, endpoint: str, **parameters: str) -> Any:
         started = time.monotonic()
         try:
             async with self._slots:
-                answer = await asyncio.to_thread(self._client.custom_query, query, params, self._timeout)
-        except PrometheusApiClientException as error:
-            raise self._failed(_shortened(str(error))) from error
+                answer = await asyncio.to_thread(self._get, endpoint, parameters)
         except requests.Timeout as error:
-            raise self._failed(f"no answer within {self._timeout} s") from error
+            raise self._failed(f"no answer within {self._timeout:g} s") from error
+        except requests.exceptions.SSLError as error:
+            raise self._failed(f"TLS fails: {_shortened(str(_first_cause(error)))}") from error
         except requests.ConnectionError as error:
             raise self._failed("it cannot be reached") from error
-        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+        except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as error:
             # HTML of a proxy, JSON without data, an answer cut off
             raise self._failed(f"its answer is not that of a Prometheus API: {type(error).__name__}") from error
         except OSError as error:
-            raise self._failed(f"its token or CA file cannot be read: {error}") from error
+            raise self._failed(f"a file for its access cannot be read: {error}") from error
         self._metrics.query_seconds.labels(self.name).observe(time.monotonic() - started)
         return answer
+
+    def _get(self, endpoint: str, parameters: Mapping[str, str]) -> Any:
+        """The result. An answer that may lack some of the data is none."""
+        response = self._session.get(
+            f"{self._url}/api/v1/{endpoint}",
+            params={**self._parameters, **parameters},
+            timeout=self._timeout,
+            verify=self._session.verify,  # or a variable of the environment would win over the source's own CA
+        )
+        if response.status_code != requests.codes.ok:
+            raise self._failed(f"HTTP {response.status_code}: {_shortened(response.text)}")
+        body = orjson.loads(response.content)
+        missing = [text for text in body.get("warnings") or () if not text.startswith(ON_THE_QUERY)]
+        if missing or body.get("isPartial"):
+            why = _shortened(str(missing[0])) if missing else "isPartial"
+            raise self._failed(f"its answer may lack data: {why}")
+        return body["data"]["result"]
 
     def _failed(self, why: str) -> SourceError:
         self._metrics.query_errors.labels(self.name).inc()
         return SourceError(f"metrics source {self.name} ({self._url}): {why}")
 
     def close(self) -> None:
-        self._client.close()
+        self._session.close()
 
 
-def parse_matrix(result: Any, after: float, until: float) -> dict[str, list[Series]]:
-    """A range vector's answer by rollout uid, with samples in (after, until] only: versions of Prometheus differ in
-    whether the left end belongs to the range."""
-    found: dict[str, list[Series]] = {}
-    if not isinstance(result, list):
-        raise TypeError("not a list")
-    for entry in result:
-        labels: dict[str, str] = entry["metric"]
-        samples = []
-        for at, text in entry["values"]:
-            value = float(text)
-            if after < at <= until and math.isfinite(value) and value >= 0:
-                samples.append((float(at), value))
-        le = float(labels["le"]) if "le" in labels else None
-        process = labels.get(LABEL_PROCESS, "")
-        self_named = _PROCESS_ID.fullmatch(process) is not None
-        if not self_named:
-            rest = sorted(labels.keys() - {"__name__", *_PARTS})
-            process = ",".join(f"{name}={labels[name]}" for name in rest)
-        part = f"{labels.get('error_type', '')}/{labels.get('type', '')}/{'' if le is None else le}"
-        variant, version = labels.get("variant", ""), labels.get("version", "")
-        series = Series(variant, version, process, part, le, tuple(samples), self_named)
-        found.setdefault(labels.get("rollout_uid", ""), []).append(series)
-    return found
+def _one_of(name: str, values: Collection[str]) -> str:
+    """A regular expression; of bucket edges in all the ways that they may be written."""
+    texts = {text for value in values for text in (spellings(value) if name == "le" else (value,))}
+    return "|".join(text.replace(".", "[.]") for text in sorted(texts))
 
 
-def _spellings(edge: str) -> set[str]:
-    """How an exporter or Prometheus itself may write a bucket's edge."""
-    value = float(edge)
-    plain = edge.rstrip("0").rstrip(".") if "." in edge else edge
-    found = {edge, plain, f"{value:g}", repr(value)}
-    return {spelling for spelling in found if "e" not in spelling}
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _shortened(text: str, limit: int = 200) -> str:

@@ -26,9 +26,9 @@ from promptrollout.operator.delivery import CannotCompile, gateway_held, read
 from promptrollout.operator.delivery_status import is_complete
 from promptrollout.operator.delivery_writer import DeliveryWriter
 from promptrollout.operator.events import Outbox, recent
-from promptrollout.operator.evidence import Measured, Question
 from promptrollout.operator.metrics import Metrics
 from promptrollout.operator.owned_copies import OwnedCopies
+from promptrollout.operator.question import Measured, Question
 from promptrollout.operator.queue import Key, WorkQueue
 from promptrollout.operator.resolve import Resolved, resolve
 from promptrollout.operator.store import Store
@@ -352,20 +352,21 @@ class RolloutReconciler:
     def _schedule_analysis(self, key: Key, item: Object, result: Plan, resolved: Resolved) -> None:
         status, until, intent = result.status, result.status.clock.evaluated_until, result.delivery
         source = resolved.metrics_source
-        if not result.wants_evidence or until is None or status.snapshot is None or source is None:
-            self._analyses.drop(key)
-            return
-        if intent is None:
+        snapshot = status.snapshot if result.wants_evidence else None
+        if until is None or snapshot is None or source is None or intent is None:
             self._analyses.drop(key)
             return
         question = Question(
             uid=item["metadata"]["uid"],
             source=source,
-            interval_seconds=status.snapshot.interval_seconds,
+            interval_seconds=snapshot.interval_seconds,
             stable_version=short_digest(intent.stable.digest),
             canary_version=short_digest(intent.canary.digest) if intent.canary else "",
             alone=intent.canary is None,
-            objectives=tuple(Measured(o.name, o.signal, o.threshold_seconds) for o in status.snapshot.objectives),
+            objectives=tuple(Measured.of(objective) for objective in snapshot.objectives),
+            exposed_at=status.clock.exposed_at or 0,
+            rollout=key.name,
+            namespace=key.namespace,
         )
         self._analyses.want(key, question, until)
 

@@ -182,6 +182,43 @@ def test_a_source_that_wants_a_token(render: Render, tmp_path: Path) -> None:
     assert pod["containers"][0]["volumeMounts"][-1]["mountPath"] == "/var/run/mimir"
 
 
+def test_a_sources_secret_is_mounted_and_its_keys_become_paths(render: Render, tmp_path: Path) -> None:
+    manifests = render(
+        "metricsSources[0].name=plain",
+        "metricsSources[0].url=http://prometheus",
+        "metricsSources[1].name=thanos",
+        "metricsSources[1].url=https://thanos",
+        "metricsSources[1].secretName=thanos-access",
+        "metricsSources[1].basicAuth.username=rollouts",
+        "metricsSources[1].basicAuth.passwordFile=password",
+        "metricsSources[1].caFile=/etc/ssl/own.pem",
+        "metricsSources[1].clientCertificateFile=tls.crt",
+        "metricsSources[1].clientKeyFile=tls.key",
+        "metricsSources[1].queryTimeoutSeconds=20",
+        "metricsSources[1].queryParameters.dedup=yes",
+    )
+    (tmp_path / "config.yaml").write_text(only(manifests, "ConfigMap")["data"]["config.yaml"])
+    plain, thanos = load(tmp_path / "config.yaml").metrics_sources
+    here = "/var/run/promptrollout/sources/thanos"
+    assert plain.client_certificate is None
+    assert thanos.client_certificate == (f"{here}/tls.crt", f"{here}/tls.key")
+    assert thanos.basic_auth is not None
+    assert (thanos.basic_auth.username, thanos.basic_auth.password_file) == ("rollouts", f"{here}/password")
+    assert thanos.ca_file == "/etc/ssl/own.pem"
+    assert (thanos.query_timeout_seconds, thanos.query_parameters) == (20, {"dedup": "yes"})
+    pod = only(manifests, "Deployment")["spec"]["template"]["spec"]
+    (mount,) = [m for m in pod["containers"][0]["volumeMounts"] if m["name"].startswith("source-")]
+    assert mount == {"name": "source-thanos", "mountPath": here, "readOnly": True}
+    (volume,) = [v for v in pod["volumes"] if v["name"] == "source-thanos"]
+    assert volume["secret"] == {"secretName": "thanos-access", "defaultMode": 0o440, "optional": True}
+
+
+def test_no_source_at_all_is_an_empty_list(helm: Helm) -> None:
+    done = helm("template", "r", str(CHART), "--set-json", "metricsSources=[]")
+    manifests = [body for body in yaml.safe_load_all(done.stdout) if body]
+    assert yaml.safe_load(only(manifests, "ConfigMap")["data"]["config.yaml"])["metricsSources"] == []
+
+
 def test_alerts_are_on_metrics_that_the_operator_has(render: Render) -> None:
     (group,) = only(render(*ALL_ON), "PrometheusRule")["spec"]["groups"]
     known = {sample.name for family in Metrics().registry.collect() for sample in family.samples}
@@ -301,6 +338,9 @@ def test_people_edit_what_they_declare_and_only_read_deliveries(render: Render) 
         ("metricsSources[0].url=prometheus:9090", "url"),
         ("metricsSources[0].name=A B", "name"),
         ("metricsSources[0].namespaceLabel=a-b", "namespaceLabel"),
+        ("metricsSources[0].bearerTokenFile=a b", "bearerTokenFile"),
+        ("metricsSources[0].clientKeyFile=/tls.key", "clientCertificateFile"),
+        ("metricsSources[0].queryTimeoutSeconds=0", "queryTimeoutSeconds"),
         ("watchNamespaces={a,a}", "watchNamespaces"),
         ("serviceAccount.create=false", "serviceAccount.name is needed"),
     ],
@@ -309,6 +349,12 @@ def test_wrong_value_is_refused_by_name(template: Helm, value: str, names: str) 
     done = template(value)
     assert done.returncode != 0
     assert names in done.stderr
+
+
+def test_a_key_without_its_secret_is_refused(template: Helm) -> None:
+    source = ("metricsSources[0].name=mimir", "metricsSources[0].url=http://mimir")
+    done = template(*source, "metricsSources[0].bearerTokenFile=token")
+    assert "bearerTokenFile of mimir is a key of a Secret: set secretName, or write a path" in done.stderr
 
 
 def test_service_monitor_and_pod_monitor_exclude_each_other(template: Helm) -> None:

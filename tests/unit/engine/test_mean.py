@@ -256,3 +256,103 @@ def test_the_scale_is_set_once_by_earlier_intervals() -> None:
     assert two.scale == pytest.approx(0.9 * STABLE_COST, rel=0.02)
     assert VERSUS_STABLE.observe(two, (interval(50, 1.0, 50),), promotable=True).scale == two.scale
     assert round(TUNING) == 79
+
+
+# ---------------------------------------------------------------- where less is worse
+
+JUDGE = SIGNALS["JudgeScore"]
+SCORES = MeanTest(JUDGE, "d", margin=0.1, rollback=0.0, bound=3.5, more_is_worse=False, gate=50)
+
+
+def scores(n: int, mean: float, deviation: float = 0.8) -> Arm:
+    return Arm(n, n * mean, n * (mean * mean + deviation * deviation))
+
+
+def test_lower_scores_breach_and_equal_ones_pass() -> None:
+    worse = judged(SCORES, Counts(scores(20, 3.8), scores(180, 4.1)), 30)
+    assert worse.breach
+    assert worse.message.startswith(
+        "judge score 3.8 against 4.1 on stable (600 and 5,400 requests): worse by more than 0"
+    )
+    equal = judged(SCORES, Counts(scores(200, 4.1), scores(800, 4.1)), 60)
+    assert equal.non_inferior
+    assert "worse by less than 0.1" in equal.message
+    assert "a fall to " in equal.message
+    assert "or less would have been seen" in equal.message
+    better = judged(SCORES, Counts(scores(200, 4.4), scores(800, 4.1)), 60)
+    assert not better.breach
+
+
+def test_scores_below_the_minimum_breach_alone_and_not_if_stables_are_too() -> None:
+    alone = judged(SCORES, Counts(scores(100, 3.0), Arm(0, 0)), 10)
+    assert alone.breach
+    assert "below its minimum of 3.5" in alone.message
+    both = judged(SCORES, Counts(scores(100, 3.0), scores(100, 3.0)), 30)
+    assert not both.breach
+    assert both.common_cause
+    assert "stable is below 3.5 too" in both.message
+
+
+def test_up_and_down_mirror_each_other() -> None:
+    """A score of 5 - x that must not rise is a score of x that must not fall, with the same margins in units."""
+    up = MeanTest(COST, "d", bound=1.5, gate=50)
+    down = MeanTest(JUDGE, "d", bound=3.5, more_is_worse=False, gate=50)
+    one, other = up.start(), down.start()
+    for k in range(12):
+        x, y = 1.2 + 0.05 * k, 1.3
+        one = up.observe(one, (Counts(scores(30, x), scores(70, y)),), promotable=True)
+        other = down.observe(other, (Counts(scores(30, 5 - x), scores(70, 5 - y)),), promotable=True)
+    assert other.absolute.logs == pytest.approx(one.absolute.logs, rel=1e-6)
+    assert other.suspicion == pytest.approx(one.suspicion, rel=1e-6)
+    assert down.log_promote_absolute(other) == pytest.approx(up.log_promote_absolute(one), rel=1e-6)
+
+
+def test_strata_are_compared_separately() -> None:
+    """Young answers score lower than old ones, and the canary has only young ones: no difference within an age."""
+    test = MeanTest(JUDGE, "d", margin=0.1, rollback=0.0, more_is_worse=False, gate=50)
+    young, old = Counts(scores(20, 3.0), scores(20, 3.0)), Counts(Arm(0, 0), scores(200, 4.5))
+    state = test.start()
+    for _ in range(60):
+        state = test.observe(state, (young, old), promotable=True)
+    assert not test.judge(state, LEVELS).breach
+    assert judged(test, Counts(scores(20, 3.0), scores(220, 4.36)), 60).breach
+
+
+# ---------------------------------------------------------------- ratios of sums
+
+
+def test_without_squares_the_shards_give_the_spread() -> None:
+    """Calls per action, from shards that differ a little, each time others: as certain as their spread allows."""
+    test = MeanTest(SIGNALS["CallsPerAction"], "d", margin=10, rollback=5, gate=100)
+
+    def actions(k: int, n: float, calls: float) -> Arm:
+        shards = tuple((n / 32, n / 32 * calls * (1 + 0.3 * math.sin(7 * g * g + 3 * k))) for g in range(32))
+        return Arm(n, sum(x for _, x in shards), shards=shards)
+
+    def after_intervals(canary_calls: float) -> Judgement:
+        state = test.start()
+        for k in range(40):
+            counts = Counts(actions(2 * k, 50, canary_calls), actions(2 * k + 1, 200, 3.0))
+            state = test.observe(state, (counts,), promotable=True)
+        return test.judge(state, LEVELS)
+
+    assert after_intervals(6.0).breach
+    assert after_intervals(3.0).non_inferior
+    blind = judged(test, Counts(Arm(50, 300), Arm(200, 600)), 20)
+    assert not blind.breach
+    assert not blind.non_inferior
+
+
+def test_what_every_interval_shows_is_soon_seen_though_users_are_alike() -> None:
+    """The cap of an interval's evidence grows with what the verdict divides it by."""
+
+    def habits(n: float, cost: float) -> Arm:
+        shards = tuple((n / 32, n / 32 * cost * (1 + 0.5 * math.sin(7 * g * g))) for g in range(32))
+        return Arm(n, sum(x for _, x in shards), 4 * n * cost * cost, shards)
+
+    state, looks = VERSUS_STABLE.start(), 0
+    while not VERSUS_STABLE.judge(state, LEVELS).breach:
+        state = VERSUS_STABLE.observe(state, (Counts(habits(500, 0.006), habits(500, 0.002)),), promotable=True)
+        looks += 1
+        assert looks < 12
+    assert VERSUS_STABLE.users(state) > 3

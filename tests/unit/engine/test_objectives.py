@@ -20,10 +20,10 @@ def changed(objective: Objective, **fields: object) -> Objective:
 
 
 def test_rollback_defaults_to_a_fifth_of_the_margin_for_rates_and_half_of_it_for_cost() -> None:
-    assert bounds_of(ERRORS).rollback_percent == 10
-    assert bounds_of(COST).rollback_percent == 5
+    assert bounds_of(ERRORS).rollback == 10
+    assert bounds_of(COST).rollback == 5
     explicit = changed(ERRORS, versus_stable=VersusStable(max_increase_percent=50, rollback_above_percent=0))
-    assert bounds_of(explicit).rollback_percent == 0
+    assert bounds_of(explicit).rollback == 0
 
 
 def test_the_signal_chooses_the_test() -> None:

@@ -8,17 +8,19 @@ from dataclasses import replace
 import pytest
 
 from promptrollout.api import names
+from promptrollout.api.slo import Objective
 from promptrollout.engine.evidence import Arm, Counts, Interval
-from promptrollout.operator.evidence import CARRY_SECONDS, Measured, Question, Reader
-from promptrollout.operator.prometheus import Series, parse_matrix
+from promptrollout.operator.evidence import CARRY_SECONDS, Reader
+from promptrollout.operator.question import Measured, Query, Question
+from promptrollout.operator.series import Series, parse_matrix
 
 WIDTH = 30
 START = 1_800_000_000
 Samples = list[tuple[float, float]]
 
-ERRORS = Measured("errors", "ErrorRate")
-COST = Measured("cost", "CostPerRequest")
-SLOW = Measured("slow", "Latency", "2.50")
+ERRORS = Measured.of(Objective(name="errors", signal="ErrorRate"))
+COST = Measured.of(Objective(name="cost", signal="CostPerRequest"))
+SLOW = Measured.of(Objective(name="slow", signal="Latency", threshold_seconds="2.50"))
 
 
 def question(*objectives: Measured, width: int = WIDTH) -> Question:
@@ -40,7 +42,11 @@ def series(
 
 def read(windows: dict[str, list[Series]], *, until: int = WIDTH, reader: Reader | None = None) -> list[Interval]:
     reader = reader or Reader(question(), START)
-    return reader.take(windows, START + until)
+    return reader.take(asked(windows), START + until)
+
+
+def asked(windows: dict[str, list[Series]]) -> dict[Query, list[Series]]:
+    return {Query("metric", metric): all_series for metric, all_series in windows.items()}
 
 
 def rates(canary: Samples, bad: Samples, stable: Samples, stable_bad: Samples) -> dict[str, list[Series]]:
@@ -171,8 +177,7 @@ def test_answers_that_overtook_each_other_are_no_restart_but_a_counter_that_begi
         return windows
 
     def counted(samples: Samples) -> list[float]:
-        found = [interval.counts["errors"] for interval in read(of(samples), until=90)]
-        return [each.canary.n for (each,) in found]
+        return [counts.canary.n for interval in read(of(samples), until=90) for counts in interval.counts["errors"]]
 
     assert counted([(-5, 1000), (14, 1010), (15, 1008), (25, 1011), (55, 1012), (85, 1012)]) == [11, 1, 0]
     assert counted([(-5, 1000), (14, 1010), (20, 3), (55, 7), (85, 9)]) == [10, 0, 9]
@@ -212,9 +217,9 @@ def test_a_process_is_known_by_its_own_label_whoever_scraped_it() -> None:
         ]
 
     one, other = parsed(labels_of("annotations"), labels_of("podmonitor"))
-    assert (one.process, one.part, one.self_named) == (other.process, other.part, True) == ("0123abcd", "//", True)
+    assert (one.process, one.part, one.self_named) == (other.process, other.part, True) == ("0123abcd", "", True)
     quick, slow = parsed(labels_of("a", le="2.5"), labels_of("b", le="2.50"))
-    assert quick.part == slow.part != one.part
+    assert (quick.part, quick.le) == (slow.part, slow.le)
     timeout, broken = parsed(labels_of("a", error_type="timeout"), labels_of("a", error_type="broken"))
     assert timeout.part != broken.part
     # a gateway of an older release, or a scrape job's own label `process`
@@ -300,11 +305,11 @@ def test_a_reader_that_was_restarted_at_any_interval_gives_the_same_bits(
     restarted = Reader(question(width=width), first)
     while steady.position < START + seconds - width:
         end = steady.position + width
-        wanted += steady.take(cut(windows, steady.start_of_window(), end), end)
+        wanted += steady.take(asked(cut(windows, steady.start_of_window(), end)), end)
         if rng.random() < 0.2:
             restarted = Reader(question(width=width), restarted.position)
         if rng.random() < 0.7 or end >= START + seconds - 2 * width:  # else it was away and catches up later
-            found += restarted.take(cut(windows, restarted.start_of_window(), end), end)
+            found += restarted.take(asked(cut(windows, restarted.start_of_window(), end)), end)
     assert found == wanted[: len(found)]
     assert len(found) >= len(wanted) - 2
     assert any(interval.counts for interval in wanted)

@@ -11,10 +11,11 @@ import pytest
 from aiohttp import web
 
 from promptrollout.api import names
+from promptrollout.api.slo import Objective
 from promptrollout.operator.analyses import Analyses
-from promptrollout.operator.evidence import Measured, Question
 from promptrollout.operator.metrics import Metrics
 from promptrollout.operator.prometheus import Source, SourceError
+from promptrollout.operator.question import Measured, Question
 from promptrollout.operator.queue import Key
 
 A, B = Key("PromptRollout", "ns", "a"), Key("PromptRollout", "ns", "b")
@@ -65,7 +66,7 @@ async def source(prometheus: FakePrometheus) -> AsyncIterator[Source]:
 @pytest.mark.parametrize(
     ("status", "body", "says"),
     [
-        (500, "internal", "HTTP Status Code 500"),
+        (500, "internal", "HTTP 500: internal"),
         (422, '{"status":"error","error":"too many samples"}', "too many samples"),
         (200, "<html>log in</html>", "not that of a Prometheus API"),
         (200, "", "not that of a Prometheus API"),
@@ -103,7 +104,7 @@ async def test_an_empty_answer_is_no_series(source: Source) -> None:
 
 
 async def test_uids_and_edges_stand_in_the_query(prometheus: FakePrometheus, source: Source) -> None:
-    await source.window("m_bucket", {"b": "ns", "a": "ns"}, 60, 30, ("2.50",))
+    await source.window("m_bucket", {"b": "ns", "a": "ns"}, 60, 30, {"le": {"2.50"}})
     (query,) = prometheus.queries
     assert 'rollout_uid=~"a|b"' in query
     assert "2[.]5|" in query
@@ -169,7 +170,10 @@ async def test_a_faked_series_reaches_no_analysis(prometheus: FakePrometheus, la
 
 
 def question(uid: str, *signals: str) -> Question:
-    objectives = tuple(Measured(signal.lower(), signal) for signal in signals or ("ErrorRate",))
+    objectives = tuple(
+        Measured.of(Objective.model_validate({"name": signal.lower(), "signal": signal}))
+        for signal in signals or ("ErrorRate",)
+    )
     return Question(uid, "default", 5, "sssssssss1", "cccccccccc", objectives)
 
 
@@ -191,7 +195,8 @@ async def test_one_query_per_metric_for_all_rollouts_that_are_due(prometheus: Fa
         analyses.want(key, question(uid), position())
     await analyses.look()
     asked = sorted(query.split("{")[0] for query in prometheus.queries if query != "time()")
-    assert asked == sorted([names.METRIC_REQUESTS, names.METRIC_ERRORS])
+    whole = [names.METRIC_REQUESTS, names.METRIC_ERRORS]
+    assert asked == sorted([*whole, *map(names.shard_metric, whole)])
     assert set(changed) == {A, B}
     evidence = analyses.evidence(A, position(), "default")
     assert evidence.available

@@ -41,7 +41,7 @@ async def test_headers_and_the_present_token_are_sent(server: tuple[str, Seen], 
         await source.read_clock()
         assert seen == [("Bearer first", "team"), ("Bearer second", "team")]
         token.unlink()
-        with pytest.raises(SourceError, match="its token or CA file cannot be read"):
+        with pytest.raises(SourceError, match="a file for its access cannot be read"):
             await source.read_clock()
     finally:
         source.close()
@@ -50,7 +50,7 @@ async def test_headers_and_the_present_token_are_sent(server: tuple[str, Seen], 
 async def test_a_missing_ca_file_is_said() -> None:
     source = Source("default", "https://127.0.0.1:1", Metrics(), ca_file="/nonexistent/ca.pem")
     try:
-        with pytest.raises(SourceError, match=r"its token or CA file cannot be read: .*ca\.pem"):
+        with pytest.raises(SourceError, match=r"a file for its access cannot be read: .*ca\.pem"):
             await source.read_clock()
     finally:
         source.close()
