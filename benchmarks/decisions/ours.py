@@ -1,9 +1,10 @@
 """Our rule: the operator's own `plan`, on a virtual clock."""
 
+from bisect import bisect_right
 from collections.abc import Mapping
 
 from benchmarks.decisions.case import Case
-from benchmarks.decisions.replay import Outcome
+from benchmarks.decisions.replay import Ended, Outcome
 from promptrollout.api.rollout import Snapshot, Step
 from promptrollout.api.slo import Objective
 from promptrollout.engine.evidence import Counts
@@ -11,6 +12,7 @@ from promptrollout.engine.objectives import make_test
 from promptrollout.simulation.draws import Draws
 from promptrollout.simulation.world import simulate
 
+ENDED: Mapping[str, Ended] = {"Promoted": "promoted", "RolledBack": "rolled back", "Held": "open"}
 DECISIONS = ("ObjectiveBreached", "StepCompleted", "RolloutCompleted")
 """Reasons of decisions that rest on evidence."""
 
@@ -79,12 +81,7 @@ class PromptRollout:
         run = simulate(rules, named, unreachable=traffic.unreachable)
         width = traffic.interval_seconds
         looks = [moment.seconds // width - 1 for moment in run.timeline if moment.reason in DECISIONS]
-        requests = excess = 0
-        for k in range(run.seconds // width):
-            weight = next(w for at, w in reversed(run.weights) if at <= k * width)
-            exposure = traffic.exposure(k, weight)
-            requests += exposure.requests
-            excess += exposure.bad - exposure.bad_on_stable
-        ended = {"Promoted": "promoted", "RolledBack": "rolled back", "Held": "open"}[run.outcome]
         blind = sum(k in named.blind or not traffic.available(k) or traffic.unreachable(k) for k in looks)
-        return Outcome(ended, run.seconds, requests, excess, blind)  # type: ignore[arg-type]
+        starts = [at for at, _ in run.weights]
+        weights = [run.weights[bisect_right(starts, k * width) - 1][1] for k in range(run.seconds // width)]
+        return Outcome.of(case, traffic, weights, ENDED[run.outcome], blind)
