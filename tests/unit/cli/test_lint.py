@@ -13,6 +13,7 @@ from promptrollout.cli.lint import check, lint
 from promptrollout.cli.lint_schema import CEL, schema_problems, written
 from promptrollout.cli.manifests import read
 from tests.integration.test_objects import GOOD, REFUSALS, Manifest, rollout
+from tests.objectives import REFUSED, TAKEN
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -42,6 +43,23 @@ def rules(node: Any) -> Iterator[str]:
                 yield rule["message"]
         for child in node.values():
             yield from rules(child)
+
+
+def slo(objective: Any) -> str:
+    kind = {"apiVersion": "promptrollout.dev/v1alpha1", "kind": "PromptSLO", "metadata": {"name": "quality"}}
+    return yaml.safe_dump(kind | {"spec": {"objectives": [objective]}})
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_objective_that_the_api_server_refuses_is_refused_with_its_words(name: str) -> None:
+    objective, says = REFUSED[name]
+    assert says in " ".join(errors(slo(objective)))
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_an_objective_that_the_api_server_takes_has_a_shape_that_fits(name: str) -> None:
+    body = yaml.safe_load(slo(TAKEN[name]))
+    assert schema_problems("PromptSLO", body) == []
 
 
 def test_every_cel_rule_has_its_twin_and_none_is_left_over() -> None:
