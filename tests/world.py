@@ -12,6 +12,7 @@ from promptrollout.api.command import Command
 from promptrollout.api.delivery import Laggard, Stickiness, VersionRef
 from promptrollout.api.rollout import RolloutSpec, RolloutStatus, Snapshot, Step
 from promptrollout.api.slo import Objective
+from promptrollout.engine.dispersion import SHARDS
 from promptrollout.engine.evidence import Arm, Counts, Evidence, Interval
 from promptrollout.engine.facts import Delivered, DeliveryIntent, Desired, Facts, Plan
 from promptrollout.engine.plan import plan
@@ -86,6 +87,8 @@ class World:
         """Objectives whose series are missing."""
         self.provider_unreachable: bool | None = False
         self.stickiness = Stickiness()
+        self.lost_on_canary = 0.0
+        """Share of the canary's requests that never reach it."""
         self.extra: dict[str, str] = {}
         """Further objectives, each measured like another."""
         self.status = RolloutStatus()
@@ -94,7 +97,8 @@ class World:
         self.intent: DeliveryIntent | None = None
         self.sequence = 0
         self.heard: dict[str, int] = {}
-        self.recorded: dict[int, dict[str, Any]] = {}
+        self.recorded: dict[tuple[int, str], dict[str, Any]] = {}
+        """By start of the interval and stable's digest."""
         self.events: list[str] = []
         self.weights: list[tuple[int, str | None]] = []
         """Every configuration that pods were sent: weight and canary's digest."""
@@ -177,19 +181,19 @@ class World:
             return
         if self.intent.canary is None:  # a first version is measured as if it were a canary
             bad = self.requests * self.error_rate.get(self.intent.stable.digest, 0.01)
-            self.recorded[start] = {"errors": (Counts.of(self.requests, bad, 0, 0),)}
+            self.recorded[start, self.intent.stable.digest] = {"errors": (Counts.of(self.requests, bad, 0, 0),)}
             return
         share = self.intent.weight / 100
-        canary, stable = self.requests * share, self.requests * (1 - share)
+        canary, stable = self.requests * share * (1 - self.lost_on_canary), self.requests * (1 - share)
         bad = self.error_rate.get(self.intent.canary.digest, 0.01)
         good = self.error_rate.get(self.intent.stable.digest, 0.01)
         price = self.cost.get(self.intent.canary.digest, 0.001), self.cost.get(self.intent.stable.digest, 0.001)
         counts: dict[str, Any] = {
-            "errors": Counts.of(canary, canary * bad, stable, stable * good),
+            "errors": Counts(sharded(canary, bad), sharded(stable, good)),
             "cost": Counts(moments(canary, price[0]), moments(stable, price[1])),
         }
         counts |= {name: counts[like] for name, like in self.extra.items()}
-        self.recorded[start] = {k: (v,) for k, v in counts.items() if k not in self.silent}
+        self.recorded[start, self.intent.stable.digest] = {k: (v,) for k, v in counts.items() if k not in self.silent}
 
     def evidence(self) -> Evidence:
         if not self.metrics_available:
@@ -198,7 +202,9 @@ class World:
         if since is None:
             return Evidence()
         ends = range(since + INTERVAL, self.now + 1, INTERVAL)
-        return Evidence(tuple(Interval(e - INTERVAL, e, self.recorded.get(e - INTERVAL, {})) for e in ends))
+        stable = self.intent.stable.digest if self.intent else ""
+        found = (Interval(e - INTERVAL, e, self.recorded.get((e - INTERVAL, stable), {})) for e in ends)
+        return Evidence(tuple(found))
 
     def delivered(self) -> Delivered | None:
         if self.intent is None:
@@ -242,6 +248,13 @@ class World:
     def at(self) -> tuple[str | None, int]:
         """Stage and weight that pods were last sent."""
         return self.status.stage, self.intent.weight if self.intent else 0
+
+
+def sharded(n: float, rate: float) -> Arm:
+    """A rate's arm whose users are spread unevenly, but all alike."""
+    sizes = [1 + (7 * g) % 5 / 8 for g in range(SHARDS)]
+    parts = [n * size / sum(sizes) for size in sizes]
+    return Arm(n, n * rate, shards=tuple((part, part * rate) for part in parts))
 
 
 def moments(n: float, mean: float) -> Arm:

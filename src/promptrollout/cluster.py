@@ -44,8 +44,6 @@ CONNECT_SECONDS: Final = 5.0
 # list and watch retry: first and longest pause, each multiplied by a random 0.5..1.5
 RETRY_FIRST_SECONDS: Final = 0.2
 RETRY_MAX_SECONDS: Final = 5.0
-# an object has at most 1.5 MiB in etcd; a watch line carries one
-_READ_BUFFER_BYTES: Final = 2**21
 
 
 class ClusterError(Exception):

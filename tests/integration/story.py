@@ -207,7 +207,7 @@ class Story:
         return self.sandbox.pid(OPERATOR_NAMESPACE, self.operator_pod())
 
     def operator_log(self) -> str:
-        return self.system.run("logs", self.operator_pod(), "--tail=40").stdout
+        return self.system.run("logs", "-l", "app.kubernetes.io/component=operator", "--tail=40").stdout
 
     def describe(self) -> str:
         return self.kubectl.run("describe", "promptrollout", self.name).stdout

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def test_verbs_and_status_in_a_rollouts_life(story: Story, cli: Run) -> None:
         assert "Paused" in shown
         assert "10 % on the canary" in shown
         assert "2/2 pods confirmed" in shown
+        assert re.search(r"Evidence: +until \d+s ago", shown)
         assert cli("status", "app", "--wait", "--timeout", "1s").returncode == 2
         resumed = cli("resume", "app")
         assert resumed.returncode == 0, resumed.stderr
@@ -121,6 +123,9 @@ def test_lists_and_objects(story: Story, cli: Run) -> None:
     listed = cli("status").stdout
     assert "app" in listed
     assert "Healthy" in listed
+    everywhere = cli("status", "-A").stdout.splitlines()
+    assert everywhere[0].startswith("NAMESPACE")
+    assert [story.namespace, "app"] in [line.split()[:2] for line in everywhere]
     body = json.loads(cli("status", "app", "-o", "json").stdout)
     assert body["status"]["phase"] == "Healthy"
     assert "managedFields" not in body["metadata"]

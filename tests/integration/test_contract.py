@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from promptrollout.sandbox.sandbox import Sandbox
 from tests.integration.cluster import Kubectl
+from tests.integration.halfway import Halfway
 from tests.integration.story import Story
 
 LONG = [{"weight": 10, "minDurationSeconds": 3600}, {"weight": 50}]
@@ -211,6 +217,88 @@ def test_a_stale_operator_does_no_harm(story: Story, resumed: Callable[[int], No
             assert story.delivery()["spec"]["sequence"] >= sequence
         finally:
             story.system("scale", "deployment/promptrollout-operator", "--replicas=1")
+
+
+@contextlib.contextmanager
+def an_operator_of_our_own(story: Story, server: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The operator's own entry point as a child of the test: for this namespace, with its API server at `server`."""
+    kubeconfig = json.loads(Path(story.sandbox.kubeconfig).read_text())
+    kubeconfig["clusters"][0]["cluster"]["server"] = server
+    (folder / "kubeconfig").write_text(json.dumps(kubeconfig))
+    deployed = story.system.json("get", "configmap", "promptrollout-operator")["data"]["config.yaml"]
+    config = yaml.safe_load(deployed) | {"watchNamespaces": [story.namespace]}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    environ = os.environ | {
+        "KUBECONFIG": str(folder / "kubeconfig"),
+        "POD_NAME": "first",
+        "PROMPTROLLOUT_BIND_ADDRESS": "127.65.0.1",
+    }
+    with (folder / "log").open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "promptrollout", "operator", "--config", str(folder / "config.yaml")],
+            env=environ,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield child
+    finally:
+        os.kill(child.pid, signal.SIGCONT)
+        child.terminate()
+        child.wait(20)
+
+
+def refused_statuses(story: Story) -> int:
+    """How many writes of a rollout's status the API server has refused with 409, by its own count."""
+    lines = [
+        line
+        for line in story.kubectl("get", "--raw", "/metrics").splitlines()
+        if line.startswith("apiserver_request_total{")
+        and all(part in line for part in ('code="409"', 'resource="promptrollouts"', 'subresource="status"'))
+    ]
+    return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines)
+
+
+def test_an_operator_stopped_in_mid_write_does_no_harm(story: Story, tmp_path: Path) -> None:
+    """It is about to advance, and half of that write is sent; another one takes over and rolls back; then the other
+    half arrives, and the first wakes up."""
+    server = json.loads(Path(story.sandbox.kubeconfig).read_text())["clusters"][0]["cluster"]["server"]
+    story.system("scale", "deployment/promptrollout-operator", "--replicas=0")
+    wire = Halfway(server)
+    try:
+        story.system("wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=operator", "--timeout=60s")
+        with an_operator_of_our_own(story, wire.url, tmp_path) as first:
+            story.given(v1={}, v2={}).apply("v1").healthy("v1")
+            with story.users(rate=200):
+                story.apply("v2", steps=[{"weight": 10, "minDurationSeconds": 5}, {"weight": 50}])
+                story.at_weight(10)
+                wire.arm(lambda: os.kill(first.pid, signal.SIGSTOP))
+                assert wire.held.wait(30), (tmp_path / "log").read_text()
+                before = story.status()
+                story.behave(v1={}, v2={"errorRate": 0.5})
+                time.sleep(5)  # what the second finds when it comes must be enough
+                assert story.status() == before
+                assert before["step"] == "1/2"
+
+                story.system("scale", "deployment/promptrollout-operator", "--replicas=1")
+                decided = story.rolled_back("v2")
+                delivered = story.delivery()["spec"]
+                refused = refused_statuses(story)
+                wire.release()
+                story.wait(lambda: refused_statuses(story) == refused + 1, "the second half is refused")
+                os.kill(first.pid, signal.SIGCONT)
+                time.sleep(5)
+                assert first.poll() is None
+                later = story.status()
+            for field in ("phase", "stage", "step", "weight", "stable", "rejected", "history", "revision"):
+                assert later.get(field) == decided.get(field), field
+            assert story.delivery()["spec"] == delivered
+            assert delivered["weight"] == 0
+            assert "StepCompleted" not in story.events()
+    finally:
+        wire.close()
+        story.system("scale", "deployment/promptrollout-operator", "--replicas=1")
+        story.system("rollout", "status", "deployment/promptrollout-operator", "--timeout=60s")
 
 
 def ready_operators(story: Story) -> set[str]:

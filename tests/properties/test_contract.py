@@ -184,7 +184,7 @@ def test_6_every_verdict_leaves_its_evidence(history: list[Move]) -> None:
                 continue
             seen.add(decision.id)
             if decision.reason in ("ObjectiveBreached", "StepCompleted"):
-                assert [row.name for row in decision.evidence] == ["errors", "cost"]
+                assert {"errors", "cost"} <= {row.name for row in decision.evidence}
                 assert all(row.message for row in decision.evidence)
                 assert decision.window_seconds is not None
         ids = [decision.id for decision in world.status.history]

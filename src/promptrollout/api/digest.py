@@ -1,7 +1,6 @@
 """The digest of a prompt: sha256 over its canonical JSON (RFC 8785)."""
 
 import hashlib
-import re
 
 import rfc8785
 
@@ -26,7 +25,3 @@ def digest_of(spec: PromptSpec) -> str:
 def copy_name(rollout: str, digest: str) -> str:
     """Name of the operator's own copy of a version: `<rollout>-<first ten of the digest>`."""
     return f"{rollout}-{short_digest(digest)}"
-
-
-def is_digest(text: str) -> bool:
-    return re.fullmatch(r"sha256:[0-9a-f]{64}", text) is not None

@@ -77,17 +77,14 @@ Conditions = Annotated[
 
 
 class ObjectMeta(Model):
-    """The part of metav1.ObjectMeta that the operator reads."""
+    """The part of metav1.ObjectMeta that is read as a model."""
 
     name: str
     namespace: str = ""
     uid: str = ""
     generation: int = 0
-    resource_version: str = ""
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
-    deletion_timestamp: str | None = None
-    creation_timestamp: str | None = None
 
 
 class CustomResource(Model):

@@ -63,22 +63,27 @@ METRIC_SCORE: Final = "promptrollout_score"  # _sum, _count, _sumsq; also: score
 METRIC_COST_COUNT: Final = "promptrollout_request_cost_usd_count"
 METRIC_COST_SUM: Final = "promptrollout_request_cost_usd_sum"
 METRIC_COST_SUMSQ: Final = "promptrollout_request_cost_usd_sumsq"
-METRIC_COST_INPUT: Final = "promptrollout_request_cost_input_usd_sum"  # as if nothing had come from the cache
-METRIC_COST_SAVED: Final = "promptrollout_request_cost_saved_usd_sum"  # by the provider's cache
+METRIC_COST_INPUT_SUM: Final = "promptrollout_request_cost_input_usd_sum"  # as if nothing had come from the cache
+METRIC_COST_SAVED_SUM: Final = "promptrollout_request_cost_saved_usd_sum"  # by the provider's cache
 METRIC_ACTIONS: Final = "promptrollout_actions_total"
 METRIC_ACTION_COST: Final = "promptrollout_action_cost_usd_sum"
 METRIC_ACTION_CALLS: Final = "promptrollout_action_calls_total"
 METRIC_ACTION_ERRORS: Final = "promptrollout_action_errors_total"
-METRIC_REQUEST_TOKENS: Final = "promptrollout_request_tokens"  # _sum, _count, _sumsq
+METRIC_TOKENS_COUNT: Final = "promptrollout_request_tokens_count"
+METRIC_TOKENS_SUM: Final = "promptrollout_request_tokens_sum"
+METRIC_TOKENS_SUMSQ: Final = "promptrollout_request_tokens_sumsq"
+METRIC_INPUT_TOKENS: Final = "promptrollout_input_tokens_total"
+METRIC_CACHED_INPUT_TOKENS: Final = "promptrollout_cached_input_tokens_total"  # part of the input
+METRIC_OUTPUT_TOKENS: Final = "promptrollout_output_tokens_total"
 METRIC_LATENCY: Final = "promptrollout_request_duration_seconds"  # _bucket, _sum, _count
 METRIC_FIRST_TOKEN: Final = "promptrollout_time_to_first_token_seconds"  # _bucket, _sum, _count; also: cache
-METRIC_TOKENS: Final = "promptrollout_tokens_total"  # also: type
 METRIC_ABANDONED: Final = "promptrollout_abandoned_requests_total"  # the caller hung up; part of the requests
 METRIC_UNASSIGNED: Final = "promptrollout_unassigned_requests_total"
 METRIC_DIVERTED: Final = "promptrollout_diverted_requests_total"
-# only sharded; also: le, an objective's edge
-METRIC_SHARD_SLOW: Final = "promptrollout_shard_slow_total"
-METRIC_SHARD_FIRST_TOKEN_SLOW: Final = "promptrollout_shard_first_token_slow_total"
+# only sharded, while a canary is loaded: slower than `le`, an objective's edge
+METRIC_SHARD_LATENCY_SLOW: Final = "promptrollout_shard_latency_slow_total"
+METRIC_SHARD_FIRST_TOKEN_SLOW: Final = "promptrollout_shard_first_token_slow_total"  # also: cache
+LABEL_CACHE: Final = "cache"  # hit, miss
 
 # the label of sharded counters: which of so many groups of units
 LABEL_SHARD: Final = "shard"

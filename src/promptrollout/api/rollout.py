@@ -181,7 +181,8 @@ class ObjectiveStatus(Model):
     """Interval for canary minus stable (or the ratio), valid at any time."""
     message: Annotated[str, Field(max_length=512)] = ""
     common_cause: bool | None = None
-    """Stable violates `max` as well: nothing is concluded from that bound, and nothing advances."""
+    """Stable violates `max` as well, or the canary does not get its share of requests: nothing is concluded from that
+    row, and nothing advances."""
     checkpoint: Annotated[str, Field(max_length=1024)] | None = None
     """The test's running sums, exact; read by the engine only."""
 
@@ -202,7 +203,7 @@ class Decision(Model):
     message: Annotated[str, Field(max_length=1024)]
     window_seconds: int | None = None
     """From the first exposure to the last interval used."""
-    evidence: Annotated[list[ObjectiveStatus], Field(max_length=40)] = []
+    evidence: Annotated[list[ObjectiveStatus], Field(max_length=41)] = []
     """Rows of the analysis table without checkpoints; only on decisions that rest on evidence."""
 
 
@@ -238,6 +239,8 @@ class Clock(Model):
     """The canary's provider alone has been out of reach since then."""
     outage_since: Seconds | None = None
     """Stable itself has failed in half of its requests or more since then: whatever fails both arms decides nothing."""
+    common_since: Seconds | None = None
+    """Stable has been beyond an absolute bound like the canary since then, all of it in the present step."""
     ticked_at: Seconds | None = None
     """Until when durations that do not rest on intervals (pauses, `mode: None`) have been counted."""
 
@@ -280,7 +283,7 @@ class RolloutStatus(Model):
     snapshot: Snapshot | None = None
     retracing: bool = False
     """The direct canary is an `undo`: it goes through pauses and freezes."""
-    analysis: Annotated[list[ObjectiveStatus], Field(max_length=40)] = []
+    analysis: Annotated[list[ObjectiveStatus], Field(max_length=41)] = []
     delivery: DeliveryState = DeliveryState()
     history: Annotated[list[Decision], Field(max_length=10)] = []
     """Newest first."""

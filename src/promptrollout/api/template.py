@@ -199,12 +199,6 @@ def variables_of(text: str) -> set[str]:
     return meta.find_undeclared_variables(_parsed(text))
 
 
-def prompt_variables(spec: PromptSpec) -> set[str]:
-    """The variables of all messages. Raises ValueError as `compile_template` does."""
-    names: set[str] = set()
-    return names.union(*(variables_of(message.content) for message in spec.messages if message.content))
-
-
 def answer_validator(schema: Json) -> jsonschema_rs.Validator:
     """A validator of answers. Raises ValueError naming the place in the schema.
 

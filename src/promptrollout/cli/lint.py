@@ -62,8 +62,8 @@ def check(documents: Sequence[Manifest | Unreadable]) -> Iterator[Finding]:
             yield Finding(document.source, document.line, "", "", document.reason, True)
             continue
         if not isinstance(document.body, dict) or not document.body.get("kind"):
-            reason = "no Kubernetes object: apiVersion and kind are missing"
-            yield Finding(document.source, document.line(()), "", "", reason, True)
+            reason = "is missing, so this is no Kubernetes object; add apiVersion and kind"
+            yield Finding(document.source, document.line(()), "", "kind", reason, True)
             continue
         if not _is_ours(document.body):
             continue
@@ -74,7 +74,9 @@ def check(documents: Sequence[Manifest | Unreadable]) -> Iterator[Finding]:
         if identity in seen and name != "(no name)":
             first = seen[identity]
             place = f"{first.source}:{first.line(())}"
-            warnings.append(Problem(("metadata", "name"), f"is in {place} too; the one applied last wins"))
+            warnings.append(
+                Problem(("metadata", "name"), f"is in {place} too, and the one applied last wins; rename or remove one")
+            )
         seen.setdefault(identity, document)
         for is_error, problems in ((True, errors), (False, warnings)):
             for problem in problems:
@@ -114,7 +116,7 @@ def _documents(name: str) -> Iterator[Manifest | Unreadable]:
         except OSError as error:
             raise click.ClickException(f"{path}: {error.strerror}") from error
         except UnicodeDecodeError:
-            yield Unreadable(str(path), 1, "no text in UTF-8")
+            yield Unreadable(str(path), 1, "no text in UTF-8; save it as such")
             continue
         for document in read(str(path), text):
             # a directory may hold other YAML and JSON, such as Helm values

@@ -76,34 +76,73 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
         elif named:
             other = _metadata(named[0]).get("namespace")
             errors.append(
-                Problem(ref.path, f"{ref.kind} {ref.name} is in namespace {other}; references stay inside a namespace")
+                Problem(
+                    ref.path,
+                    f"{ref.kind} {ref.name} is in namespace {other}, and references stay inside a namespace; put both "
+                    "into one, or correct the name",
+                )
             )
         else:
             warnings.append(
-                Problem(ref.path, f"{ref.kind} {ref.name} is not in the given files; it must be in the cluster")
+                Problem(
+                    ref.path,
+                    f"{ref.kind} {ref.name} is not in the given files; give its file too, or see that the "
+                    "cluster has it",
+                )
             )
     if kind == "PromptRollout":
         errors += _objectives_twice(manifest, ours)
+        warnings += _objectives_left_out(manifest, ours)
     return errors, warnings
 
 
 def _objectives_twice(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:
     """Names must be unique over the rollout's own objectives and those of its SLOs."""
-    analysis = rollout["spec"]["analysis"]
-    seen = {objective["name"]: "spec.analysis.objectives" for objective in analysis.get("objectives", ())}
-    for index, ref in enumerate(analysis.get("sloRefs", ())):
-        for slo in ours:
-            if slo.get("kind") != "PromptSLO" or _metadata(slo).get("name") != ref["name"]:
-                continue
-            if not _same_namespace(rollout, slo):
-                continue
+    own = rollout["spec"]["analysis"].get("objectives", ())
+    seen = {objective["name"]: "spec.analysis.objectives" for objective in own}
+    for path, slo, objective in _slo_objectives(rollout, ours):
+        name = objective.get("name")
+        if name in seen:
+            reason = f"objective {name} of PromptSLO {slo} is declared in {seen[name]} too"
+            yield Problem(path, f"{reason}; rename one of them")
+        seen[name] = f"PromptSLO {slo}"
+
+
+def _objectives_left_out(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:
+    """Contract failures are failures to keep the prompt's output schema: without one, nothing is measured."""
+    prompt, where = rollout["spec"].get("template"), "spec.template.outputSchema"
+    if prompt is None:
+        name = rollout["spec"]["versionRef"]["name"]
+        prompt = next((each.get("spec") for each in _named(rollout, ours, "PromptVersion", name)), None)
+        where = f"spec.outputSchema of PromptVersion {name}"
+    if prompt is None or prompt.get("outputSchema") is not None:
+        return
+    reason = f"is on ContractFailureRate, and there is no {where}: the operator leaves it out and judges without it"
+    fix = "add the schema, or remove the objective"
+    for index, objective in enumerate(rollout["spec"]["analysis"].get("objectives", ())):
+        if objective["signal"] == "ContractFailureRate":
+            path = ("spec", "analysis", "objectives", index, "signal")
+            yield Problem(path, f"objective {objective['name']} {reason}; {fix}")
+    for place, slo, objective in _slo_objectives(rollout, ours):
+        if objective.get("signal") == "ContractFailureRate":
+            yield Problem(place, f"objective {objective.get('name')} of PromptSLO {slo} {reason}; {fix}")
+
+
+def _slo_objectives(
+    rollout: dict[str, Any], ours: Sequence[dict[str, Any]]
+) -> Iterator[tuple[Path, str, dict[str, Any]]]:
+    """Of the given SLOs that the rollout names: where it does, the SLO's name, and each objective."""
+    for index, ref in enumerate(rollout["spec"]["analysis"].get("sloRefs", ())):
+        for slo in _named(rollout, ours, "PromptSLO", ref["name"]):
             for objective in (slo.get("spec") or {}).get("objectives") or ():
-                name = objective.get("name")
-                if name in seen:
-                    path = ("spec", "analysis", "sloRefs", index)
-                    reason = f"objective {name} of PromptSLO {ref['name']} is declared in {seen[name]} too"
-                    yield Problem(path, f"{reason}; rename one of them")
-                seen[name] = f"PromptSLO {ref['name']}"
+                yield ("spec", "analysis", "sloRefs", index), ref["name"], objective
+
+
+def _named(manifest: dict[str, Any], ours: Sequence[dict[str, Any]], kind: str, name: str) -> Iterator[dict[str, Any]]:
+    """The given objects that the manifest means by a name."""
+    for each in ours:
+        if each.get("kind") == kind and _metadata(each).get("name") == name and _same_namespace(manifest, each):
+            yield each
 
 
 def _prompts(kind: str, spec: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -118,10 +157,6 @@ def _objectives(kind: str, spec: dict[str, Any]) -> Iterator[tuple[Path, dict[st
     prefix: Path = ("spec", "analysis") if kind == "PromptRollout" else ("spec",)
     for index, objective in enumerate(within.get("objectives", ())):
         yield (*prefix, "objectives", index), objective
-
-
-def _secret_keys(secret: dict[str, Any]) -> set[str]:
-    return {key for part in ("data", "stringData") for key in secret.get(part) or {}}
 
 
 def _metadata(manifest: dict[str, Any]) -> dict[str, Any]:

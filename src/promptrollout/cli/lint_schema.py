@@ -18,6 +18,15 @@ TYPES: Final[dict[str, tuple[type, ...]]] = {
     "object": (dict,),
     "array": (list,),
 }
+WRITTEN: Final = {
+    "string": "; write a text",
+    "integer": "; write a whole number",
+    "number": "; write a number",
+    "boolean": "; write true or false",
+    "object": "; write its fields as `name: value`",
+    "array": "; write a list, with a hyphen before each item",
+}
+"""The fix for a value of a wrong type, by the right one."""
 METADATA: Final = frozenset(
     (
         "annotations",
@@ -159,9 +168,9 @@ def _wrong_type(value: Any, wanted: str) -> str:
         (name for name in ("boolean", "integer", "number", "string", "object", "array") if _is(value, name)), "?"
     )
     fix = f"; write {_quoted(value)}" if wanted == "string" and given in ("boolean", "integer", "number") else ""
-    if wanted in ("integer", "number") and given == "string":
+    if wanted in ("integer", "number", "boolean") and given == "string":
         fix = "; write it without quotes"
-    return f"must be of type {wanted}, not {given}{fix}"
+    return f"must be of type {wanted}, not {given}{fix or WRITTEN[wanted]}"
 
 
 def _out_of_bounds(value: Any, schema: Schema) -> str | None:
@@ -179,11 +188,13 @@ def _out_of_bounds(value: Any, schema: Schema) -> str | None:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         low, high = schema.get("minimum"), schema.get("maximum")
         if (low is not None and value < low) or (high is not None and value > high):
-            bounds = f"from {low} to {high}" if low is not None and high is not None else f"at least {low}"
+            bounds = f"from {low} to {high}"
+            if low is None or high is None:
+                bounds = f"of at least {low}" if high is None else f"of at most {high}"
             return f"{value} is out of range; choose a value {bounds}"
     elif isinstance(value, list):
         if len(value) < schema.get("minItems", 0):
-            return f"has {len(value)} items; at least {schema['minItems']} is needed"
+            return f"has {len(value)} items, at least {schema['minItems']} is needed; add some"
         if len(value) > schema.get("maxItems", len(value)):
             return f"has {len(value)} items, at most {schema['maxItems']} are allowed; remove some"
     elif isinstance(value, dict) and len(value) > schema.get("maxProperties", len(value)):
@@ -214,6 +225,8 @@ def _example(pattern: str) -> str:
         return 'write a metric with its label matchers, such as failed_total{version="{{ version }}"}, and no function'
     if pattern.startswith("^[a-z0-9]("):
         return "use lowercase letters, digits and hyphens"
+    if pattern == "^[A-Za-z0-9-]+$":
+        return "use letters, digits and hyphens, as in the name of a header"
     return "see docs/objects.md"
 
 

@@ -12,6 +12,7 @@ from promptrollout import cluster
 from promptrollout.api.names import short_digest
 from promptrollout.api.rollout import PromptRollout
 from promptrollout.cli.connection import EXIT_FAILED, EXIT_TIMEOUT, Flags, Object, Target, cluster_command
+from promptrollout.cluster import custom_path
 
 REFRESH_SECONDS: Final = 1.0
 PIPE_WIDTH: Final = 160
@@ -19,6 +20,7 @@ PIPE_WIDTH: Final = 160
 
 @click.command()
 @click.argument("name", required=False)
+@click.option("-A", "--all-namespaces", is_flag=True, help="Without NAME: the rollouts of every namespace.")
 @click.option("-w", "--watch", is_flag=True, help="Follow until interrupted.")
 @click.option("--wait", is_flag=True, help="Until Healthy (exit 0) or Degraded (exit 1); exit 2 at --timeout.")
 @click.option("--digest", default="", metavar="D", help="With --wait: of the version meant; first 10 characters do.")
@@ -26,9 +28,18 @@ PIPE_WIDTH: Final = 160
 @click.option("-o", "--output", type=click.Choice(["json", "yaml"]), help="The object itself.")
 @cluster_command
 async def status(
-    flags: Flags, name: str | None, watch: bool, wait: bool, digest: str, timeout: str, output: str | None
+    flags: Flags,
+    name: str | None,
+    all_namespaces: bool,
+    watch: bool,
+    wait: bool,
+    digest: str,
+    timeout: str,
+    output: str | None,
 ) -> int:
     """Show rollout NAME: arms, step, weight, evidence, last decisions. Without NAME: list the namespace's rollouts."""
+    if name and all_namespaces:
+        raise click.UsageError("a name belongs to one namespace: give NAME with -n, or --all-namespaces alone")
     if (watch or wait) and not name:
         raise click.UsageError("--watch and --wait need the NAME of a rollout")
     if watch and (wait or output):
@@ -42,8 +53,11 @@ async def status(
         if name and watch:
             await _watch(target, name)
             return 0
-        shown = await (target.rollout(name) if name else cluster.request(target.client, "GET", target.rollout_path()))
-        _show(shown, output)
+        if name:
+            _show(await target.rollout(name), output)
+            return 0
+        path = custom_path("promptrollouts") if all_namespaces else target.rollout_path()
+        _show(await cluster.request(target.client, "GET", path), output, all_namespaces)
         return 0
 
 
@@ -116,10 +130,11 @@ async def _watch(target: Target, name: str) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from promptrollout.cli.status_view import rollout_view
+    from promptrollout.cli.status_view import view_that_fits
 
     latest = await target.rollout(name)
-    if not Console().is_terminal:
+    console = Console()
+    if not console.is_terminal:
         # no screen to redraw: one report for each change of what a reader would see
         async for _, item in cluster.watch(
             target.client, target.rollout_path(), field_selector=f"metadata.name={name}"
@@ -128,11 +143,11 @@ async def _watch(target: Target, name: str) -> None:
                 latest = item
                 _show(item, None)
         return
-    with Live(rollout_view(latest), auto_refresh=False, screen=False) as live:
+    with Live(view_that_fits(latest, console), console=console, auto_refresh=False) as live:
 
         async def redraw() -> None:
             while True:  # ages grow even if nothing changes
-                live.update(rollout_view(latest), refresh=True)
+                live.update(view_that_fits(latest, console), refresh=True)
                 await asyncio.sleep(REFRESH_SECONDS)
 
         drawing = asyncio.create_task(redraw())
@@ -143,7 +158,7 @@ async def _watch(target: Target, name: str) -> None:
                     raise click.ClickException(f"rollout {name} was deleted")
                 if item:
                     latest = item
-                    live.update(rollout_view(latest), refresh=True)
+                    live.update(view_that_fits(latest, console), refresh=True)
         finally:
             drawing.cancel()
 
@@ -154,7 +169,7 @@ def _headline(rollout: Object) -> tuple[Any, ...]:
     return (current.get("phase"), current.get("message"), current.get("step"), current.get("weight"), first.get("id"))
 
 
-def _show(shown: Object, output: str | None) -> None:
+def _show(shown: Object, output: str | None, all_namespaces: bool = False) -> None:
     if output:
         shown.get("metadata", {}).pop("managedFields", None)
         for item in shown.get("items", ()):
@@ -165,7 +180,7 @@ def _show(shown: Object, output: str | None) -> None:
 
     from promptrollout.cli.status_view import list_view, rollout_view
 
-    view = list_view(shown["items"]) if "items" in shown else rollout_view(shown)
+    view = list_view(shown["items"], all_namespaces) if "items" in shown else rollout_view(shown)
     console = Console()
     if console.is_terminal:
         console.print(view)

@@ -1,17 +1,20 @@
 """How `promptrollout status` looks: the tree of one rollout, with its evidence and its last decisions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from promptrollout.api.names import short_digest
 from promptrollout.api.rollout import Decision, ObjectiveStatus, PromptRollout, RolloutStatus
+from promptrollout.engine.analysis import WATCHED
 
 # as in `kubectl argo rollouts get`
 ICONS: Final = {
@@ -21,68 +24,131 @@ ICONS: Final = {
     "Degraded": ("✖", "red"),
 }
 VERDICTS: Final = {"Pass": ("✔", "green"), "Breach": ("✖", "red"), "NoEvidence": ("◌", "yellow")}
+NOT_SEEN: Final = "no operator has reported on it yet"
 DECISIONS_SHOWN: Final = 5
+TEXT_WIDTH: Final = 50
+"""A sentence that has less room than this beside its row stands below it."""
+INDENT: Final = 4
 
 
-def rollout_view(rollout: dict[str, Any], now: datetime | None = None) -> RenderableType:
-    """Everything about one rollout that a person on call asks for."""
+def view_that_fits(rollout: dict[str, Any], console: Console) -> RenderableType:
+    """For a screen that is drawn again and again: if not all of it fits, the rows go before their sentences."""
+    view = rollout_view(rollout)
+    return view if len(console.render_lines(view)) <= console.height else rollout_view(rollout, brief=True)
+
+
+def rollout_view(rollout: dict[str, Any], now: datetime | None = None, brief: bool = False) -> RenderableType:
+    """Everything about one rollout that a person on call asks for; `brief` without the sentences of the tables."""
     parsed = PromptRollout.model_validate(rollout)
     status = parsed.status or RolloutStatus()
     now = now or datetime.now(UTC)
-    parts: list[RenderableType] = [_facts(parsed, status), Text(), _arms(parsed, status)]
+    parts: list[RenderableType] = [_facts(parsed, status, now), Text(), _arms(parsed, status)]
     if status.analysis:
-        parts += [Text(), analysis_table(status.analysis)]
+        parts += [Text(), analysis_listing(status.analysis, brief)]
     if status.history:
-        parts += [Text(), _decisions(status.history[:DECISIONS_SHOWN], now)]
+        parts += [Text(), _decisions(status.history[:DECISIONS_SHOWN], now, brief)]
     return Group(*parts)
 
 
-def list_view(rollouts: Iterable[dict[str, Any]]) -> RenderableType:
-    """One line for each rollout of a namespace."""
-    table = _table("Name", "Phase", "Step", "Weight", "Stable", "Canary", "Message")
+def list_view(rollouts: Iterable[dict[str, Any]], all_namespaces: bool = False) -> RenderableType:
+    """One row for each rollout of a namespace, or of all of them."""
+    spaces = ("Namespace",) if all_namespaces else ()
+    listing = Listing((*spaces, "Name", "Phase", "Step", "Weight", "Stable", "Canary"), "Message")
     for rollout in rollouts:
         parsed = PromptRollout.model_validate(rollout)
         status = parsed.status or RolloutStatus()
-        table.add_row(
+        listing.add(
+            *(parsed.metadata.namespace for _ in spaces),
             parsed.metadata.name,
-            _phase(status),
+            "unknown" if status.phase is None else _phase(status),
             status.step,
             f"{status.weight} %" if status.canary else "",
             short_digest(status.stable.digest) if status.stable else "",
             short_digest(status.canary.digest) if status.canary else "",
-            escape(status.message),
+            text=NOT_SEEN if status.phase is None else escape(status.message),
         )
-    return table if table.row_count else Text("No rollouts in this namespace.")
+    return listing if listing.rows else Text(f"No rollouts in {'any' if all_namespaces else 'this'} namespace.")
 
 
-def analysis_table(rows: Iterable[ObjectiveStatus]) -> Table:
-    """The evidence: each objective with both values and the interval for their difference."""
-    table = _table("Objective", "Verdict", "Canary", "Stable", "Difference", "Samples", "In step", "Why")
+def analysis_listing(rows: Iterable[ObjectiveStatus], brief: bool = False) -> "Listing":
+    """The evidence: each objective with both values, the interval for their difference, and what follows."""
+    columns = ("Objective", "Verdict", "Canary", "Stable", "Samples", "In step")
+    listing = Listing(columns, "" if brief else "Difference and why")
     for row in rows:
         icon, colour = VERDICTS[row.verdict]
-        table.add_row(
+        listing.add(
             row.name,
             f"[{colour}]{icon} {row.verdict}[/]",
             row.canary,
             row.stable,
-            escape(row.difference),
             f"{row.canary_samples} / {row.stable_samples}",
             str(row.step_samples),
-            escape(row.message),
+            text=escape("; ".join(part for part in (row.difference, row.message) if part)),
         )
-    return table
+    return listing
+
+
+@dataclass
+class Listing:
+    """Rows of short cells with a sentence each: beside the row where there is room, else below it. Cells are markup."""
+
+    columns: tuple[str, ...]
+    sentence: str
+    """The title of the last column. Empty: the sentences are left out."""
+    rows: list[tuple[tuple[str, ...], str]] = field(default_factory=list)
+
+    def add(self, *cells: str, text: str) -> None:
+        self.rows.append((cells, text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        head = [column.upper() for column in self.columns]
+        lines = [[Text.from_markup(cell) for cell in cells] for cells, _ in self.rows]
+        widths = [max(len(title), *(line[n].cell_len for line in lines)) for n, title in enumerate(head)]
+        beside = options.max_width - sum(widths) - 2 * len(widths)
+        if self.sentence and beside >= TEXT_WIDTH:
+            table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+            for title in head:
+                table.add_column(title, no_wrap=True)
+            table.add_column(self.sentence.upper(), overflow="fold")
+            for cells, text in self.rows:
+                table.add_row(*cells, text)
+            yield table
+            return
+        yield from _lines([Text(title, style="bold") for title in head], widths, options.max_width)
+        for line, (_, text) in zip(lines, self.rows, strict=True):
+            yield from _lines(line, widths, options.max_width)
+            if text and self.sentence:
+                yield Padding(Text.from_markup(text), (0, 0, 0, INDENT), expand=False)
+
+
+def _lines(cells: Iterable[Text], widths: Iterable[int], max_width: int) -> Iterator[Text]:
+    """Aligned cells; the columns for which a screen is too narrow go on in a line below."""
+    line = Text()
+    for cell, width in zip(cells, widths, strict=True):
+        if line and line.cell_len + width > max_width:
+            line.rstrip()
+            yield line
+            line = Text(" " * INDENT)
+        line.append_text(cell).append(" " * (width - cell.cell_len + 2))
+    line.rstrip()
+    if line:
+        yield line
 
 
 def age(since: str, now: datetime) -> str:
     """`42s`, `7m`, `3h`, `12d`: since an RFC 3339 time."""
-    seconds = max(0, int((now - datetime.fromisoformat(since)).total_seconds()))
+    return _duration((now - datetime.fromisoformat(since)).total_seconds())
+
+
+def _duration(exact_seconds: float) -> str:
+    seconds = max(0, int(exact_seconds))
     for size, unit, limit in ((1, "s", 120), (60, "m", 7200), (3600, "h", 172_800)):
         if seconds < limit:
             return f"{seconds // size}{unit}"
     return f"{seconds // 86_400}d"
 
 
-def _facts(parsed: PromptRollout, status: RolloutStatus) -> Table:
+def _facts(parsed: PromptRollout, status: RolloutStatus, now: datetime) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
@@ -96,6 +162,7 @@ def _facts(parsed: PromptRollout, status: RolloutStatus) -> Table:
         ("Step", status.step),
         ("Weight", f"{status.weight} % on the canary" if status.canary else ""),
         ("Delivery", _delivery(status)),
+        ("Evidence", _evidence(status, now)),
         ("Paused", "by spec.paused" if parsed.spec.paused else "by `pause`" if status.paused else ""),
     ]
     for label, value in rows:
@@ -129,18 +196,26 @@ def _arms(parsed: PromptRollout, status: RolloutStatus) -> Tree:
     return tree
 
 
-def _decisions(decisions: Iterable[Decision], now: datetime) -> Table:
-    table = _table("Age", "Decision", "Step", "Weight", "Message")
+def _decisions(decisions: Iterable[Decision], now: datetime, brief: bool) -> Listing:
+    listing = Listing(("Age", "Decision", "Step", "Weight"), "" if brief else "Message")
     for decision in decisions:
         colour = "red" if decision.type == "Warning" else "default"
-        table.add_row(
+        listing.add(
             age(decision.at, now),
             f"[{colour}]{decision.reason}[/]",
             decision.step,
             f"{decision.weight} %",
-            escape(decision.message),
+            text=escape(decision.message),
         )
-    return table
+    return listing
+
+
+def _evidence(status: RolloutStatus, now: datetime) -> str:
+    """How old what the analysis rests on is; nothing where none is gathered."""
+    until = status.clock.evaluated_until
+    if until is None or status.stage not in WATCHED or status.snapshot is None or not status.snapshot.analyse:
+        return ""
+    return f"until {_duration(now.timestamp() - until)} ago"
 
 
 def _delivery(status: RolloutStatus) -> str:
@@ -155,14 +230,6 @@ def _delivery(status: RolloutStatus) -> str:
 
 def _phase(status: RolloutStatus) -> str:
     if status.phase is None:
-        return "unknown: no operator has reported on it yet"
+        return f"unknown: {NOT_SEEN}"
     icon, colour = ICONS[status.phase]
     return f"[{colour}]{icon} {status.phase}[/]"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        wrapped = column in ("Message", "Why")
-        table.add_column(column.upper(), no_wrap=not wrapped, overflow="fold" if wrapped else "ellipsis")
-    return table

@@ -1,15 +1,18 @@
 """Fold evidence into the analysis table, interval by interval, and read verdicts off it."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot
 from promptrollout.api.slo import Objective
+from promptrollout.engine import sample_ratio
+from promptrollout.engine.common_cause import SUSPECT
 from promptrollout.engine.draft import Draft
-from promptrollout.engine.evidence import Interval
+from promptrollout.engine.evidence import Counts, Interval
 from promptrollout.engine.judgement import Judgement, Levels
 from promptrollout.engine.life import current_step, is_last_weight
-from promptrollout.engine.mean import GATE
-from promptrollout.engine.objectives import make_test
+from promptrollout.engine.objectives import gate_of, make_test
+from promptrollout.engine.sample_ratio import SampleRatio
 from promptrollout.engine.signals import signal_of
 
 FAMILY_LEVEL = 0.05
@@ -18,6 +21,10 @@ PROMOTION_LEVEL = 0.05
 """Chance, over all attempts together, that a canary at the margin passes an objective."""
 
 OUTAGE_SHARE = 0.5
+
+WARM_WEIGHT = 50
+"""From this weight (percent) on the canary's prompt is in the provider's cache like stable's, and costs are as
+billed."""
 
 WATCHED = ("Stepping", "Promoting", "Baking")
 """Stages in which the canary meets users, so that evidence is read."""
@@ -37,78 +44,144 @@ def fold(draft: Draft) -> ObjectiveStatus | None:
 
     Looking after each interval (and not only after the last) makes a restart or an outage decide as if it had not been.
     """
-    s, evidence = draft.status, draft.facts.evidence
-    if s.stage not in WATCHED or s.snapshot is None or not s.snapshot.analyse:
+    s, until = draft.status, draft.clock.evaluated_until
+    if s.stage not in WATCHED or s.snapshot is None or not s.snapshot.analyse or until is None:
         return None
-    for interval in evidence.intervals:
-        until = draft.clock.evaluated_until
-        if until is None or interval.start < until:
-            continue
-        draft.set_clock(evaluated_until=interval.end)
-        if draft.clock.unreachable_since is not None:
-            continue  # an outage of the canary's provider is no verdict on the canary
-        known = {row.name for row in draft.status.analysis if row.verdict == "Breach"}
-        take(draft, interval)
-        breached = next((r for r in draft.status.analysis if r.verdict == "Breach" and r.name not in known), None)
-        if breached is not None:
-            return breached
-    return None
+    due = [interval for interval in draft.facts.evidence.intervals if interval.start >= until]
+    if not due:
+        return None
+    table = Table(draft, s.snapshot)
+    for interval in due:
+        if draft.clock.unreachable_since is None:  # an outage of the canary's provider is no verdict on the canary
+            table.take(interval)
+        if table.breached is not None:
+            break
+    draft.set_clock(evaluated_until=interval.end, **table.clock)
+    draft.set(analysis=table.rows())
+    return next((row for row in draft.status.analysis if row.name == table.breached), None)
 
 
-def take(draft: Draft, interval: Interval) -> None:
-    """One interval into every objective's row, and its length into the durations that it was active for."""
-    s = draft.status
-    assert s.snapshot is not None
-    acknowledged = draft.clock.acknowledged_at
-    outage = is_outage(s.snapshot, interval)
-    if outage != (draft.clock.outage_since is not None):
-        draft.set_clock(outage_since=interval.start if outage else None)
-    promotable = acknowledged is not None and interval.start >= acknowledged and not outage
-    step = current_step(draft)
-    pausing = step is not None and step.pause is not None  # measured by the clock, see plan.tick
-    if promotable and interval.counts and not draft.holds and not pausing:
-        seconds = interval.end - interval.start
-        draft.set_clock(
-            step_active_seconds=draft.clock.step_active_seconds + seconds,
-            active_seconds=draft.clock.active_seconds + seconds,
-        )
-    rows = {row.name: row for row in s.analysis}
-    at = levels(s.snapshot, s.attempt)
-    table = [advanced(o, rows.get(o.name), interval, at, promotable=promotable) for o in s.snapshot.objectives]
-    draft.set(analysis=table)
+class Line:
+    """One objective's row while intervals are folded in: its test, and the test's state in plain numbers."""
+
+    def __init__(self, objective: Objective, row: ObjectiveStatus | None) -> None:
+        self.objective = objective
+        self.signal = signal_of(objective)
+        self.test = make_test(objective)
+        self.row = row or ObjectiveStatus(name=objective.name, signal=objective.signal, verdict="NoEvidence")
+        self.was_in_breach = self.row.verdict == "Breach"
+        self.step_samples = self.row.step_samples
+        try:
+            self.state = self.test.decode(self.row.checkpoint) if self.row.checkpoint else self.test.start()
+        except ValueError:
+            self.state = self.test.start()
+
+    def take(self, strata: Sequence[Counts], weight: int, *, promotable: bool, outage: bool) -> None:
+        if weight < self.signal.from_weight:
+            return
+        if self.signal.unit == "usd" and weight < WARM_WEIGHT:
+            strata = [counts.at_shared_cache() for counts in strata]
+        self.state = self.test.observe(self.state, strata, promotable=promotable, outage=outage)
+        if promotable:
+            self.step_samples += int(sum(counts.canary.n for counts in strata if counts.canary.is_usable))
+
+    def result(self, at: Levels) -> ObjectiveStatus:
+        judgement = self.test.judge(self.state, at)
+        return told(self.row, judgement, step_samples=self.step_samples, checkpoint=self.test.encode(self.state))
 
 
-def is_outage(snapshot: Snapshot, interval: Interval) -> bool:
+class Table:
+    """The analysis table while intervals are folded in. Without counts a row stays as it is: no evidence is never a
+    pass."""
+
+    def __init__(self, draft: Draft, snapshot: Snapshot) -> None:
+        s, clock, step = draft.status, draft.clock, current_step(draft)
+        before = {row.name: row for row in s.analysis}
+        self._levels = levels(snapshot, s.attempt)
+        self._lines = [Line(objective, before.get(objective.name)) for objective in snapshot.objectives]
+        self._weight = s.weight
+        self._acknowledged = clock.acknowledged_at
+        self._exposed = (clock.exposed_at or 0) // snapshot.interval_seconds * snapshot.interval_seconds
+        # pauses are measured by the clock, see plan.tick
+        self._counts_time = not draft.holds and (step is None or step.pause is None)
+        self._outage_since, self._common_since = clock.outage_since, clock.common_since
+        self._step_seconds, self._seconds = clock.step_active_seconds, clock.active_seconds
+        self._ratio_row = before.get(sample_ratio.NAME)
+        self._ratio = _ratio_before(self._ratio_row)
+        self.breached: str | None = None
+        """Name of the first objective that came into breach."""
+
+    @property
+    def clock(self) -> dict[str, int | None]:
+        """Fields of the clock as they are now."""
+        return {
+            "outage_since": self._outage_since,
+            "common_since": self._common_since,
+            "step_active_seconds": self._step_seconds,
+            "active_seconds": self._seconds,
+        }
+
+    def take(self, interval: Interval) -> None:
+        """One interval into every row, and its length into the durations that it was active for."""
+        outage = is_outage([line.objective for line in self._lines], interval)
+        if outage != (self._outage_since is not None):
+            self._outage_since = interval.start if outage else None
+        promotable = self._acknowledged is not None and interval.start >= self._acknowledged and not outage
+        if promotable and interval.counts and self._counts_time:
+            self._step_seconds += interval.end - interval.start
+            self._seconds += interval.end - interval.start
+        for line in self._lines:
+            strata = interval.counts.get(line.objective.name)
+            if strata is None:
+                continue
+            if interval.end <= self._exposed:  # what an earlier attempt left there is not this one's evidence
+                strata = tuple(counts.stable_alone() for counts in strata)
+            line.take(strata, self._weight, promotable=promotable, outage=outage)
+            if promotable and line.objective.signal == "ErrorRate" and 0 < self._weight < 100:
+                self._ratio = self._ratio.observe(strata, self._weight / 100)
+            if self.breached is None and not line.was_in_breach and line.test.breached(line.state, self._levels):
+                self.breached = line.objective.name
+
+        common = any(line.state.suspicion >= SUSPECT for line in self._lines)
+        self._common_since = (self._common_since or interval.start) if common else None
+
+    def rows(self) -> list[ObjectiveStatus]:
+        rows = [line.result(self._levels) for line in self._lines]
+        if self._ratio.surplus:
+            ratio = self._ratio_row or ObjectiveStatus(
+                name=sample_ratio.NAME, signal=sample_ratio.SIGNAL, verdict="NoEvidence"
+            )
+            rows.append(
+                told(ratio, self._ratio.judge(), step_samples=0, checkpoint=self._ratio.encode()).model_copy(
+                    update={"common_cause": self._ratio.mismatch or None}
+                )
+            )
+        return rows
+
+
+def _ratio_before(row: ObjectiveStatus | None) -> SampleRatio:
+    try:
+        return SampleRatio.decode(row.checkpoint) if row is not None and row.checkpoint else SampleRatio()
+    except ValueError:
+        return SampleRatio()
+
+
+def is_outage(objectives: Iterable[Objective], interval: Interval) -> bool:
     """Stable failed in half of its requests or more: the provider is down for both arms.
 
     The canary failing as often as that is not worse than stable, but no reason to go on either. Chosen by stable's
     counts alone, so the e-values of the intervals that do count stay e-values.
     """
-    for objective in snapshot.objectives:
-        stable = [counts.stable for counts in interval.counts.get(objective.name, ())]
-        n = sum(arm.n for arm in stable)
-        if objective.signal == "ErrorRate" and n > 0:
-            return sum(arm.total for arm in stable) >= OUTAGE_SHARE * n
+    for objective in objectives:
+        if objective.signal == "ErrorRate":
+            stable = [counts.stable for counts in interval.counts.get(objective.name, ()) if counts.stable.n > 0]
+            if stable:
+                return sum(arm.total for arm in stable) >= OUTAGE_SHARE * sum(arm.n for arm in stable)
     return False
 
 
-def advanced(
-    objective: Objective, row: ObjectiveStatus | None, interval: Interval, at: Levels, *, promotable: bool
-) -> ObjectiveStatus:
-    """The row after one interval. Without counts the row stays as it is: no evidence is never a pass."""
-    test = make_test(objective)
-    if row is None:
-        row = ObjectiveStatus(name=objective.name, signal=objective.signal, verdict="NoEvidence")
-    try:
-        state = test.decode(row.checkpoint) if row.checkpoint else test.start()
-    except ValueError:
-        state = test.start()
-    step_samples = row.step_samples
-    for counts in interval.counts.get(objective.name, ()):
-        state = test.observe(state, counts, promotable=promotable)
-        if promotable:
-            step_samples += int(counts.canary.n)
-    judgement = test.judge(state, at)
+def told(row: ObjectiveStatus, judgement: Judgement, *, step_samples: int, checkpoint: str) -> ObjectiveStatus:
+    """The row with what a test says now."""
     return row.model_copy(
         update={
             "verdict": verdict(judgement),
@@ -120,7 +193,7 @@ def advanced(
             "difference": judgement.difference[:96],
             "message": judgement.message[:512],
             "common_cause": judgement.common_cause or None,
-            "checkpoint": test.encode(state),
+            "checkpoint": checkpoint,
         }
     )
 
@@ -140,10 +213,12 @@ def lacking(draft: Draft) -> list[str]:
     rows = {row.name: row for row in s.analysis}
     missing = []
     for objective in s.snapshot.objectives:
+        if s.weight < signal_of(objective).from_weight:
+            continue
         row = rows.get(objective.name)
         advance_on = objective.advance_on or ("NonInferior" if last else "NoBreach")
         samples = row.step_samples if row else 0
-        gate = max(GATE, objective.min_samples) if signal_of(objective).kind == "mean" else 0
+        gate = gate_of(objective)
         seen = row.canary_samples if row else 0
         if seen < gate:
             missing.append(f"{objective.name}: {seen:,} of {gate:,} canary samples before it is judged")

@@ -26,6 +26,6 @@ def suspicion_after(suspicion: float, stable_requests: float, gain: float) -> fl
     return min(max(suspicion + gain, 0.0), CAP)
 
 
-def is_common(suspicion: float, stable_total: float, stable_requests: float, bound: float) -> bool:
-    """Whether an interval is left out of the canary's sums: stable is above the bound in it, or has been lately."""
-    return suspicion >= SUSPECT or stable_total > bound * stable_requests
+def is_common(suspicion: float, stable_excess: float) -> bool:
+    """Whether an interval is left out of the canary's sums: stable is beyond the bound in it, or has been lately."""
+    return suspicion >= SUSPECT or stable_excess > 0

@@ -40,6 +40,16 @@ class Contrast:
             self.stable_spread + w * (w / n_s) * v_s,
         )
 
+    def plus(self, other: "Contrast", factor: float) -> "Contrast":
+        """With another's sums, whose variances are `factor` times as large as they say."""
+        return Contrast(
+            self.weight + other.weight,
+            self.canary + other.canary,
+            self.stable + other.stable,
+            self.canary_spread + factor * other.canary_spread,
+            self.stable_spread + factor * other.stable_spread,
+        )
+
     def numbers(self) -> Iterator[float]:
         yield from astuple(self)
 

@@ -11,7 +11,7 @@ from promptrollout.engine.facts import DeliveryIntent, Facts
 HISTORY = 10
 REMEMBERED = 20
 EVIDENCE_BYTES = 4_500
-"""Of all decisions in the record together: the status as a whole stays below 32 KiB."""
+"""Of all decisions in the record together: the status as a whole stays below 44 KiB, and below 16 with 5 objectives."""
 
 ACTIVE = ("Loading", "Stepping", "Promoting")
 """Stages in which a canary is on its way up."""
@@ -119,6 +119,7 @@ class Draft:
         """Change stage or step: nothing is acknowledged yet and its own time begins."""
         self.set(stage=stage, weight=weight, step_time_waived=False, step_approved=False)
         self.set_clock(stage_since=self.now, acknowledged_at=None, step_active_seconds=0, ticked_at=self.now)
+        self.set_clock(common_since=None)
         self.each_row(lambda row: row.model_copy(update={"step_samples": 0}))
 
     def rest(self, weight: int) -> None:

@@ -5,19 +5,24 @@ import binascii
 import struct
 from collections.abc import Iterable, Iterator
 
-VERSION = 1
+VERSION = 2
 """Of the meaning of the sums. A change restarts the evidence of running rollouts."""
 
 
-def encode(definition: str, numbers: Iterable[float]) -> str:
-    """`<version>:<definition>:<base64 of little-endian doubles>`."""
-    values = tuple(numbers)
-    packed = base64.b64encode(struct.pack(f"<{len(values)}d", *values)).decode()
+def encode(definition: str, numbers: Iterable[float], singles: Iterable[float] = ()) -> str:
+    """`<version>:<definition>:<base64 of little-endian doubles, then of floats in single precision>`."""
+    doubles, floats = tuple(numbers), tuple(singles)
+    packed = base64.b64encode(struct.pack(f"<{len(doubles)}d{len(floats)}f", *doubles, *floats)).decode()
     return f"{VERSION}:{definition}:{packed}"
 
 
-def decode(definition: str, text: str, length: int) -> Iterator[float]:
-    """The numbers again; ValueError if the text is damaged or belongs to another version or definition."""
+def decode(
+    definition: str, text: str, length: int, singles: Iterable[int] = (0,)
+) -> tuple[Iterator[float], Iterator[float]]:
+    """The `length` doubles and the floats again, of which there may be as many as one of `singles` says.
+
+    ValueError if the text is damaged or belongs to another version or definition.
+    """
     version, _, rest = text.partition(":")
     written_for, _, packed = rest.partition(":")
     if version != str(VERSION):
@@ -28,6 +33,8 @@ def decode(definition: str, text: str, length: int) -> Iterator[float]:
         raw = base64.b64decode(packed, validate=True)
     except binascii.Error as error:
         raise ValueError(f"damaged checkpoint ({error}): its evidence restarts") from error
-    if len(raw) != 8 * length:
-        raise ValueError(f"checkpoint of {len(raw)} bytes instead of {8 * length}: its evidence restarts")
-    return iter(struct.unpack(f"<{length}d", raw))
+    floats, odd = divmod(len(raw) - 8 * length, 4)
+    if odd or floats not in singles:
+        raise ValueError(f"checkpoint of {len(raw)} bytes does not hold {length} numbers: its evidence restarts")
+    values = struct.unpack(f"<{length}d{floats}f", raw)
+    return iter(values[:length]), iter(values[length:])

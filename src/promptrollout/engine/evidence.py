@@ -14,7 +14,8 @@ class Arm:
 
     A rate: `n` requests, `total` bad ones. A mean: `n` values (requests, scores, actions), their sum and the sum of
     their squares (0 where nobody exports it). `shards` divides `n` and `total` by groups of units (users), always the
-    same number of them in the same order; empty where that is not known.
+    same number of them in the same order; empty where that is not known. Of a cost, `input_usd` is what the input would
+    have cost without the provider's cache, and `saved_usd` what the cache saved of it.
     """
 
     n: float
@@ -22,9 +23,7 @@ class Arm:
     total_squared: float = 0.0
     shards: tuple[Shard, ...] = ()
     input_usd: float = 0.0
-    """`CostPerRequest`: what the input would have cost without the provider's cache."""
     saved_usd: float = 0.0
-    """What the cache saved of it."""
 
     @property
     def is_usable(self) -> bool:
@@ -45,15 +44,30 @@ class Counts:
         """Of a rate, without shards."""
         return cls(Arm(canary_n, canary_total), Arm(stable_n, stable_total))
 
+    def stable_alone(self) -> "Counts":
+        """As if there were no canary yet."""
+        return Counts(Arm(0.0, 0.0), self.stable)
+
+    def at_shared_cache(self) -> "Counts":
+        """Costs as if both arms found the same share of their input in the provider's cache: stable's, over these
+        seconds.
+
+        A new prompt is in no cache yet: at 20 % against 90 % hits an identical one looks 1.58 times as expensive (3,000
+        tokens in, 300 out). The squares follow in proportion.
+        """
+        s = self.stable
+        if s.input_usd <= 0:
+            return self
+        return Counts(_at_cached_share(self.canary, s.saved_usd / s.input_usd), s)
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
     """One analysis interval [start, end), in seconds on the metrics source's clock; both are multiples of the interval.
 
-    `counts` has an entry for each objective that was measured in both arms; what is missing, stale or NaN has none. An
-    entry holds strata that are compared separately: answers of like age for delayed feedback, cache hits and misses
-    for the time to the first token. Most signals have one. Before the canary's exposure stable stands alone, beside a
-    canary without requests.
+    `counts` has an entry for each objective that was measured in both arms; what is missing, stale or NaN has none. Its
+    strata are compared separately (answers of like age, hits and misses of a cache); most have one. Intervals before
+    the canary met its first user have stable's counts alone.
     """
 
     start: int
@@ -71,3 +85,10 @@ class Evidence:
     intervals: tuple[Interval, ...] = ()
     available: bool = True
     problem: str = ""
+
+
+def _at_cached_share(arm: Arm, share: float) -> Arm:
+    if arm.total <= 0:
+        return arm
+    factor = max(0.0, arm.total + arm.saved_usd - arm.input_usd * share) / arm.total
+    return Arm(arm.n, arm.total * factor, arm.total_squared * factor**2, tuple((n, x * factor) for n, x in arm.shards))

@@ -1,8 +1,10 @@
 """The seam between the state machine and the tests: counts in, judgement out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from promptrollout.engine import wording
 from promptrollout.engine.evidence import Counts
 
 
@@ -19,16 +21,30 @@ class Levels:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """What a test says of its state at one look.
+class Finding:
+    """What is known of one bound at one look. Both False is no evidence either way."""
 
-    `breach`: a bound is crossed with 1 - level confidence, valid at any time. `non_inferior`: shown to be within every
-    bound's promotion margin. Both False is no evidence either way. `absolute_only`: the breach rests on `max` alone.
-    `common_cause`: stable violates `max` as well, so the absolute test is suspended.
-    """
+    breached: bool
+    """Crossed with 1 - level confidence, valid at any time."""
+    kept: bool
+    """Shown to be within the bound's promotion margin."""
+    breach_text: str
+    """`worse by more than 10 %`."""
+    kept_text: str
+    """`worse by less than 50 %`."""
+    open_text: str
+    """After "not shown to be": `within 50 % of stable`."""
+    absolute: bool = False
+    """Of `max` or `min`, and not of the comparison with stable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a test says of its state at one look: neither `breach` nor `non_inferior` is no evidence either way."""
 
     breach: bool
     non_inferior: bool
+    """Shown to be within every bound's promotion margin."""
     canary_samples: int
     stable_samples: int
     canary: str
@@ -39,8 +55,8 @@ class Judgement:
     message: str
     """One sentence for people: values, samples, bound, confidence; for a pass also the smallest regression that could
     have been seen; for no evidence what is missing."""
-    absolute_only: bool = False
     common_cause: bool = False
+    """Stable violates `max` as well, so the absolute test is suspended."""
 
 
 class ObjectiveTest(Protocol):
@@ -49,9 +65,12 @@ class ObjectiveTest(Protocol):
     def start(self) -> Any:
         """State before any evidence."""
 
-    def observe(self, state: Any, counts: Counts, *, promotable: bool) -> Any:
+    def observe(self, state: Any, strata: Sequence[Counts], *, promotable: bool, outage: bool = False) -> Any:
         """State after one interval. Breach sums take every interval; promotion sums only those with `promotable` (the
-        step was acknowledged before the interval began)."""
+        step was acknowledged before the interval began). An `outage` does not count as fluctuation."""
+
+    def breached(self, state: Any, levels: Levels) -> bool:
+        """`judge(...).breach`, without the words."""
 
     def judge(self, state: Any, levels: Levels) -> Judgement: ...
 
@@ -60,3 +79,15 @@ class ObjectiveTest(Protocol):
 
     def decode(self, text: str) -> Any:
         """Raises ValueError if the text is not a state of this test."""
+
+
+def verdict_text(findings: Sequence[Finding], levels: Levels, remarks: Sequence[str]) -> str:
+    """All findings as one clause after the values: what was crossed, or what was shown, or what is still open."""
+    level = levels.breach / max(1, len(findings))
+    said = [f"{f.breach_text} with {wording.confidence(level)}" for f in findings if f.breached]
+    if findings and not said and all(f.kept for f in findings):
+        kept = " and ".join(f.kept_text for f in findings)
+        said.append(f"{kept} with {wording.confidence(levels.promote)}")
+    if findings and not said:
+        said.append("no breach, not shown to be " + " and ".join(f.open_text for f in findings if not f.kept))
+    return "; ".join([*said, *remarks])

@@ -3,10 +3,13 @@
 from promptrollout.api.delivery import VersionRef
 from promptrollout.api.names import short_digest
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot, Step
+from promptrollout.engine import sample_ratio
 from promptrollout.engine.draft import ACTIVE, Draft
 from promptrollout.engine.objectives import definition_hash
 
 DEFAULT_STEP_SECONDS = 300
+BASELINE_INTERVALS = 60
+"""So many before the canary met its first user are read as well: they say how much stable fluctuates by itself."""
 GRACE_INTERVALS = 10
 """So many intervals after twice a step's time evidence may still be on its way."""
 
@@ -82,8 +85,9 @@ def enter_step(draft: Draft, index: int) -> None:
         draft.enter("Stepping", draft.status.weight if step.weight is None else step.weight)
     draft.set(step=step_label(draft))
     if draft.status.weight > 0 and draft.clock.exposed_at is None:
-        floor = draft.now - draft.now % snapshot.interval_seconds
-        draft.set_clock(exposed_at=draft.now, evaluated_until=floor)
+        width = snapshot.interval_seconds
+        start = draft.now - draft.now % width - BASELINE_INTERVALS * width
+        draft.set_clock(exposed_at=draft.now, evaluated_until=max(0, start))
 
 
 def complete(draft: Draft) -> None:
@@ -179,7 +183,7 @@ def adopt(draft: Draft, snapshot: Snapshot) -> None:
 def kept_rows(old: Snapshot, new: Snapshot, rows: list[ObjectiveStatus]) -> list[ObjectiveStatus]:
     before = {objective.name: definition_hash(objective) for objective in old.objectives}
     same = {o.name for o in new.objectives if before.get(o.name) == definition_hash(o)}
-    return [row for row in rows if row.name in same]
+    return [row for row in rows if row.name in same or row.name == sample_ratio.NAME]
 
 
 def named(version: VersionRef | None) -> str:

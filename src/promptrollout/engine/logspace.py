@@ -14,12 +14,18 @@ def log_add(a: float, b: float) -> float:
     return high if low == NEVER else high + math.log1p(math.exp(low - high))
 
 
-def log_mean(logs: Sequence[float]) -> float:
-    """ln of the mean of e^x."""
+def log_mix(logs: Sequence[float], weights: Sequence[float]) -> float:
+    """ln of the weighted mean of e^x; the weights sum to 1."""
     high = max(logs)
     if high == NEVER:
         return NEVER
-    return high + math.log(math.fsum(math.exp(x - high) for x in logs) / len(logs))
+    return high + math.log(math.fsum(w * math.exp(x - high) for x, w in zip(logs, weights, strict=True)))
+
+
+def shrunk(log_evidence: float, factor: float) -> float:
+    """ln evidence where the variance is `factor` >= 1 times as large: all bets were that much too large. Evidence
+    against an alternative stays as it is."""
+    return log_evidence / factor if log_evidence > 0 else log_evidence
 
 
 def log_threshold(level: float) -> float:
@@ -29,14 +35,18 @@ def log_threshold(level: float) -> float:
     return -math.log(level)
 
 
+FIRST = 0.8
+"""Share of a bet that is placed at the first interval; the rest is held back for regressions that begin later."""
+
+
 @dataclass(frozen=True, slots=True)
 class StartMixture:
     """E-process against a set of alternatives, mixed over the interval in which the regression began.
 
     Evidence summed from a rollout's first request blinds: every good request must first be outweighed. So a share of
-    the bet is held back for each later start. Per alternative, M_t = e_t (M_{t-1} + w_{t-1}) with w_0 = 1/2 and
-    w_t = 1/((t+1)(t+2)); the mass that has not started after t intervals is 1/(t+1). A convex mixture of e-processes is
-    one, so looking at any time stays valid, and the state stays constant.
+    the bet is held back for each later start. Per alternative, M_t = e_t (M_{t-1} + w_{t-1}) with w_0 = FIRST and
+    w_t = (1 - FIRST)/(t (t+1)); the mass that has not started after t intervals is (1 - FIRST)/t. A convex mixture of
+    e-processes is one, so looking at any time stays valid, and the state stays constant.
     """
 
     intervals: int
@@ -50,13 +60,15 @@ class StartMixture:
     def observe(self, increments: Iterable[float]) -> "StartMixture":
         """After one interval; `increments` are ln e_t per alternative."""
         t = self.intervals
-        starting = math.log(0.5) if t == 0 else -math.log((t + 1) * (t + 2))
+        starting = math.log(FIRST if t == 0 else (1 - FIRST) / (t * (t + 1)))
         logs = tuple(x + log_add(m, starting) for m, x in zip(self.logs, increments, strict=True))
         return StartMixture(t + 1, logs)
 
-    def log_evidence(self) -> float:
-        """ln E_t, the mean over the alternatives plus the mass not yet started."""
-        return log_add(log_mean(self.logs), -math.log(self.intervals + 1))
+    def log_evidence(self, weights: Sequence[float]) -> float:
+        """ln E_t, the mean over the alternatives by their weights plus the mass not yet started."""
+        if not self.intervals:
+            return 0.0
+        return log_add(log_mix(self.logs, weights), math.log((1 - FIRST) / self.intervals))
 
     def numbers(self) -> Iterator[float]:
         yield float(self.intervals)

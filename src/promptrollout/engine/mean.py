@@ -1,38 +1,42 @@
-"""Test of a mean (cost per request): anytime-valid for sums with estimated variances, stratified by interval."""
+"""Test of a mean (cost, tokens, scores): anytime-valid for sums with estimated variances, stratified by interval."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from promptrollout.engine import encoding, wording
+from promptrollout.engine import dispersion, encoding, wording
 from promptrollout.engine.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
 from promptrollout.engine.contrast import TUNING, Contrast, half_width, log_one_sided
+from promptrollout.engine.dispersion import SHARDS, SKEWED, Dispersion, shard_squares
 from promptrollout.engine.evidence import Arm, Counts
-from promptrollout.engine.judgement import Judgement, Levels
-from promptrollout.engine.logspace import StartMixture, log_threshold
+from promptrollout.engine.judgement import Finding, Judgement, Levels, verdict_text
+from promptrollout.engine.logspace import FIRST, StartMixture, log_threshold, shrunk
 from promptrollout.engine.signals import Signal
 
 GATE = 200
-"""Canary requests before a mean is judged at all: estimated variances make its validity asymptotic."""
+"""Canary samples before a mean is judged at all: estimated variances make its validity asymptotic."""
 EFFECTS = (0.03, 0.06, 0.12)
-"""Alternatives of the breach test: rise over the bound, in standard deviations of one request.
+"""Alternatives of the breach test: rise over the bound, in standard deviations of one sample.
 
 With 0.12 a large rise crosses well before the gate, so larger alternatives would buy nothing, and they would let single
 expensive requests decide."""
 SUSPECT_EFFECT = 0.12
-"""The one by which stable comes under suspicion of being above `max` itself."""
+"""The one by which stable comes under suspicion of being beyond the absolute bound itself."""
 
 LEARN = 50
-"""Requests of both arms before the first interval is used: they set the scale."""
+"""Samples of both arms before the first interval is used: they set the scale."""
 PRIOR = 20
-"""Pseudo-requests that shrink an arm's variance to that of both arms together."""
+"""Pseudo-samples that shrink an arm's variance to that of both arms together."""
 LEAST_CV = 0.01
 """Standard deviations count as at least this share of the mean, so that constant costs are no infinite certainty."""
+KURTOSIS = 10.0
+"""Presumed of one sample, where only the error of an estimated variance depends on it."""
 
 NO_VARIANCE = 1e-100
 """Squares of doubles underflow not far below; no price is that small."""
 
-_NOTHING = Arm(0.0, 0.0, 0.0)
+_WEIGHTS = (1 / len(EFFECTS),) * len(EFFECTS)
+_NOTHING = Arm(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,42 +47,46 @@ class MeanState:
     """Of all intervals, as `stable`: they estimate variances, for later intervals only."""
     stable: Arm
     scale: float
-    """Standard deviation of one request, fixed when the first interval is used; 0 until then."""
+    """Standard deviation of one sample, fixed when the first interval is used; 0 until then."""
+    effective: float
+    """Canary samples of the intervals used, each divided by its interval's dispersion."""
     relative: StartMixture
     absolute: StartMixture
     suspicion: float
-    """Of stable being above `max` itself; see common_cause."""
+    """Of stable being beyond the absolute bound itself; see common_cause."""
     contrast: Contrast
     """Of all intervals used, for the interval of the difference."""
     promotion: Contrast
     """Of the promotable ones."""
     promotable: float
-    """Canary requests in the promotable intervals used, their sum, and the variance of that sum."""
+    """Canary samples in the promotable intervals used, their sum, and the variance of that sum."""
     promotable_total: float
     promotable_spread: float
+    dispersion: Dispersion
 
     def numbers(self) -> Iterator[float]:
         for arm in (self.canary, self.stable):
             yield from (arm.n, arm.total, arm.total_squared)
-        yield self.scale
+        yield from (self.scale, self.effective)
         yield from self.relative.numbers()
         yield from self.absolute.numbers()
         yield self.suspicion
         yield from self.contrast.numbers()
         yield from self.promotion.numbers()
         yield from (self.promotable, self.promotable_total, self.promotable_spread)
+        yield from self.dispersion.numbers()
 
 
-_LENGTH = 6 + 1 + 2 * (1 + len(EFFECTS)) + 1 + 2 * 5 + 3
+_LENGTH = 6 + 2 + 2 * (1 + len(EFFECTS)) + 1 + 2 * 5 + 3 + dispersion.DOUBLES
 
 
 def variances(canary: Arm, stable: Arm) -> tuple[float, float] | None:
-    """Variance of one request in each arm, shrunk to both arms' together; None before LEARN requests or without scale.
+    """Variance of one sample in each arm, shrunk to both arms' together; None before LEARN samples, without squares or scale.
 
     Taken around each arm's mean over all its intervals: shared drift widens it, which only makes the test slower.
     """
     n = canary.n + stable.n
-    if n < LEARN:
+    if n < LEARN or any(arm.total > 0 and arm.total_squared <= 0 for arm in (canary, stable)):
         return None
     squares = [_squares(arm) for arm in (canary, stable)]
     least = (LEAST_CV * (canary.total + stable.total) / n) ** 2
@@ -97,56 +105,62 @@ def _squares(arm: Arm) -> float:
     return max(arm.total_squared - arm.total / arm.n * arm.total, 0.0) if arm.n > 0 else 0.0
 
 
-def log_bets(scale: float, total: float, variance: float) -> Iterator[float]:
-    """ln e-value of one interval per effect d: lambda S - lambda^2 V / 2 with lambda = d / scale.
+def log_bets(
+    scale: float, total: float, variance: float, factor: float = 1.0, most: float = MOST_PER_INTERVAL
+) -> Iterator[float]:
+    """ln e-value of one interval per effect d: (lambda S - lambda^2 V / 2) / factor with lambda = d / scale.
 
-    `total` is the interval's sum of excess over the bound, `variance` its variance as earlier intervals know it. Capped
-    at MOST_PER_INTERVAL, versus stable too: it keeps a heavy tail's single requests from deciding. With a coefficient
-    of variation of 2.9, no rise and level 5 %, false breaches were 0 of 200 instead of 20; a late doubling takes seven
-    intervals instead of three.
+    `total` is the interval's sum of excess over the bound, `variance` its variance as earlier intervals know it, if
+    samples are independent, `factor` how many times as large it is. Capped at `most`, versus stable too: it
+    keeps a heavy tail's single requests from deciding. With a coefficient of variation of 2.9, no rise and level 5 %,
+    false breaches were 0 of 200 instead of 20; a late doubling takes seven intervals instead of three.
     """
     for effect in EFFECTS:
         bet = effect / scale
-        yield min(bet * total - bet * bet * variance / 2, MOST_PER_INTERVAL)
+        yield min((bet * total - bet * bet * variance / 2) / factor, most)
 
 
 @dataclass(frozen=True, slots=True)
 class MeanTest:
-    """Immutable parameters of one mean's test: `maximum` in the signal's unit, margins in percent of stable's mean."""
+    """Immutable parameters of one mean's test.
+
+    Margins are in percent of stable's mean where more is worse, else in the signal's unit: by how much less.
+    """
 
     signal: Signal
     definition: str
     """Hash that a checkpoint must carry."""
-    margin_percent: float | None = None
+    margin: float | None = None
     """Promotion versus stable; None without `versusStable`."""
-    rollback_percent: float | None = None
+    rollback: float | None = None
     """Breach versus stable; given exactly when the margin is."""
-    maximum: float | None = None
-    min_samples: int = GATE
-    """Below max(this, GATE) canary requests nothing is judged."""
+    bound: float | None = None
+    """`max` where more is worse, else `min`, in the signal's unit."""
+    more_is_worse: bool = True
+    gate: int = GATE
+    """Canary samples below which nothing is judged."""
 
     def __post_init__(self) -> None:
-        if (self.margin_percent is None) != (self.rollback_percent is None):
-            raise ValueError("versusStable needs both maxIncreasePercent and rollbackAbovePercent")
-        if self.margin_percent is None and self.maximum is None:
-            raise ValueError("an objective needs a bound: set max, versusStable or both")
-        if self.maximum is not None and not self.maximum > 0:
-            raise ValueError(f"max must be above 0, not {self.maximum}")
+        if (self.margin is None) != (self.rollback is None):
+            raise ValueError("versusStable needs both a promotion margin and a bound for rollback")
+        if self.margin is None and self.bound is None:
+            raise ValueError(
+                f"an objective needs a bound: set {'max' if self.more_is_worse else 'min'}, versusStable or both"
+            )
+        if self.bound is not None and not self.bound > 0:
+            raise ValueError(f"{'max' if self.more_is_worse else 'min'} must be above 0, not {self.bound}")
 
     @property
     def bounds(self) -> int:
         """How many bounds share the breach level."""
-        return (self.margin_percent is not None) + (self.maximum is not None)
-
-    @property
-    def gate(self) -> int:
-        return max(self.min_samples, GATE)
+        return (self.margin is not None) + (self.bound is not None)
 
     def start(self) -> MeanState:
         return MeanState(
             canary=_NOTHING,
             stable=_NOTHING,
             scale=0.0,
+            effective=0.0,
             relative=StartMixture.start(len(EFFECTS)),
             absolute=StartMixture.start(len(EFFECTS)),
             suspicion=0.0,
@@ -155,42 +169,68 @@ class MeanTest:
             promotable=0.0,
             promotable_total=0.0,
             promotable_spread=0.0,
+            dispersion=Dispersion(),
         )
 
-    def observe(self, state: MeanState, counts: Counts, *, promotable: bool) -> MeanState:
-        if not (counts.canary.is_usable and counts.stable.is_usable):
+    # ------------------------------------------------------------ what it learns
+
+    def observe(
+        self, state: MeanState, strata: Sequence[Counts], *, promotable: bool, outage: bool = False
+    ) -> MeanState:
+        usable = [
+            Counts(_with_squares(counts.canary), _with_squares(counts.stable))
+            for counts in strata
+            if counts.canary.is_usable and counts.stable.is_usable
+        ]
+        if not usable:
             return state
-        canary, stable = counts.canary, counts.stable
-        # what this interval weighs is fixed before it is looked at: variances of the earlier ones
+        canary, stable = _sum(counts.canary for counts in usable), _sum(counts.stable for counts in usable)
+        # what this interval weighs is fixed before it is looked at: variances and dispersion of the earlier ones
         known = variances(state.canary, state.stable)
-        learned = _add(state.canary, canary), _add(state.stable, stable)
+        rho = state.dispersion.between_intervals()
+        learned = replace(
+            state,
+            canary=_sum((state.canary, canary)),
+            stable=_sum((state.stable, stable)),
+            dispersion=(
+                state.dispersion.interrupted()
+                if outage
+                else state.dispersion.observe(usable, known[1] if known else 0.0, KURTOSIS)
+            ),
+        )
         if known is None:
-            return replace(state, canary=learned[0], stable=learned[1])
+            return learned
         v_c, v_s = known
         scale = state.scale or math.sqrt((v_c + v_s) / 2)
         n_c, n_s = canary.n, stable.n
+        pairs = n_c * n_s / (n_c + n_s) if n_c > 0 and n_s > 0 else 0.0
+        both, one = 1 + SKEWED * rho * pairs, 1 + SKEWED / 2 * rho * n_c
+        most = MOST_PER_INTERVAL * self.users(state)  # what the verdict will divide by, again
 
+        here = Contrast()
+        for counts in usable:
+            c, s = counts.canary, counts.stable
+            if c.n > 0 and s.n > 0:
+                here = here.add(c.n, c.total, s.n, s.total, v_c, v_s)
         relative, contrast, promotion = state.relative, state.contrast, state.promotion
-        if n_c > 0 and n_s > 0:
-            contrast = contrast.add(n_c, canary.total, n_s, stable.total, v_c, v_s)
+        if here.weight > 0:
+            contrast = contrast.plus(here, both)
             if promotable:
-                promotion = promotion.add(n_c, canary.total, n_s, stable.total, v_c, v_s)
-            if self.rollback_percent is not None:
-                one = Contrast().add(n_c, canary.total, n_s, stable.total, v_c, v_s)
-                relative = relative.observe(log_bets(scale, *_excess(one, 1 + self.rollback_percent / 100)))
+                promotion = promotion.plus(here, both)
+            if self.rollback is not None:
+                relative = relative.observe(log_bets(scale, *self._excess(here, self.rollback), both, most))
 
         absolute, suspicion = state.absolute, state.suspicion
-        if self.maximum is not None:
-            bet = SUSPECT_EFFECT / scale
-            gain = bet * (stable.total - self.maximum * n_s) - bet * bet * v_s * n_s / 2
-            suspicion = suspicion_after(suspicion, n_s, gain)
-            if n_c > 0 and not is_common(suspicion, stable.total, n_s, self.maximum):
-                absolute = absolute.observe(log_bets(scale, canary.total - self.maximum * n_c, v_c * n_c))
+        if self.bound is not None:
+            bet, excess = SUSPECT_EFFECT / scale, self._beyond(stable)
+            suspicion = suspicion_after(suspicion, n_s, bet * excess - bet * bet * v_s * n_s / 2)
+            if n_c > 0 and not is_common(suspicion, excess):
+                absolute = absolute.observe(log_bets(scale, self._beyond(canary), v_c * n_c, one, most))
 
-        return MeanState(
-            canary=learned[0],
-            stable=learned[1],
+        return replace(
+            learned,
             scale=scale,
+            effective=state.effective + n_c / both,
             relative=relative,
             absolute=absolute,
             suspicion=suspicion,
@@ -198,124 +238,186 @@ class MeanTest:
             promotion=promotion,
             promotable=state.promotable + (n_c if promotable else 0.0),
             promotable_total=state.promotable_total + (canary.total if promotable else 0.0),
-            promotable_spread=state.promotable_spread + (v_c * n_c if promotable else 0.0),
+            promotable_spread=state.promotable_spread + (v_c * n_c * one if promotable else 0.0),
         )
 
-    def log_promote_relative(self, state: MeanState, margin_percent: float) -> float:
-        """ln evidence against "costlier than stable by the margin or more"."""
-        if state.scale <= 0:
-            return 0.0
-        total, variance = _excess(state.promotion, 1 + margin_percent / 100)
-        return log_one_sided(-total, variance, TUNING * state.scale**2)
+    def _excess(self, sums: Contrast, margin: float) -> tuple[float, float]:
+        """Sum of w times what the canary is worse than stable by beyond the margin, and its variance."""
+        if self.more_is_worse:
+            theta = 1 + margin / 100
+            return sums.canary - theta * sums.stable, sums.canary_spread + theta * theta * sums.stable_spread
+        return sums.stable - sums.canary - margin * sums.weight, sums.canary_spread + sums.stable_spread
 
-    def log_promote_absolute(self, state: MeanState, maximum: float) -> float:
-        """ln evidence against "at or above max"."""
+    def _beyond(self, arm: Arm) -> float:
+        """Sum of what the arm's samples lie beyond the absolute bound."""
+        excess = arm.total - (self.bound or 0.0) * arm.n
+        return excess if self.more_is_worse else -excess
+
+    # ------------------------------------------------------------ evidence
+
+    def users(self, state: MeanState) -> float:
+        """Variance of the totals over that of independent samples, for what users' habits add."""
+        known = variances(state.canary, state.stable) if state.dispersion.requests else None
+        return state.dispersion.between_users(*known) if known else 1.0
+
+    def log_promote_relative(self, state: MeanState) -> float:
+        """ln evidence against "worse than stable by the margin or more"."""
+        if state.scale <= 0 or self.margin is None:
+            return 0.0
+        total, variance = self._excess(state.promotion, self.margin)
+        return log_one_sided(-total, variance * self.users(state), TUNING * state.scale**2)
+
+    def log_promote_absolute(self, state: MeanState) -> float:
+        """ln evidence against "at or beyond the absolute bound"."""
         if state.scale <= 0:
             return 0.0
-        below = maximum * state.promotable - state.promotable_total
-        return log_one_sided(below, state.promotable_spread, TUNING * state.scale**2)
+        within = -self._beyond(Arm(state.promotable, state.promotable_total))
+        return log_one_sided(within, state.promotable_spread * self.users(state), TUNING * state.scale**2)
+
+    # ------------------------------------------------------------ verdicts
+
+    def judged(self, state: MeanState) -> bool:
+        """Enough samples to be judged at all."""
+        return state.canary.n >= self.gate and state.scale > 0
+
+    def breached(self, state: MeanState, levels: Levels) -> bool:
+        return self.judged(state) and any(finding.breached for finding in self._findings(state, levels))
+
+    def _findings(self, state: MeanState, levels: Levels) -> list[Finding]:
+        crossed, passed = log_threshold(levels.breach / self.bounds), log_threshold(levels.promote)
+        users = self.users(state)
+        found: list[Finding] = []
+        if self.margin is not None and self.rollback is not None:
+            found.append(
+                Finding(
+                    breached=shrunk(state.relative.log_evidence(_WEIGHTS), users) >= crossed,
+                    kept=self.log_promote_relative(state) >= passed,
+                    breach_text=f"worse by more than {self._margin_text(self.rollback)}",
+                    kept_text=f"worse by less than {self._margin_text(self.margin)}",
+                    open_text=f"within {self._margin_text(self.margin)} of stable",
+                )
+            )
+        if self.bound is not None:
+            name = "maximum" if self.more_is_worse else "minimum"
+            above, below = ("above", "below") if self.more_is_worse else ("below", "above")
+            text = f"its {name} of {wording.value(self.signal, self.bound)}"
+            found.append(
+                Finding(
+                    breached=state.suspicion < SUSPECT
+                    and shrunk(state.absolute.log_evidence(_WEIGHTS), users) >= crossed,
+                    kept=self.log_promote_absolute(state) >= passed,
+                    breach_text=f"{above} {text}",
+                    kept_text=f"{below} {text}",
+                    open_text=f"{below} {text}",
+                    absolute=True,
+                )
+            )
+        return found
 
     def judge(self, state: MeanState, levels: Levels) -> Judgement:
-        level = levels.breach / self.bounds
-        crossed, passed = log_threshold(level), log_threshold(levels.promote)
-        common_cause = self.maximum is not None and state.suspicion >= SUSPECT
-        breach_relative = breach_absolute = False
-        inferior_still: list[str] = []
-        judged = state.canary.n >= self.gate and state.scale > 0
-        if judged and self.margin_percent is not None:
-            breach_relative = state.relative.log_evidence() >= crossed
-            if self.log_promote_relative(state, self.margin_percent) < passed:
-                inferior_still.append(f"within {self.margin_percent:g} % of stable")
-        if judged and self.maximum is not None:
-            breach_absolute = not common_cause and state.absolute.log_evidence() >= crossed
-            if self.log_promote_absolute(state, self.maximum) < passed:
-                inferior_still.append(f"below its maximum of {self._maximum_text()}")
-        breach = breach_relative or breach_absolute
-        non_inferior = judged and not breach and not inferior_still
-
-        findings: list[str] = []
-        if not judged:
-            findings.append(self._waiting_text(state))
-        if breach_relative:
-            findings.append(f"worse by more than {self.rollback_percent:g} % with {wording.confidence(level)}")
-        if breach_absolute:
-            findings.append(f"above its maximum of {self._maximum_text()} with {wording.confidence(level)}")
-        if non_inferior:
-            findings.append(f"{self._passed_text()} with {wording.confidence(levels.promote)}")
-        if not findings:
-            findings.append("no breach, not shown to be " + " and ".join(inferior_still))
+        judged = self.judged(state)
+        findings = self._findings(state, levels) if judged else []
+        breach = any(finding.breached for finding in findings)
+        common_cause = self.bound is not None and state.suspicion >= SUSPECT
+        remarks = [] if judged else [self._waiting_text(state)]
         if common_cause:
-            findings.append(f"stable is above {self._maximum_text()} too, so that bound is suspended")
+            side = "above" if self.more_is_worse else "below"
+            bound = wording.value(self.signal, self.bound or 0.0)
+            remarks.append(f"stable is {side} {bound} too, so that bound is suspended")
         if judged and not breach:
-            findings.append(self._detectable_text(state, level))
+            remarks.append(self._detectable_text(state, levels.breach / self.bounds))
+        if state.effective > 0:
+            remarks += wording.dispersion(self.users(state), min(1.0, state.effective / state.canary.n))
         canary, stable = (
             wording.value(self.signal, arm.total / arm.n) if arm.n else "" for arm in (state.canary, state.stable)
         )
+        said = verdict_text(findings, levels, remarks)
         return Judgement(
             breach=breach,
-            non_inferior=non_inferior,
+            non_inferior=judged and not breach and all(finding.kept for finding in findings),
             canary_samples=int(state.canary.n),
             stable_samples=int(state.stable.n),
             canary=canary,
             stable=stable,
             difference=self._difference_text(state),
-            message=wording.fits(f"{self._values_text(state, canary, stable)}: {'; '.join(findings)}", 512),
-            absolute_only=breach_absolute and not breach_relative,
+            message=wording.fits(f"{self._values_text(state, canary, stable)}: {said}", 512),
             common_cause=common_cause,
         )
 
     def detectable(self, state: MeanState, level: float) -> float:
-        """Smallest canary mean, from the start on, whose expected evidence crosses 1/level on the requests seen so far.
+        """Nearest canary mean, from the start on, whose expected evidence crosses 1/level on the samples seen so far.
 
-        Per effect lambda d W - lambda^2 V / 2 = ln(1/level) + ln(2 effects), solved for d: about an even chance to have
-        been seen. Infinity without evidence.
+        Per effect lambda d W - lambda^2 V / 2 = needed, solved for d: about an even chance to have been seen. Infinity
+        without evidence.
         """
         if state.scale <= 0:
             return math.inf
-        needed = log_threshold(level) + math.log(2 * len(EFFECTS))
+        needed = log_threshold(level) - math.log(FIRST / len(EFFECTS))
+        users = self.users(state)
 
-        def rise(weight: float, variance: float) -> float:
+        def change(weight: float, variance: float) -> float:
             bets = (effect / state.scale for effect in EFFECTS)
-            return min((needed + bet * bet * variance / 2) / (bet * weight) for bet in bets)
+            return min((needed * users + bet * bet * variance / 2) / (bet * weight) for bet in bets)
 
-        means: list[float] = []
-        sums = state.contrast
-        enough = needed / MOST_PER_INTERVAL
-        if self.rollback_percent is not None and sums.weight > 0 and state.relative.intervals >= enough:
-            theta = 1 + self.rollback_percent / 100
-            means.append(theta * sums.stable / sums.weight + rise(sums.weight, _excess(sums, theta)[1]))
+        found: list[float] = []
+        sums, enough = state.contrast, needed / MOST_PER_INTERVAL
+        if self.rollback is not None and sums.weight > 0 and state.relative.intervals >= enough:
+            middle = sums.stable / sums.weight
+            bound = middle * (1 + self.rollback / 100) if self.more_is_worse else middle - self.rollback
+            rise = change(sums.weight, self._excess(sums, self.rollback)[1])
+            found.append(bound + rise if self.more_is_worse else bound - rise)
         known = variances(state.canary, state.stable)
         uncommon = state.suspicion < SUSPECT and state.absolute.intervals >= enough
-        if self.maximum is not None and uncommon and known and state.canary.n > 0:
-            means.append(self.maximum + rise(state.canary.n, known[0] * state.canary.n))
-        return min(means, default=math.inf)
+        if self.bound is not None and uncommon and known and state.canary.n > 0:
+            rise = change(state.canary.n, known[0] * state.canary.n)
+            found.append(self.bound + rise if self.more_is_worse else self.bound - rise)
+        return (min if self.more_is_worse else max)(found, default=math.inf)
+
+    # ------------------------------------------------------------ checkpoints
 
     def encode(self, state: MeanState) -> str:
-        return encoding.encode(self.definition, state.numbers())
+        return encoding.encode(self.definition, state.numbers(), state.dispersion.singles())
 
     def decode(self, text: str) -> MeanState:
-        numbers = encoding.decode(self.definition, text, _LENGTH)
+        numbers, singles = encoding.decode(self.definition, text, _LENGTH, (0, 3 * SHARDS))
         canary, stable = (Arm(next(numbers), next(numbers), next(numbers)) for _ in range(2))
-        scale = next(numbers)
+        scale, effective = next(numbers), next(numbers)
         relative, absolute = (StartMixture.take(numbers, len(EFFECTS)) for _ in range(2))
         suspicion = next(numbers)
         contrast, promotion = (Contrast.take(numbers) for _ in range(2))
         promotable = [next(numbers) for _ in range(3)]
-        singles = (scale, suspicion, *promotable)
-        if not (canary.is_usable and stable.is_usable) or any(not (math.isfinite(x) and x >= 0) for x in singles):
+        finite = (scale, effective, suspicion, *promotable)
+        if not (canary.is_usable and stable.is_usable) or any(not (math.isfinite(x) and x >= 0) for x in finite):
             raise ValueError("damaged checkpoint (a sum is negative or not a number): its evidence restarts")
-        return MeanState(canary, stable, scale, relative, absolute, suspicion, contrast, promotion, *promotable)
+        return MeanState(
+            canary=canary,
+            stable=stable,
+            scale=scale,
+            effective=effective,
+            relative=relative,
+            absolute=absolute,
+            suspicion=suspicion,
+            contrast=contrast,
+            promotion=promotion,
+            promotable=promotable[0],
+            promotable_total=promotable[1],
+            promotable_spread=promotable[2],
+            dispersion=Dispersion.take(numbers, singles),
+        )
 
-    def _maximum_text(self) -> str:
-        return wording.value(self.signal, self.maximum or 0.0)
+    # ------------------------------------------------------------ words
+
+    def _margin_text(self, margin: float) -> str:
+        return f"{margin:g} %" if self.more_is_worse else wording.value(self.signal, margin)
 
     def _values_text(self, state: MeanState, canary: str, stable: str) -> str:
         if not state.canary.n:
             return self.signal.noun
         if not state.stable.n:
             return f"{self.signal.noun} {canary} {wording.samples(state.canary.n, None)}, none on stable"
-        requests = wording.samples(state.canary.n, state.stable.n)
-        return f"{self.signal.noun} {canary} against {stable} on stable {requests}"
+        return (
+            f"{self.signal.noun} {canary} against {stable} on stable {wording.samples(state.canary.n, state.stable.n)}"
+        )
 
     def _waiting_text(self, state: MeanState) -> str:
         if not state.canary.n:
@@ -326,37 +428,35 @@ class MeanTest:
             return "it is 0 in both arms, so nothing can be compared; set prices in the ModelProvider or drop it"
         return "the spread of single requests is not known yet"
 
-    def _passed_text(self) -> str:
-        parts: list[str] = []
-        if self.margin_percent is not None:
-            parts.append(f"worse by less than {self.margin_percent:g} %")
-        if self.maximum is not None:
-            parts.append(f"below its maximum of {self._maximum_text()}")
-        return " and ".join(parts)
-
     def _detectable_text(self, state: MeanState, level: float) -> str:
         mean = self.detectable(state, level)
-        if math.isinf(mean):
-            return "too little evidence to have seen any rise"
-        return f"a rise to {wording.value(self.signal, mean)} or more would have been seen"
+        direction = "rise" if self.more_is_worse else "fall"
+        if math.isinf(mean) or mean < 0:
+            return f"too little evidence to have seen any {direction}"
+        reach = "more" if self.more_is_worse else "less"
+        return f"a {direction} to {wording.value(self.signal, mean)} or {reach} would have been seen"
 
-    @staticmethod
-    def _difference_text(state: MeanState) -> str:
+    def _difference_text(self, state: MeanState) -> str:
         """Anytime-valid interval for the difference of the means (asymptotic: AsympCS on the stratified sums)."""
         sums = state.contrast
         if sums.weight <= 0:
             return ""
         middle = (sums.canary - sums.stable) / sums.weight
-        variance = sums.canary_spread + sums.stable_spread
+        variance = self.users(state) * (sums.canary_spread + sums.stable_spread)
         width = half_width(variance, TUNING * state.scale**2, wording.DISPLAY_LEVEL) / sums.weight
-        text = wording.usd_difference(middle - width, middle + width, sums.stable / sums.weight)
+        text = wording.difference(self.signal, middle - width, middle + width, sums.stable / sums.weight)
         return wording.fits(text, 96)
 
 
-def _excess(sums: Contrast, theta: float) -> tuple[float, float]:
-    """Sum of w (canary - theta stable), and its variance."""
-    return sums.canary - theta * sums.stable, sums.canary_spread + theta * theta * sums.stable_spread
+def _with_squares(arm: Arm) -> Arm:
+    """Where nobody exports squares, those that the shards stand for."""
+    if arm.total_squared > 0 or arm.total == 0 or not arm.shards:
+        return arm
+    return replace(arm, total_squared=shard_squares(arm))
 
 
-def _add(a: Arm, b: Arm) -> Arm:
-    return Arm(a.n + b.n, a.total + b.total, a.total_squared + b.total_squared)
+def _sum(arms: Iterator[Arm] | Sequence[Arm]) -> Arm:
+    n = total = squared = 0.0
+    for arm in arms:
+        n, total, squared = n + arm.n, total + arm.total, squared + arm.total_squared
+    return Arm(n, total, squared)

@@ -1,6 +1,7 @@
 """`plan`: from facts to the next status, top to bottom. Pure: it reads no clock and does no I/O."""
 
 from promptrollout.api.rollout import RolloutStatus, Snapshot
+from promptrollout.engine import sample_ratio
 from promptrollout.engine.analysis import WATCHED, fold, lacking
 from promptrollout.engine.conditions import describe
 from promptrollout.engine.draft import ACTIVE, Draft
@@ -21,6 +22,8 @@ from promptrollout.engine.verbs import obey
 
 UNREACHABLE_SECONDS = 900
 """How long users of a canary whose provider alone is down are answered by stable before the weight goes to 0."""
+COMMON_SECONDS = 600
+"""How long both arms may be beyond an absolute bound right after a weight increase before it is taken back."""
 LAGGARD_SECONDS = 60
 """How long a pod may leave a rollback unconfirmed before it is evicted."""
 
@@ -202,6 +205,8 @@ def gather_holds(draft: Draft) -> None:
         draft.holds.append("stable itself fails in half of its requests or more: nothing can be concluded")
     if draft.clock.unreachable_since is not None:
         draft.holds.append("the canary's provider is out of reach")
+    if s.stage in ("Stepping", "Promoting"):
+        draft.holds += [row.message for row in s.analysis if row.name == sample_ratio.NAME and row.common_cause]
 
 
 # ---------------------------------------------------------------- where it goes
@@ -264,6 +269,8 @@ def progress_step(draft: Draft) -> None:
             draft.record("PauseCompleted", f"pause of {seconds} s is over; {whereto(snapshot, s)}")
             enter_step(draft, s.current_step_index + 1)
         return
+    if common_cause_of_the_step(draft) and step_back(draft):
+        return
     late = draft.clock.active_seconds >= snapshot.max_duration_seconds and not s.step_time_waived
     if late and snapshot.on_timeout == "Rollback":
         withdraw(draft, "MaxDurationExceeded", f"{draft.clock.active_seconds} s of active time are over", reject=True)
@@ -284,6 +291,32 @@ def progress_step(draft: Draft) -> None:
         draft.each_row(lambda row: row.model_copy(update={"verdict": "Pass"}))  # by the rule of this step
     draft.record("StepCompleted", f"step {s.step} ({s.weight} %) {how}; {whereto(snapshot, s)}", evidence=True)
     enter_step(draft, s.current_step_index + 1)
+
+
+def common_cause_of_the_step(draft: Draft) -> bool:
+    """Both arms have been beyond an absolute bound for a while, and came there right after the weight was raised: the
+    canary may use up a quota that both share."""
+    since, acknowledged, until = draft.clock.common_since, draft.clock.acknowledged_at, draft.clock.evaluated_until
+    if since is None or acknowledged is None or until is None:
+        return False
+    return since <= acknowledged + COMMON_SECONDS and until - since >= COMMON_SECONDS
+
+
+def step_back(draft: Draft) -> bool:
+    """To the weight before. False at the first one: nothing advances there either, and the message says why."""
+    s, snapshot = draft.status, draft.status.snapshot
+    assert snapshot is not None
+    before = [i for i, step in enumerate(snapshot.steps[: s.current_step_index]) if step.weight is not None]
+    if not before:
+        return False
+    names = ", ".join(row.name for row in s.analysis if row.common_cause)
+    text = (
+        f"both arms have been beyond the bound of {names} since the weight was raised to {s.weight} %: "
+        f"back to {snapshot.steps[before[-1]].weight} %, as the canary may use up what both share"
+    )
+    draft.record("WeightReduced", text, warning=True, evidence=True)
+    enter_step(draft, before[-1])
+    return True
 
 
 def whereto(snapshot: Snapshot, status: RolloutStatus) -> str:

@@ -1,30 +1,37 @@
-"""Test of a rate (bad requests of all requests): exact e-processes for two arms, stratified by interval."""
+"""Test of a rate (bad requests of all requests): e-processes for two arms, stratified by interval."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from promptrollout.engine import encoding, wording
+from promptrollout.engine import dispersion, encoding, wording
+from promptrollout.engine.bernoulli import log_bound, two_arm_bet
 from promptrollout.engine.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
 from promptrollout.engine.contrast import TUNING, Contrast, half_width
-from promptrollout.engine.evidence import Counts
-from promptrollout.engine.judgement import Judgement, Levels
-from promptrollout.engine.logspace import StartMixture, log_add, log_mean, log_threshold
+from promptrollout.engine.dispersion import SHARDS, SKEWED, Dispersion
+from promptrollout.engine.evidence import Arm, Counts
+from promptrollout.engine.judgement import Finding, Judgement, Levels, verdict_text
+from promptrollout.engine.logspace import FIRST, StartMixture, log_add, log_mix, log_threshold, shrunk
 from promptrollout.engine.signals import Signal
 
-WORSE = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
-"""Alternatives of the breach test, as multiples of theta0."""
-BETTER = (0.9, 0.8, 0.67, 0.5, 0.33)
-"""Alternatives of the promotion test, as multiples of theta0."""
-WORSE_ODDS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 100.0)
-"""Alternatives of a fixed bound's breach test, as multiples of the bound's odds (up to a total failure)."""
-BETTER_ODDS = (0.1, 0.25, 0.5, 0.8)
-"""Alternatives of a fixed bound's promotion test."""
-SPOTLESS_ODDS = (0.1, 0.25, 0.5)
-"""The same for the negligible rate, where only arms (nearly) without failures need it."""
+Grid = dict[float, float]
+"""Alternatives and their weights, which sum to 1."""
 
+WORSE: Grid = {1.25: 0.08, 1.6: 0.4, 3.2: 0.4, 10.0: 0.12}
+"""Of the breach test, as multiples of theta0. Few and far apart: each costs ln(1/weight) of evidence, and one catches
+whatever lies within a factor of 1.5."""
+BETTER: Grid = {0.8: 0.2, 0.67: 0.5, 0.5: 0.2, 0.33: 0.1}
+"""Of the promotion test, as multiples of theta0; 0.67 is a canary like stable at a margin of 50 %."""
+WORSE_ODDS: Grid = {1.25: 0.2, 2.0: 0.2, 4.0: 0.2, 10.0: 0.2, 100.0: 0.2}
+"""Of a fixed bound's breach test, as multiples of the bound's odds (up to a total failure)."""
+BETTER_ODDS: Grid = {0.1: 0.25, 0.25: 0.25, 0.5: 0.25, 0.8: 0.25}
+"""Of a fixed bound's promotion test."""
+SPOTLESS_ODDS: Grid = {0.1: 1 / 3, 0.25: 1 / 3, 0.5: 1 / 3}
+"""The same for the negligible rate, where only arms (nearly) without failures need it."""
 SUSPECT_ODDS = (1.5, 5.0)
 """Alternatives by which stable comes under suspicion of being above `max` itself."""
+FADING = 0.95
+"""Of stable's rate, from interval to interval: half of it is of the last 14."""
 
 _RHO = 0.02 * TUNING
 """Of the displayed interval: tuned for a rate of 2 %. Any fixed value is valid."""
@@ -38,6 +45,11 @@ class RateState:
     canary_bad: float
     stable: float
     stable_bad: float
+    recent: float
+    """Requests on stable and bad ones among them, fading: its rate as the next interval is expected to show it."""
+    recent_bad: float
+    effective: float
+    """Canary requests, each divided by its interval's dispersion."""
     relative: StartMixture
     """Breach versus stable."""
     floor: StartMixture
@@ -49,41 +61,23 @@ class RateState:
     promotion: tuple[float, ...]
     """ln e per alternative in BETTER, over the promotable intervals."""
     promotable: float
-    """Canary requests in the promotable intervals, and the bad ones among them."""
+    """Canary requests in the promotable intervals, and the bad ones among them, divided by the interval's
+    dispersion."""
     promotable_bad: float
     contrast: Contrast
+    dispersion: Dispersion
 
     def numbers(self) -> Iterator[float]:
         yield from (self.canary, self.canary_bad, self.stable, self.stable_bad)
+        yield from (self.recent, self.recent_bad, self.effective)
         for mixture in (self.relative, self.floor, self.absolute):
             yield from mixture.numbers()
         yield from (self.suspicion, *self.promotion, self.promotable, self.promotable_bad)
         yield from self.contrast.numbers()
+        yield from self.dispersion.numbers()
 
 
-_LENGTH = 4 + (1 + len(WORSE)) + 2 * (1 + len(WORSE_ODDS)) + 1 + len(BETTER) + 2 + 5
-
-
-def log_ratio(theta0: float, multiple: float, counts: Counts) -> float:
-    """ln of one interval's e-value for p_c = multiple * theta0 * p_s against p_c = theta0 * p_s.
-
-    e_c ln(multiple) + (e_c + e_s) ln r, r = (n_c theta0 + n_s) / (n_c theta + n_s), theta = multiple * theta0. Its
-    mean is at most 1 under p_c <= theta0 p_s (multiple > 1) or p_c >= theta0 p_s (multiple < 1), whatever p_s is:
-    with a = multiple * r and b = r it is at most exp(n_c p_c (a - 1) + n_s p_s (b - 1)), and that is 1 at
-    p_c = theta0 p_s. The rare-event limit of Turner, Ly, Gruenwald (arXiv 2106.02693).
-    """
-    expected = counts.canary.n * theta0
-    log_r = math.log1p(-expected * (multiple - 1) / (expected * multiple + counts.stable.n))
-    return counts.canary.total * (math.log(multiple) + log_r) + counts.stable.total * log_r
-
-
-def log_bound(bound: float, odds: float, requests: float, bad: float) -> float:
-    """ln of the e-value of `bad` out of `requests` for `odds` times the bound's odds against the bound.
-
-    The Bernoulli likelihood ratio, written so that it needs no rate: e ln g - n ln(1 + b (g - 1)). Its mean is at most
-    1 for every rate on the bound's near side.
-    """
-    return bad * math.log(odds) - requests * math.log1p(bound * (odds - 1))
+_LENGTH = 7 + (1 + len(WORSE)) + 2 * (1 + len(WORSE_ODDS)) + 1 + len(BETTER) + 2 + 5 + dispersion.DOUBLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +117,9 @@ class RateTest:
             canary_bad=0.0,
             stable=0.0,
             stable_bad=0.0,
+            recent=0.0,
+            recent_bad=0.0,
+            effective=0.0,
             relative=StartMixture.start(len(WORSE)),
             floor=StartMixture.start(len(WORSE_ODDS)),
             absolute=StartMixture.start(len(WORSE_ODDS)),
@@ -131,105 +128,157 @@ class RateTest:
             promotable=0.0,
             promotable_bad=0.0,
             contrast=Contrast(),
+            dispersion=Dispersion(),
         )
 
-    def observe(self, state: RateState, counts: Counts, *, promotable: bool) -> RateState:
-        if not (counts.canary.is_usable and counts.stable.is_usable):
-            return state
-        # a scrape may fall between the two counters' increments: never more bad requests than requests
-        n_c, e_c = counts.canary.n, min(counts.canary.total, counts.canary.n)
-        n_s, e_s = counts.stable.n, min(counts.stable.total, counts.stable.n)
-        counts = Counts.of(n_c, e_c, n_s, e_s)
+    # ------------------------------------------------------------ what it learns
 
-        relative, floor, promotion = state.relative, state.floor, state.promotion
-        if self.margin_percent is not None and self.rollback_percent is not None and n_c > 0:
-            breach = 1 + self.rollback_percent / 100
-            relative = relative.observe(log_ratio(breach, g, counts) for g in WORSE)
-            floor = floor.observe(log_bound(self.negligible, g, n_c, e_c) for g in WORSE_ODDS)
+    def observe(
+        self, state: RateState, strata: Sequence[Counts], *, promotable: bool, outage: bool = False
+    ) -> RateState:
+        usable = [_clipped(counts) for counts in strata if counts.canary.is_usable and counts.stable.is_usable]
+        if not usable:
+            return state
+        n_c, e_c = sum(c.canary.n for c in usable), sum(c.canary.total for c in usable)
+        n_s, e_s = sum(c.stable.n for c in usable), sum(c.stable.total for c in usable)
+        # what this interval weighs is fixed before it is looked at: rate and dispersion of the earlier ones
+        rate = state.recent_bad / state.recent if state.recent else 0.0
+        rho = state.dispersion.between_intervals()
+        pairs = n_c * n_s / (n_c + n_s) if n_c > 0 and n_s > 0 else 0.0
+        both, one = 1 + SKEWED * rho * pairs, 1 + SKEWED / 2 * rho * n_c
+
+        relative, floor, promotion, contrast = state.relative, state.floor, state.promotion, state.contrast
+        if n_c > 0 and self.margin_percent is not None and self.rollback_percent is not None:
+            theta0 = 1 + self.rollback_percent / 100
+            relative = relative.observe(_log_values(theta0, g, rate, usable) / both for g in WORSE)
+            floor = floor.observe(log_bound(self.negligible, g, n_c, e_c) / one for g in WORSE_ODDS)
             if promotable:
                 margin = 1 + self.margin_percent / 100
-                promotion = tuple(x + log_ratio(margin, g, counts) for x, g in zip(promotion, BETTER, strict=True))
+                promotion = tuple(
+                    x + _log_values(margin, g, rate, usable) / both for x, g in zip(promotion, BETTER, strict=True)
+                )
+        for counts in usable:
+            c, s = counts.canary, counts.stable
+            if c.n > 0 and s.n > 0:
+                contrast = contrast.add(c.n, c.total, s.n, s.total, both, both)
 
         absolute, suspicion = state.absolute, state.suspicion
         if self.maximum is not None:
             gain = max(log_bound(self.maximum, g, n_s, e_s) for g in SUSPECT_ODDS)
             suspicion = suspicion_after(suspicion, n_s, gain)
-            if n_c > 0 and not is_common(suspicion, e_s, n_s, self.maximum):
-                gains = (log_bound(self.maximum, g, n_c, e_c) for g in WORSE_ODDS)
-                absolute = absolute.observe(min(x, MOST_PER_INTERVAL) for x in gains)
+            if n_c > 0 and not is_common(suspicion, e_s - self.maximum * n_s):
+                most = MOST_PER_INTERVAL * self.users(state)  # what the verdict will divide by, again
+                gains = (log_bound(self.maximum, g, n_c, e_c) / one for g in WORSE_ODDS)
+                absolute = absolute.observe(min(x, most) for x in gains)
 
+        variance = _variance(state.stable_bad + e_s, state.stable + n_s)
         return RateState(
             canary=state.canary + n_c,
             canary_bad=state.canary_bad + e_c,
             stable=state.stable + n_s,
             stable_bad=state.stable_bad + e_s,
+            recent=state.recent if outage else FADING * state.recent + n_s,
+            recent_bad=state.recent_bad if outage else FADING * state.recent_bad + e_s,
+            effective=state.effective + n_c / both,
             relative=relative,
             floor=floor,
             absolute=absolute,
             suspicion=suspicion,
             promotion=promotion,
-            promotable=state.promotable + (n_c if promotable else 0.0),
-            promotable_bad=state.promotable_bad + (e_c if promotable else 0.0),
-            contrast=state.contrast.add(n_c, e_c, n_s, e_s) if n_c > 0 and n_s > 0 else state.contrast,
+            promotable=state.promotable + (n_c / one if promotable else 0.0),
+            promotable_bad=state.promotable_bad + (e_c / one if promotable else 0.0),
+            contrast=contrast,
+            dispersion=(
+                state.dispersion.interrupted()
+                if outage
+                else state.dispersion.observe(usable, variance, kurtosis=1 / variance)
+            ),
         )
+
+    # ------------------------------------------------------------ evidence
+
+    def users(self, state: RateState) -> float:
+        """Variance of the totals over that of independent requests, for what users' habits add."""
+        if not state.dispersion.requests:
+            return 1.0
+        arms = ((state.canary_bad, state.canary), (state.stable_bad, state.stable))
+        return state.dispersion.between_users(*(_variance(bad, n) for bad, n in arms))
 
     def log_breach_relative(self, state: RateState) -> float:
         """ln evidence of "worse than stable by more than rollbackAbovePercent, and above the negligible rate"."""
-        return min(state.relative.log_evidence(), state.floor.log_evidence())
+        return min(
+            state.relative.log_evidence(list(WORSE.values())), state.floor.log_evidence(list(WORSE_ODDS.values()))
+        )
+
+    def log_breach_absolute(self, state: RateState) -> float:
+        """ln evidence of "above max"; none while stable is under suspicion of the same."""
+        return -math.inf if state.suspicion >= SUSPECT else state.absolute.log_evidence(list(WORSE_ODDS.values()))
 
     def log_promote_relative(self, state: RateState) -> float:
         """ln evidence against "worse than stable by the margin or more, and above the negligible rate"."""
-        spotless = log_mean(
-            [log_bound(self.negligible, g, state.promotable, state.promotable_bad) for g in SPOTLESS_ODDS]
-        )
-        return log_add(log_mean(state.promotion), spotless) - math.log(2)
+        better = log_mix(state.promotion, list(BETTER.values()))
+        return log_add(better, _log_below(self.negligible, SPOTLESS_ODDS, state)) - math.log(2)
 
     def log_promote_absolute(self, state: RateState, maximum: float) -> float:
         """ln evidence against "at or above max"."""
-        return log_mean([log_bound(maximum, g, state.promotable, state.promotable_bad) for g in BETTER_ODDS])
+        return _log_below(maximum, BETTER_ODDS, state)
+
+    # ------------------------------------------------------------ verdicts
+
+    def breached(self, state: RateState, levels: Levels) -> bool:
+        return any(finding.breached for finding in self._findings(state, levels))
+
+    def _findings(self, state: RateState, levels: Levels) -> list[Finding]:
+        crossed, passed = log_threshold(levels.breach / self.bounds), log_threshold(levels.promote)
+        users = self.users(state)
+        found: list[Finding] = []
+        if self.margin_percent is not None:
+            alone = shrunk(log_mix(state.promotion, list(BETTER.values())) - math.log(2), users) >= passed
+            negligible = "" if alone else f" or below the negligible {wording.share(self.negligible)}"
+            found.append(
+                Finding(
+                    breached=shrunk(self.log_breach_relative(state), users) >= crossed,
+                    kept=shrunk(self.log_promote_relative(state), users) >= passed,
+                    breach_text=f"worse by more than {self.rollback_percent:g} %",
+                    kept_text=f"worse by less than {self.margin_percent:g} %{negligible}",
+                    open_text=f"within {self.margin_percent:g} % of stable",
+                )
+            )
+        if self.maximum is not None:
+            text = f"its maximum of {wording.share(self.maximum)}"
+            found.append(
+                Finding(
+                    breached=shrunk(self.log_breach_absolute(state), users) >= crossed,
+                    kept=shrunk(self.log_promote_absolute(state, self.maximum), users) >= passed,
+                    breach_text=f"above {text}",
+                    kept_text=f"below {text}",
+                    open_text=f"below {text}",
+                    absolute=True,
+                )
+            )
+        return found
 
     def judge(self, state: RateState, levels: Levels) -> Judgement:
-        level = levels.breach / self.bounds
-        crossed, passed = log_threshold(level), log_threshold(levels.promote)
-        breach_relative = breach_absolute = common_cause = False
-        inferior_still: list[str] = []
-        if self.margin_percent is not None:
-            breach_relative = self.log_breach_relative(state) >= crossed
-            if self.log_promote_relative(state) < passed:
-                inferior_still.append(f"within {self.margin_percent:g} % of stable")
-        if self.maximum is not None:
-            common_cause = state.suspicion >= SUSPECT
-            breach_absolute = not common_cause and state.absolute.log_evidence() >= crossed
-            if self.log_promote_absolute(state, self.maximum) < passed:
-                inferior_still.append(f"below its maximum of {wording.share(self.maximum)}")
-        breach = breach_relative or breach_absolute
-        non_inferior = not breach and not inferior_still
-
-        findings: list[str] = []
-        if breach_relative:
-            findings.append(f"worse by more than {self.rollback_percent:g} % with {wording.confidence(level)}")
-        if breach_absolute:
-            findings.append(f"above its maximum of {self._maximum_text()} with {wording.confidence(level)}")
-        if non_inferior:
-            findings.append(f"{self._passed_text(state, passed)} with {wording.confidence(levels.promote)}")
+        findings = self._findings(state, levels) if state.canary else []
+        breach = any(finding.breached for finding in findings)
+        common_cause = self.maximum is not None and state.suspicion >= SUSPECT
+        remarks: list[str] = []
         if not state.canary:
-            findings.append("no canary requests measured yet")
-        elif not findings:
-            findings.append("no breach, not shown to be " + " and ".join(inferior_still))
+            remarks.append("no canary requests measured yet")
         if common_cause:
-            findings.append(f"stable is above {self._maximum_text()} too, so that bound is suspended")
+            remarks.append(f"stable is above {wording.share(self.maximum or 0)} too, so that bound is suspended")
         if state.canary and not breach:
-            findings.append(self._detectable_text(state, level))
+            remarks.append(self._detectable_text(state, levels.breach / self.bounds))
+        remarks += wording.dispersion(self.users(state), state.effective / state.canary if state.canary else 1.0)
         return Judgement(
             breach=breach,
-            non_inferior=non_inferior,
+            non_inferior=bool(findings) and not breach and all(finding.kept for finding in findings),
             canary_samples=int(state.canary),
             stable_samples=int(state.stable),
             canary=wording.share(state.canary_bad / state.canary) if state.canary else "",
             stable=wording.share(state.stable_bad / state.stable) if state.stable else "",
             difference=self._difference_text(state),
-            message=wording.fits(f"{self._values_text(state)}: {'; '.join(findings)}", 512),
-            absolute_only=breach_absolute and not breach_relative,
+            message=wording.fits(f"{self._values_text(state)}: {verdict_text(findings, levels, remarks)}", 512),
             common_cause=common_cause,
         )
 
@@ -241,32 +290,33 @@ class RateTest:
         """
         if state.canary <= 0:
             return math.inf
-        needed = log_threshold(level) + math.log(2 * len(WORSE))
+        # as many independent requests as the dispersed ones weigh
+        share = state.effective / state.canary / self.users(state)
+        n_c, n_s, e_s = state.canary * share, state.stable * share, state.stable_bad * share
         rates: list[float] = []
         if self.rollback_percent is not None:
-            expected = state.canary * (1 + self.rollback_percent / 100)
+            theta0, rate = 1 + self.rollback_percent / 100, e_s / n_s if n_s else 0.0
             ratio = math.inf
-            for g in WORSE:
-                log_r = math.log1p(-expected * (g - 1) / (expected * g + state.stable))
-                gain = math.log(g) + log_r
+            for g, weight in WORSE.items():
+                bet = two_arm_bet(theta0, g, rate, n_c, n_s)
+                others = bet.log_value(Counts(Arm(n_c, 0.0), Arm(n_s, e_s)))
+                gain = bet.canary_bad - bet.canary_good
                 if gain > 0:
-                    ratio = min(ratio, (needed - state.stable_bad * log_r) / gain / state.canary)
-            rates.append(max(ratio, self._detectable_bound(self.negligible, state.canary, needed)))
-        enough = state.absolute.intervals >= needed / MOST_PER_INTERVAL
+                    ratio = min(ratio, (_needed(level, weight) - others) / gain / n_c)
+            rates.append(max(ratio, _detectable_bound(self.negligible, n_c, level)))
+        enough = state.absolute.intervals >= _needed(level, 1.0) / MOST_PER_INTERVAL
         if self.maximum is not None and state.suspicion < SUSPECT and enough:
-            rates.append(self._detectable_bound(self.maximum, state.canary, needed))
+            rates.append(_detectable_bound(self.maximum, n_c, level))
         return min(rates, default=math.inf)
 
-    @staticmethod
-    def _detectable_bound(bound: float, requests: float, needed: float) -> float:
-        return min((needed / requests + math.log1p(bound * (g - 1))) / math.log(g) for g in WORSE_ODDS)
+    # ------------------------------------------------------------ checkpoints
 
     def encode(self, state: RateState) -> str:
-        return encoding.encode(self.definition, state.numbers())
+        return encoding.encode(self.definition, state.numbers(), state.dispersion.singles())
 
     def decode(self, text: str) -> RateState:
-        numbers = encoding.decode(self.definition, text, _LENGTH)
-        totals = [next(numbers) for _ in range(4)]
+        numbers, singles = encoding.decode(self.definition, text, _LENGTH, (0, 3 * SHARDS))
+        totals = [next(numbers) for _ in range(7)]
         relative = StartMixture.take(numbers, len(WORSE))
         floor, absolute = (StartMixture.take(numbers, len(WORSE_ODDS)) for _ in range(2))
         suspicion = next(numbers)
@@ -275,11 +325,15 @@ class RateTest:
         finite = (*totals, suspicion, promotable, promotable_bad)
         if any(not (math.isfinite(x) and x >= 0) for x in finite) or not all(math.isfinite(x) for x in promotion):
             raise ValueError("damaged checkpoint (a sum is negative or not a number): its evidence restarts")
+        contrast = Contrast.take(numbers)
         return RateState(
             canary=totals[0],
             canary_bad=totals[1],
             stable=totals[2],
             stable_bad=totals[3],
+            recent=totals[4],
+            recent_bad=totals[5],
+            effective=totals[6],
             relative=relative,
             floor=floor,
             absolute=absolute,
@@ -287,11 +341,11 @@ class RateTest:
             promotion=promotion,
             promotable=promotable,
             promotable_bad=promotable_bad,
-            contrast=Contrast.take(numbers),
+            contrast=contrast,
+            dispersion=Dispersion.take(numbers, singles),
         )
 
-    def _maximum_text(self) -> str:
-        return wording.share(self.maximum or 0.0)
+    # ------------------------------------------------------------ words
 
     def _values_text(self, state: RateState) -> str:
         if not state.canary:
@@ -302,36 +356,59 @@ class RateTest:
         stable = wording.share(state.stable_bad / state.stable)
         return f"{self.signal.noun} {canary} against {stable} on stable {wording.samples(state.canary, state.stable)}"
 
-    def _passed_text(self, state: RateState, passed: float) -> str:
-        parts: list[str] = []
-        if self.margin_percent is not None:
-            alone = log_mean(state.promotion) - math.log(2) >= passed
-            negligible = "" if alone else f" or below the negligible {wording.share(self.negligible)}"
-            parts.append(f"worse by less than {self.margin_percent:g} %{negligible}")
-        if self.maximum is not None:
-            parts.append(f"below its maximum of {self._maximum_text()}")
-        return " and ".join(parts)
-
     def _detectable_text(self, state: RateState, level: float) -> str:
         rate = self.detectable(state, level)
         if rate > 1:
             return "too few requests to have seen even a total failure"
         return f"a rise to {wording.share(rate)} or more would have been seen"
 
-    @staticmethod
-    def _difference_text(state: RateState) -> str:
+    def _difference_text(self, state: RateState) -> str:
         """Anytime-valid interval for the difference in share (asymptotic: AsympCS on the stratified sums)."""
         sums = state.contrast
         if sums.weight <= 0:
             return ""
-        v_c, v_s = (
-            p * (1 - p)
-            for p in (
-                (state.canary_bad + 0.5) / (state.canary + 1),
-                (state.stable_bad + 0.5) / (state.stable + 1),
-            )
-        )
+        v_c, v_s = _variance(state.canary_bad, state.canary), _variance(state.stable_bad, state.stable)
         middle = (sums.canary - sums.stable) / sums.weight
-        variance = v_c * sums.canary_spread + v_s * sums.stable_spread
+        variance = self.users(state) * (v_c * sums.canary_spread + v_s * sums.stable_spread)
         width = half_width(variance, _RHO, wording.DISPLAY_LEVEL) / sums.weight
         return wording.fits(wording.share_difference(middle - width, middle + width), 96)
+
+
+def _clipped(counts: Counts) -> Counts:
+    """A scrape may fall between the two counters' increments: never more bad requests than requests."""
+    c, s = counts.canary, counts.stable
+    if c.total <= c.n and s.total <= s.n:
+        return counts
+    return Counts(Arm(c.n, min(c.total, c.n), shards=c.shards), Arm(s.n, min(s.total, s.n), shards=s.shards))
+
+
+def _log_values(theta0: float, multiple: float, rate: float, strata: Sequence[Counts]) -> float:
+    """ln e-value of an interval: strata are compared separately and multiply."""
+    return sum(
+        two_arm_bet(theta0, multiple, rate, counts.canary.n, counts.stable.n).log_value(counts)
+        for counts in strata
+        if counts.canary.n > 0
+    )
+
+
+def _log_below(bound: float, grid: Grid, state: RateState) -> float:
+    logs = [log_bound(bound, g, state.promotable, state.promotable_bad) for g in grid]
+    return log_mix(logs, list(grid.values()))
+
+
+def _variance(bad: float, n: float) -> float:
+    """Of one request, by the rate so far; half a bad request is presumed, so that no rate is certain."""
+    p = (bad + 0.5) / (n + 1)
+    return p * (1 - p)
+
+
+def _needed(level: float, weight: float) -> float:
+    """ln evidence that one alternative of a mixture needs alone."""
+    return log_threshold(level) - math.log(weight * FIRST)
+
+
+def _detectable_bound(bound: float, requests: float, level: float) -> float:
+    return min(
+        (_needed(level, weight) / requests + math.log1p(bound * (g - 1))) / math.log(g)
+        for g, weight in WORSE_ODDS.items()
+    )

@@ -61,6 +61,8 @@ class Signal:
     """Labels by whose values the arms are compared separately."""
     margin_share: float = 0.2
     margin: str | None = None
+    gate: int = 200
+    """Samples of the canary before a mean is judged: variances are estimated, so its validity is asymptotic."""
     settle_seconds: int = 0
     """How long after a step's time evidence of its answers may still come."""
     from_weight: int = 0
@@ -182,6 +184,7 @@ SIGNALS: dict[str, Signal] = {
         ),
         strata=("judge", "age"),
         margin="0.10",
+        gate=50,
         settle_seconds=600,
         needs="a judge that scores this dimension",
     ),
@@ -192,6 +195,7 @@ SIGNALS: dict[str, Signal] = {
         _moments(names.METRIC_SCORE, ("score", "{score}")),
         direction="less_is_worse",
         strata=("age",),
+        gate=50,
         settle_seconds=3_600,
         needs="scores of this name posted to the gateway, none of them negative",
     ),
@@ -201,8 +205,8 @@ SIGNALS: dict[str, Signal] = {
         "cost per request",
         (
             *_moments(names.METRIC_COST_SUM.removesuffix("_sum")),
-            ("input_usd", Counter(names.METRIC_COST_INPUT)),
-            ("saved_usd", Counter(names.METRIC_COST_SAVED)),
+            ("input_usd", Counter(names.METRIC_COST_INPUT_SUM)),
+            ("saved_usd", Counter(names.METRIC_COST_SAVED_SUM)),
         ),
         optional=("input_usd", "saved_usd"),
         margin_share=0.5,
@@ -219,7 +223,7 @@ SIGNALS: dict[str, Signal] = {
         "mean", "number", "errors per action", _per_action(names.METRIC_ACTION_ERRORS), margin_share=0.5, needs=_TOOLS
     ),
     "TokensPerRequest": Signal(
-        "mean", "tokens", "tokens per request", _moments(names.METRIC_REQUEST_TOKENS), margin_share=0.5
+        "mean", "tokens", "tokens per request", _moments(names.METRIC_TOKENS_SUM.removesuffix("_sum")), margin_share=0.5
     ),
     "Latency": Signal(
         "rate",
@@ -228,7 +232,7 @@ SIGNALS: dict[str, Signal] = {
         _slow(names.METRIC_LATENCY),
         shards=(
             ("n", Counter(names.METRIC_REQUESTS).sharded),
-            ("total", Counter(names.METRIC_SHARD_SLOW, (("le", "{edge}"),))),
+            ("total", Counter(names.METRIC_SHARD_LATENCY_SLOW, (("le", "{edge}"),))),
         ),
     ),
     "TimeToFirstToken": Signal(
@@ -249,8 +253,8 @@ SIGNALS: dict[str, Signal] = {
         "share",
         "share of input tokens not from the cache",
         (
-            ("n", Counter(names.METRIC_TOKENS, (("type", "input"),))),
-            ("spared", Counter(names.METRIC_TOKENS, (("type", "cached_input"),))),
+            ("n", Counter(names.METRIC_INPUT_TOKENS)),
+            ("spared", Counter(names.METRIC_CACHED_INPUT_TOKENS)),
         ),
         margin_share=0.5,
         from_weight=50,
@@ -261,7 +265,7 @@ SIGNALS: dict[str, Signal] = {
 CUSTOM: dict[str, Signal] = {
     "ratio": Signal("rate", "share", "share of bad ones"),
     "mean": Signal("mean", "number", "mean", margin_share=0.5),
-    "value": Signal("mean", "number", "value", margin_share=0.5),
+    "value": Signal("mean", "number", "value", margin_share=0.5, gate=30),
 }
 """Signal `Custom`, by what is given. Its series are the objective's own: see `operator/custom.py`."""
 

@@ -33,7 +33,10 @@ def usd(value: float) -> str:
 
 
 def value(signal: Signal, x: float) -> str:
-    return usd(x) if signal.unit == "usd" else share(x)
+    """In the signal's unit: `$0.00410`, `3.1 %`, `4.21`, `1,240`."""
+    if signal.unit == "usd":
+        return usd(x)
+    return share(x) if signal.unit == "share" else _digits(x, 3)
 
 
 def confidence(level: float) -> str:
@@ -45,9 +48,9 @@ def share_difference(low: float, high: float) -> str:
     return f"{_signed(100 * max(low, -1.0))} to {_signed(100 * min(high, 1.0))} points"
 
 
-def usd_difference(low: float, high: float, stable: float) -> str:
+def difference(signal: Signal, low: float, high: float, stable: float) -> str:
     """`-$0.00012 to +$0.0021 (-3 % to +52 % of stable)`."""
-    text = " to ".join(f"{'+' if x > 0 else ''}{usd(x)}" for x in (low, high))
+    text = " to ".join(f"{'+' if x > 0 else ''}{value(signal, x)}" for x in (low, high))
     if stable <= 0:
         return text
     relative = " to ".join(f"{_signed(100 * x / stable)} %" for x in (low, high))
@@ -58,6 +61,13 @@ def samples(canary: float, stable: float | None) -> str:
     if stable is None:
         return f"({count(canary)} requests)"
     return f"({count(canary)} and {count(stable)} requests)"
+
+
+def dispersion(users: float, effective: float) -> list[str]:
+    """A remark where requests count for less than one each: `users` is the variance ratio of users' habits, `effective`
+    what is left of a request for what hits an arm for a while."""
+    weight = effective / users
+    return [] if weight > 0.8 else [f"as requests are alike, each counts for {_digits(weight, 1)} of one"]
 
 
 def fits(text: str, limit: int) -> str:

@@ -1,19 +1,15 @@
-"""Last step of a request's way: counted once, under the arm that it was assigned to, whatever happened on the way."""
+"""Last step of a request's way: what is known of it when it is over, and what it cost."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any, Final
 
 from promptrollout.api.provider import ModelPrice
-from promptrollout.gateway.errors import ERROR_TYPES, ErrorType
+from promptrollout.gateway.choices import Choice
+from promptrollout.gateway.errors import ErrorType
 
-# OpenTelemetry's advice for gen_ai.client.operation.duration
-DEFAULT_EDGES_SECONDS: Final[tuple[float, ...]] = (
-    *(0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92),
-)
-TOKEN_TYPES: Final = ("input", "cached_input", "output")
 # no model takes or makes more in one call: a larger number is a broken answer, and one of them would own the mean
 MAX_TOKENS: Final = 10_000_000
 
@@ -64,11 +60,17 @@ class Price:
             + usage.output * self.output_usd
         )
 
+    def saved_usd(self, usage: Usage) -> float:
+        """By the provider's cache. Never below 0, so that its sum is a counter: a cache may be priced above input."""
+        return usage.cached_input * max(0.0, self.input_usd - self.cached_input_usd)
+
 
 @dataclass(slots=True)
 class Outcome:
-    """What is known of a request when it is over."""
+    """What is known of a request when it is over. Whoever answered, it counts for the arm that it was assigned to."""
 
+    shard: int = 0
+    """Of its unit."""
     error_type: ErrorType | None = None
     usage: Usage | None = None
     price: Price | None = None
@@ -76,85 +78,34 @@ class Outcome:
     seconds: float = 0.0
     """From the request to the last byte of the provider's answer, without the time that a slow reader took. Of an
     abandoned request: until the caller hung up, the least that the answer would have taken."""
+    first_token_seconds: float | None = None
+    """From the request to the first token of a stream, or the first byte of an answer as a whole; None: none came. Of
+    a request that timed out or was abandoned before that: until then, the least that it would have taken."""
     contract_kept: bool | None = None
     """None: not checked."""
     abandoned: bool = False
     """The caller hung up before the answer was whole. Nobody knows whether it would have come: no error, but neither
     nothing, or a version that hangs until its callers give up would look like one that is not asked."""
+    refused: bool = False
+    truncated: bool = False
+    empty: bool = False
 
+    @property
+    def cached(self) -> bool:
+        """The provider says that it took some of the input from its cache."""
+        return self.usage is not None and self.usage.cached_input > 0
 
-@dataclass(eq=False, slots=True)
-class Series:
-    """The counters of one version in one variant. Plain numbers: a request costs a dozen additions."""
+    def answered(self, choices: Collection[Choice]) -> None:
+        """Note what a complete answer is. Of several choices one is enough: the caller may take any."""
+        self.refused = any(choice.refused for choice in choices)
+        self.truncated = any(choice.truncated for choice in choices)
+        self.empty = not choices or any(choice.empty for choice in choices)
 
-    labels: tuple[str, str, str, str, str]
-    """rollout_uid, rollout, version, variant, model"""
-    edges_seconds: list[float]
-    requests: int = 0
-    errors: dict[ErrorType, int] = field(default_factory=lambda: dict.fromkeys(ERROR_TYPES, 0))
-    abandoned: int = 0
-    contract_checks: int = 0
-    contract_failures: int = 0
-    cost_count: int = 0
-    cost_sum_usd: float = 0.0
-    cost_sumsq_usd2: float = 0.0
-    unpriced: int = 0
-    usage_missing: int = 0
-    tokens: list[int] = field(default_factory=lambda: [0] * len(TOKEN_TYPES))
-    bins: list[int] = field(default_factory=list)
-    seconds_sum: float = 0.0
-    in_flight: int = 0
-    retired_at: float | None = None
-    """On the monotonic clock: since when no configuration uses it."""
-
-    def __post_init__(self) -> None:
-        self.bins = [0] * (len(self.edges_seconds) + 1)
-
-    def count(self, outcome: Outcome) -> None:
-        """Count one request that is over."""
-        self.requests += 1
-        if outcome.error_type is not None:
-            self.errors[outcome.error_type] += 1
-        self.abandoned += outcome.abandoned
-        if outcome.contract_kept is not None:
-            self.contract_checks += 1
-            self.contract_failures += not outcome.contract_kept
-        self.bins[bisect_left(self.edges_seconds, outcome.seconds)] += 1
-        self.seconds_sum += outcome.seconds
-        self._count_cost(outcome)
-
-    def _count_cost(self, outcome: Outcome) -> None:
-        usage = outcome.usage
-        if usage is None and (outcome.abandoned or outcome.error_type in (None, "stream_broken")):
-            # nobody says how much was answered: counting nothing as free would make a version look cheap
-            self.usage_missing += 1
-            return
-        cost = 0.0
-        if usage is not None:
-            self.tokens[0] += usage.input
-            self.tokens[1] += usage.cached_input
-            self.tokens[2] += usage.output
-        if outcome.price is None:
-            # nobody knows what it costs: counting it as free would let it pass any objective
-            self.unpriced += usage is not None
-            return
-        if usage is not None:
-            cost = outcome.price.cost_usd(usage)
-        self.cost_count += 1
-        self.cost_sum_usd += cost
-        self.cost_sumsq_usd2 += cost * cost
-
-    def add_edges(self, edges_seconds: list[float]) -> None:
-        """Have these edges too. None is ever taken away, so every bucket that has been exported stays monotone.
-
-        What was counted in a bin that is now divided stays in its upper part: the new bucket begins at what is
-        surely below it, and its differences are right from now on.
-        """
-        for edge in edges_seconds:
-            position = bisect_left(self.edges_seconds, edge)
-            if position == len(self.edges_seconds) or self.edges_seconds[position] != edge:
-                self.edges_seconds.insert(position, edge)
-                self.bins.insert(position, 0)
+    def over(self, seconds: float) -> None:
+        """Note when it was over: whoever waited for a first token in vain waited at least so long."""
+        self.seconds = seconds
+        if self.first_token_seconds is None and (self.abandoned or self.error_type == "timeout"):
+            self.first_token_seconds = seconds
 
 
 def _clipped(tokens: Any) -> int:

@@ -6,8 +6,12 @@ from typing import Final
 
 import mmh3
 
+from promptrollout.api.names import SHARDS
+
 TOTAL: Final = 10_000
 """Buckets; a percent of weight is a hundred of them."""
+_SHARD_SEED: Final = 0x53484152
+"""`SHAR`, big-endian."""
 
 
 def bucket(salt: str, unit: bytes) -> int:
@@ -18,3 +22,9 @@ def bucket(salt: str, unit: bytes) -> int:
 def on_canary(salt: str, unit: bytes, weight: int) -> bool:
     """Whether the unit is among the first `weight` percent. Growth only adds units: the canary's buckets come first."""
     return bucket(salt, unit) < weight * (TOTAL // 100)
+
+
+def shard(salt: str, unit: bytes) -> int:
+    """The unit's group, 0..31, for the variance between units: the same hash with another seed, so that the groups
+    are the same mix in both arms whatever the weight."""
+    return mmh3.hash(salt.encode() + unit, _SHARD_SEED, False) * SHARDS >> 32

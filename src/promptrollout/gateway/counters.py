@@ -7,8 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from promptrollout.gateway.account import DEFAULT_EDGES_SECONDS, Series
 from promptrollout.gateway.route import Variant
+from promptrollout.gateway.series import Series
 
 SECONDS_KEPT = 120.0
 """After a version retires: several scrapes, so that its last increments are seen."""
@@ -45,21 +45,25 @@ class Counters:
         labels = (uid, rollout, version, variant, model)
         found = self._series.get(labels)
         if found is None:
-            found = self._series[labels] = Series(labels, list(DEFAULT_EDGES_SECONDS))
-        found.add_edges(list(edges_seconds))
+            found = self._series[labels] = Series(labels)
+        found.add_edges(edges_seconds)
         found.retired_at = None
         return found
 
     def rollout_loaded(self, uid: str, rollout: str, used: Iterable[Series]) -> None:
-        """A configuration was swapped in: what it does not use of this rollout retires."""
+        """A configuration was swapped in: what it does not use of this rollout retires, shards too where it has but
+        one arm."""
         self.unassigned[uid, rollout] += 0
         self.diverted[uid, rollout] += 0
         keep = {id(series) for series in used}
+        compared = any(series.labels[3] == "canary" for series in used)
         now = self._clock()
         for labels, series in self._series.items():
             outside = labels[3] == "stable-outside" and any(labels[2] == kept.labels[2] for kept in used)
             if labels[1] == rollout and id(series) not in keep and not outside and series.retired_at is None:
                 series.retired_at = now
+            if labels[1] == rollout and not compared and series.shards and series.shards.retired_at is None:
+                series.shards.retired_at = now
 
     def rollout_gone(self, uid: str, rollout: str) -> None:
         """The rollout is served no more."""
@@ -67,9 +71,11 @@ class Counters:
         del self.unassigned[uid, rollout], self.diverted[uid, rollout]
 
     def live(self) -> list[Series]:
-        """The series to export; drops those that retired long enough ago and have nothing under way."""
+        """The series to export; drops what retired long enough ago, series only with nothing under way."""
         limit = self._clock() - SECONDS_KEPT
         for labels, series in list(self._series.items()):
+            if series.shards and series.shards.retired_at is not None and series.shards.retired_at < limit:
+                series.shards = None
             if series.retired_at is not None and series.retired_at < limit and not series.in_flight:
                 del self._series[labels]
         return list(self._series.values())

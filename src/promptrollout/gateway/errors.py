@@ -15,6 +15,7 @@ ErrorType = Literal[
     "provider_5xx",
     "bad_response",
     "render",
+    "system_message",
     "stream_broken",
     "internal",
 ]
@@ -42,6 +43,12 @@ class CallerError(Exception):
 
     def body(self) -> bytes:
         return error_object(self.status, str(self), self.code, self.param)
+
+
+class Unfilled(Exception):
+    """A version's prompt cannot be filled with this request. The caller's fault if no other version can take it."""
+
+    error_type: ErrorType = "render"
 
 
 class Overloaded(CallerError):

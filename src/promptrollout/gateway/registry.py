@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from promptrollout.api.delivery import PodReport, RolloutReport
 from promptrollout.api.names import FORMAT_VERSION
-from promptrollout.gateway.account import Series
 from promptrollout.gateway.configuration import Arm, Configuration, KeyMissing, Loader, LoadError
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.route import Routing, Variant
+from promptrollout.gateway.series import Series
 from promptrollout.gateway.store import Store
 from promptrollout.gateway.window import ShareWindow
 
@@ -53,9 +53,13 @@ class Serving:
         """Wall clock: from then on it is not served."""
         self._counters = counters
         self._series: dict[tuple[str, Variant], Series] = {}
+        self._edges_seconds = [float(edge) for edge in configuration.spec.latency_edges_seconds]
         used = [self.series(self.stable, "stable")]
         if self.canary is not None:
             used.append(self.series(self.canary, "canary"))
+            priced = self.stable.price is not None or self.canary.price is not None
+            for arm, series in zip((self.stable, self.canary), used, strict=True):
+                series.compare(self._edges_seconds, contract=arm.prompt.validator is not None, cost=priced)
         counters.rollout_loaded(configuration.spec.rollout_uid, configuration.name, used)
 
     def series(self, arm: Arm, variant: Variant) -> Series:
@@ -63,8 +67,7 @@ class Serving:
         found = self._series.get((arm.version, variant))
         if found is None:
             spec, name = self.configuration.spec, self.configuration.name
-            edges = [float(edge) for edge in spec.latency_edges_seconds]
-            found = self._counters.series(spec.rollout_uid, name, arm.version, variant, arm.model, edges)
+            found = self._counters.series(spec.rollout_uid, name, arm.version, variant, arm.model, self._edges_seconds)
             self._series[arm.version, variant] = found
         return found
 

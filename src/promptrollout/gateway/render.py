@@ -11,7 +11,7 @@ import orjson
 
 from promptrollout.api.prompt import Parameters, PromptSpec
 from promptrollout.api.template import answer_validator
-from promptrollout.gateway.errors import CallerError
+from promptrollout.gateway.errors import CallerError, ErrorType, Unfilled
 from promptrollout.gateway.templates import Renderer, compile_renderer
 
 Body = dict[str, Any]
@@ -20,6 +20,12 @@ VARIABLES = "prompt_variables"
 _SYSTEM_ROLES = ("system", "developer")
 # parameters that mean the same: ours replaces either
 _RIVALS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+
+
+class SystemMessageRefused(Unfilled):
+    """The request brings system messages, and the prompt takes none."""
+
+    error_type: ErrorType = "system_message"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,7 @@ def history_of(body: Body) -> list[Body]:
 
 
 def fill(prompt: CompiledPrompt, body: Body) -> Body:
-    """The provider's request. Raises CallerError, MissingVariable or RenderError; leaves `body` as it is."""
+    """The provider's request. Raises CallerError or Unfilled; leaves `body` as it is."""
     variables = variables_of(body)
     history = history_of(body)
     before = [{"role": part.role, "content": part.render(variables)} for part in prompt.before]
@@ -149,9 +155,7 @@ def _with_history(prompt: CompiledPrompt, before: list[Body], history: list[Body
         return [*before, *history, *after]
     choice = prompt.spec.caller_system_message or "Append"
     if choice == "Refuse":
-        raise CallerError(
-            400, "system_message_refused", "this prompt takes no system or developer messages of callers", "messages"
-        )
+        raise SystemMessageRefused
     if choice == "Replace":
         return [*before, *(message for message in history if message.get("role") not in _SYSTEM_ROLES), *after]
     # Append: those that lead the request follow our own leading ones, because several providers take system messages

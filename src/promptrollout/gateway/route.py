@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from promptrollout.api.delivery import Audience, HeaderMatch, Stickiness
-from promptrollout.gateway.bucketing import on_canary
+from promptrollout.gateway.bucketing import on_canary, shard
 
 Variant = Literal["stable", "canary", "stable-outside"]
 """`stable-outside`: answered by stable, but no part of the comparison (outside the audience, or without a key)."""
@@ -33,6 +33,8 @@ class Routing:
 @dataclass(frozen=True, slots=True)
 class Assignment:
     variant: Variant
+    shard: int = 0
+    """The unit's group; without meaning for `stable-outside`."""
     keyless: bool = False
     """The request brought no stickiness key."""
 
@@ -44,7 +46,8 @@ def assign(routing: Routing, headers: Headers, body: Mapping[str, Any], random_u
     unit = random_unit() if routing.stickiness.by == "Request" else unit_of(routing.stickiness, headers, body)
     if not unit:
         return Assignment("stable-outside", keyless=True)
-    return Assignment("canary" if on_canary(routing.salt, unit, routing.weight) else "stable")
+    variant: Variant = "canary" if on_canary(routing.salt, unit, routing.weight) else "stable"
+    return Assignment(variant, shard(routing.salt, unit))
 
 
 def unit_of(stickiness: Stickiness, headers: Headers, body: Mapping[str, Any]) -> bytes:

@@ -14,17 +14,20 @@ import orjson
 
 from promptrollout.api.names import HEADER_ROLLOUT, HEADER_VARIANT, HEADER_VERSION
 from promptrollout.gateway import contract, render
-from promptrollout.gateway.account import Outcome, Series, Usage
+from promptrollout.gateway.account import Outcome, Usage
+from promptrollout.gateway.bounds import RenderError
+from promptrollout.gateway.choices import choices_of
 from promptrollout.gateway.configuration import Arm
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError, ClientGone, ErrorType, ProviderError, error_object
+from promptrollout.gateway.errors import CallerError, ClientGone, ErrorType, ProviderError, Unfilled, error_object
 from promptrollout.gateway.http import JSON, Reply
 from promptrollout.gateway.providers.openai import Answer
 from promptrollout.gateway.registry import Registry, Serving
-from promptrollout.gateway.render import Body
+from promptrollout.gateway.render import Body, SystemMessageRefused
 from promptrollout.gateway.route import Headers, assign
+from promptrollout.gateway.series import Series
 from promptrollout.gateway.sse import StreamError, StreamReader
-from promptrollout.gateway.templates import MissingVariable, RenderError
+from promptrollout.gateway.templates import MissingVariable
 
 logger = logging.getLogger(__name__)
 
@@ -98,20 +101,21 @@ class ChatCompletions:
         return serving
 
     def _prepare(self, serving: Serving, headers: Headers, body: Body) -> Prepared:
-        """Assign an arm and render its prompt. Who is at fault for a prompt that cannot be rendered: the caller, if
-        it fails in both arms; the version, if only in one."""
+        """Assign an arm and fill its prompt. Who is at fault for a prompt that cannot be filled, or takes no system
+        messages: the caller, if it is so in both arms; the version, if only in one."""
         assignment = assign(serving.routing, headers, body, self._random_unit)
         canary = serving.canary
         arm = canary if assignment.variant == "canary" and canary is not None else serving.stable
-        outcome = Outcome(price=arm.price)
+        outcome = Outcome(shard=assignment.shard, price=arm.price)
         request = _filled(arm, body)
         counted_as = serving.series(arm, assignment.variant)
         if isinstance(request, Exception):
             other = serving.stable if arm is canary else canary
             instead = None if other is None else _filled(other, body)
-            if isinstance(instead, Exception) or (other is None and isinstance(request, MissingVariable)):
+            of_the_caller = isinstance(request, MissingVariable | SystemMessageRefused)
+            if isinstance(instead, Exception) or (other is None and of_the_caller):
                 raise _unfilled(request)
-            outcome.error_type = "render"
+            outcome.error_type = request.error_type
             if instead is None or arm is serving.stable:
                 counted_as.count(outcome)
                 raise _unfilled(request)
@@ -128,7 +132,7 @@ class ChatCompletions:
         forwarded = {name: headers[name].decode("latin-1") for name in _FORWARDED if name in headers}
         arm = prepared.arm
         if arm is serving.canary and arm.provider.base_url != serving.stable.provider.base_url:
-            if not serving.canary_provider_unreachable:
+            if not serving.canary_provider_unreachable or arm.provider.may_try():
                 try:
                     return await _send(arm, prepared.request, body, forwarded, wait_unreachable=False)
                 except ProviderError as error:
@@ -152,7 +156,7 @@ class ChatCompletions:
         stable = serving.stable
         try:
             request = render.fill(stable.prompt, body)
-        except (MissingVariable, RenderError) as error:
+        except Unfilled as error:
             raise unreachable or ProviderError(
                 "connection", 502, f"provider {prepared.arm.provider.name} cannot be reached", unreachable=True
             ) from error
@@ -176,16 +180,20 @@ class ChatCompletions:
         self, prepared: Prepared, answer: Answer, body: Body, reply: Reply, started: float, serving: Serving
     ) -> None:
         """An answer that comes as a whole."""
+        outcome = prepared.outcome
+        outcome.first_token_seconds = time.perf_counter() - started  # the first bytes are here, or there were no answer
         payload = await answer.read()
         parsed = _chat_completion(payload)
         if parsed is None:
             raise ProviderError(
                 "bad_response", 502, f"provider {prepared.arm.provider.name} answered something else than a completion"
             )
-        prepared.outcome.usage = Usage.read(parsed.get("usage"))
+        outcome.usage = Usage.read(parsed.get("usage"))
+        choices = choices_of(parsed)
+        outcome.answered(choices)
         validator = _validator(prepared, body)
         if validator is not None:
-            prepared.outcome.contract_kept = contract.kept(validator, contract.choices_of(parsed))
+            outcome.contract_kept = contract.kept(validator, choices)
         self._account(prepared, started, reply)
         await reply.whole(200, {**answer.headers, **_about(serving, prepared.arm), "content-type": JSON}, payload)
 
@@ -198,11 +206,15 @@ class ChatCompletions:
         outcome = prepared.outcome
         failure: tuple[ErrorType, str] | None = None
         try:
-            while chunk := await answer.chunk():
-                if piece := reader.feed(chunk):
+            more = True
+            while more:
+                chunk = await answer.chunk()
+                more = bool(chunk)
+                piece = reader.feed(chunk) if more else reader.finish()
+                if reader.begun and outcome.first_token_seconds is None:
+                    outcome.first_token_seconds = time.perf_counter() - started - reply.blocked_seconds
+                if piece:
                     await self._send_piece(piece, answer, reply, serving, prepared.arm)
-            if piece := reader.finish():
-                await self._send_piece(piece, answer, reply, serving, prepared.arm)
         except StreamError as error:
             if not reply.begun:
                 raise ProviderError("bad_response", 502, f"the provider's stream is none: {error}") from error
@@ -219,8 +231,11 @@ class ChatCompletions:
             outcome.error_type = outcome.error_type or failure[0]
         elif reader.error is not None:
             outcome.error_type = outcome.error_type or "stream_broken"
-        elif validator is not None:
-            outcome.contract_kept = contract.kept(validator, reader.choices())
+        else:
+            choices = reader.choices()
+            outcome.answered(choices)
+            if validator is not None:
+                outcome.contract_kept = contract.kept(validator, choices)
         outcome.usage = reader.usage
         self._account(prepared, started, reply)
         if failure is not None:
@@ -237,7 +252,7 @@ class ChatCompletions:
 
     def _account(self, prepared: Prepared, started: float, reply: Reply) -> None:
         prepared.accounted = True
-        prepared.outcome.seconds = max(0.0, time.perf_counter() - started - reply.blocked_seconds)
+        prepared.outcome.over(max(0.0, time.perf_counter() - started - reply.blocked_seconds))
         if prepared.counted is not None:
             prepared.counted.count(prepared.outcome)
 
@@ -302,18 +317,18 @@ async def _call(arm: Arm, request: Body, forwarded: Mapping[str, str], wait_unre
 
 
 def _validator(prepared: Prepared, body: Body) -> jsonschema_rs.Validator | None:
-    """What the answer is held against. Not where stable stands in for a canary that could not be rendered: its answer
+    """What the answer is held against. Not where stable stands in for a canary that could not be filled: its answer
     says nothing about the canary."""
     if prepared.outcome.error_type is not None or not contract.applies(body):
         return None
     return prepared.arm.prompt.validator
 
 
-def _filled(arm: Arm, body: Body) -> Body | MissingVariable | RenderError:
+def _filled(arm: Arm, body: Body) -> Body | Unfilled:
     """The arm's request, or why there is none."""
     try:
         return render.fill(arm.prompt, body)
-    except (MissingVariable, RenderError) as error:
+    except Unfilled as error:
         return error
     except CallerError:
         raise
@@ -322,8 +337,11 @@ def _filled(arm: Arm, body: Body) -> Body | MissingVariable | RenderError:
         return RenderError(f"{type(error).__name__}: {error}")
 
 
-def _unfilled(error: MissingVariable | RenderError) -> CallerError:
+def _unfilled(error: Unfilled) -> CallerError:
     """What the caller is told about a prompt that cannot be filled."""
+    if isinstance(error, SystemMessageRefused):
+        message = "this prompt takes no system or developer messages of callers: leave them out"
+        return CallerError(400, "system_message_refused", message, "messages")
     if isinstance(error, MissingVariable):
         message = f"the prompt needs the variable {error.name!r}: set it in {render.VARIABLES}"
         return CallerError(400, "prompt_variable_missing", message, f"{render.VARIABLES}.{error.name}")

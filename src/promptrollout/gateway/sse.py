@@ -1,4 +1,4 @@
-"""Reads a streamed answer on the side: usage, the text for the contract check, whether it ended as it should."""
+"""Reads a streamed answer on the side: usage, what its choices say, when that began, whether it ended as it should."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from promptrollout.gateway.account import Usage
-from promptrollout.gateway.contract import MAX_CONTENT_BYTES, Choice
+from promptrollout.gateway.choices import Choice
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
 _ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
@@ -27,13 +27,15 @@ class StreamReader:
         self._forward_usage = forward_usage
         self._collect_content = collect_content
         self._rest = b""
-        self._choices: dict[int, _Growing] = {}
+        self._choices: dict[int, Choice] = {}
         self.usage: Usage | None = None
         self.done = False
         """`[DONE]` was seen."""
         self.error: str | None = None
         """The provider said in the stream that it failed."""
         self.events = 0
+        self.begun = False
+        """Something of the answer was seen: more than its role."""
 
     def feed(self, chunk: bytes) -> bytes:
         """Whole events that `chunk` completes. Raises StreamError."""
@@ -61,7 +63,7 @@ class StreamReader:
         return self.done or (bool(self._choices) and all(c.finish_reason for c in self._choices.values()))
 
     def choices(self) -> list[Choice]:
-        return [Choice("".join(c.pieces), c.finish_reason) for c in self._choices.values()]
+        return list(self._choices.values())
 
     def _read(self, event: bytes) -> bool:
         """Note what the event says; whether it is forwarded."""
@@ -95,27 +97,9 @@ class StreamReader:
 
     def _grow(self, choice: dict[str, Any]) -> None:
         index = choice.get("index")
-        growing = self._choices.setdefault(index if isinstance(index, int) else 0, _Growing())
-        if reason := choice.get("finish_reason"):
-            growing.finish_reason = str(reason)
-        if not self._collect_content or growing.size > MAX_CONTENT_BYTES:
-            return
-        delta = choice.get("delta")
-        content = delta.get("content") if isinstance(delta, dict) else None
-        if isinstance(content, str):
-            growing.pieces.append(content)
-            growing.size += len(content)
-
-
-class _Growing:
-    """A choice as far as it has arrived."""
-
-    __slots__ = ("finish_reason", "pieces", "size")
-
-    def __init__(self) -> None:
-        self.pieces: list[str] = []
-        self.size = 0
-        self.finish_reason: str | None = None
+        growing = self._choices.setdefault(index if isinstance(index, int) else 0, Choice())
+        if growing.add(choice.get("delta"), choice.get("finish_reason"), collect=self._collect_content):
+            self.begun = True
 
 
 def _event_end(data: bytes, start: int) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, cast
 
 from jinja2 import StrictUndefined, Template, Undefined, nodes
@@ -21,19 +21,23 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.visitor import NodeTransformer
 
 from promptrollout.api.template import LOOP_METHODS, METHODS, PromptEnvironment, compile_template
+from promptrollout.gateway.bounds import (
+    FILTER_CHECKS,
+    MAX_CHARACTERS,
+    MAX_VALUES,
+    RenderError,
+    bounded_text,
+    check_bits,
+    check_strip_set,
+    measure,
+    split,
+    too_many,
+)
+from promptrollout.gateway.errors import Unfilled
 
 logger = logging.getLogger(__name__)
 
-MAX_CHARACTERS: Final = 1024 * 1024
-"""Of the rendered text, and of any text on the way to it."""
-MAX_VALUES: Final = 100_000
-"""In lists and objects, those within each other counted together."""
 MAX_RENDER_SECONDS: Final = 0.25
-MAX_STRIPPED_CHARACTERS: Final = 32 * 1024
-"""Removing tags takes time by the square of the text."""
-_MAX_BITS: Final = 2048
-_MAX_PRECISION: Final = 20
-_MAX_STRIP_SET: Final = 64
 
 _LOOP_FIELDS: Final = LOOP_METHODS | frozenset(
     {"depth", "depth0", "first", "index", "index0", "last", "length", "nextitem", "previtem", "revindex", "revindex0"}
@@ -42,20 +46,15 @@ _ITERATING: Final = frozenset(
     {"dictsort", "items", "list", "map", "max", "min", "reject", "rejectattr", "select", "selectattr", "sort", "unique"}
 )
 
-
 Test = Callable[..., bool]
 
 
-class MissingVariable(Exception):
+class MissingVariable(Unfilled):
     """The template names a variable that the request does not bring."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.name = name
-
-
-class RenderError(Exception):
-    """The template cannot be filled with these values."""
 
 
 class _NamedUndefined(StrictUndefined):
@@ -176,22 +175,22 @@ class _GuardedEnvironment(PromptEnvironment):
         if not isinstance(owner, str):
             return super().call(__context, __obj, *args, **kwargs)
         if __obj.__name__ == "split":
-            return _split(owner, *args, **kwargs)
+            return split(owner, *args, **kwargs)
         if __obj.__name__.endswith("strip"):
-            _check_strip_set(*args)
-        return _bounded_text(super().call(__context, __obj, *args, **kwargs))
+            check_strip_set(*args)
+        return bounded_text(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         self.check_clock()
         for side in (left, right):
             if isinstance(side, int):
-                _check_bits(side)
+                check_bits(side)
             elif operator != "+" and not isinstance(side, float | Undefined):
                 raise RenderError(f"the operator {operator} is for numbers in prompts, not for {type(side).__name__}")
         if operator == "**":
             raise RenderError("the operator ** is not supported in prompts")
         if operator == "+" and not isinstance(left, int | float):
-            _measure((left, right))
+            measure((left, right))
         return super().call_binop(context, operator, left, right)
 
     # ------------------------------------------------------------------------------------------- guards
@@ -207,18 +206,18 @@ class _GuardedEnvironment(PromptEnvironment):
 
     def _measured(self, value: Any) -> Any:
         self.check_clock()
-        _measure(value)
+        measure(value)
         return value
 
     def _concatenated(self, values: list[Any]) -> str:
         self.check_clock()
-        _measure(values)
+        measure(values)
         text = "".join(map(str, values))
-        _bounded_text(text)
+        bounded_text(text)
         return text
 
     def _guarded_filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        check = _FILTER_CHECKS.get(name)
+        check = FILTER_CHECKS.get(name)
         # the first argument of some is Jinja's
         own = int(hasattr(function, "jinja_pass_arg"))
 
@@ -226,18 +225,18 @@ class _GuardedEnvironment(PromptEnvironment):
         def guarded(*args: Any, **kwargs: Any) -> Any:
             self.check_clock()
             if name in _ITERATING and hasattr(args[own], "__len__") and len(args[own]) > MAX_VALUES:
-                raise _too_many()
+                raise too_many()
             if check is not None:
                 check(*args[own:], **kwargs)
             result = function(*args, **kwargs)
             if isinstance(result, str):
-                return _bounded_text(result)
+                return bounded_text(result)
             if isinstance(result, int):
-                _check_bits(result)
+                check_bits(result)
             elif isinstance(result, Iterator):
                 result = list(self._bounded(result))
             if isinstance(result, list) and len(result) > MAX_VALUES:
-                raise _too_many()
+                raise too_many()
             return result
 
         return guarded
@@ -250,97 +249,6 @@ class _GuardedEnvironment(PromptEnvironment):
 
         return timed
 
-
-def _measure(value: Any) -> None:
-    """Raises RenderError for what is too large, everything counted as often as it is referred to."""
-    values = characters = 0
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, str):
-            characters += len(item)
-            if characters > MAX_CHARACTERS:
-                raise _too_long()
-        elif isinstance(item, dict | list | tuple | KeysView | ValuesView | ItemsView):
-            values += len(item)
-            if values > MAX_VALUES:
-                raise _too_many()
-            stack.extend(item)
-            if isinstance(item, dict):
-                stack.extend(item.values())
-        elif isinstance(item, int):
-            _check_bits(item)
-
-
-def _too_many() -> RenderError:
-    return RenderError(f"more than {MAX_VALUES} values")
-
-
-def _too_long() -> RenderError:
-    return RenderError(f"a text is longer than {MAX_CHARACTERS} characters")
-
-
-def _bounded_text(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > MAX_CHARACTERS:
-        raise _too_long()
-    return value
-
-
-def _check_bits(number: int) -> None:
-    if number.bit_length() > _MAX_BITS:
-        raise RenderError("a number is too large")
-
-
-def _split(text: str, sep: str | None = None, maxsplit: int = -1) -> list[str]:
-    most = MAX_VALUES if maxsplit < 0 else min(maxsplit, MAX_VALUES)
-    pieces = text.split(sep, most)
-    if len(pieces) > MAX_VALUES:
-        raise _too_many()
-    return pieces
-
-
-def _check_strip_set(chars: Any = None) -> None:
-    if isinstance(chars, str) and len(chars) > _MAX_STRIP_SET:
-        raise RenderError(f"at most {_MAX_STRIP_SET} different characters can be stripped")
-
-
-def _check_trim(value: Any, chars: Any = None) -> None:
-    _check_strip_set(chars)
-
-
-def _check_replace(value: Any, old: Any, new: Any, count: int | None = None) -> None:
-    text, old, new = str(value), str(old), str(new)
-    if len(text) + text.count(old) * len(new) > MAX_CHARACTERS:
-        raise _too_long()
-
-
-def _check_join(value: Any, d: Any = "", attribute: Any = None) -> None:
-    if hasattr(value, "__len__") and len(value) * len(str(d)) > MAX_CHARACTERS:
-        raise _too_long()
-
-
-def _check_round(value: Any, precision: Any = 0, method: Any = "common") -> None:
-    if not isinstance(precision, int) or abs(precision) > _MAX_PRECISION:
-        raise RenderError(f"round takes at most {_MAX_PRECISION} digits")
-
-
-def _check_striptags(value: Any) -> None:
-    if len(str(value)) > MAX_STRIPPED_CHARACTERS:
-        raise RenderError(f"striptags takes at most {MAX_STRIPPED_CHARACTERS} characters")
-
-
-def _check_tojson(value: Any) -> None:
-    """No indent: its size would be anybody's choice."""
-
-
-_FILTER_CHECKS: Final[dict[str, Callable[..., None]]] = {
-    "join": _check_join,
-    "replace": _check_replace,
-    "round": _check_round,
-    "striptags": _check_striptags,
-    "tojson": _check_tojson,
-    "trim": _check_trim,
-}
 
 # rendering happens in the event loop's thread only, so one deadline at a time suffices
 _ENVIRONMENT: Final = _GuardedEnvironment()
@@ -393,7 +301,7 @@ class _Filled:
 def _render(template: Template, variables: Mapping[str, Any]) -> str:
     environment = _ENVIRONMENT
     environment.deadline = time.perf_counter() + MAX_RENDER_SECONDS
-    _measure(variables)
+    measure(variables)
     pieces: list[str] = []
     size = 0
     for piece in template.root_render_func(template.new_context(dict(variables))):

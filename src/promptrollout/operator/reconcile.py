@@ -222,7 +222,7 @@ class RolloutReconciler:
             promoted=copies.promoted(copies.owned(self._store, key.namespace, key.name)),
             evidence=evidence,
             command=parse_command(metadata.get("annotations") or {}),
-            note=self._note(key, record, spec, held),
+            note="; ".join(filter(None, (self._note(key, record, spec, held), resolved.note))),
         )
 
     def _gateway_held(self, key: Key, spec: RolloutSpec, status: RolloutStatus, delivery: Object | None) -> str:

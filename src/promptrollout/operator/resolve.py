@@ -33,11 +33,13 @@ _problems: OncePerModel[PromptSpec, list[Problem]] = OncePerModel(prompt_problem
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """`missing_copies`: prompts whose owned copy does not exist yet and must be created before they are used."""
+    """`missing_copies`: prompts whose owned copy does not exist yet and must be created before they are used; `note`:
+    what the objects ask for and do not get, though nothing is wrong with them."""
 
     desired: Desired
     missing_copies: tuple[PromptSpec, ...] = ()
     metrics_source: str | None = None
+    note: str = ""
 
     def without(self, refused: Mapping[str, str]) -> Resolved:
         """What is left if the API server refuses these copies: nothing new may begin, what runs goes on."""
@@ -77,17 +79,18 @@ def resolve(
         other, other_path = _named_version(namespace, spec, store, problems, "baseline_ref", "spec.baselineRef")
         baseline = _own_copy(namespace, name, other, other_path, store, problems, missing)
     snapshot = None
+    note = ""
     if prompt is not None:
         served = store.get("PromptVersion", namespace, stable.version) if stable else None
         before = prompt_of(served) if served is not None else None
-        snapshot = _snapshot(namespace, spec, prompt, before, store, problems)
+        snapshot, note = _snapshot(namespace, spec, prompt, before, store, problems)
     desired = Desired(
         version=version,
         baseline=baseline,
         snapshot=None if problems else snapshot,
         problems=tuple(problems),
     )
-    return Resolved(desired, tuple(missing), source)
+    return Resolved(desired, tuple(missing), source, note)
 
 
 # ---------------------------------------------------------------- gateway
@@ -183,11 +186,12 @@ def _own_copy(
 
 def _snapshot(
     namespace: str, spec: RolloutSpec, prompt: PromptSpec, stable: PromptSpec | None, store: Store, problems: list[str]
-) -> Snapshot:
+) -> tuple[Snapshot, str]:
+    """With what is to be said of objectives that it leaves out."""
     canary, analysis = spec.strategy.canary, spec.analysis
     analyse = analysis.mode == "Metrics"
-    objectives = _objectives(namespace, spec, prompt, stable, store, problems) if analyse else []
-    return Snapshot(
+    objectives, note = _objectives(namespace, spec, prompt, stable, store, problems) if analyse else ([], "")
+    snapshot = Snapshot(
         steps=canary.steps,
         objectives=objectives,
         interval_seconds=analysis.interval_seconds,
@@ -199,11 +203,12 @@ def _snapshot(
         stickiness=spec.stickiness,
         audience=canary.audience,
     )
+    return snapshot, note
 
 
 def _objectives(
     namespace: str, spec: RolloutSpec, prompt: PromptSpec, stable: PromptSpec | None, store: Store, problems: list[str]
-) -> list[Objective]:
+) -> tuple[list[Objective], str]:
     declared: dict[str, tuple[str, Objective]] = {}
 
     def declare(origin: str, objective: Objective) -> None:
@@ -234,9 +239,14 @@ def _objectives(
             declare(f"{path} (PromptSLO {ref.name})", objective)
     _check_price(namespace, prompt, declared, store, problems)
     found = [objective for _, objective in declared.values()]
+    note = ""
     if prompt.output_schema is None:
         # nothing is checked, so nothing can be measured: the objective would wait for ever
+        left_out = [objective.name for objective in found if objective.signal == "ContractFailureRate"]
         found = [objective for objective in found if objective.signal != "ContractFailureRate"]
+        if left_out:
+            note = f"the prompt has no outputSchema, so objectives on ContractFailureRate are left out: {left_out[0]}"
+            note += f" and {len(left_out) - 1} more" if left_out[1:] else ""
     found += _always_on(found, prompt, stable)
     queries = sum(len(query) for each in found if each.custom for query in each.custom.queries.values())
     if queries > MAX_QUERIES_LENGTH:
@@ -249,7 +259,7 @@ def _objectives(
             f"spec.analysis: {len(found)} objectives with those that are always on, at most {MAX_OBJECTIVES}: "
             "remove some, or an SLO"
         )
-    return found[:MAX_OBJECTIVES]
+    return found[:MAX_OBJECTIVES], note
 
 
 def _check_price(

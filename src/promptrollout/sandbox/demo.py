@@ -53,7 +53,8 @@ class Options:
 
 
 def run(options: Options, console: Console) -> bool:
-    """Tell the whole story; True if both changes ended as they should. Stops the sandbox unless told to keep it."""
+    """Tell the whole story; True if both changes ended as they should. Stops the sandbox unless told to keep it, also
+    when it is interrupted."""
     box = Sandbox(options.directory)
     durations: list[tuple[str, float]] = []
     started = time.monotonic()
@@ -68,6 +69,11 @@ def run(options: Options, console: Console) -> bool:
         if box.is_up:
             uvloop.run(_explain(box, console))
         ended_well = False
+    except KeyboardInterrupt:
+        console.print(f"\ninterrupted{'' if options.keep else ': stopping the sandbox'}", style="bold", highlight=False)
+        if options.keep and box.is_up:
+            console.print(how_to_connect(options.directory), markup=False, highlight=False)
+        raise
     finally:
         if not options.keep:
             stopping = time.monotonic()
@@ -330,8 +336,12 @@ def is_rejected(status: RolloutStatus, version: VersionRef) -> bool:
 
 
 def how_to_connect(directory: Path) -> str:
-    """What to type after `--keep`."""
-    lines = ["", "The sandbox keeps running. To connect to it:"]
+    """After `--keep`: what still runs, what to type, and how to end it."""
+    lines = [
+        "",
+        "The sandbox keeps running: control plane, Prometheus, operator, gateway pods and simulated model, but",
+    ]
+    lines += ["no users. To connect to it:"]
     if shutil.which("promptrollout") is None or shutil.which("kubectl") is None:
         lines.append(f'  export PATH="{Path(sys.executable).parent}:$PATH"')
     lines += [

@@ -1,6 +1,7 @@
 """A thin asynchronous client of the API server: plain dictionaries, and watches that survive outages.
 
-The node passes objects on as they are, so typed models would only drop fields they do not know.
+The node passes objects on as they are, so typed models would only drop fields they do not know. Not `cluster`, whose
+client honours HTTPS_PROXY even on loopback, where a sandbox would not come up behind one.
 """
 
 from __future__ import annotations

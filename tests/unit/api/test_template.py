@@ -9,7 +9,6 @@ from promptrollout.api.template import (
     answer_validator,
     compile_template,
     prompt_problems,
-    prompt_variables,
     template_problems,
     variables_of,
 )
@@ -35,11 +34,6 @@ def spec(content: str = "Hi.", **fields: Any) -> PromptSpec:
 )
 def test_variables(text: str, names: set[str]) -> None:
     assert variables_of(text) == names
-
-
-def test_variables_of_all_messages() -> None:
-    prompt = spec("{{ a }}", messages=[{"role": "system", "content": "{{ a }}"}, {"placeholder": "history"}])
-    assert prompt_variables(prompt) == {"a"}
 
 
 @pytest.mark.parametrize(

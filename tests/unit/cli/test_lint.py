@@ -77,6 +77,12 @@ def test_every_cel_rule_has_its_twin_and_none_is_left_over() -> None:
         (("template", "messages", 0, "content"), "{{ open", "template.messages[0].content", "line 1"),
         (("template", "outputSchema", "type"), "objekt", "spec.template.outputSchema", "not a JSON Schema"),
         (("paused",), None, "spec.paused", "is null"),
+        (("paused",), "yes", "spec.paused", "write it without quotes"),
+        (("paused",), 1, "spec.paused", "write true or false"),
+        (("analysis", "objectives"), {"name": "x"}, "spec.analysis.objectives", "write a list"),
+        (("strategy", "canary"), "fast", "spec.strategy.canary", "write its fields"),
+        (("strategy", "canary", "steps"), [], "spec.strategy.canary.steps", "add some"),
+        (("strategy", "canary", "steps", 0, "minDurationSeconds"), -1, "minDurationSeconds", "from 0 to 2592000"),
     ],
 )
 def test_error_names_the_field_and_the_fix(path: tuple[Any, ...], value: Any, path_said: str, reason: str) -> None:
@@ -145,6 +151,46 @@ def test_objective_of_an_slo_must_not_repeat_the_rollouts_own() -> None:
     }
     (error,) = errors(yaml.safe_dump_all([body, slo]))
     assert "objective cost of PromptSLO support-quality is declared in spec.analysis.objectives too" in error
+
+
+def warnings(*bodies: Manifest) -> list[str]:
+    found = [str(each) for each in check(list(read("f.yaml", yaml.safe_dump_all(bodies)))) if not each.is_error]
+    return [warning for warning in found if "is not in the given files" not in warning]
+
+
+def contract(kind: str, name: str, **spec: Any) -> Manifest:
+    return {"apiVersion": "promptrollout.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+CONTRACT = {"name": "json", "signal": "ContractFailureRate", "max": "0.1"}
+
+
+def test_an_objective_on_contract_failures_without_a_contract_is_a_warning() -> None:
+    body = rollout()
+    body["spec"]["analysis"]["objectives"] = [CONTRACT]
+    body["spec"]["analysis"]["sloRefs"] = [{"name": "support-quality"}]
+    slo = contract("PromptSLO", "support-quality", objectives=[CONTRACT | {"name": "other"}])
+    assert warnings(body, slo) == []
+    del body["spec"]["template"]["outputSchema"]
+    own, of_slo = warnings(body, slo)
+    assert "spec.analysis.objectives[0].signal: objective json is on ContractFailureRate" in own
+    assert "spec.analysis.sloRefs[0]: objective other of PromptSLO support-quality is on ContractFailureRate" in of_slo
+    for warning in (own, of_slo):
+        assert "there is no spec.template.outputSchema: the operator leaves it out" in warning
+        assert warning.endswith("; add the schema, or remove the objective")
+    assert len(warnings(body)) == 1  # nobody knows an SLO that is not given
+
+
+def test_a_version_that_is_referred_to_is_looked_into_for_its_contract() -> None:
+    body = rollout()
+    body["spec"]["analysis"] = {"objectives": [CONTRACT]}
+    prompt = body["spec"].pop("template")
+    body["spec"]["versionRef"] = {"name": "first"}
+    assert warnings(body) == []
+    assert warnings(body, contract("PromptVersion", "first", **prompt)) == []
+    del prompt["outputSchema"]
+    (warning,) = warnings(body, contract("PromptVersion", "first", **prompt))
+    assert "there is no spec.outputSchema of PromptVersion first" in warning
 
 
 def test_object_that_is_not_given_is_a_warning_and_strict_makes_it_fail(tmp_path: Path) -> None:

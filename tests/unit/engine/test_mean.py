@@ -12,9 +12,9 @@ from promptrollout.engine.signals import SIGNALS
 
 COST = SIGNALS["CostPerRequest"]
 LEVELS = Levels(breach=0.05 / 3, promote=0.05)
-VERSUS_STABLE = MeanTest(COST, "d", margin_percent=10, rollback_percent=5)
-MAXIMUM = MeanTest(COST, "d", maximum=0.004)
-BOTH = MeanTest(COST, "d", margin_percent=10, rollback_percent=5, maximum=0.004)
+VERSUS_STABLE = MeanTest(COST, "d", margin=10, rollback=5)
+MAXIMUM = MeanTest(COST, "d", bound=0.004)
+BOTH = MeanTest(COST, "d", margin=10, rollback=5, bound=0.004)
 STABLE_COST = 0.002
 
 
@@ -29,7 +29,7 @@ def interval(n_c: float, mean_c: float, n_s: float, mean_s: float = STABLE_COST,
 def after(test: MeanTest, counts: Counts, times: int = 1, *, promotable: bool = True) -> MeanState:
     state = test.start()
     for _ in range(times):
-        state = test.observe(state, counts, promotable=promotable)
+        state = test.observe(state, (counts,), promotable=promotable)
     return state
 
 
@@ -75,7 +75,7 @@ def test_the_breach_evidence_is_the_mixture_written_out() -> None:
     first, second, third = interval(40, 0.002, 60), interval(50, 0.003, 50), interval(30, 0.004, 70)
     state = VERSUS_STABLE.start()
     for counts in (first, second, third):
-        state = VERSUS_STABLE.observe(state, counts, promotable=True)
+        state = VERSUS_STABLE.observe(state, (counts,), promotable=True)
 
     def factors(counts: Counts, known: tuple[float, float], scale: float) -> list[float]:
         n_c, n_s = counts.canary.n, counts.stable.n
@@ -96,8 +96,9 @@ def test_the_breach_evidence_is_the_mixture_written_out() -> None:
     known = variances(*both)
     assert known is not None
     three = factors(third, known, scale)
-    started = sum(a * b / 2 + b / 6 for a, b in zip(two, three, strict=True)) / len(EFFECTS)
-    assert state.relative.log_evidence() == pytest.approx(math.log(started + 1 / 3), abs=1e-12)
+    started = sum(0.8 * a * b + 0.1 * b for a, b in zip(two, three, strict=True)) / len(EFFECTS)
+    evidence = state.relative.log_evidence((1 / 3,) * 3)
+    assert evidence == pytest.approx(math.log(started + 0.1), abs=1e-12)
 
 
 def test_variances_are_the_sample_variances_once_there_are_many_requests() -> None:
@@ -118,7 +119,7 @@ def test_double_the_cost_breaches_as_soon_as_it_is_judged() -> None:
     state = VERSUS_STABLE.start()
     looks = 0
     while not (judgement := VERSUS_STABLE.judge(state, LEVELS)).breach:
-        state = VERSUS_STABLE.observe(state, interval(20, 0.004, 180), promotable=True)
+        state = VERSUS_STABLE.observe(state, (interval(20, 0.004, 180),), promotable=True)
         looks += 1
     assert judgement.canary_samples <= GATE + 20
     assert judgement.message == (
@@ -137,7 +138,7 @@ def test_an_equal_cost_passes_and_says_what_it_could_have_seen() -> None:
 
 
 def test_a_cost_at_the_margin_neither_passes_nor_breaches_when_rollback_is_above_it() -> None:
-    test = MeanTest(COST, "d", margin_percent=10, rollback_percent=10)
+    test = MeanTest(COST, "d", margin=10, rollback=10)
     judgement = judged(test, interval(50, 1.1 * STABLE_COST, 50), 400)
     assert not judgement.breach
     assert not judgement.non_inferior
@@ -148,7 +149,7 @@ def test_a_late_doubling_is_seen_although_much_was_well_before() -> None:
     state = after(VERSUS_STABLE, interval(500, STABLE_COST, 500), 100)
     looks = 0
     while not VERSUS_STABLE.judge(state, LEVELS).breach:
-        state = VERSUS_STABLE.observe(state, interval(500, 2 * STABLE_COST, 500), promotable=True)
+        state = VERSUS_STABLE.observe(state, (interval(500, 2 * STABLE_COST, 500),), promotable=True)
         looks += 1
     assert looks <= 8
 
@@ -156,14 +157,13 @@ def test_a_late_doubling_is_seen_although_much_was_well_before() -> None:
 def test_one_interval_alone_never_breaches() -> None:
     state = after(VERSUS_STABLE, interval(500, STABLE_COST, 500), 2)
     for _ in range(2):
-        state = VERSUS_STABLE.observe(state, interval(500, 1000 * STABLE_COST, 500), promotable=True)
+        state = VERSUS_STABLE.observe(state, (interval(500, 1000 * STABLE_COST, 500),), promotable=True)
         assert not VERSUS_STABLE.judge(state, LEVELS).breach
 
 
 def test_the_absolute_bound_breaches_alone_and_is_suspended_while_stable_is_above_it_too() -> None:
     judgement = judged(BOTH, Counts(arm(1000, 0.005), Arm(0, 0, 0)), 5)
     assert judgement.breach
-    assert judgement.absolute_only
     assert "above its maximum of $0.00400" in judgement.message
     judgement = judged(BOTH, interval(500, 0.005, 500, 0.005), 20)
     assert not judgement.breach
@@ -188,7 +188,7 @@ def test_below_the_gate_nothing_is_judged() -> None:
     judgement = judged(VERSUS_STABLE, interval(10, 0.02, 90), 19)
     assert not judgement.breach
     assert "200 canary requests are needed before it is judged" in judgement.message
-    higher = MeanTest(COST, "d", margin_percent=10, rollback_percent=5, min_samples=500)
+    higher = MeanTest(COST, "d", margin=10, rollback=5, gate=500)
     assert not judged(higher, interval(10, 0.02, 90), 49).breach
     assert judged(higher, interval(10, 0.02, 90), 50).breach
 
@@ -220,7 +220,7 @@ def test_what_costs_nothing_says_what_to_do() -> None:
 
 @pytest.mark.parametrize(
     ("parameters", "field"),
-    [({}, "set max, versusStable"), ({"maximum": 0.0}, "max must"), ({"margin_percent": 5.0}, "rollbackAbove")],
+    [({}, "set max, versusStable"), ({"bound": 0.0}, "max must"), ({"margin": 5.0}, "a bound for rollback")],
 )
 def test_senseless_bounds_are_refused_by_name(parameters: dict[str, float], field: str) -> None:
     with pytest.raises(ValueError, match=field):
@@ -244,8 +244,8 @@ def test_a_vanishing_cost_is_no_scale() -> None:
     nearly_nothing = Counts(Arm(1e12, 0, 0), Arm(1e12, 9e-147, 8e-305))
     state = after(BOTH, nearly_nothing, 3)
     assert state.scale == 0
-    state = BOTH.observe(state, interval(1e12, 0.06, 1e12, 0.03), promotable=True)
-    state = BOTH.observe(state, interval(1e12, 0.06, 1e12, 0.03), promotable=True)
+    state = BOTH.observe(state, (interval(1e12, 0.06, 1e12, 0.03),), promotable=True)
+    state = BOTH.observe(state, (interval(1e12, 0.06, 1e12, 0.03),), promotable=True)
     assert BOTH.judge(state, LEVELS).message
 
 
@@ -254,5 +254,105 @@ def test_the_scale_is_set_once_by_earlier_intervals() -> None:
     assert one.scale == 0
     two = after(VERSUS_STABLE, interval(50, STABLE_COST, 50), 2)
     assert two.scale == pytest.approx(0.9 * STABLE_COST, rel=0.02)
-    assert VERSUS_STABLE.observe(two, interval(50, 1.0, 50), promotable=True).scale == two.scale
+    assert VERSUS_STABLE.observe(two, (interval(50, 1.0, 50),), promotable=True).scale == two.scale
     assert round(TUNING) == 79
+
+
+# ---------------------------------------------------------------- where less is worse
+
+JUDGE = SIGNALS["JudgeScore"]
+SCORES = MeanTest(JUDGE, "d", margin=0.1, rollback=0.0, bound=3.5, more_is_worse=False, gate=50)
+
+
+def scores(n: int, mean: float, deviation: float = 0.8) -> Arm:
+    return Arm(n, n * mean, n * (mean * mean + deviation * deviation))
+
+
+def test_lower_scores_breach_and_equal_ones_pass() -> None:
+    worse = judged(SCORES, Counts(scores(20, 3.8), scores(180, 4.1)), 30)
+    assert worse.breach
+    assert worse.message.startswith(
+        "judge score 3.8 against 4.1 on stable (600 and 5,400 requests): worse by more than 0"
+    )
+    equal = judged(SCORES, Counts(scores(200, 4.1), scores(800, 4.1)), 60)
+    assert equal.non_inferior
+    assert "worse by less than 0.1" in equal.message
+    assert "a fall to " in equal.message
+    assert "or less would have been seen" in equal.message
+    better = judged(SCORES, Counts(scores(200, 4.4), scores(800, 4.1)), 60)
+    assert not better.breach
+
+
+def test_scores_below_the_minimum_breach_alone_and_not_if_stables_are_too() -> None:
+    alone = judged(SCORES, Counts(scores(100, 3.0), Arm(0, 0)), 10)
+    assert alone.breach
+    assert "below its minimum of 3.5" in alone.message
+    both = judged(SCORES, Counts(scores(100, 3.0), scores(100, 3.0)), 30)
+    assert not both.breach
+    assert both.common_cause
+    assert "stable is below 3.5 too" in both.message
+
+
+def test_up_and_down_mirror_each_other() -> None:
+    """A score of 5 - x that must not rise is a score of x that must not fall, with the same margins in units."""
+    up = MeanTest(COST, "d", bound=1.5, gate=50)
+    down = MeanTest(JUDGE, "d", bound=3.5, more_is_worse=False, gate=50)
+    one, other = up.start(), down.start()
+    for k in range(12):
+        x, y = 1.2 + 0.05 * k, 1.3
+        one = up.observe(one, (Counts(scores(30, x), scores(70, y)),), promotable=True)
+        other = down.observe(other, (Counts(scores(30, 5 - x), scores(70, 5 - y)),), promotable=True)
+    assert other.absolute.logs == pytest.approx(one.absolute.logs, rel=1e-6)
+    assert other.suspicion == pytest.approx(one.suspicion, rel=1e-6)
+    assert down.log_promote_absolute(other) == pytest.approx(up.log_promote_absolute(one), rel=1e-6)
+
+
+def test_strata_are_compared_separately() -> None:
+    """Young answers score lower than old ones, and the canary has only young ones: no difference within an age."""
+    test = MeanTest(JUDGE, "d", margin=0.1, rollback=0.0, more_is_worse=False, gate=50)
+    young, old = Counts(scores(20, 3.0), scores(20, 3.0)), Counts(Arm(0, 0), scores(200, 4.5))
+    state = test.start()
+    for _ in range(60):
+        state = test.observe(state, (young, old), promotable=True)
+    assert not test.judge(state, LEVELS).breach
+    assert judged(test, Counts(scores(20, 3.0), scores(220, 4.36)), 60).breach
+
+
+# ---------------------------------------------------------------- ratios of sums
+
+
+def test_without_squares_the_shards_give_the_spread() -> None:
+    """Calls per action, from shards that differ a little, each time others: as certain as their spread allows."""
+    test = MeanTest(SIGNALS["CallsPerAction"], "d", margin=10, rollback=5, gate=100)
+
+    def actions(k: int, n: float, calls: float) -> Arm:
+        shards = tuple((n / 32, n / 32 * calls * (1 + 0.3 * math.sin(7 * g * g + 3 * k))) for g in range(32))
+        return Arm(n, sum(x for _, x in shards), shards=shards)
+
+    def after_intervals(canary_calls: float) -> Judgement:
+        state = test.start()
+        for k in range(40):
+            counts = Counts(actions(2 * k, 50, canary_calls), actions(2 * k + 1, 200, 3.0))
+            state = test.observe(state, (counts,), promotable=True)
+        return test.judge(state, LEVELS)
+
+    assert after_intervals(6.0).breach
+    assert after_intervals(3.0).non_inferior
+    blind = judged(test, Counts(Arm(50, 300), Arm(200, 600)), 20)
+    assert not blind.breach
+    assert not blind.non_inferior
+
+
+def test_what_every_interval_shows_is_soon_seen_though_users_are_alike() -> None:
+    """The cap of an interval's evidence grows with what the verdict divides it by."""
+
+    def habits(n: float, cost: float) -> Arm:
+        shards = tuple((n / 32, n / 32 * cost * (1 + 0.5 * math.sin(7 * g * g))) for g in range(32))
+        return Arm(n, sum(x for _, x in shards), 4 * n * cost * cost, shards)
+
+    state, looks = VERSUS_STABLE.start(), 0
+    while not VERSUS_STABLE.judge(state, LEVELS).breach:
+        state = VERSUS_STABLE.observe(state, (Counts(habits(500, 0.006), habits(500, 0.002)),), promotable=True)
+        looks += 1
+        assert looks < 12
+    assert VERSUS_STABLE.users(state) > 3

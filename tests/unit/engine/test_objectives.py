@@ -8,7 +8,9 @@ from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.mean import MeanTest
 from promptrollout.engine.objectives import bounds_of, definition_hash, make_test
 from promptrollout.engine.rate import RateTest
+from promptrollout.engine.signals import SIGNALS
 
+USD = SIGNALS["CostPerRequest"]
 ERRORS = Objective(name="errors", signal="ErrorRate", versus_stable=VersusStable(max_increase_percent=50))
 COST = Objective(name="cost", signal="CostPerRequest", max="0.004", versus_stable=VersusStable(max_increase_percent=10))
 
@@ -18,10 +20,10 @@ def changed(objective: Objective, **fields: object) -> Objective:
 
 
 def test_rollback_defaults_to_a_fifth_of_the_margin_for_rates_and_half_of_it_for_cost() -> None:
-    assert bounds_of(ERRORS).rollback_percent == 10
-    assert bounds_of(COST).rollback_percent == 5
+    assert bounds_of(ERRORS).rollback == 10
+    assert bounds_of(COST).rollback == 5
     explicit = changed(ERRORS, versus_stable=VersusStable(max_increase_percent=50, rollback_above_percent=0))
-    assert bounds_of(explicit).rollback_percent == 0
+    assert bounds_of(explicit).rollback == 0
 
 
 def test_the_signal_chooses_the_test() -> None:
@@ -29,7 +31,7 @@ def test_the_signal_chooses_the_test() -> None:
     assert isinstance(rate, RateTest)
     assert rate.negligible == 0.005
     assert isinstance(mean, MeanTest)
-    assert mean.maximum == 0.004
+    assert mean.bound == 0.004
     latency = make_test(Objective(name="slow", signal="Latency", threshold_seconds="2.5", max="0.05"))
     assert isinstance(latency, RateTest)
 
@@ -50,9 +52,9 @@ def test_bounds_that_make_no_sense_name_the_objective_and_the_fix() -> None:
     ],
 )
 def test_an_edited_bound_restarts_the_evidence(other: Objective) -> None:
-    state = make_test(ERRORS).observe(make_test(ERRORS).start(), Counts.of(10, 1, 90, 2), promotable=True)
+    state = make_test(ERRORS).observe(make_test(ERRORS).start(), (Counts.of(10, 1, 90, 2),), promotable=True)
     text = make_test(ERRORS).encode(state)
-    assert text.startswith(f"1:{definition_hash(ERRORS)}:")
+    assert text.startswith(f"2:{definition_hash(ERRORS)}:")
     assert make_test(ERRORS).decode(text) == state
     with pytest.raises(ValueError, match="its evidence restarts"):
         make_test(other).decode(text)
@@ -72,7 +74,7 @@ def test_what_does_not_touch_the_sums_keeps_the_evidence(same: Objective) -> Non
     assert definition_hash(same) == definition_hash(ERRORS)
 
 
-@pytest.mark.parametrize("text", ["", "1", "2:x:", "1:{}:", "1:{}:AAAA", "1:{}:%%%", "1:{}:" + "/" * 428])
+@pytest.mark.parametrize("text", ["", "2", "1:x:", "2:{}:", "2:{}:AAAA", "2:{}:%%%", "2:{}:" + "/" * 428])
 def test_a_damaged_checkpoint_is_refused(text: str) -> None:
     test = make_test(ERRORS)
     with pytest.raises(ValueError, match=r"restarts|not the sums"):
@@ -84,10 +86,10 @@ def test_a_mean_starts_again_from_its_checkpoint() -> None:
     state = test.start()
     counts = Counts(Arm(50, 0.11, 0.0005), Arm(450, 0.9, 0.004))
     for _ in range(20):
-        state = test.observe(state, counts, promotable=True)
+        state = test.observe(state, (counts,), promotable=True)
     again = test.decode(test.encode(state))
     assert again == state
-    assert test.observe(again, counts, promotable=False) == test.observe(state, counts, promotable=False)
+    assert test.observe(again, (counts,), promotable=False) == test.observe(state, (counts,), promotable=False)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +108,8 @@ def test_a_mean_starts_again_from_its_checkpoint() -> None:
         (wording.count(1.2e12), "1.2e+12"),
         (wording.share_difference(0.004, 0.021), "+0.4 to +2.1 points"),
         (wording.share_difference(-2, 2), "-100 to +100 points"),
-        (wording.usd_difference(-0.0001, 0.0021, 0.004), "-$0.000100 to +$0.00210 (-2.5 % to +52 % of stable)"),
-        (wording.usd_difference(0, 0.0021, 0), "$0.00 to +$0.00210"),
+        (wording.difference(USD, -0.0001, 0.0021, 0.004), "-$0.000100 to +$0.00210 (-2.5 % to +52 % of stable)"),
+        (wording.difference(USD, 0, 0.0021, 0), "$0.00 to +$0.00210"),
         (wording.fits("abcdef", 4), "abc…"),
     ],
 )

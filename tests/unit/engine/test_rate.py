@@ -6,10 +6,11 @@ from fractions import Fraction
 
 import pytest
 
+from promptrollout.engine.bernoulli import log_bound, two_arm_bet
 from promptrollout.engine.evidence import Counts
 from promptrollout.engine.judgement import Judgement, Levels
 from promptrollout.engine.logspace import StartMixture
-from promptrollout.engine.rate import BETTER, WORSE, WORSE_ODDS, RateState, RateTest, log_bound, log_ratio
+from promptrollout.engine.rate import BETTER, WORSE, WORSE_ODDS, RateState, RateTest
 from promptrollout.engine.signals import SIGNALS
 
 ERRORS = SIGNALS["ErrorRate"]
@@ -25,7 +26,7 @@ def after(
     state = test.start()
     for _ in range(times):
         for interval in intervals:
-            state = test.observe(state, Counts.of(*interval), promotable=promotable)
+            state = test.observe(state, (Counts.of(*interval),), promotable=promotable)
     return state
 
 
@@ -36,7 +37,7 @@ def judged(test: RateTest, *intervals: tuple[float, float, float, float], times:
 def looks_until(test: RateTest, interval: tuple[float, float, float, float], verdict: str) -> int:
     state = test.start()
     for look in range(1, 5000):
-        state = test.observe(state, Counts.of(*interval), promotable=True)
+        state = test.observe(state, (Counts.of(*interval),), promotable=True)
         if getattr(test.judge(state, LEVELS), verdict):
             return look
     raise AssertionError(f"never {verdict}")
@@ -45,37 +46,71 @@ def looks_until(test: RateTest, interval: tuple[float, float, float, float], ver
 # ---------------------------------------------------------------- formulas
 
 
-def exact_ratio(theta0: Fraction, multiple: Fraction, n_c: int, e_c: int, n_s: int, e_s: int) -> Fraction:
-    """The two-arm formula written out, in exact arithmetic."""
+def rare_event_limit(theta0: Fraction, multiple: Fraction, n_c: int, e_c: int, n_s: int, e_s: int) -> Fraction:
+    """The two-arm e-value of rare events written out, in exact arithmetic."""
     theta = theta0 * multiple
     r = (n_c * theta0 + n_s) / (n_c * theta + n_s)
     return multiple**e_c * r ** (e_c + e_s)
 
 
-@pytest.mark.parametrize("counts", [(100, 5, 900, 18), (1, 1, 19, 0), (300, 0, 300, 7), (7, 7, 0, 0)])
+def turner(multiple: Fraction, null: Fraction, n_c: int, e_c: int, n_s: int, e_s: int) -> Fraction:
+    """Turner, Ly, Gruenwald (arXiv 2106.02693, eq. 5): the alternative's likelihood over that of the pooled rate, in
+    exact arithmetic, for the pair of rates whose pooled rate is `null` and whose ratio is `multiple`."""
+    stable = null * (n_c + n_s) / (multiple * n_c + n_s)
+    canary = multiple * stable
+    likelihood = canary**e_c * (1 - canary) ** (n_c - e_c) * stable**e_s * (1 - stable) ** (n_s - e_s)
+    return likelihood / (null ** (e_c + e_s) * (1 - null) ** (n_c + n_s - e_c - e_s))
+
+
+def log_ratio(theta0: float, multiple: float, rate: float, counts: Counts) -> float:
+    return two_arm_bet(theta0, multiple, rate, counts.canary.n, counts.stable.n).log_value(counts)
+
+
+COUNTS = [(100, 5, 900, 18), (1, 1, 19, 0), (300, 0, 300, 7), (7, 7, 1, 0)]
+
+
+@pytest.mark.parametrize("counts", COUNTS)
 @pytest.mark.parametrize("multiple", ["1.1", "3", "10", "0.33"])
-def test_the_e_value_of_an_interval_is_the_published_formula(counts: tuple[int, ...], multiple: str) -> None:
-    expected = exact_ratio(Fraction("1.1"), Fraction(multiple), *counts)
-    assert log_ratio(1.1, float(multiple), Counts.of(*counts)) == pytest.approx(math.log(expected), abs=1e-12)
+def test_without_a_known_rate_an_interval_is_worth_the_rare_event_limit(counts: tuple[int, ...], multiple: str) -> None:
+    expected = rare_event_limit(Fraction("1.1"), Fraction(multiple), *counts)
+    assert log_ratio(1.1, float(multiple), 0.0, Counts.of(*counts)) == pytest.approx(math.log(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize("multiple", ["1.25", "2", "0.5"])
+@pytest.mark.parametrize("null", ["0.02", "0.3"])
+def test_against_equal_rates_it_is_worth_turner_ly_gruenwald(counts: tuple[int, ...], multiple: str, null: str) -> None:
+    expected = turner(Fraction(multiple), Fraction(null), *counts)
+    found = log_ratio(1.0, float(multiple), float(null), Counts.of(*counts))
+    assert found == pytest.approx(math.log(expected), abs=1e-9)
 
 
 @pytest.mark.parametrize("multiple", [*WORSE, *BETTER])
-def test_an_e_value_has_mean_one_at_the_bound_for_any_stable_rate(multiple: float) -> None:
-    """Brute force over all outcomes of two Poisson arms at p_c = theta0 p_s."""
-    theta0, n_c, n_s, p_s = 1.1, 3.0, 8.0, 0.2
-    rates = n_c * theta0 * p_s, n_s * p_s
+@pytest.mark.parametrize("believed", [0.0, 0.05, 0.3, 0.7])
+@pytest.mark.parametrize("theta0", [1.0, 1.1, 1.5])
+def test_its_mean_is_at_most_one_whatever_stables_rate_is_and_was_believed_to_be(
+    multiple: float, believed: float, theta0: float
+) -> None:
+    """Brute force over all outcomes of two binomial arms at p_c = theta0 p_s."""
+    n_c, n_s = 6, 9
 
-    def poisson(k: int, rate: float) -> float:
-        return math.exp(-rate + k * math.log(rate) - math.lgamma(k + 1))
+    def binomial(k: int, n: int, p: float) -> float:
+        return math.comb(n, k) * p**k * (1 - p) ** (n - k)
 
-    mean = sum(
-        poisson(e_c, rates[0])
-        * poisson(e_s, rates[1])
-        * math.exp(log_ratio(theta0, multiple, Counts.of(n_c, e_c, n_s, e_s)))
-        for e_c in range(60)
-        for e_s in range(60)
-    )
-    assert mean == pytest.approx(1, abs=1e-9)
+    means = [
+        sum(
+            binomial(e_c, n_c, theta0 * p)
+            * binomial(e_s, n_s, p)
+            * math.exp(log_ratio(theta0, multiple, believed, Counts.of(n_c, e_c, n_s, e_s)))
+            for e_c in range(n_c + 1)
+            for e_s in range(n_s + 1)
+        )
+        for p in (0.001, 0.02, 0.1, 0.3, 0.6, 0.99 / theta0, believed)
+        if theta0 * p <= 1
+    ]
+    assert max(means) <= 1 + 1e-9
+    if believed and theta0 * believed < 0.9:
+        assert means[-1] == pytest.approx(1, abs=1e-9)  # and nothing is wasted where the belief is right
 
 
 @pytest.mark.parametrize("odds", WORSE_ODDS)
@@ -89,14 +124,15 @@ def test_a_bounds_e_value_is_the_bernoulli_likelihood_ratio(odds: float) -> None
 def test_the_breach_evidence_mixes_over_alternatives_and_starts() -> None:
     """Against the definition: a sum over every start, not the recursion."""
     intervals = [(100, 1, 900, 18), (120, 6, 880, 15), (110, 9, 890, 20)]
-    starts = [1 / 2, 1 / 6, 1 / 12]
-    per_alternative = []
-    for multiple in WORSE:
-        values = [exact_ratio(Fraction("1.1"), Fraction(str(multiple)), *interval) for interval in intervals]
-        per_alternative.append(sum(w * float(math.prod(values[k:])) for k, w in enumerate(starts)))
-    expected = sum(per_alternative) / len(WORSE) + (1 - sum(starts))
+    starts = [0.8, 0.2 / 2, 0.2 / 6]
+    believed = [0.0, 18 / 900, (0.95 * 18 + 15) / (0.95 * 900 + 880)]  # stable's fading rate over the intervals before
+    expected = 1 - sum(starts)
+    for multiple, weight in WORSE.items():
+        pairs = zip(believed, intervals, strict=True)
+        values = [math.exp(log_ratio(1.1, multiple, rate, Counts.of(*interval))) for rate, interval in pairs]
+        expected += weight * sum(w * math.prod(values[k:]) for k, w in enumerate(starts))
     state = after(VERSUS_STABLE, *intervals)
-    assert state.relative.log_evidence() == pytest.approx(math.log(expected), abs=1e-12)
+    assert state.relative.log_evidence(tuple(WORSE.values())) == pytest.approx(math.log(expected), abs=1e-12)
 
 
 # ---------------------------------------------------------------- figures
@@ -125,7 +161,7 @@ def test_a_late_regression_is_seen_although_much_was_well_before() -> None:
     state = after(VERSUS_STABLE, (500, 10, 500, 10), times=100)
     looks = 0
     while not VERSUS_STABLE.judge(state, LEVELS).breach:
-        state = VERSUS_STABLE.observe(state, Counts.of(500, 30, 500, 10), promotable=True)
+        state = VERSUS_STABLE.observe(state, (Counts.of(500, 30, 500, 10),), promotable=True)
         looks += 1
     assert looks <= 4
 
@@ -134,14 +170,14 @@ def test_a_shared_spike_decides_nothing() -> None:
     test = BOTH
     state = after(test, (50, 0.5, 450, 4.5), times=30)
     for _ in range(30):
-        state = test.observe(state, Counts.of(250, 25, 250, 25), promotable=True)
+        state = test.observe(state, (Counts.of(250, 25, 250, 25),), promotable=True)
         judgement = test.judge(state, LEVELS)
         assert not judgement.breach
     assert judgement.common_cause
     assert "stable is above 5 % too" in judgement.message
     # and when both recover, the spike is not held against the canary afterwards
     for _ in range(60):
-        state = test.observe(state, Counts.of(250, 2.5, 250, 2.5), promotable=True)
+        state = test.observe(state, (Counts.of(250, 2.5, 250, 2.5),), promotable=True)
         judgement = test.judge(state, LEVELS)
         assert not judgement.breach
     assert not judgement.common_cause
@@ -150,7 +186,7 @@ def test_a_shared_spike_decides_nothing() -> None:
 def test_a_shared_spike_at_high_weight_and_little_stable_traffic_decides_nothing() -> None:
     state = after(BOTH, (18, 0.2, 2, 0.02), times=30)
     for k in range(30):
-        state = BOTH.observe(state, Counts.of(18, 6, 2 * (k % 3 > 0), k % 3 > 0), promotable=True)
+        state = BOTH.observe(state, (Counts.of(18, 6, 2 * (k % 3 > 0), k % 3 > 0),), promotable=True)
         assert not BOTH.judge(state, LEVELS).breach
 
 
@@ -164,14 +200,12 @@ def test_a_canary_above_max_breaches_by_that_alone_when_no_margin_is_crossed() -
     test = RateTest(ERRORS, "d", margin_percent=10_000, rollback_percent=10_000, maximum=0.05)
     judgement = judged(test, (100, 10, 900, 9), times=20)
     assert judgement.breach
-    assert judgement.absolute_only
     assert "above its maximum of 5 % with 1 - 0.0083 confidence at any time" in judgement.message
 
 
 def test_after_full_promotion_only_the_absolute_bound_still_breaches() -> None:
     judgement = judged(BOTH, (1000, 200, 0, 0), times=5)
     assert judgement.breach
-    assert judgement.absolute_only
     assert not judged(VERSUS_STABLE, (1000, 200, 0, 0), times=5).breach
 
 
@@ -223,7 +257,7 @@ def test_no_evidence_is_no_verdict(interval: tuple[float, float, float, float]) 
 
 def test_what_cannot_be_a_count_changes_nothing() -> None:
     state = after(BOTH, (100, 5, 900, 18))
-    assert BOTH.observe(state, Counts.of(100, math.nan, 900, 0), promotable=True) == state
+    assert BOTH.observe(state, (Counts.of(100, math.nan, 900, 0),), promotable=True) == state
 
 
 def test_more_bad_requests_than_requests_count_as_all_bad() -> None:
@@ -259,7 +293,7 @@ def test_after_a_hundred_thousand_intervals_a_regression_still_shows() -> None:
     assert len(BOTH.encode(state)) <= 1024
     assert BOTH.decode(BOTH.encode(state)) == state
     for _ in range(30):
-        state = BOTH.observe(state, Counts.of(100, 30, 900, 18), promotable=True)
+        state = BOTH.observe(state, (Counts.of(100, 30, 900, 18),), promotable=True)
     assert BOTH.judge(state, LEVELS).breach
 
 

@@ -10,10 +10,11 @@ from typing import Any, Self
 
 import orjson
 from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
 
-from promptrollout.gateway.account import Series
 from promptrollout.gateway.http import Message
 from promptrollout.gateway.process import Gateway
+from promptrollout.gateway.series import Series
 
 STABLE = "a" * 64
 CANARY = "b" * 64
@@ -134,12 +135,20 @@ class Caller:
         return Answered(sent[0]["status"], found, b"".join(pieces), pieces)
 
 
-def completion(content: str = "Hello", finish_reason: str = "stop", **changes: Any) -> dict[str, Any]:
+def completion(
+    content: str | None = "Hello", finish_reason: str = "stop", refusal: str | None = None, **changes: Any
+) -> dict[str, Any]:
     """What a provider answers."""
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish_reason}],
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": content, "refusal": refusal},
+                "finish_reason": finish_reason,
+            }
+        ],
         "usage": {"prompt_tokens": 100, "completion_tokens": 10},
         **changes,
     }
@@ -229,4 +238,31 @@ def series(gateway: Gateway, variant: str) -> Series:
 
 def counted(gateway: Gateway) -> dict[str, tuple[int, int]]:
     """Requests and errors by variant."""
-    return {one.labels[3]: (one.requests, sum(one.errors.values())) for one in gateway.counters.live() if one.requests}
+    return {
+        one.labels[3]: (one.total.requests, sum(one.errors.values()))
+        for one in gateway.counters.live()
+        if one.total.requests
+    }
+
+
+Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
+
+
+async def samples(gateway: Gateway) -> Samples:
+    """All samples by name and labels, as Prometheus' own parser reads them."""
+    page = (await Caller(gateway.admin_app).get("/metrics")).body.decode()
+    found: Samples = {}
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            series = found.setdefault(sample.name, {})
+            labels = tuple(sorted(sample.labels.items()))
+            assert labels not in series, f"{sample.name} twice with {labels}"
+            series[labels] = sample.value
+    return found
+
+
+def value(found: Samples, metric: str, **labels: str) -> float:
+    """The sum over the series with these labels, of which there must be one."""
+    values = [n for series, n in found[metric].items() if labels.items() <= dict(series).items()]
+    assert values, f"no {metric} with {labels}"
+    return sum(values)

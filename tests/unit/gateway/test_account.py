@@ -3,9 +3,10 @@
 import pytest
 
 from promptrollout.api.provider import ModelPrice
-from promptrollout.gateway.account import MAX_TOKENS, Outcome, Price, Series, Usage
+from promptrollout.gateway.account import MAX_TOKENS, Outcome, Price, Usage
 from promptrollout.gateway.counters import SECONDS_KEPT, Counters
 from promptrollout.gateway.errors import ErrorType
+from promptrollout.gateway.series import Histogram, Series
 from promptrollout.gateway.window import ShareWindow
 
 LABELS = ("uid", "support", "aaaaaaaaaa", "stable", "gpt")
@@ -38,54 +39,54 @@ def test_cost_prices_cached_input_apart() -> None:
 
 
 def test_a_request_counts_once_in_everything() -> None:
-    series = Series(LABELS, [0.1, 1.0])
+    series = Series(LABELS, duration=Histogram([0.1, 1.0]))
     series.count(Outcome(usage=Usage(1000, 0, 100), price=PRICE, seconds=0.5, contract_kept=False))
     series.count(Outcome(usage=Usage(2000, 0, 100), price=PRICE, seconds=1.0, contract_kept=True))
     series.count(Outcome(error_type="timeout", price=PRICE, seconds=30.0))
-    assert (series.requests, sum(series.errors.values()), series.errors["timeout"]) == (3, 1, 1)
-    assert (series.contract_checks, series.contract_failures) == (2, 1)
-    assert series.bins == [0, 2, 1]  # an edge belongs to its bucket
+    assert (series.total.requests, sum(series.errors.values()), series.errors["timeout"]) == (3, 1, 1)
+    assert (series.total.contract_checks, series.total.contract_failures) == (2, 1)
+    assert series.duration.bins == [0, 2, 1]  # an edge belongs to its bucket
     costs = [0.0028, 0.0048, 0.0]
-    assert series.cost_count == 3
-    assert series.cost_sum_usd == pytest.approx(sum(costs))
+    assert series.total.cost_count == 3
+    assert series.total.cost_sum_usd == pytest.approx(sum(costs))
     assert series.cost_sumsq_usd2 == pytest.approx(sum(c * c for c in costs))
-    assert series.tokens == [3000, 0, 200]
+    assert (series.total.input_tokens, series.total.cached_input_tokens, series.output_tokens) == (3000, 0, 200)
 
 
 def test_an_answer_without_usage_is_no_evidence_of_cost() -> None:
-    series = Series(LABELS, [1.0])
+    series = Series(LABELS)
     series.count(Outcome(price=PRICE))
     series.count(Outcome(price=PRICE, error_type="stream_broken"))
-    assert (series.requests, series.cost_count, series.usage_missing) == (2, 0, 2)
+    assert (series.total.requests, series.total.cost_count, series.usage_missing) == (2, 0, 2)
 
 
 def test_a_model_without_a_price_has_no_cost_that_could_pass_an_objective() -> None:
-    series = Series(LABELS, [1.0])
+    series = Series(LABELS)
     series.count(Outcome(usage=Usage(1, 0, 1)))
-    assert (series.requests, series.unpriced, series.tokens) == (1, 1, [1, 0, 1])
+    assert (series.total.requests, series.unpriced, series.total.tokens_sum) == (1, 1, 2)
     series.count(Outcome(error_type="timeout"))
-    assert (series.requests, series.unpriced) == (2, 1), "what failed took no tokens"
-    assert (series.cost_count, series.cost_sum_usd, series.cost_sumsq_usd2) == (0, 0.0, 0.0)
+    assert (series.total.requests, series.unpriced) == (2, 1), "what failed took no tokens"
+    assert (series.total.cost_count, series.total.cost_sum_usd, series.cost_sumsq_usd2) == (0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("error_type", [None, "render"])
 def test_what_a_caller_did_not_wait_for_is_no_error_but_took_its_time(error_type: ErrorType | None) -> None:
-    series = Series(LABELS, [1.0, 5.0])
+    series = Series(LABELS, duration=Histogram([1.0, 5.0]))
     series.count(Outcome(abandoned=True, error_type=error_type, price=PRICE, seconds=10.0))
-    assert (series.requests, series.abandoned, sum(series.errors.values())) == (1, 1, error_type is not None)
-    assert series.bins == [0, 0, 1]
-    assert (series.cost_count, series.usage_missing) == (0, 1), "nobody knows what the provider asks for it"
+    assert (series.total.requests, series.abandoned, sum(series.errors.values())) == (1, 1, error_type is not None)
+    assert series.duration.bins == [0, 0, 1]
+    assert (series.total.cost_count, series.usage_missing) == (0, 1), "nobody knows what the provider asks for it"
 
 
 def test_new_edges_leave_every_exported_bucket_monotone() -> None:
-    series = Series(LABELS, [0.1, 1.0])
+    series = Series(LABELS, duration=Histogram([0.1, 1.0]))
     series.count(Outcome(seconds=0.05))
     series.count(Outcome(seconds=0.5))
     series.add_edges([0.4, 1.0])
-    assert series.edges_seconds == [0.1, 0.4, 1.0]
-    assert series.bins == [1, 0, 1, 0]
+    assert series.duration.edges_seconds == [0.1, 0.4, 1.0]
+    assert series.duration.bins == [1, 0, 1, 0]
     series.count(Outcome(seconds=0.3))
-    assert series.bins == [1, 1, 1, 0]
+    assert series.duration.bins == [1, 1, 1, 0]
 
 
 class Clock:
@@ -102,7 +103,7 @@ def test_series_continue_when_a_version_comes_back_and_are_dropped_later() -> No
     old = counters.series("uid", "support", "a", "stable", "gpt")
     outside = counters.series("uid", "support", "a", "stable-outside", "gpt")
     counters.rollout_loaded("uid", "support", [old])
-    old.requests = 5
+    old.total.requests = 5
     new = counters.series("uid", "support", "b", "stable", "gpt")
     counters.rollout_loaded("uid", "support", [new])
     assert (old.retired_at, outside.retired_at, new.retired_at) == (1000.0, 1000.0, None)

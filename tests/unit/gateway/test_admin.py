@@ -5,25 +5,10 @@ from __future__ import annotations
 import re
 import time
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from promptrollout.api import names
 from promptrollout.gateway.errors import ERROR_TYPES
 from promptrollout.gateway.process import Gateway
-from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, delivery, request
-
-
-async def samples(gateway: Gateway) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-    """All samples by name and labels, as Prometheus' own parser reads them."""
-    page = (await Caller(gateway.admin_app).get("/metrics")).body.decode()
-    found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
-    for family in text_string_to_metric_families(page):
-        for sample in family.samples:
-            series = found.setdefault(sample.name, {})
-            labels = tuple(sorted(sample.labels.items()))
-            assert labels not in series, f"{sample.name} twice with {labels}"
-            series[labels] = sample.value
-    return found
+from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, delivery, request, samples
 
 
 async def test_series_stand_at_zero_as_soon_as_a_configuration_is_loaded(gateway: Gateway) -> None:
@@ -45,14 +30,26 @@ async def test_series_stand_at_zero_as_soon_as_a_configuration_is_loaded(gateway
             names.METRIC_COST_COUNT,
             names.METRIC_COST_SUM,
             names.METRIC_COST_SUMSQ,
+            names.METRIC_COST_INPUT_SUM,
+            names.METRIC_COST_SAVED_SUM,
+            names.METRIC_REFUSALS,
+            names.METRIC_TRUNCATED,
+            names.METRIC_EMPTY_ANSWERS,
+            names.METRIC_TOKENS_COUNT,
+            names.METRIC_TOKENS_SUM,
+            names.METRIC_TOKENS_SUMSQ,
+            names.METRIC_INPUT_TOKENS,
+            names.METRIC_CACHED_INPUT_TOKENS,
+            names.METRIC_OUTPUT_TOKENS,
             names.METRIC_LATENCY + "_count",
             names.METRIC_LATENCY + "_sum",
         ):
             assert value(metric) == 0
         assert [value(names.METRIC_ERRORS, error_type=kind) for kind in ERROR_TYPES] == [0] * len(ERROR_TYPES)
-        assert [value(names.METRIC_TOKENS, type=kind) for kind in ("input", "cached_input", "output")] == [0] * 3
         for le in ("0.01", "2.5", "5.0", "81.92", "+Inf"):
             assert value(names.METRIC_LATENCY + "_bucket", le=le) == 0
+            for cache in ("hit", "miss"):
+                assert value(names.METRIC_FIRST_TOKEN + "_bucket", le=le, cache=cache) == 0
     of_rollout = (("rollout", "support"), ("rollout_uid", "uid-1"))
     assert found[names.METRIC_UNASSIGNED][of_rollout] == 0
     assert found[names.METRIC_DIVERTED][of_rollout] == 0

@@ -3,29 +3,36 @@
 import pytest
 
 from promptrollout.api.template import answer_validator
-from promptrollout.gateway.contract import MAX_CONTENT_BYTES, Choice, applies, choices_of, kept
+from promptrollout.gateway.choices import MAX_CONTENT_BYTES, Choice, choices_of
+from promptrollout.gateway.contract import applies, kept
 from tests.unit.gateway.kit import SCHEMA, completion
 
 VALIDATOR = answer_validator(SCHEMA)
 GOOD = '{"answer": "yes"}'
 
 
+def said(content: str, finish_reason: str | None) -> Choice:
+    choice = Choice()
+    choice.add({"role": "assistant", "content": content}, finish_reason, collect=True)
+    return choice
+
+
 @pytest.mark.parametrize(
     ("choices", "verdict"),
     [
-        ([Choice(GOOD, "stop")], True),
-        ([Choice(GOOD, "stop"), Choice("prose", "stop")], False),
-        ([Choice('{"answer": 1}', "stop")], False),
-        ([Choice("{}", "stop")], False),
-        ([Choice(f"```json\n{GOOD}\n```", "stop")], False),
-        ([Choice('{"answer": "y', "stop")], False),
-        ([Choice("", "stop")], False),
-        ([Choice("1" * 400, "stop")], False),
-        ([Choice('{"answer": "y', "length")], None),
-        ([Choice("", "tool_calls")], None),
-        ([Choice("", "content_filter")], None),
-        ([Choice("", None)], None),
-        ([Choice(" " * (MAX_CONTENT_BYTES + 1), "stop")], None),
+        ([said(GOOD, "stop")], True),
+        ([said(GOOD, "stop"), said("prose", "stop")], False),
+        ([said('{"answer": 1}', "stop")], False),
+        ([said("{}", "stop")], False),
+        ([said(f"```json\n{GOOD}\n```", "stop")], False),
+        ([said('{"answer": "y', "stop")], False),
+        ([said("", "stop")], False),
+        ([said("1" * 400, "stop")], False),
+        ([said('{"answer": "y', "length")], None),
+        ([said("", "tool_calls")], None),
+        ([said("", "content_filter")], None),
+        ([said("", None)], None),
+        ([said(" " * (MAX_CONTENT_BYTES + 1), "stop")], None),
         ([], None),
     ],
 )
@@ -34,9 +41,12 @@ def test_verdicts(choices: list[Choice], verdict: bool | None) -> None:
 
 
 def test_choices_of_any_answer() -> None:
-    assert choices_of(completion(GOOD)) == [Choice(GOOD, "stop")]
-    assert choices_of({"choices": [None, {"message": None, "finish_reason": "stop"}]}) == [Choice("", "stop")]
-    assert choices_of({"choices": None}) == []
+    def read(answer: dict[str, object]) -> list[tuple[str, str | None]]:
+        return [(choice.content, choice.finish_reason) for choice in choices_of(answer)]
+
+    assert read(completion(GOOD)) == [(GOOD, "stop")]
+    assert read({"choices": [None, {"message": None, "finish_reason": "stop"}]}) == [("", "stop")]
+    assert read({"choices": None}) == []
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ async def test_an_answer_passes_through_untouched_with_headers_that_say_what_ans
     assert not {"set-cookie", "openai-organization"} & set(answered.headers)
     assert provider.requests[0]["extra_field"] == 1
     assert counted(gateway) == {"stable": (1, 0)}
-    assert series(gateway, "stable").cost_sum_usd == pytest.approx(100e-6 + 40e-6)
+    assert series(gateway, "stable").total.cost_sum_usd == pytest.approx(100e-6 + 40e-6)
 
 
 async def test_the_callers_headers_stay_here_but_for_its_trace(
@@ -89,8 +89,8 @@ async def test_events_go_on_at_once_and_the_usage_that_only_we_asked_for_stays(
     assert answered.headers["content-type"].startswith("text/event-stream")
     assert provider.requests[0]["stream_options"] == {"include_usage": True}
     stable = series(gateway, "stable")
-    assert (stable.requests, stable.contract_checks, stable.contract_failures) == (1, 1, 0)
-    assert stable.tokens == [100, 0, 10]
+    assert (stable.total.requests, stable.total.contract_checks, stable.total.contract_failures) == (1, 1, 0)
+    assert (stable.total.input_tokens, stable.total.cached_input_tokens, stable.output_tokens) == (100, 0, 10)
 
 
 REFUSED = says(400, {"error": {"message": "Unrecognized request argument supplied: stream_options"}})
@@ -109,8 +109,8 @@ async def test_a_provider_that_refuses_stream_options_is_not_asked_for_usage_aga
     options = [sent.get("stream_options") for sent in provider.requests]
     assert options == [{"include_usage": True}, None, None, {"include_obfuscation": False}]
     stable = series(gateway, "stable")
-    assert (stable.requests, sum(stable.errors.values())) == (3, 0)
-    assert (stable.usage_missing, stable.cost_count) == (3, 0), "no usage is not no cost"
+    assert (stable.total.requests, sum(stable.errors.values())) == (3, 0)
+    assert (stable.usage_missing, stable.total.cost_count) == (3, 0), "no usage is not no cost"
 
 
 async def test_stream_options_of_the_callers_own_are_its_own_affair(
@@ -133,7 +133,7 @@ async def test_a_broken_contract_in_a_stream_is_counted(gateway: Gateway, caller
     await one(gateway, provider, outputSchema=SCHEMA)
     provider.script.append(streams(chunk("prose", "stop"), DONE))
     await caller.post(request(stream=True))
-    assert series(gateway, "stable").contract_failures == 1
+    assert series(gateway, "stable").total.contract_failures == 1
 
 
 @pytest.mark.parametrize("cut", [True, False])
@@ -201,7 +201,12 @@ async def test_a_caller_who_hangs_up_stops_the_provider_and_is_counted_as_gone(
         await provider.cancelled.wait()
     assert counted(gateway) == {"stable": (1, 0)}
     stable = series(gateway, "stable")
-    assert (stable.abandoned, stable.contract_checks, stable.cost_count, stable.usage_missing) == (1, 0, 0, 1)
+    assert (stable.abandoned, stable.total.contract_checks, stable.total.cost_count, stable.usage_missing) == (
+        1,
+        0,
+        0,
+        1,
+    )
     assert gateway.counters.disconnects == 1
     assert gateway.counters.in_flight == 0
 
@@ -225,8 +230,8 @@ async def test_who_gives_up_on_a_canary_that_hangs_is_in_its_latency(
         gone.set()
         await under_way
     canary = series(gateway, "canary")
-    assert (canary.requests, canary.abandoned, sum(canary.errors.values())) == (1, 1, 0)
-    assert (sum(canary.bins), canary.seconds_sum >= 0.05) == (1, True)
+    assert (canary.total.requests, canary.abandoned, sum(canary.errors.values())) == (1, 1, 0)
+    assert (sum(canary.duration.bins), canary.duration.seconds_sum >= 0.05) == (1, True)
     assert canary.in_flight == 0
 
 
@@ -291,7 +296,7 @@ async def test_the_time_of_a_slow_reader_is_not_the_providers(
         await asyncio.sleep(0.1)
 
     await caller.post(request(stream=True), on_piece=slow)
-    assert series(gateway, "stable").seconds_sum < 0.1
+    assert series(gateway, "stable").duration.seconds_sum < 0.1
 
 
 # ------------------------------------------------------------------------------------------- a provider that fails
@@ -324,8 +329,8 @@ async def test_the_providers_errors_are_passed_on_in_openais_shape(
     assert answered.headers["x-promptrollout-version"] == "a" * 10
     assert len(provider.requests) == calls
     stable = series(gateway, "stable")
-    assert (stable.requests, stable.errors[error_type], sum(stable.errors.values())) == (1, 1, 1)
-    assert stable.cost_count == 1, "a request that failed cost nothing, and that is known"
+    assert (stable.total.requests, stable.errors[error_type], sum(stable.errors.values())) == (1, 1, 1)
+    assert stable.total.cost_count == 1, "a request that failed cost nothing, and that is known"
 
 
 async def test_errors_that_are_no_json_have_a_message_too(gateway: Gateway, caller: Caller, provider: Provider) -> None:
@@ -413,10 +418,11 @@ async def test_while_only_the_canarys_provider_is_down_stable_answers(
     serving = gateway.registry.find("support")
     assert serving is not None
     assert serving.canary is not None
-    # it comes back: the next probe notices
+    # it comes back: after the next probe, one request finds out
     serving.canary.provider.base_url = provider.url
     await serving.canary.provider.probe(serving.canary.provider_config)
-    assert not serving.canary.provider.unreachable
+    assert (await caller.post(request(user="u9"))).headers["x-promptrollout-variant"] == "canary"
+    assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
 
 
 async def test_when_both_providers_are_down_it_is_an_error_of_the_assigned_arm(
@@ -471,8 +477,8 @@ async def test_a_variable_missing_in_the_canary_only_is_answered_by_stable_and_c
     assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
     assert provider.requests[0]["messages"][0]["content"] == "You are a."
     canary = series(gateway, "canary")
-    assert (canary.requests, canary.errors["render"], canary.cost_count) == (1, 1, 1)
-    assert canary.cost_sum_usd > 0, "what it took to answer is the canary's cost"
+    assert (canary.total.requests, canary.errors["render"], canary.total.cost_count) == (1, 1, 1)
+    assert canary.total.cost_sum_usd > 0, "what it took to answer is the canary's cost"
 
 
 async def test_a_variable_missing_in_stable_only_counts_against_stable(
@@ -481,6 +487,45 @@ async def test_a_variable_missing_in_stable_only_counts_against_stable(
     stable, canary = arm(url=provider.url, **needs("company")), arm(CANARY, provider.url)
     await gateway.registry.apply("support", delivery(weight=0, stable=stable, canary=canary))
     assert (await caller.post(request())).status == 400
+    assert counted(gateway) == {"stable": (1, 1)}
+
+
+SYSTEM_MESSAGE = request(messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
+
+
+async def test_a_system_message_that_only_the_canary_refuses_is_answered_by_stable_and_counts_against_the_canary(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await both(gateway, provider, callerSystemMessage="Refuse")
+    answered = await caller.post(SYSTEM_MESSAGE)
+    assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
+    canary = series(gateway, "canary")
+    assert (canary.total.requests, canary.errors["system_message"], sum(canary.errors.values())) == (1, 1, 1)
+    assert canary.total.cost_sum_usd > 0
+    # who sends none is the canary's
+    assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
+
+
+async def test_a_system_message_that_both_arms_refuse_is_the_callers_fault(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    refusing = {"callerSystemMessage": "Refuse"}
+    stable, canary = arm(url=provider.url, **refusing), arm(CANARY, provider.url, **refusing)
+    for given in (delivery(weight=100, stable=stable, canary=canary), delivery(sequence=2, stable=stable)):
+        await gateway.registry.apply("support", given)
+        answered = await caller.post(SYSTEM_MESSAGE)
+        assert (answered.status, answered.error["code"]) == (400, "system_message_refused")
+        assert (answered.error["param"], "leave them out" in answered.error["message"]) == ("messages", True)
+    assert counted(gateway) == {}
+    assert provider.requests == []
+
+
+async def test_a_system_message_that_only_stable_refuses_counts_against_stable(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    stable, canary = arm(url=provider.url, callerSystemMessage="Refuse"), arm(CANARY, provider.url)
+    await gateway.registry.apply("support", delivery(weight=0, stable=stable, canary=canary))
+    assert (await caller.post(SYSTEM_MESSAGE)).error["code"] == "system_message_refused"
     assert counted(gateway) == {"stable": (1, 1)}
 
 
@@ -586,7 +631,7 @@ async def test_the_contract_is_checked_on_whole_answers(gateway: Gateway, caller
     provider.script.append(says(200, completion("prose")))
     await caller.post(request(response_format={"type": "text"}))
     stable = series(gateway, "stable")
-    assert (stable.requests, stable.contract_checks, stable.contract_failures) == (4, 2, 1)
+    assert (stable.total.requests, stable.total.contract_checks, stable.total.contract_failures) == (4, 2, 1)
 
 
 async def test_a_request_of_megabytes_within_the_limit_arrives(

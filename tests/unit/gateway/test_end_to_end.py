@@ -78,14 +78,17 @@ async def test_a_canary_that_breaks_its_contract_is_seen_arm_by_arm(world: World
     seen = Counter([await world.ask(n, stream=n % 2 == 0) for n in range(60)])
     stable, canary = series(world.gateway, "stable"), series(world.gateway, "canary")
     assert set(seen) == {(200, "stable"), (200, "canary")}
-    assert (stable.requests, canary.requests) == (seen[200, "stable"], seen[200, "canary"])
-    assert (stable.contract_checks, stable.contract_failures) == (stable.requests, 0)
-    assert (canary.contract_checks, canary.contract_failures) == (canary.requests, canary.requests)
-    assert stable.cost_count == stable.requests
-    assert min(stable.tokens[0], stable.tokens[2], canary.cost_sum_usd) > 0
+    assert (stable.total.requests, canary.total.requests) == (seen[200, "stable"], seen[200, "canary"])
+    assert (stable.total.contract_checks, stable.total.contract_failures) == (stable.total.requests, 0)
+    assert (canary.total.contract_checks, canary.total.contract_failures) == (
+        canary.total.requests,
+        canary.total.requests,
+    )
+    assert stable.total.cost_count == stable.total.requests
+    assert min(stable.total.input_tokens, stable.output_tokens, canary.total.cost_sum_usd) > 0
     async with world.client.get(f"{world.admin}/metrics") as page:
         labels = f'variant="canary",model="gpt",process="{world.gateway.counters.process}"'
-        assert f"{labels}}} {canary.requests}\n" in await page.text()
+        assert f"{labels}}} {canary.total.requests}\n" in await page.text()
 
 
 async def test_swapping_under_load_fails_no_request_and_moves_users_one_way(world: World) -> None:
@@ -118,7 +121,7 @@ async def test_a_caller_who_hangs_up_on_a_real_socket_frees_the_pod(world: World
     assert world.gateway.counters.disconnects == 1
     assert counted(world.gateway) == {"stable": (1, 0)}
     assert series(world.gateway, "stable").abandoned == 1
-    assert series(world.gateway, "stable").seconds_sum >= 0.15
+    assert series(world.gateway, "stable").duration.seconds_sum >= 0.15
 
 
 async def test_a_refused_body_of_ten_megabytes_is_answered_on_a_real_socket(world: World) -> None:

@@ -171,8 +171,9 @@ async def test_a_probe_needs_an_answer_of_the_provider_itself(status: int, back:
         await unreachable(endpoint, config)
         await endpoint.probe(config)
         assert seen == ["Bearer k"]
-        assert endpoint.unreachable is not back
-        # a list of models says little of completions: the next failure is enough
+        assert endpoint.unreachable, "a list of models says little of completions"
+        assert endpoint.may_try() is back
+        assert not endpoint.may_try(), "one is enough to find out"
         with pytest.raises(ProviderError) as caught:
             await endpoint.call(b"{}", config, {})
         assert caught.value.unreachable
@@ -193,10 +194,98 @@ async def test_a_connection_that_is_taken_and_never_answered_does_not_clear() ->
         await unreachable(endpoint, config)
         await endpoint.probe(config)
         assert endpoint.unreachable
+        assert not endpoint.may_try()
     finally:
         await endpoint.close()
         server.close()
         await server.wait_closed()
+
+
+async def test_while_models_are_listed_and_completions_are_down_it_stays_unreachable(
+    gateway: Gateway, caller: Caller, provider: Provider, other: Provider
+) -> None:
+    """Or the operator, who asks for this every few seconds, would count its fifteen minutes anew each time."""
+    other.script.extend(says(503, b"") for _ in range(3 + 4))
+    endpoint = await canary_on(other, gateway, provider)
+    serving = gateway.registry.find("support")
+    assert serving is not None
+    assert serving.canary is not None
+    await caller.post(request())
+    reported = []
+    for n in range(4):
+        await endpoint.probe(serving.canary.provider_config)
+        reported.append(gateway.registry.report().rollouts[0].canary_provider_unreachable)
+        for user in "abc":
+            answered = await caller.post(request(user=f"{user}{n}"))
+            assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
+        reported.append(gateway.registry.report().rollouts[0].canary_provider_unreachable)
+    assert reported == [True] * 8
+    assert counted(gateway) == {}
+    assert len(other.requests) == 3 + 4, "one try after each probe"
+    # and now they are back
+    await endpoint.probe(serving.canary.provider_config)
+    assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
+    assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
+
+
+async def test_where_no_completion_is_tried_the_list_of_models_is_believed_after_a_while(provider: Provider) -> None:
+    """A canary at weight 0 has no users who could find out, and its rollout waits for the provider."""
+    now = 0.0
+    config = config_of(provider.url)
+    endpoint = OpenAIProvider(config.name, config.base_url, clock=lambda: now)
+
+    async def seconds_until_believed() -> float:
+        nonlocal now
+        began = now
+        while endpoint.unreachable and now - began < 600:
+            await endpoint.probe(config)
+            now += 2.5
+        return now - began - 2.5
+
+    try:
+        provider.script.extend([says(503, b"")] * 3)
+        await unreachable(endpoint, config)
+        assert await seconds_until_believed() == 10
+        # believed wrongly: the next time it takes longer, so that rare requests do not make it come and go for ever
+        for expected in (20, 40):
+            provider.script.append(says(503, b""))
+            with pytest.raises(ProviderError):
+                await endpoint.call(b"{}", config, {})
+            assert endpoint.unreachable
+            assert await seconds_until_believed() == expected
+        await (await endpoint.call(b"{}", config, {})).close()
+        provider.script.extend([says(503, b"")] * 3)
+        await unreachable(endpoint, config)
+        assert await seconds_until_believed() == 10
+    finally:
+        await endpoint.close()
+
+
+async def test_while_one_request_waits_to_find_out_no_other_does(provider: Provider) -> None:
+    config = config_of(provider.url)
+    endpoint = OpenAIProvider(config.name, config.base_url)
+    arrived = asyncio.Event()
+
+    async def hang(_: web.Request) -> web.Response:
+        arrived.set()
+        await asyncio.Event().wait()
+        return web.Response()
+
+    provider.script.extend([says(503, b"")] * 3 + [hang])
+    try:
+        await unreachable(endpoint, config)
+        await endpoint.probe(config)
+        assert endpoint.may_try()
+        waiting = asyncio.create_task(endpoint.call(b"{}", config, {}))
+        await arrived.wait()
+        await endpoint.probe(config)
+        assert not endpoint.may_try()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await endpoint.probe(config)
+        assert endpoint.may_try()
+    finally:
+        await endpoint.close()
 
 
 async def test_one_success_clears(provider: Provider) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.gateway.errors import CallerError
-from promptrollout.gateway.render import compile_prompt, fill, wants_usage
+from promptrollout.gateway.render import SystemMessageRefused, compile_prompt, fill, wants_usage
 from tests.unit.gateway.kit import SCHEMA
 
 OURS = {"role": "system", "content": "Ours for {{ who }}"}
@@ -89,10 +89,10 @@ def test_replace_drops_the_callers_system_messages() -> None:
     assert contents(request) == ["Ours for you", "Hi"]
 
 
-def test_refuse_is_a_400() -> None:
-    with pytest.raises(CallerError, match="takes no system") as caught:
+def test_refuse_takes_no_system_message() -> None:
+    with pytest.raises(SystemMessageRefused):
         filled({"messages": [SYSTEM]}, callerSystemMessage="Refuse")
-    assert (caught.value.status, caught.value.param) == (400, "messages")
+    assert contents(filled({"messages": [USER]}, callerSystemMessage="Refuse")) == ["Ours for you", "Hi"]
 
 
 def test_the_output_schema_is_asked_for_unless_the_caller_asks_for_another_format() -> None:

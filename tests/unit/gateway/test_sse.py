@@ -3,7 +3,6 @@
 import pytest
 
 from promptrollout.gateway.account import Usage
-from promptrollout.gateway.contract import Choice
 from promptrollout.gateway.sse import StreamError, StreamReader
 from tests.unit.gateway.kit import DONE, USAGE_CHUNK, chunk
 
@@ -20,7 +19,7 @@ def test_any_cut_of_the_bytes_reads_the_same(size: int) -> None:
     forwarded = b"".join(read.feed(STREAM[at : at + size]) for at in range(0, len(STREAM), size)) + read.finish()
     assert forwarded == STREAM.replace(USAGE_CHUNK, b"")
     assert read.usage == Usage(100, 0, 10)
-    assert read.choices() == [Choice('{"a":1}', "stop")]
+    assert [(choice.content, choice.finish_reason) for choice in read.choices()] == [('{"a":1}', "stop")]
     assert read.complete
 
 

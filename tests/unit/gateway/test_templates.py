@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from promptrollout.gateway import templates
-from promptrollout.gateway.templates import MissingVariable, RenderError, compile_renderer
+from promptrollout.gateway.bounds import RenderError
+from promptrollout.gateway.templates import MissingVariable, compile_renderer
 
 
 @pytest.mark.parametrize(

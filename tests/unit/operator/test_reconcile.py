@@ -105,6 +105,7 @@ class World:
 
     def __init__(self, **spec: Any) -> None:
         self.api, self.pods, self.now = FakeApi(), FakePods(), 1000.0
+        self.sources: set[str] = set()
         self.api._written("PromptRollout", "create", an_object("PromptRollout", "app", SPEC | spec))
         self.start()
 
@@ -117,7 +118,7 @@ class World:
             self.queue,
             self.pods,  # type: ignore[arg-type]
             Analyses({}, 0, self.queue.add),
-            set(),
+            self.sources,
             Metrics(),
             "operator-1",
             clock=lambda: self.now,
@@ -275,3 +276,14 @@ async def test_a_first_spec_that_cannot_be_read_serves_nothing() -> None:
     await world.reconcile(3)
     assert world.status().phase == "Degraded"
     assert ("PromptDelivery", "app") not in world.api.objects
+
+
+async def test_the_message_says_which_objectives_are_left_out() -> None:
+    contract = {"name": "contract", "signal": "ContractFailureRate", "max": "0.1"}
+    world = World(analysis={"objectives": [contract]})
+    world.sources.add("default")
+    await world.reconcile(4)
+    status = world.status()
+    assert status.stable is not None
+    assert status.message.endswith("objectives on ContractFailureRate are left out: contract")
+    assert any(c.type == "Ready" and c.message == status.message for c in status.conditions)

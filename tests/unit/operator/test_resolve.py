@@ -106,7 +106,14 @@ def test_a_first_schema_has_nothing_to_be_compared_with() -> None:
 
 def test_an_objective_on_contracts_without_a_contract_would_wait_for_ever() -> None:
     contract = {"objectives": [{"name": "contract", "signal": "ContractFailureRate", "max": "0.1"}]}
-    assert set(objectives(resolved(analysis=contract))) == {"error-rate"}
+    found = resolved(analysis=contract)
+    assert set(objectives(found)) == {"error-rate"}
+    left_out = "the prompt has no outputSchema, so objectives on ContractFailureRate are left out: contract"
+    assert found.note == left_out
+    store = store_with(an_object("PromptSLO", "slo", {"objectives": [contract["objectives"][0] | {"name": "other"}]}))
+    assert resolved(store, analysis=contract | {"sloRefs": [{"name": "slo"}]}).note == f"{left_out} and 1 more"
+    assert resolved(analysis=contract, template=PROMPT | {"outputSchema": SCHEMA}).note == ""
+    assert resolved().note == ""
 
 
 def test_slos_are_merged_and_must_not_say_the_same_name_twice() -> None:

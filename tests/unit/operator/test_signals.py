@@ -145,8 +145,8 @@ CASES: dict[str, tuple[dict[str, Any], list[Grew], Counts]] = {
         {},
         [
             *moments(COST, (10, 2, 0.5), (90, 9, 1)),
-            grew(names.METRIC_COST_INPUT, 1.5, 12),
-            grew(names.METRIC_COST_SAVED, 0.25, 6),
+            grew(names.METRIC_COST_INPUT_SUM, 1.5, 12),
+            grew(names.METRIC_COST_SAVED_SUM, 0.25, 6),
         ],
         Counts(Arm(10, 2, 0.5, (), 1.5, 0.25), Arm(90, 9, 1, (), 12, 6)),
     ),
@@ -167,7 +167,7 @@ CASES: dict[str, tuple[dict[str, Any], list[Grew], Counts]] = {
     ),
     "TokensPerRequest": (
         {},
-        moments(names.METRIC_REQUEST_TOKENS, (10, 5000, 3e6), (90, 36000, 2e7)),
+        moments(names.METRIC_TOKENS_SUM.removesuffix("_sum"), (10, 5000, 3e6), (90, 36000, 2e7)),
         Counts(Arm(10, 5000, 3e6), Arm(90, 36000, 2e7)),
     ),
     "Latency": (
@@ -190,9 +190,9 @@ CASES: dict[str, tuple[dict[str, Any], list[Grew], Counts]] = {
     "CacheHitRate": (
         {},
         [
-            grew(names.METRIC_TOKENS, 1000, 9000, type="input"),
-            grew(names.METRIC_TOKENS, 200, 8000, type="cached_input"),
-            grew(names.METRIC_TOKENS, 77, 77, type="output"),
+            grew(names.METRIC_INPUT_TOKENS, 1000, 9000),
+            grew(names.METRIC_CACHED_INPUT_TOKENS, 200, 8000),
+            grew(names.METRIC_OUTPUT_TOKENS, 77, 77),
         ],
         Counts(Arm(1000, 800), Arm(9000, 1000)),
     ),
@@ -218,7 +218,7 @@ def test_without_one_of_its_series_there_is_no_count(signal: str) -> None:
         assert counted(measured, *(each for each in recorded if each.metric != metric)) == ()
 
 
-OPTIONAL = (names.METRIC_COST_INPUT, names.METRIC_COST_SAVED)
+OPTIONAL = (names.METRIC_COST_INPUT_SUM, names.METRIC_COST_SAVED_SUM)
 
 
 def test_a_gateway_that_does_not_export_the_parts_of_the_cost_still_counts() -> None:
@@ -324,7 +324,7 @@ def test_shards_come_in_order_and_add_up() -> None:
 SHARDED_BY_A_NAME_OF_THEIR_OWN = {
     "Latency": [
         grew("promptrollout_shard_requests_total", 10, 90),
-        grew("promptrollout_shard_slow_total", 2, 4, le="2.5"),
+        grew("promptrollout_shard_latency_slow_total", 2, 4, le="2.5"),
     ],
     "TimeToFirstToken": [grew("promptrollout_shard_first_token_slow_total", 2, 4, le="1.0", cache="miss")],
     "JudgeScore": [

@@ -7,7 +7,7 @@ import yaml
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import RolloutSpec
-from promptrollout.api.template import prompt_problems, prompt_variables
+from promptrollout.api.template import prompt_problems, variables_of
 from promptrollout.sandbox.demo import VARIABLES
 from promptrollout.sandbox.model_behaviour import Behaviour, first_fit, parse_behaviours
 from promptrollout.sandbox.quickstart import MODEL_SERVICE, Quickstart, find_quickstart, version_of
@@ -47,7 +47,7 @@ def test_the_prompts_are_sound_and_the_users_bring_their_variables(quickstart: Q
     for rollout in rollouts(quickstart).values():
         prompt = PromptSpec.model_validate(rollout["spec"]["template"])
         assert prompt_problems(prompt) == []
-        assert prompt_variables(prompt) == set(VARIABLES)
+        assert set().union(*(variables_of(each.content or "") for each in prompt.messages)) == set(VARIABLES)
 
 
 def test_each_prompt_meets_the_rule_of_its_name(quickstart: Quickstart) -> None:

@@ -8,7 +8,7 @@ import io
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import aiohttp
@@ -26,6 +26,9 @@ RETRY_AFTER_MAX_SECONDS: Final = 60.0
 """A provider that asks for a longer pause is not waited for: the caller gets its answer, with its Retry-After."""
 UNREACHABLE_AFTER: Final = 3
 """Failed tries in a row, of all requests: no connection, silence, or a status that says that nobody is there."""
+BELIEVED_AFTER_SECONDS: Final = 10.0
+"""For so long must probes be answered, and no completion be tried, until the endpoint is taken at its word. Doubled
+each time that a completion then fails."""
 
 # what a proxy or load balancer answers in the place of a provider that is down
 _DOWN_STATUS: Final = frozenset([502, 503, 504])
@@ -96,7 +99,13 @@ class Answer:
 class OpenAIProvider:
     """One endpoint with its connections, its key and what is known of its reachability."""
 
-    def __init__(self, name: str, base_url: str, rng: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.name = name
         self.base_url = base_url
         self.key: str | None = None
@@ -106,13 +115,27 @@ class OpenAIProvider:
         """False once a request was refused for the `stream_options` that we added, and taken without."""
         self._rng = rng or random.Random()
         self._session: aiohttp.ClientSession | None = None
+        self._clock = clock
         self._failures = 0
         """Of reachability, in a row."""
+        self._under_way = 0
+        """Completions of which nobody knows yet whether they get through."""
+        self._answers_since: float | None = None
+        """Probes have been answered since then, and no completion has failed."""
+        self._one_may_try = False
+        self._believed = False
+        self._believed_after_seconds = BELIEVED_AFTER_SECONDS
 
     @property
     def unreachable(self) -> bool:
-        """Several tries in a row failed as if nobody were there; requests of a canary are diverted meanwhile."""
+        """Several tries in a row failed as if nobody were there; requests of a canary are diverted meanwhile, until a
+        completion gets through."""
         return self._failures >= UNREACHABLE_AFTER
+
+    def may_try(self) -> bool:
+        """Whether this request shall find out if completions get through again: one after each answered probe."""
+        may, self._one_may_try = self._one_may_try, False
+        return may
 
     async def call(
         self, payload: bytes, config: ProviderConfig, headers: Mapping[str, str], *, wait_unreachable: bool = True
@@ -138,19 +161,29 @@ class OpenAIProvider:
             await asyncio.sleep(pause)
 
     async def probe(self, config: ProviderConfig) -> None:
-        """See whether the endpoint itself answers again; `unreachable` says what came of it.
+        """See whether the endpoint itself answers again.
 
-        That it answers this does not mean that it completes chats: one more failed try, and it is unreachable again.
+        That it answers this does not mean that it completes chats, so all that follows is that one request may try.
+        Only where none comes for a while (the canary has no users) is the answer believed.
         """
         timeout = aiohttp.ClientTimeout(total=config.timeouts.connect_seconds + 5.0)
         try:
             async with self._sessions().get(
                 f"{self.base_url}/models", headers=self._headers({}), timeout=timeout, allow_redirects=False
             ) as response:
-                if response.status < min(_DOWN_STATUS):
-                    self._failures = min(self._failures, UNREACHABLE_AFTER - 1)
+                answered = response.status < min(_DOWN_STATUS)
         except (aiohttp.ClientError, OSError, TimeoutError):
-            return  # still so
+            answered = False
+        self._one_may_try = answered and self._under_way == 0
+        if not answered or self._under_way:
+            self._answers_since = None
+            return
+        now = self._clock()
+        if self._answers_since is None:
+            self._answers_since = now
+        elif now - self._answers_since >= self._believed_after_seconds and self.unreachable:
+            self._failures = UNREACHABLE_AFTER - 1
+            self._believed = True
 
     async def close(self) -> None:
         if self._session is not None:
@@ -161,6 +194,7 @@ class OpenAIProvider:
         seconds = min(timeouts.first_byte_seconds, deadline - time.perf_counter())
         response: aiohttp.ClientResponse | None = None
         answered = False
+        self._under_way += 1
         try:
             async with asyncio.timeout(seconds):
                 response = await self._sessions().post(
@@ -174,10 +208,10 @@ class OpenAIProvider:
                     refusal = self._refusal(response, await _read_some(response))
                     if response.status in _DOWN_STATUS:
                         raise self._failed(refusal)
-                    self._failures = 0  # whatever it is: somebody is there
+                    self._reached()  # whatever it is: somebody is there
                     raise refusal
                 first = await response.content.readany()
-            self._failures = 0
+            self._reached()
             answered = True
             return Answer(self.name, response, first, deadline)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -191,12 +225,22 @@ class OpenAIProvider:
         except (aiohttp.ClientError, OSError) as error:
             raise self._failed(_broken(self.name, error)) from error
         finally:
+            self._under_way -= 1
             if response is not None and not answered:
                 response.close()
+
+    def _reached(self) -> None:
+        self._failures = 0
+        self._answers_since, self._believed = None, False
+        self._believed_after_seconds = BELIEVED_AFTER_SECONDS
 
     def _failed(self, error: ProviderError) -> ProviderError:
         """Note a try that says that nobody is there. Only several in a row do: one may be this request's own."""
         self._failures += 1
+        self._answers_since = None
+        if self._believed:
+            self._believed = False
+            self._believed_after_seconds *= 2
         error.unreachable = error.unreachable or self.unreachable
         return error
 

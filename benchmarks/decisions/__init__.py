@@ -1,0 +1,1 @@
+"""Rules for canaries, side by side on the very same traffic: when they roll back, and how wrongly."""

@@ -1,0 +1,90 @@
+"""Our rule: the operator's own `plan`, on a virtual clock."""
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from benchmarks.decisions.case import Case
+from benchmarks.decisions.replay import Outcome
+from promptrollout.api.rollout import Snapshot, Step
+from promptrollout.api.slo import Objective
+from promptrollout.engine.evidence import Counts
+from promptrollout.simulation.draws import Draws
+from promptrollout.simulation.world import simulate
+
+DECISIONS = ("ObjectiveBreached", "StepCompleted", "RolloutCompleted")
+"""Reasons of decisions that rest on evidence."""
+
+
+class ByObjective:
+    """Traffic whose counts go by the names of objectives instead of signals."""
+
+    def __init__(self, traffic: Draws, objectives: list[Objective]) -> None:
+        self.interval_seconds, self.intervals = traffic.interval_seconds, traffic.intervals
+        self._traffic, self._objectives = traffic, objectives
+        self.blind: set[int] = set()
+        """Intervals of which nothing could be read."""
+
+    def counts(self, k: int, weight: int) -> Mapping[str, tuple[Counts, ...]]:
+        found = self._traffic.counts(k, weight)
+        counts = {o.name: found[o.signal] for o in self._objectives if o.signal in found}
+        if not counts:
+            self.blind.add(k)
+        return counts
+
+    def available(self, k: int) -> bool:
+        return self._traffic.available(k)
+
+
+def rules_of(case: Case, rollback_above: int | None = None) -> Snapshot:
+    """The case as a manifest would say it. `rollback_above` overrides every rollbackAbovePercent. ValidationError if
+    the API has no such objective."""
+    objectives = [Objective.model_validate(objective) for objective in case.objectives]
+    if rollback_above is not None:
+        change = {"rollback_above_percent": rollback_above}
+        objectives = [
+            o.model_copy(update={"versus_stable": o.versus_stable and o.versus_stable.model_copy(update=change)})
+            for o in objectives
+        ]
+    return Snapshot(
+        steps=[Step(weight=weight, min_duration_seconds=seconds) for weight, seconds in case.ramp],
+        objectives=objectives,
+        interval_seconds=case.scenario.interval_seconds,
+        bake_seconds=0,
+        max_duration_seconds=7_776_000,
+        on_timeout="Hold",
+        on_insufficient_traffic="Hold",
+        analyse=True,
+    )
+
+
+class PromptRollout:
+    """Not a Rule: it has its own idea of when to look and of what a step needs."""
+
+    def __init__(self, rollback_above: int | None = None) -> None:
+        self.rollback_above = rollback_above
+        self.name = "ours" if rollback_above is None else f"ours, above {rollback_above} %"
+
+    def can_judge(self, case: Case) -> bool:
+        """Whether the API knows the case's objectives."""
+        try:
+            rules_of(case)
+        except ValidationError:
+            return False
+        return True
+
+    def play(self, case: Case, traffic: Draws) -> Outcome:
+        rules = rules_of(case, self.rollback_above)
+        named = ByObjective(traffic, rules.objectives)
+        run = simulate(rules, named, unreachable=traffic.unreachable)
+        width = traffic.interval_seconds
+        looks = [moment.seconds // width - 1 for moment in run.timeline if moment.reason in DECISIONS]
+        requests = excess = 0
+        for k in range(run.seconds // width):
+            weight = next(w for at, w in reversed(run.weights) if at <= k * width)
+            exposure = traffic.exposure(k, weight)
+            requests += exposure.requests
+            excess += exposure.bad - exposure.bad_on_stable
+        ended = {"Promoted": "promoted", "RolledBack": "rolled back", "Held": "open"}[run.outcome]
+        blind = sum(k in named.blind or not traffic.available(k) or traffic.unreachable(k) for k in looks)
+        return Outcome(ended, run.seconds, requests, excess, blind)  # type: ignore[arg-type]

@@ -1,0 +1,152 @@
+"""How `promptrollout status` reads: on a screen of 80 columns and on a wide one. Statuses that the engine made."""
+
+import asyncio
+import io
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+
+from promptrollout import cluster
+from promptrollout.cli.main import main
+from promptrollout.cli.status_view import list_view, rollout_view, view_that_fits
+from tests.world import ERRORS, INTERVAL, SPEC, World, snapshot, started, version
+
+
+def printed(view: RenderableType, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(view)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+def rollout(world: World, name: str = "support-assistant", namespace: str = "support") -> dict[str, Any]:
+    return {
+        "apiVersion": "promptrollout.dev/v1alpha1",
+        "kind": "PromptRollout",
+        "metadata": {"name": name, "namespace": namespace, "uid": world.uid, "resourceVersion": "1"},
+        "spec": SPEC.dump(),
+        "status": world.status.dump(),
+    }
+
+
+def shown(world: World, width: int, seconds_later: int = 0) -> list[str]:
+    now = datetime.fromtimestamp(world.now, UTC) + timedelta(seconds=seconds_later)
+    return printed(rollout_view(rollout(world), now), width)
+
+
+def breached() -> World:
+    return started(error_rate={version("v2").digest: 0.5}).tick(3)
+
+
+@pytest.mark.parametrize("world", [started().tick(), breached()], ids=["progressing", "breached"])
+def test_on_80_columns_nothing_is_lost_and_every_sentence_has_the_width_of_the_screen(world: World) -> None:
+    lines = shown(world, 80)
+    assert max(map(cell_len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    text = " ".join(" ".join(lines).split())
+    for row in world.status.analysis:
+        assert f"{row.name} " in text
+        assert row.difference in text
+        assert row.message in text
+    for decision in world.status.history:
+        assert decision.reason in text
+        assert decision.message in text
+    # what belongs together stands in a row, and its sentence below it
+    heads = next(n for n, line in enumerate(lines) if line.startswith("OBJECTIVE"))
+    assert lines[heads].split() == ["OBJECTIVE", "VERDICT", "CANARY", "STABLE", "SAMPLES", "IN", "STEP"]
+    assert lines[heads + 1].startswith("errors")
+    assert lines[heads + 2].startswith("    ")
+    assert cell_len(lines[heads + 2]) > 60
+
+
+def test_on_a_low_screen_that_is_watched_the_rows_go_before_their_sentences() -> None:
+    extra = dict.fromkeys(("one", "two", "three"), "errors")
+    objectives = [ERRORS, *(ERRORS.model_copy(update={"name": name}) for name in extra)]
+    item = rollout(started(snapshot(objectives=objectives), extra=extra).tick())
+    assert len(item["status"]["analysis"]) == 5
+
+    def watched(height: int) -> str:
+        console = Console(file=io.StringIO(), width=80, height=height)
+        console.print(view_that_fits(item, console))
+        return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+    high, low = watched(60), watched(24)
+    for text in (high, low):
+        assert "Message:" in text
+        assert "StepCompleted" in text or "RolloutStarted" in text
+        assert all(row["name"] in text for row in item["status"]["analysis"])
+    assert "the prompt changed: loading" in high
+    assert "the prompt changed: loading" not in low
+    assert len(low.splitlines()) <= 26 < len(high.splitlines())
+
+
+def test_on_a_wide_screen_the_sentence_stands_beside_its_row() -> None:
+    world = breached()
+    line = next(line for line in shown(world, 200) if line.startswith("errors"))
+    assert "✖ Breach" in line
+    assert world.status.analysis[0].difference in line
+
+
+def test_it_says_until_when_the_evidence_goes_while_there_is_an_analysis() -> None:
+    world = started().tick()
+    assert world.status.clock.evaluated_until == world.now
+    assert any(line.split() == ["Evidence:", "until", "12s", "ago"] for line in shown(world, 80, 12))
+    # a screen that is watched is drawn again each second
+    assert any(line.split() == ["Evidence:", "until", "3m", "ago"] for line in shown(world, 80, 180))
+    world.metrics_available = False
+    world.tick(2)
+    age = f"{2 * INTERVAL}s"
+    assert any(line.split() == ["Evidence:", "until", age, "ago"] for line in shown(world, 80))
+    assert not any("Evidence:" in line for line in shown(breached(), 80))
+
+
+def test_a_clock_that_is_behind_the_metrics_sources_is_no_negative_age() -> None:
+    assert any(line.split() == ["Evidence:", "until", "0s", "ago"] for line in shown(started().tick(), 80, -5))
+
+
+def test_the_list_of_all_namespaces_says_which() -> None:
+    items = [rollout(started()), rollout(breached(), "search", "a-namespace-of-a-long-name")]
+    assert not printed(list_view(items), 160)[0].startswith("NAMESPACE")
+    for width in (80, 160):
+        lines = printed(list_view(items, all_namespaces=True), width)
+        assert lines[0].split()[:2] == ["NAMESPACE", "NAME"]
+        assert max(map(cell_len, lines)) <= width
+        starts = [line.split()[:2] for line in lines]
+        assert ["support", "support-assistant"] in starts
+        assert ["a-namespace-of-a-long-name", "search"] in starts
+    assert printed(list_view([], all_namespaces=True), 80) == ["No rollouts in any namespace."]
+
+
+def test_what_no_operator_has_seen_is_said_to_be_unknown() -> None:
+    item = rollout(started())
+    del item["status"]
+    text = "\n".join(printed(list_view([item]), 80))
+    assert "unknown" in text
+    assert "no operator has reported on it yet" in text
+
+
+def test_all_namespaces_asks_for_all_and_takes_no_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    asked: list[str] = []
+
+    async def request(_client: object, method: str, path: str, **_: Any) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        asked.append(f"{method} {path}")
+        return {"items": [rollout(started())]}
+
+    monkeypatch.setattr(cluster, "request", request)
+    kubeconfig = tmp_path / "config"
+    kubeconfig.write_text(
+        "{apiVersion: v1, kind: Config, current-context: a, contexts: [{name: a, context: {cluster: a, user: a}}],"
+        " clusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}], users: [{name: a, user: {}}]}"
+    )
+    run = CliRunner(env={"KUBECONFIG": str(kubeconfig)}).invoke
+    done = run(main, ["status", "-A"])
+    assert done.exit_code == 0, done.output
+    assert asked == ["GET /apis/promptrollout.dev/v1alpha1/promptrollouts"]
+    assert "NAMESPACE" in done.output
+    refused = run(main, ["status", "app", "-A"])
+    assert refused.exit_code == 2
+    assert "a name belongs to one namespace" in refused.output

@@ -1,0 +1,141 @@
+"""What is learned of how much requests are alike: against variances computed by hand, and against drawn traffic."""
+
+import math
+import random
+import statistics
+
+import pytest
+
+from promptrollout.engine.dispersion import LEAST_SHARDS, SHARDS, Dispersion, shard_squares
+from promptrollout.engine.evidence import Arm, Counts, Shard
+
+VARIANCE = 0.02 * 0.98
+
+
+def stable_alone(n: float, bad: float) -> Counts:
+    return Counts(Arm(0, 0), Arm(n, bad))
+
+
+def sharded(canary: list[Shard], stable: list[Shard]) -> Counts:
+    arms = (Arm(sum(n for n, _ in arm), sum(x for _, x in arm), shards=tuple(arm)) for arm in (canary, stable))
+    return Counts(*arms)
+
+
+def drawn(rng: random.Random, n: int, rates: list[float]) -> list[Shard]:
+    """Shards of n requests each, with rates of their own."""
+    return [(n, sum(rng.random() < p for _ in range(n))) for p in rates]
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def test_what_independent_requests_show_is_no_correlation() -> None:
+    rng = random.Random(3)
+    seen = Dispersion()
+    for _ in range(200):
+        seen = seen.observe([stable_alone(600, sum(rng.random() < 0.02 for _ in range(600)))], VARIANCE, 1 / VARIANCE)
+    assert seen.between_intervals() < 0.001
+
+
+@pytest.mark.parametrize("correlation", [0.01, 0.05])
+def test_shocks_show_as_the_correlation_within_an_interval(correlation: float) -> None:
+    rng = random.Random(5)
+    size = 1 / correlation - 1
+    seen = Dispersion()
+    for _ in range(400):
+        p = rng.betavariate(0.02 * size, 0.98 * size)
+        seen = seen.observe([stable_alone(600, sum(rng.random() < p for _ in range(600)))], VARIANCE, 1 / VARIANCE)
+    assert seen.between_intervals() == pytest.approx(correlation, rel=0.35)
+
+
+def test_it_is_the_excess_of_the_squared_change_written_out() -> None:
+    seen = Dispersion()
+    for bad in (10.0, 40.0, 5.0):
+        seen = seen.observe([stable_alone(500, bad)], VARIANCE, 50.0)
+    alone = VARIANCE * (1 / 500 + 1 / 500)
+    excess = (30 / 500) ** 2 + (35 / 500) ** 2 - 2 * alone
+    error = 2 * alone**2 * (3 + 0.375 * 50 / 250)
+    assert seen.between_intervals() == pytest.approx((excess - math.sqrt(error)) / (2 * 2 * VARIANCE))
+
+
+def test_slow_drift_and_an_outage_are_no_fluctuation() -> None:
+    drift = Dispersion()
+    for k in range(200):
+        drift = drift.observe([stable_alone(600, 12 + 6 * math.sin(k / 60))], VARIANCE, 50.0)
+    assert drift.between_intervals() == 0
+    steady = Dispersion().observe([stable_alone(600, 12)], VARIANCE, 50.0)
+    over = steady.interrupted().observe([stable_alone(600, 300)], VARIANCE, 50.0)
+    assert over.between_intervals() == 0
+    assert steady.observe([stable_alone(600, 300)], VARIANCE, 50.0).between_intervals() > 0
+
+
+# ---------------------------------------------------------------- users
+
+
+def test_without_shards_nothing_is_known_of_users() -> None:
+    seen = Dispersion().observe([Counts.of(100, 50, 900, 9)], VARIANCE, 50.0)
+    assert seen.between_users(0.25, 0.01) == 1
+    assert list(seen.singles()) == []
+
+
+def test_independent_requests_are_not_weighed_down() -> None:
+    rng = random.Random(8)
+    factors = []
+    for _ in range(40):
+        seen = Dispersion()
+        for _ in range(5):
+            counts = sharded(drawn(rng, 20, [0.05] * SHARDS), drawn(rng, 40, [0.05] * SHARDS))
+            seen = seen.observe([counts], 0.0475, 20.0)
+        factors.append(seen.between_users(0.0475, 0.0475))
+    assert statistics.mean(factors) < 1.1
+
+
+def test_users_with_habits_weigh_as_much_as_their_variance() -> None:
+    """Rates of shards with variance t^2 add n t^2 to each request's variance p q, for n requests a shard."""
+    rng = random.Random(9)
+    found = []
+    for _ in range(60):
+        seen = Dispersion()
+        rates = [[min(max(rng.gauss(0.1, 0.03), 0), 1) for _ in range(SHARDS)] for _ in range(2)]
+        for _ in range(8):
+            seen = seen.observe([sharded(drawn(rng, 50, rates[0]), drawn(rng, 50, rates[1]))], 0.09, 11.0)
+        found.append(seen.between_users(0.09, 0.09))
+    expected = 1 + 400 * 0.03**2 / 0.09
+    error = 1 + math.sqrt(1 / (2 * (SHARDS - 1)) * 2)
+    assert statistics.mean(found) * error == pytest.approx(expected, rel=0.15)
+
+
+def test_the_requests_of_few_shards_count_as_one_each() -> None:
+    canary: list[Shard] = [(30.0, 30.0), (30.0, 0.0)] + [(0.0, 0.0)] * (SHARDS - 2)
+    seen = Dispersion().observe([sharded(canary, [(10.0, 0.0)] * SHARDS)], VARIANCE, 50.0)
+    assert seen.effective_shards() == pytest.approx(2)
+    assert seen.between_users(0.25, 0.01) >= 30
+    assert LEAST_SHARDS > 2
+    single: list[Shard] = [(1.0, 1.0)] * 4 + [(0.0, 0.0)] * (SHARDS - 4)
+    seen = Dispersion().observe([sharded(single, [(10.0, 0.0)] * SHARDS)], VARIANCE, 50.0)
+    assert seen.between_users(1e-9, 0.01) == 1
+
+
+def test_shards_stand_for_the_squares_that_nobody_exports() -> None:
+    """Of shards of one value each, the plain sample: sum of squares to within the correction for the mean."""
+    values = [1.0, 4.0, 2.0, 8.0] * (SHARDS // 4)
+    arm = Arm(SHARDS, sum(values), shards=tuple((1.0, x) for x in values))
+    variance = (shard_squares(arm) - arm.total**2 / arm.n) / arm.n
+    assert variance == pytest.approx(statistics.variance(values), rel=1e-9)
+    assert shard_squares(Arm(10, 5)) == 0
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_it_starts_again_from_its_numbers_to_the_last_bit() -> None:
+    rng = random.Random(1)
+    seen = Dispersion()
+    for _ in range(3):
+        counts = sharded(drawn(rng, 7, [0.3] * SHARDS), drawn(rng, 11, [0.2] * SHARDS))
+        seen = seen.observe([counts], 0.2, 5.0)
+    assert Dispersion.take(seen.numbers(), seen.singles()) == seen
+    with pytest.raises(ValueError, match="shards are missing"):
+        Dispersion.take(seen.numbers(), iter([0.0] * SHARDS))
+    with pytest.raises(ValueError, match="not the sums"):
+        Dispersion.take(iter([0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0]), iter(()))

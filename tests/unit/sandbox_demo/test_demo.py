@@ -1,0 +1,50 @@
+"""How the demo ends when somebody presses Ctrl-C."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from promptrollout.sandbox import demo
+
+
+class FakeSandbox:
+    """Comes up at once; `calls` is shared by all."""
+
+    calls: list[str]
+    is_up = False
+    kubeconfig = model_url = ""
+
+    def __init__(self, directory: Path) -> None:
+        self.calls = type(self).calls
+
+    def up(self, _progress: Any) -> None:
+        self.calls.append("up")
+        self.is_up = True
+
+    def down(self) -> None:
+        self.calls.append("down")
+        self.is_up = False
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_ctrl_c_says_what_still_runs_and_how_to_stop_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keep: bool
+) -> None:
+    async def tell(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeSandbox, "calls", [], raising=False)
+    monkeypatch.setattr(demo, "Sandbox", FakeSandbox)
+    monkeypatch.setattr(demo, "_tell", tell)
+    console = Console(file=io.StringIO(), width=200)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(demo.Options(directory=tmp_path, keep=keep), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "interrupted" in text
+    assert ("keeps running: control plane, Prometheus, operator, gateway pods" in text) is keep
+    assert (f"To stop it: promptrollout sandbox down --dir {tmp_path}" in text) is keep
+    assert ("stopping the sandbox" in text) is not keep
+    assert FakeSandbox.calls == (["down", "up"] if keep else ["down", "up", "down"])
