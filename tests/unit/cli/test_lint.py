@@ -62,6 +62,14 @@ def test_an_objective_that_the_api_server_takes_has_a_shape_that_fits(name: str)
     assert schema_problems("PromptSLO", body) == []
 
 
+def test_an_objective_that_nothing_is_exported_for_is_warned_of() -> None:
+    findings = list(check(list(read("f.yaml", slo(TAKEN["a judge's dimension"])))))
+    assert [(each.is_error, each.path) for each in findings] == [(False, "spec.objectives[0].signal")]
+    assert "export no series of JudgeScore yet" in findings[0].reason
+    assert "a judge that scores this dimension" in findings[0].reason
+    assert list(check(list(read("f.yaml", slo(TAKEN["RefusalRate"]))))) == []
+
+
 def test_every_cel_rule_has_its_twin_and_none_is_left_over() -> None:
     assert {message for kind in KINDS for message in rules(kind_schema(kind))} == set(CEL)
 
