@@ -67,7 +67,7 @@ class Source:
         self._slots = asyncio.Semaphore(PARALLEL)
         self._timeout = timeout
         # VictoriaMetrics answers queries about the last 30 s with older points, unless it may not use its cache
-        self._parameters = {"timeout": f"{timeout:g}s", "nocache": "1", **(parameters or {})}
+        self._parameters = {"timeout": f"{timeout:g}", "nocache": "1", **(parameters or {})}
         self._session = requests.Session()
         self._session.auth = access
         self._session.cert = client_certificate

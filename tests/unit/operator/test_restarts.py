@@ -12,6 +12,7 @@ import pytest
 from promptrollout.api import names
 from promptrollout.api.slo import Objective
 from promptrollout.engine.evidence import Interval
+from promptrollout.engine.signals import SIGNALS
 from promptrollout.operator.evidence import Reader
 from promptrollout.operator.question import Measured, Query, Question
 from promptrollout.operator.series import Series
@@ -49,6 +50,8 @@ def kinds_of_series(question: Question, arm: str) -> Iterator[tuple[Query, dict[
     for name in measured.signal.strata:
         labels = [each | {name: value} for each in labels for value in STRATA[name]]
     for wanted in measured.wanted:
+        if wanted.divided and question.objectives[0].signal is not SIGNALS["ErrorRate"]:
+            continue  # one signal shows what shards do, at a fraction of the time
         for each in labels:
             own = each | dict(wanted.counter.labels)
             shards = range(names.SHARDS) if wanted.divided else [None]
@@ -92,7 +95,7 @@ def cut(windows: Windows, after: int, until: int) -> Windows:
     return found
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_a_restart_changes_no_bit(kind: str, seed: int) -> None:
     rng = random.Random(seed)

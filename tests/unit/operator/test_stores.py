@@ -117,7 +117,7 @@ async def test_a_store_can_be_told_to_give_no_partial_answers(store: Store, serv
     assert {**request.query, "query": "…"} == {
         "query": "…",
         "time": "60",
-        "timeout": "7s",
+        "timeout": "7",
         "nocache": "1",
         **parameters,
     }
