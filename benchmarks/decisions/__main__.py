@@ -51,7 +51,7 @@ def main() -> None:
             report.row(**row(cases[name], rule, found))
         if (least := floor(cases[name])) is not None:
             report.row(case=name, rule="floor", requests=round(least))
-    judge(report, cases, results)
+    judge(report, cases, results, given.rule)
     report.write()
     print(COLUMNS)
     plot(cases, results, report.name)
@@ -72,32 +72,34 @@ def row(case: Case, rule: str, found: Figures) -> dict[str, object]:
         "case": case.name,
         "rule": rule,
         "runs": found.runs,
-        "back %": round(100 * found.rolled_back, 2),
+        "rolled back %": round(100 * found.rolled_back, 2),
         "95 %": f"{100 * found.rolled_back_low:.2f}-{100 * found.rolled_back_high:.2f}",
-        "100 %": round(100 * found.promoted, 2),
+        "promoted %": round(100 * found.promoted, 2),
         "requests": whole(found.requests_median),
-        "p90": whole(found.requests_p90),
+        "requests p90": whole(found.requests_p90),
         "excess": whole(found.excess_median),
-        "e. p90": whole(found.excess_p90),
-        "eff.": round(least / found.requests_mean, 2) if least and found.requests_mean else None,
-        "min": minutes(found.promotion_seconds_median),
-        "m. p90": minutes(found.promotion_seconds_p90),
+        "excess p90": whole(found.excess_p90),
+        "efficiency": round(least / found.requests_mean, 2) if least and found.requests_mean else None,
+        "minutes": minutes(found.promotion_seconds_median),
+        "minutes p90": minutes(found.promotion_seconds_p90),
         "blind": found.blind_decisions,
     }
 
 
-COLUMNS = """back %, 95 %: of runs that were rolled back, and its interval. 100 %: of runs that were promoted.
-requests, p90; excess, e. p90: canary requests until rollback, and bad ones that stable would have spared them.
-eff.: the floor (mean requests that any rule of this level needs) over the mean, if all runs were rolled back.
-min, m. p90: minutes until promotion.
+COLUMNS = """rolled back %: of all runs, and its 95 % interval.
+requests, excess: the canary's until rollback (median), and bad ones that stable would have spared its users.
+efficiency: the floor (mean requests that any rule of this level needs) over the mean, if all runs were rolled back.
+minutes: until promotion (median), of runs that were not rolled back.
 blind: decisions at looks for which nothing could be read."""
 
 
-def judge(report: Report, cases: Mapping[str, Case], results: Results) -> None:
+def judge(report: Report, cases: Mapping[str, Case], results: Results, given_rule: str) -> None:
     """The goals that the cases at hand can tell of, one line for each."""
     for name, case in cases.items():
         ours = results[name].get(OURS.name)
         if ours is None:
+            if not given_rule:
+                report.goal(f"judged at all, {name}", 1, None)
             continue
         if case.truth in ("harmless", "unreadable"):
             report.goal(f"false rollback, {name}", 100 * ALPHA, 100 * ours.rolled_back, unit="%")

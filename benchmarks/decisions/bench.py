@@ -107,7 +107,7 @@ def figures(outcomes: Sequence[Outcome]) -> Figures:
     back = [outcome for outcome in outcomes if outcome.ended == "rolled back"]
     promoted = [outcome for outcome in outcomes if outcome.ended == "promoted"]
     waits = [outcome.seconds if outcome.ended == "promoted" else math.inf for outcome in outcomes]
-    waits = [wait for wait, outcome in zip(waits, outcomes, strict=True) if outcome.ended != "rolled back"]
+    waits = [wait for wait, outcome in zip(waits, outcomes, strict=True) if outcome.ended in ("promoted", "open")]
     low, high = wilson(len(back), len(outcomes))
     return Figures(
         runs=len(outcomes),

@@ -49,6 +49,15 @@ class Case(Strict):
         return [str(objective["signal"]) for objective in self.objectives]
 
     @property
+    def onset(self) -> int:
+        """First interval in which the canary is what the truth says."""
+        s = self.scenario
+        of = {"ErrorRate": s.errors, "Latency": s.latency, "CostPerRequest": s.cost, "JudgeScore": s.judge}.get(
+            self.judged
+        )
+        return 0 if of is None else of.onset
+
+    @property
     def planned_seconds(self) -> int:
         """What the steps take at least; time without metrics does not count."""
         return sum(seconds for _, seconds in self.ramp) + self.lost_seconds

@@ -1,17 +1,18 @@
 """Our rule: the operator's own `plan`, on a virtual clock."""
 
+from bisect import bisect_right
 from collections.abc import Mapping
 
-from pydantic import ValidationError
-
 from benchmarks.decisions.case import Case
-from benchmarks.decisions.replay import Outcome
+from benchmarks.decisions.replay import Ended, Outcome
 from promptrollout.api.rollout import Snapshot, Step
 from promptrollout.api.slo import Objective
 from promptrollout.engine.evidence import Counts
+from promptrollout.engine.objectives import make_test
 from promptrollout.simulation.draws import Draws
 from promptrollout.simulation.world import simulate
 
+ENDED: Mapping[str, Ended] = {"Promoted": "promoted", "RolledBack": "rolled back", "Held": "open"}
 DECISIONS = ("ObjectiveBreached", "StepCompleted", "RolloutCompleted")
 """Reasons of decisions that rest on evidence."""
 
@@ -40,8 +41,8 @@ class ByObjective:
 
 
 def rules_of(case: Case, rollback_above: int | None = None) -> Snapshot:
-    """The case as a manifest would say it. `rollback_above` overrides every rollbackAbovePercent. ValidationError if
-    the API has no such objective."""
+    """The case as a manifest would say it. `rollback_above` overrides every rollbackAbovePercent. ValueError if the API
+    has no such objective."""
     objectives = [Objective.model_validate(objective) for objective in case.objectives]
     if rollback_above is not None:
         change = {"rollback_above_percent": rollback_above}
@@ -69,10 +70,11 @@ class PromptRollout:
         self.name = "ours" if rollback_above is None else f"ours, above {rollback_above} %"
 
     def can_judge(self, case: Case) -> bool:
-        """Whether the API knows the case's objectives."""
+        """Whether API and engine know the case's objectives."""
         try:
-            rules_of(case)
-        except ValidationError:
+            for objective in rules_of(case).objectives:
+                make_test(objective)
+        except (ValueError, KeyError):
             return False
         return True
 
@@ -82,12 +84,7 @@ class PromptRollout:
         run = simulate(rules, named)
         width = traffic.interval_seconds
         looks = [moment.seconds // width - 1 for moment in run.timeline if moment.reason in DECISIONS]
-        requests = excess = 0
-        for k in range(run.seconds // width):
-            weight = next(w for at, w in reversed(run.weights) if at <= k * width)
-            exposure = traffic.exposure(k, weight)
-            requests += exposure.requests
-            excess += exposure.bad - exposure.bad_on_stable
-        ended = {"Promoted": "promoted", "RolledBack": "rolled back", "Held": "open"}[run.outcome]
         blind = sum(k in named.blind or not traffic.available(k) or traffic.unreachable(k) for k in looks)
-        return Outcome(ended, run.seconds, requests, excess, blind)  # type: ignore[arg-type]
+        starts = [at for at, _ in run.weights]
+        weights = [run.weights[bisect_right(starts, k * width) - 1][1] for k in range(run.seconds // width)]
+        return Outcome.of(case, traffic, weights, ENDED[run.outcome], blind)

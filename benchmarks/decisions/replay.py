@@ -1,7 +1,7 @@
 """Let a rule watch a canary: interval by interval, step by step, on traffic that was drawn for all rules alike."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -105,40 +105,55 @@ class Rule(Protocol):
         """At the end of each interval. `advance` raises the weight as soon as the step's time is over, too."""
 
 
+Ended = Literal["promoted", "rolled back", "too soon", "open"]
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a rule made of one run."""
 
-    ended: Literal["promoted", "rolled back", "open"]
+    ended: Ended
+    """Too soon: rolled back before the regression began."""
     seconds: int
     """From the first exposure to the end of the interval after which that was decided."""
     requests: int
-    """Canary's until then."""
+    """Canary's until then, since the regression began."""
     excess: int
     """Bad requests that stable would have spared the canary's users."""
     blind_decisions: int
     """Rollbacks and raised weights at looks for which nothing could be read, or while only the provider was down."""
 
+    @classmethod
+    def of(cls, case: Case, traffic: Draws, weights: Sequence[int], ended: Ended, blind_decisions: int) -> "Outcome":
+        """`weights`: of each interval until the end."""
+        exposed = [traffic.exposure(k, weight) for k, weight in enumerate(weights)][case.onset :]
+        return cls(
+            ended="too soon" if ended == "rolled back" and len(weights) <= case.onset else ended,
+            seconds=len(weights) * traffic.interval_seconds,
+            requests=sum(exposure.requests for exposure in exposed),
+            excess=sum(exposure.bad - exposure.bad_on_stable for exposure in exposed),
+            blind_decisions=blind_decisions,
+        )
+
 
 def replay(rule: Rule, case: Case, traffic: Draws) -> Outcome:
     ramp, width = rule.ramp or case.ramp, traffic.interval_seconds
     history = History.begin(case, traffic.intervals)
-    step, in_step, requests, excess, blind = 0, 0, 0, 0, 0
-    for k in range(traffic.intervals):
-        weight, seconds = ramp[step]
-        exposure = traffic.exposure(k, weight)
-        requests += exposure.requests
-        excess += exposure.bad - exposure.bad_on_stable
+    step, in_step, blind = 0, 0, 0
+    ended: Ended = "open"
+    weights: list[int] = []
+    while ended == "open" and len(weights) < traffic.intervals:
+        k, (weight, seconds) = len(weights), ramp[step]
+        weights.append(weight)
         history.take(weight, traffic.counts(k, weight), traffic.available(k))
         in_step += width
         verdict = rule.decide(history)
-        over = in_step >= seconds
-        if verdict == "rollback" or (verdict == "advance" and over):
+        raises = verdict == "advance" and in_step >= seconds
+        if verdict == "rollback" or raises:
             blind += history.blind or traffic.unreachable(k)
         if verdict == "rollback":
-            return Outcome("rolled back", (k + 1) * width, requests, excess, blind)
-        if verdict == "advance" and over:
+            ended = "rolled back"
+        elif raises:
             step, in_step = step + 1, 0
-            if step == len(ramp):
-                return Outcome("promoted", (k + 1) * width, requests, excess, blind)
-    return Outcome("open", traffic.intervals * width, requests, excess, blind)
+            ended = "promoted" if step == len(ramp) else "open"
+    return Outcome.of(case, traffic, weights, ended, blind)

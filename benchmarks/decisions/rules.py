@@ -7,6 +7,7 @@ from statistics import NormalDist
 import numpy as np
 
 from benchmarks.decisions.case import ALPHA, Case, Ramp
+from benchmarks.decisions.kayenta import Kayenta
 from benchmarks.decisions.replay import Arm, History, Rule, Signal, Verdict
 
 
@@ -182,8 +183,6 @@ def floor(case: Case) -> float | None:
 
 def classical(case: Case, rng: np.random.Generator) -> list[Rule]:
     """A fresh instance of each rule that can judge the case at all. This is where a visitor's rule goes."""
-    from benchmarks.decisions.kayenta import Kayenta
-
     rules: list[Rule] = [NaiveZ(), GrowthBook(), Kayenta(rng)]
     if "ErrorRate" in case.signals:
         rules += [ArgoRollouts(0.95), ArgoRollouts(0.97), Flagger(0.97)]

@@ -26,7 +26,7 @@ WORSE_ODDS: Grid = {1.25: 0.2, 2.0: 0.2, 4.0: 0.2, 10.0: 0.2, 100.0: 0.2}
 """Of a fixed bound's breach test, as multiples of the bound's odds (up to a total failure)."""
 BETTER_ODDS: Grid = {0.1: 0.25, 0.25: 0.25, 0.5: 0.25, 0.8: 0.25}
 """Of a fixed bound's promotion test."""
-SPOTLESS_ODDS: Grid = {0.1: 1 / 3, 0.25: 1 / 3, 0.5: 1 / 3}
+SPOTLESS_ODDS: Grid = {0.01: 0.65, 0.25: 0.2, 0.5: 0.15}
 """The same for the negligible rate, where only arms (nearly) without failures need it."""
 SUSPECT_ODDS = (1.5, 5.0)
 """Alternatives by which stable comes under suspicion of being above `max` itself."""

@@ -1,11 +1,15 @@
 """A small run of the benchmark. Seeds are fixed; should draws change, a rule that keeps its promise fails
 a bound with a chance below 1 in 1,000."""
 
+import numpy as np
 import pytest
 
 from benchmarks.decisions.bench import NO_TOLERANCE, OURS, Job, figures, play, wilson
 from benchmarks.decisions.case import read_cases
+from benchmarks.decisions.ours import ByObjective, rules_of
 from benchmarks.decisions.replay import Outcome
+from promptrollout.simulation.draws import draw
+from promptrollout.simulation.world import simulate
 
 RUNS = 20
 MOST_FALSE = 5
@@ -52,6 +56,18 @@ def test_a_canary_at_the_margin_is_not_promoted() -> None:
 @pytest.mark.parametrize("case", ["nan", "prometheus-outage", "provider-outage"])
 def test_what_cannot_be_read_decides_nothing(case: str) -> None:
     assert sum(outcome.blind_decisions for outcome in outcomes(case, runs=6)[OURS.name]) == 0
+
+
+@pytest.mark.parametrize("name", ["nan", "prometheus-outage", "provider-outage", "judge-delay", "x3-mid-step"])
+def test_how_many_intervals_a_plan_takes_changes_no_decision(name: str) -> None:
+    """The benchmark hands over many at once, the operator each as it ends."""
+    case = read_cases()[name]
+    traffic, rules = draw(case.scenario, np.random.default_rng(4)), rules_of(case)
+    runs = [
+        simulate(rules, ByObjective(traffic, rules.objectives), unreachable=traffic.unreachable, at_once=most)
+        for most in (1, None)
+    ]
+    assert runs[0].timeline == runs[1].timeline
 
 
 def test_every_case_can_be_drawn_and_judged() -> None:

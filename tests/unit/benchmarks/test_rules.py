@@ -1,9 +1,13 @@
 """The rules that ours is compared with do what their documentation, their source and their users' reports say."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import yaml
 
-from benchmarks.decisions.case import read_cases
+from benchmarks import decisions
+from benchmarks.decisions.case import Case, read_cases
 from benchmarks.decisions.kayenta import Kayenta, classify, mann_whitney
 from benchmarks.decisions.replay import History, Rule, Verdict, replay
 from benchmarks.decisions.rules import ArgoRollouts, Flagger, GrowthBook, NaiveZ, OracleSPRT, classical, floor
@@ -123,3 +127,22 @@ def test_a_decision_without_evidence_is_counted() -> None:
     outcome = replay(ArgoRollouts(0.95), case, traffic)
     assert (outcome.ended, outcome.blind_decisions) == ("rolled back", 1)
     assert outcome.seconds == 50 * 60  # the first measurement in the outage, which begins in the 46th minute
+
+
+# ---------------------------------------------------------------- what a visitor adds
+
+
+def example(language: str) -> str:
+    """The last block of that language in the README."""
+    text = (Path(decisions.__file__).parent / "README.md").read_text("utf-8")
+    return text.split(f"```{language}\n")[-1].split("```")[0]
+
+
+def test_the_readmes_rule_and_case_work_as_they_stand() -> None:
+    names: dict[str, object] = {"History": History, "Verdict": Verdict}
+    exec(example("python"), names)
+    rule = names["ThreeInARow"]()  # type: ignore[operator]
+    assert verdicts(rule, [BAD, BAD, NOTHING, BAD, BAD, BAD]) == ["advance"] * 5 + ["rollback"]
+    case = Case.model_validate(yaml.safe_load(example("yaml"))[0])
+    traffic = draw(case.scenario, np.random.default_rng(1))
+    assert replay(names["ThreeInARow"](), case, traffic).requests > 0  # type: ignore[operator]
