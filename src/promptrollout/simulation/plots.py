@@ -119,6 +119,8 @@ def evidence(
             xytext=(0, 2),
             textcoords="offset points",
             fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
+            zorder=5,
         )
         panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     panel.set_ylim(-0.1, min(MOST * 1.05, top * 1.15))

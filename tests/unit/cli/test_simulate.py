@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from pydantic.alias_generators import to_camel
 
 from promptrollout.cli import given
 from promptrollout.cli.main import main
+from promptrollout.simulation.recorded import RecordedArm, RecordedInterval
+from promptrollout.simulation.scenario import Scenario
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 FOLDER = EXAMPLES / "simulate"
@@ -136,6 +139,18 @@ def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.M
         given.require("numpy")
 
 
+def test_the_page_on_it_shows_what_is_read() -> None:
+    text = (EXAMPLES.parent / "docs" / "simulate.md").read_text()
+    (scenario,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    assert Scenario.model_validate(yaml.safe_load(scenario)).errors.onset == 50
+    (line,) = re.findall(r"```json\n(.*?)```", text, re.S)
+    assert RecordedInterval.model_validate_json(line).strata()["errors"][0].canary.n == 30
+    fields = {*RecordedInterval.model_fields, *RecordedArm.model_fields}
+    assert {name for name in fields if f"`{name}`" not in text} == set()
+    parts = {to_camel(name) for name in Scenario.model_fields}
+    assert {name for name in parts if name not in text} == set()
+
+
 # ---------------------------------------------------------------- rules
 
 
@@ -162,13 +177,17 @@ def test_a_plan_at_80_columns() -> None:
 
 
 def test_lint_warns_with_the_words_of_plan(tmp_path: Path) -> None:
-    text = " ".join(good("plan", "-f", ROLLOUT, "--requests-per-minute", "30").split())
-    linted = good("lint", ROLLOUT, "--requests-per-minute", "30")
-    doubts = re.findall(r"objectives\[\d\]: (objective .*)", linted)
-    assert doubts
+    body = yaml.safe_load(Path(ROLLOUT).read_text())
+    body["spec"]["strategy"]["canary"]["maxDurationSeconds"] = 3600
+    del body["spec"]["analysis"]["objectives"][1:]
+    path = str(tmp_path / "rollout.yaml")
+    Path(path).write_text(yaml.safe_dump(body))
+    text = " ".join(good("plan", "-f", path, "--requests-per-minute", "30").split())
+    doubts = re.findall(r"objectives\[\d\]: (objective .*)", good("lint", path, "--requests-per-minute", "30"))
+    assert len(doubts) == 2
     for doubt in doubts:
         assert " ".join(doubt.split()) in text
-    assert "onInsufficientTraffic applies" not in good("lint", ROLLOUT)
+    assert "onInsufficientTraffic applies" not in good("lint", path)
 
 
 def test_lint_warns_of_what_no_traffic_decides(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_the_time_to_pass_is_that_of_the_operator() -> None:
 
 def test_more_traffic_catches_less_and_passes_sooner() -> None:
     of = rules()
-    little, much = (forecast(of, assumed(of, rate)) for rate in (120, 6000))
+    little, much = (forecast(of, assumed(of, rate)) for rate in (300, 6000))
     for step in (0, 1):
         small, large = much.steps[step].catches["errors"], little.steps[step].catches["errors"]
         assert small is not None
@@ -83,7 +83,7 @@ def test_more_traffic_catches_less_and_passes_sooner() -> None:
     assert much.good_seconds == much.planned_seconds == 1800
     assert little.good_seconds > 1800
     assert not much.doubts
-    assert little.steps[1].canary_requests == pytest.approx(1200)
+    assert little.steps[1].canary_requests == pytest.approx(3000)
 
 
 def test_a_version_that_never_arrives_says_what_it_waits_for() -> None:

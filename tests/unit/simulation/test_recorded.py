@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from click.testing import CliRunner
 
 from promptrollout.api import names
+from promptrollout.cli.main import main
 from promptrollout.engine.evidence import Arm, Counts, Interval
 from promptrollout.simulation.history import history
 from promptrollout.simulation.recorded import Recorded, RecordedInterval, line_of, read, write
@@ -17,6 +19,7 @@ from promptrollout.simulation.world import simulate
 from tests.unit.operator.test_prometheus import FakePrometheus
 from tests.unit.simulation.steady import Steady, rules
 
+ROLLOUT = Path(__file__).parents[3] / "examples" / "simulate" / "rollout.yaml"
 START = 1_800_000_000
 SHARDS = tuple((float(g), 1.0) for g in range(32))
 
@@ -127,7 +130,7 @@ def series(metric: str, variant: str, version: str, first: int, last: int, per_s
     return {"metric": labels | {"namespace": "ns", "rollout": "app", "model": "m"}, "values": values}
 
 
-async def test_history_is_read_as_the_operator_would_have_read_it(prometheus: FakePrometheus) -> None:
+async def test_history_is_read_as_the_operator_would_have_read_it(prometheus: FakePrometheus, tmp_path: Path) -> None:
     end = int(time.time()) // 30 * 30 - 300
     start, before = end - 900, end - 900 - 3000
     for metric, canary, stable in ((names.METRIC_REQUESTS, 10.0, 90.0), (names.METRIC_ERRORS, 2.0, 0.9)):
@@ -148,6 +151,14 @@ async def test_history_is_read_as_the_operator_would_have_read_it(prometheus: Fa
     run = simulate(rules(), found, exposed_at=found.exposed_at)
     assert run.outcome == "RolledBack"
     assert "the weight at which the metrics were recorded is not known" in " ".join(found.warnings(["errors"]))
+
+    kept = tmp_path / "kept.jsonl"
+    arguments = ["simulate", "-f", str(ROLLOUT), "--prometheus", prometheus.url, "--from", str(start), "--to", str(end)]
+    arguments += ["--uid", "uid", "--stable", "ssssssssss", "--canary", "cccccccccc", "-n", "ns", "--record", str(kept)]
+    result = await asyncio.to_thread(CliRunner().invoke, main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "rolled back" in result.output
+    assert read(kept).counts(10, 10)["errors"] == (counts,)
 
     with pytest.raises(ValueError, match="cannot be reached"):
         await asyncio.to_thread(ask, "http://127.0.0.1:9")

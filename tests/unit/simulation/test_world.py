@@ -93,6 +93,18 @@ def test_a_provider_that_is_away_rejects_nobody() -> None:
     assert "ProviderUnreachable" in [moment.reason for moment in run.timeline]
 
 
+def test_a_weight_that_both_arms_suffer_from_is_taken_back() -> None:
+    run = simulate(rules(objectives=[BOUND]), Steady(both=lambda k: 0.12 if k >= 22 else None))
+    assert ("WeightReduced", 50) in [(moment.reason, moment.weight) for moment in run.timeline]
+    assert run.weights[-1][1] == 10
+
+
+def test_a_mismatch_of_the_sample_ratio_holds() -> None:
+    run = simulate(rules(), Steady(surplus=1.15))
+    assert run.outcome == "Held"
+    assert "should get 10 %" in run.why
+
+
 def test_what_never_gets_evidence_is_held_and_says_what_it_waits_for() -> None:
     run = simulate(rules(), Steady(requests=6))
     assert (run.outcome, run.seconds) == ("Held", 7200)
