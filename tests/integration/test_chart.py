@@ -37,8 +37,14 @@ def run(sandbox: Sandbox) -> Run:
         (),
         ("podDisruptionBudget.enabled=true", "networkPolicy.enabled=true", "crds.keep=false"),
         ("watchNamespaces={default,kube-public}",),
+        (
+            "metricsSources[0].name=mimir",
+            "metricsSources[0].url=https://mimir/prometheus",
+            "metricsSources[0].secretName=mimir-access",
+            "metricsSources[0].bearerTokenFile=token",
+        ),
     ],
-    ids=["default", "all on", "namespaced"],
+    ids=["default", "all on", "namespaced", "a source's Secret"],
 )
 def test_every_object_is_accepted(run: Run, values: tuple[str, ...]) -> None:
     """Also by Pod Security's restricted standard: the operator's namespace enforces it."""

@@ -11,6 +11,7 @@ from promptrollout.api.slo import Objective
 from promptrollout.api.template import prompt_problems
 from promptrollout.cli.lint_schema import Path, Problem
 from promptrollout.engine.objectives import make_test
+from promptrollout.engine.signals import SIGNALS
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
                     "cluster has it",
                 )
             )
+    warnings += _objectives_that_wait(kind, spec)
     if kind == "PromptRollout":
         errors += _objectives_twice(manifest, ours)
         warnings += _objectives_left_out(manifest, ours)
@@ -106,6 +108,15 @@ def _objectives_twice(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -
             reason = f"objective {name} of PromptSLO {slo} is declared in {seen[name]} too"
             yield Problem(path, f"{reason}; rename one of them")
         seen[name] = f"PromptSLO {slo}"
+
+
+def _objectives_that_wait(kind: str, spec: dict[str, Any]) -> Iterator[Problem]:
+    """No evidence is never a pass: an objective on what nobody exports holds its rollout for good."""
+    for path, objective in _objectives(kind, spec):
+        signal = SIGNALS.get(objective["signal"])
+        if signal is not None and not signal.exported:
+            reason = f"gateways of this release export no series of {objective['signal']} yet: a rollout waits for it"
+            yield Problem((*path, "signal"), f"objective {objective['name']}: {reason}; it will need {signal.needs}")
 
 
 def _objectives_left_out(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:

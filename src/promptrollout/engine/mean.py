@@ -81,7 +81,8 @@ _LENGTH = 6 + 2 + 2 * (1 + len(EFFECTS)) + 1 + 2 * 5 + 3 + dispersion.DOUBLES
 
 
 def variances(canary: Arm, stable: Arm) -> tuple[float, float] | None:
-    """Variance of one sample in each arm, shrunk to both arms' together; None before LEARN samples, without squares or scale.
+    """Variance of one sample in each arm, shrunk to both arms' together; None before LEARN samples, without squares or
+    scale.
 
     Taken around each arm's mean over all its intervals: shared drift widens it, which only makes the test slower.
     """

@@ -69,6 +69,8 @@ class Signal:
     """Below this weight (percent) it says more of the weight than of the version."""
     needs: str = ""
     """What must be there so that anything is measured; for people."""
+    exported: bool = True
+    """By the gateways of this release."""
 
     @property
     def by_age(self) -> bool:
@@ -136,6 +138,7 @@ SIGNALS: dict[str, Signal] = {
         "guardrail violation rate",
         _part(names.METRIC_GUARDRAIL_VIOLATIONS, names.METRIC_GUARDRAIL_CHECKS),
         needs="guardrails in the prompt",
+        exported=False,
     ),
     "FallbackRate": Signal(
         "rate",
@@ -143,6 +146,7 @@ SIGNALS: dict[str, Signal] = {
         "fallback rate",
         _of_requests(names.METRIC_FALLBACKS),
         needs="fallbacks in the prompt",
+        exported=False,
     ),
     "NegativeFeedbackRate": Signal(
         "rate",
@@ -152,6 +156,7 @@ SIGNALS: dict[str, Signal] = {
         strata=("age",),
         settle_seconds=3_600,
         needs="feedback posted to the gateway",
+        exported=False,
     ),
     # within a minute: of what comes later, a young canary cannot have had as much as stable
     "FeedbackRate": Signal(
@@ -161,6 +166,7 @@ SIGNALS: dict[str, Signal] = {
         (("n", Counter(names.METRIC_REQUESTS)), ("total", Counter(names.METRIC_FEEDBACK, (("age", "1m"),)))),
         settle_seconds=60,
         needs="feedback posted to the gateway",
+        exported=False,
     ),
     "ToolFailureRate": Signal(
         "rate",
@@ -168,6 +174,7 @@ SIGNALS: dict[str, Signal] = {
         "tool failure rate",
         _part(names.METRIC_TOOL_FAILURES, names.METRIC_TOOL_CALLS),
         needs=_TOOLS,
+        exported=False,
     ),
     "JudgeScore": Signal(
         "mean",
@@ -187,6 +194,7 @@ SIGNALS: dict[str, Signal] = {
         gate=50,
         settle_seconds=600,
         needs="a judge that scores this dimension",
+        exported=False,
     ),
     "Score": Signal(
         "mean",
@@ -198,6 +206,7 @@ SIGNALS: dict[str, Signal] = {
         gate=50,
         settle_seconds=3_600,
         needs="scores of this name posted to the gateway, none of them negative",
+        exported=False,
     ),
     "CostPerRequest": Signal(
         "mean",
@@ -214,13 +223,31 @@ SIGNALS: dict[str, Signal] = {
     ),
     # ratios of sums: nobody exports squares per action, so their variance comes from the shards
     "CostPerAction": Signal(
-        "mean", "usd", "cost per action", _per_action(names.METRIC_ACTION_COST), margin_share=0.5, needs=_TOOLS
+        "mean",
+        "usd",
+        "cost per action",
+        _per_action(names.METRIC_ACTION_COST),
+        margin_share=0.5,
+        needs=_TOOLS,
+        exported=False,
     ),
     "CallsPerAction": Signal(
-        "mean", "calls", "calls per action", _per_action(names.METRIC_ACTION_CALLS), margin_share=0.5, needs=_TOOLS
+        "mean",
+        "calls",
+        "calls per action",
+        _per_action(names.METRIC_ACTION_CALLS),
+        margin_share=0.5,
+        needs=_TOOLS,
+        exported=False,
     ),
     "ErrorsPerAction": Signal(
-        "mean", "number", "errors per action", _per_action(names.METRIC_ACTION_ERRORS), margin_share=0.5, needs=_TOOLS
+        "mean",
+        "number",
+        "errors per action",
+        _per_action(names.METRIC_ACTION_ERRORS),
+        margin_share=0.5,
+        needs=_TOOLS,
+        exported=False,
     ),
     "TokensPerRequest": Signal(
         "mean", "tokens", "tokens per request", _moments(names.METRIC_TOKENS_SUM.removesuffix("_sum")), margin_share=0.5
@@ -267,7 +294,7 @@ CUSTOM: dict[str, Signal] = {
     "mean": Signal("mean", "number", "mean", margin_share=0.5),
     "value": Signal("mean", "number", "value", margin_share=0.5, gate=30),
 }
-"""Signal `Custom`, by what is given. Its series are the objective's own: see `operator/custom.py`."""
+"""Signal `Custom`, by what is given. Its series are the objective's own: see `operator/question.py`."""
 
 
 def signal_of(objective: Objective) -> Signal:

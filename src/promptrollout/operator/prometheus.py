@@ -10,13 +10,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
 import orjson
 import requests
-from requests.adapters import HTTPAdapter
+from prometheus_api_client import PrometheusConnect
 from requests.auth import AuthBase
+from urllib3.util.retry import Retry
 
 from promptrollout.operator.metrics import Metrics
 from promptrollout.operator.series import Series, parse_matrix, parse_own, spellings
@@ -67,14 +69,13 @@ class Source:
         self._slots = asyncio.Semaphore(PARALLEL)
         self._timeout = timeout
         # VictoriaMetrics answers queries about the last 30 s with older points, unless it may not use its cache
-        self._parameters = {"timeout": f"{timeout:g}s", "nocache": "1", **(parameters or {})}
-        self._session = requests.Session()
-        self._session.auth = access
-        self._session.cert = client_certificate
-        self._session.verify = ca_file if ca_file is not None else True
+        self._parameters = {"timeout": f"{timeout:g}", "nocache": "1", **(parameters or {})}
+        session = requests.Session()
+        session.cert = client_certificate
+        session.verify = ca_file if ca_file is not None else True
+        session.hooks["response"].append(self._refuse_partial)  # the client keeps data.result and drops the rest
         # no retries inside: the scheduler tries again, and a slow source must not hold threads
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=PARALLEL))
+        self._client = PrometheusConnect(url=self._url, retry=Retry(total=0, read=False), auth=access, session=session)
         self._offset = 0.0
         self.problem: str = "it has not been asked yet"
         """Why the source gave no answer last time; empty if it did."""
@@ -189,7 +190,7 @@ class Source:
         started = time.monotonic()
         try:
             async with self._slots:
-                answer = await asyncio.to_thread(self._get, endpoint, parameters)
+                answer = await asyncio.to_thread(self._ask, endpoint, parameters)
         except requests.Timeout as error:
             raise self._failed(f"no answer within {self._timeout:g} s") from error
         except requests.exceptions.SSLError as error:
@@ -204,29 +205,36 @@ class Source:
         self._metrics.query_seconds.labels(self.name).observe(time.monotonic() - started)
         return answer
 
-    def _get(self, endpoint: str, parameters: Mapping[str, str]) -> Any:
-        """The result. An answer that may lack some of the data is none."""
-        response = self._session.get(
-            f"{self._url}/api/v1/{endpoint}",
-            params={**self._parameters, **parameters},
-            timeout=self._timeout,
-            verify=self._session.verify,  # or a variable of the environment would win over the source's own CA
+    def _ask(self, endpoint: str, given: Mapping[str, str]) -> Any:
+        """The result."""
+        if endpoint == "query":
+            return self._client.custom_query(given["query"], {**self._parameters, **given}, self._timeout)
+        start, end = (datetime.fromtimestamp(int(given[name]), UTC) for name in ("start", "end"))
+        return self._client.custom_query_range(
+            given["query"], start, end, given["step"], self._parameters, self._timeout
         )
+
+    def _refuse_partial(self, response: requests.Response, **_: Any) -> None:
+        """An answer that may lack some of the data is none."""
+        if response.is_redirect:
+            return
         if response.status_code != requests.codes.ok:
             raise self._failed(f"HTTP {response.status_code}: {_shortened(response.text)}")
-        body = orjson.loads(response.content)
+        content = response.content
+        if b'"warnings"' not in content and b'"isPartial"' not in content:
+            return
+        body = orjson.loads(content)
         missing = [text for text in body.get("warnings") or () if not text.startswith(ON_THE_QUERY)]
         if missing or body.get("isPartial"):
             why = _shortened(str(missing[0])) if missing else "isPartial"
             raise self._failed(f"its answer may lack data: {why}")
-        return body["data"]["result"]
 
     def _failed(self, why: str) -> SourceError:
         self._metrics.query_errors.labels(self.name).inc()
         return SourceError(f"metrics source {self.name} ({self._url}): {why}")
 
     def close(self) -> None:
-        self._session.close()
+        self._client.close()
 
 
 def _one_of(name: str, values: Collection[str]) -> str:

@@ -23,6 +23,7 @@ from promptrollout.operator.store import Store
 Object = dict[str, Any]
 
 MAX_OBJECTIVES = 20
+MAX_QUERIES_LENGTH = 6_000
 ALWAYS_ON_INCREASE_PERCENT = 50
 CONTRACT_MAX_SHARE = "0.05"
 """Bound of the contract failures where stable has no output schema to compare with."""
@@ -247,6 +248,12 @@ def _objectives(
             note = f"the prompt has no outputSchema, so objectives on ContractFailureRate are left out: {left_out[0]}"
             note += f" and {len(left_out) - 1} more" if left_out[1:] else ""
     found += _always_on(found, prompt, stable)
+    queries = sum(len(query) for each in found if each.custom for query in each.custom.queries.values())
+    if queries > MAX_QUERIES_LENGTH:
+        problems.append(
+            f"spec.analysis: the queries of signal Custom have {queries} characters together, at most "
+            f"{MAX_QUERIES_LENGTH}: they are kept in the rollout's status. Shorten them, or remove some"
+        )
     if len(found) > MAX_OBJECTIVES:
         problems.append(
             f"spec.analysis: {len(found)} objectives with those that are always on, at most {MAX_OBJECTIVES}: "

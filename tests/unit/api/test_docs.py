@@ -9,7 +9,10 @@ import yaml
 
 from promptrollout.api.crds import KINDS, PRESERVE, kind_schema
 from promptrollout.api.prompt import PromptSpec
+from promptrollout.api.slo import Objective
 from promptrollout.api.template import prompt_problems
+from promptrollout.cli.lint_schema import schema_problems
+from promptrollout.engine.signals import SIGNALS, signal_of
 
 DOCS = Path(__file__).parents[3] / "docs"
 KIND_OF = {kind.kind_name: kind for kind in KINDS}
@@ -37,6 +40,25 @@ MANIFESTS = manifests("objects.md")
 
 def test_every_kind_that_people_write_has_an_example() -> None:
     assert {body["kind"] for body in MANIFESTS} == {kind.kind_name for kind in KINDS if not kind.written_by_operator}
+
+
+def test_own_queries_of_the_signals_page_are_sound() -> None:
+    (objectives,) = manifests("signals.md")
+    slo = {"kind": "PromptSLO", "metadata": {"name": "own"}, "spec": {"objectives": objectives}}
+    assert schema_problems("PromptSLO", slo) == []
+    for objective in objectives:
+        assert signal_of(Objective.model_validate(objective)).kind in ("rate", "mean")
+
+
+def test_the_signals_page_names_every_signal_and_every_series() -> None:
+    page = (DOCS / "signals.md").read_text("utf-8")
+    for name, signal in SIGNALS.items():
+        assert (f"| `{name}` ✓ |" if signal.exported else f"| `{name}` |") in page
+        for _, counter in signal.counters:
+            metric = counter.metric.removeprefix("promptrollout_")
+            assert metric in page or metric.rsplit("_", 1)[0] in page, metric
+        for _, counter in signal.shard_counters:
+            assert f"`{counter.metric.removeprefix('promptrollout_')}`" in page, counter.metric
 
 
 @pytest.mark.parametrize("body", MANIFESTS, ids=[f"{body['kind']} {body['metadata']['name']}" for body in MANIFESTS])

@@ -13,6 +13,7 @@ from promptrollout.cli.lint import check, lint
 from promptrollout.cli.lint_schema import CEL, schema_problems, written
 from promptrollout.cli.manifests import read
 from tests.integration.test_objects import GOOD, REFUSALS, Manifest, rollout
+from tests.objectives import REFUSED, TAKEN
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -42,6 +43,30 @@ def rules(node: Any) -> Iterator[str]:
                 yield rule["message"]
         for child in node.values():
             yield from rules(child)
+
+
+def slo(objective: Any) -> str:
+    kind = {"apiVersion": "promptrollout.dev/v1alpha1", "kind": "PromptSLO", "metadata": {"name": "quality"}}
+    return yaml.safe_dump(kind | {"spec": {"objectives": [objective]}})
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_objective_that_the_api_server_refuses_is_refused_with_its_words(name: str) -> None:
+    objective, says = REFUSED[name]
+    assert says in " ".join(errors(slo(objective)))
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_an_objective_that_the_api_server_takes_has_a_test(name: str) -> None:
+    assert errors(slo(TAKEN[name])) == []
+
+
+def test_an_objective_that_nothing_is_exported_for_is_warned_of() -> None:
+    findings = list(check(list(read("f.yaml", slo(TAKEN["a judge's dimension"])))))
+    assert [(each.is_error, each.path) for each in findings] == [(False, "spec.objectives[0].signal")]
+    assert "export no series of JudgeScore yet" in findings[0].reason
+    assert "a judge that scores this dimension" in findings[0].reason
+    assert list(check(list(read("f.yaml", slo(TAKEN["RefusalRate"]))))) == []
 
 
 def test_every_cel_rule_has_its_twin_and_none_is_left_over() -> None:

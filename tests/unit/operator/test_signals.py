@@ -226,6 +226,21 @@ def test_a_gateway_that_does_not_export_the_parts_of_the_cost_still_counts() -> 
     assert counted(objective("CostPerRequest"), *recorded) == (Counts(Arm(10, 2, 0.5), Arm(90, 9, 1)),)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"variant": "canary", "version": VERSIONS["stable"]},  # stable's text, canaried again by another revision
+        {"variant": "stable", "version": VERSIONS["canary"]},  # what was stable before, or is going to be
+        {"variant": "stable-outside", "version": VERSIONS["stable"]},  # outside the audience
+        {"variant": "canary", "version": "fallback01"},
+    ],
+)
+def test_traffic_of_no_arm_counts_for_none(other: dict[str, str]) -> None:
+    recorded = CASES["ErrorRate"][1]
+    strangers = [grew(each.metric, 500, 500, **{**dict(each.labels), **other}, process="ffffffff") for each in recorded]
+    assert counted(objective("ErrorRate"), *recorded, *strangers) == (RATE,)
+
+
 # ---------------------------------------------------------------- strata
 
 

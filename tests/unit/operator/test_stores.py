@@ -1,6 +1,7 @@
 """Prometheus-compatible stores and their habits, as recorded answers of real HTTP servers: a store that may not have
 given all it has decides nothing."""
 
+import asyncio
 import json
 import re
 import shutil
@@ -34,9 +35,11 @@ class Store:
         self.body: dict[str, Any] = {"status": "success", "data": {"resultType": "matrix", "result": [SERIES]}}
         self.requests: list[web.Request] = []
         self.allowed: Callable[[web.Request], bool] = lambda request: True
+        self.seconds = 0.0
 
     async def answer(self, request: web.Request) -> web.Response:
         self.requests.append(request)
+        await asyncio.sleep(self.seconds)
         if not self.allowed(request):
             return web.json_response({"status": "error", "error": "no org id"}, status=401)
         return web.json_response(self.body)
@@ -117,10 +120,16 @@ async def test_a_store_can_be_told_to_give_no_partial_answers(store: Store, serv
     assert {**request.query, "query": "…"} == {
         "query": "…",
         "time": "60",
-        "timeout": "7s",
+        "timeout": "7",
         "nocache": "1",
         **parameters,
     }
+
+
+async def test_a_store_that_takes_too_long_is_away(store: Store, serve: Serve) -> None:
+    store.seconds = 0.5
+    with pytest.raises(SourceError, match=r"no answer within 0\.1 s"):
+        await window(Source("slow", await serve(), Metrics(), timeout=0.1))
 
 
 # ---------------------------------------------------------------- VictoriaMetrics
