@@ -6,9 +6,10 @@ import pytest
 
 from benchmarks.decisions.bench import NO_TOLERANCE, OURS, Job, figures, play, wilson
 from benchmarks.decisions.case import read_cases
-from benchmarks.decisions.ours import ByObjective, rules_of
+from benchmarks.decisions.ours import rules_of
 from benchmarks.decisions.replay import Outcome
 from promptrollout.simulation.draws import draw
+from promptrollout.simulation.traffic import ByObjective
 from promptrollout.simulation.world import simulate
 
 RUNS = 20
@@ -63,10 +64,7 @@ def test_how_many_intervals_a_plan_takes_changes_no_decision(name: str) -> None:
     """The benchmark hands over many at once, the operator each as it ends."""
     case = read_cases()[name]
     traffic, rules = draw(case.scenario, np.random.default_rng(4)), rules_of(case)
-    runs = [
-        simulate(rules, ByObjective(traffic, rules.objectives), at_once=most)
-        for most in (1, None)
-    ]
+    runs = [simulate(rules, ByObjective(traffic, rules.objectives), at_once=most) for most in (1, None)]
     assert runs[0].timeline == runs[1].timeline
 
 
