@@ -7,37 +7,14 @@ from benchmarks.decisions.case import Case
 from benchmarks.decisions.replay import Ended, Outcome
 from promptrollout.api.rollout import Snapshot, Step
 from promptrollout.api.slo import Objective
-from promptrollout.engine.evidence import Counts
 from promptrollout.engine.objectives import make_test
 from promptrollout.simulation.draws import Draws
+from promptrollout.simulation.traffic import ByObjective
 from promptrollout.simulation.world import simulate
 
 ENDED: Mapping[str, Ended] = {"Promoted": "promoted", "RolledBack": "rolled back", "Held": "open"}
 DECISIONS = ("ObjectiveBreached", "StepCompleted", "RolloutCompleted")
 """Reasons of decisions that rest on evidence."""
-
-
-class ByObjective:
-    """Traffic whose counts go by the names of objectives instead of signals."""
-
-    def __init__(self, traffic: Draws, objectives: list[Objective]) -> None:
-        self.interval_seconds, self.intervals = traffic.interval_seconds, traffic.intervals
-        self._traffic, self._objectives = traffic, objectives
-        self.blind: set[int] = set()
-        """Intervals of which nothing could be read."""
-
-    def counts(self, k: int, weight: int) -> Mapping[str, tuple[Counts, ...]]:
-        found = self._traffic.counts(k, weight)
-        counts = {o.name: found[o.signal] for o in self._objectives if o.signal in found}
-        if not counts:
-            self.blind.add(k)
-        return counts
-
-    def available(self, k: int) -> bool:
-        return self._traffic.available(k)
-
-    def unreachable(self, k: int) -> bool:
-        return self._traffic.unreachable(k)
 
 
 def rules_of(case: Case, rollback_above: int | None = None) -> Snapshot:
@@ -80,11 +57,12 @@ class PromptRollout:
 
     def play(self, case: Case, traffic: Draws) -> Outcome:
         rules = rules_of(case, self.rollback_above)
-        named = ByObjective(traffic, rules.objectives)
-        run = simulate(rules, named)
+        run = simulate(rules, ByObjective(traffic, rules.objectives))
         width = traffic.interval_seconds
         looks = [moment.seconds // width - 1 for moment in run.timeline if moment.reason in DECISIONS]
-        blind = sum(k in named.blind or not traffic.available(k) or traffic.unreachable(k) for k in looks)
+        sighted = [
+            traffic.reads(k, case.signals) and traffic.available(k) and not traffic.unreachable(k) for k in looks
+        ]
         starts = [at for at, _ in run.weights]
         weights = [run.weights[bisect_right(starts, k * width) - 1][1] for k in range(run.seconds // width)]
-        return Outcome.of(case, traffic, weights, ENDED[run.outcome], blind)
+        return Outcome.of(case, traffic, weights, ENDED[run.outcome], sighted.count(False))

@@ -6,7 +6,7 @@ requests as any other rule, and no user flips.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +93,10 @@ class Draws:
         """Only the canary's provider is down during interval k."""
         outage = self._gaps.canary_provider_outage
         return outage is not None and outage.start <= k < outage.end
+
+    def reads(self, k: int, signals: Collection[str]) -> bool:
+        """At least one of these signals can be read at the end of interval k."""
+        return any(self._read_from[signal][k + BASELINE] >= 0 for signal in signals)
 
     def exposure(self, k: int, weight: int) -> Exposure:
         split, t, slices = self._splits["ErrorRate"], k + BASELINE, self._buckets.slices(weight)

@@ -6,9 +6,10 @@ import pytest
 
 from benchmarks.decisions.bench import NO_TOLERANCE, OURS, Job, figures, play, wilson
 from benchmarks.decisions.case import read_cases
-from benchmarks.decisions.ours import ByObjective, rules_of
+from benchmarks.decisions.ours import rules_of
 from benchmarks.decisions.replay import Outcome
 from promptrollout.simulation.draws import draw
+from promptrollout.simulation.traffic import ByObjective
 from promptrollout.simulation.world import simulate
 
 RUNS = 20
