@@ -95,7 +95,8 @@ class Dispersion:
             if last_n > 0 and variance > 0:
                 widths = 1 / n + 1 / last_n
                 alone = variance * widths
-                excess += (total / n - last_mean) ** 2 - alone
+                change = total / n - last_mean
+                excess += change * change - alone
                 scale += 2 * variance
                 # differences that share an interval are correlated by 1/2: half again as much as alone
                 error += alone * alone * (3 + 0.375 * kurtosis * widths)

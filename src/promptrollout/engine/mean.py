@@ -90,7 +90,8 @@ def variances(canary: Arm, stable: Arm) -> tuple[float, float] | None:
     if n < LEARN or any(arm.total > 0 and arm.total_squared <= 0 for arm in (canary, stable)):
         return None
     squares = [_squares(arm) for arm in (canary, stable)]
-    least = (LEAST_CV * (canary.total + stable.total) / n) ** 2
+    least = LEAST_CV * (canary.total + stable.total) / n
+    least *= least  # and not ** 2, which rounds by the magnitude: the unit must not matter, to the last bit
     pooled = max(sum(squares) / (n - 2), least)
     if pooled < NO_VARIANCE:
         return None
@@ -266,14 +267,14 @@ class MeanTest:
         if state.scale <= 0 or self.margin is None:
             return 0.0
         total, variance = self._excess(state.promotion, self.margin)
-        return log_one_sided(-total, variance * self.users(state), TUNING * state.scale**2)
+        return log_one_sided(-total, variance * self.users(state), TUNING * state.scale * state.scale)
 
     def log_promote_absolute(self, state: MeanState) -> float:
         """ln evidence against "at or beyond the absolute bound"."""
         if state.scale <= 0:
             return 0.0
         within = -self._beyond(Arm(state.promotable, state.promotable_total))
-        return log_one_sided(within, state.promotable_spread * self.users(state), TUNING * state.scale**2)
+        return log_one_sided(within, state.promotable_spread * self.users(state), TUNING * state.scale * state.scale)
 
     # ------------------------------------------------------------ verdicts
 
@@ -444,7 +445,7 @@ class MeanTest:
             return ""
         middle = (sums.canary - sums.stable) / sums.weight
         variance = self.users(state) * (sums.canary_spread + sums.stable_spread)
-        width = half_width(variance, TUNING * state.scale**2, wording.DISPLAY_LEVEL) / sums.weight
+        width = half_width(variance, TUNING * state.scale * state.scale, wording.DISPLAY_LEVEL) / sums.weight
         text = wording.difference(self.signal, middle - width, middle + width, sums.stable / sums.weight)
         return wording.fits(text, 96)
 

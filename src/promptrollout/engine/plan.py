@@ -42,6 +42,7 @@ def plan(facts: Facts, now: int) -> Plan:
     gather_holds(draft)
     breached = fold(draft)
     gather_holds(draft)
+    gather_findings(draft)
     if breached is not None and not draft.can_go_back:
         text = f"{breached.name}: {breached.message}; there is nothing to go back to"
         draft.record("ObjectiveBreached", text, warning=True, evidence=True)
@@ -186,7 +187,7 @@ def watch_provider(draft: Draft) -> None:
 
 
 def gather_holds(draft: Draft) -> None:
-    """Everything that forbids advancing now, each in a sentence. A breach rolls back through all of them."""
+    """What people and surroundings forbid now, each in a sentence. A breach rolls back through all of it."""
     facts, s = draft.facts, draft.status
     draft.holds.clear()
     if not s.retracing:
@@ -201,12 +202,19 @@ def gather_holds(draft: Draft) -> None:
             draft.holds.append("the version that the spec names is missing")
         if draft.blind and s.stage in ("Loading", *WATCHED):
             draft.holds.append(f"metrics are not available: {facts.evidence.problem}")
-    if draft.clock.outage_since is not None and s.stage in ("Stepping", "Promoting"):
-        draft.holds.append("stable itself fails in half of its requests or more: nothing can be concluded")
     if draft.clock.unreachable_since is not None:
         draft.holds.append("the canary's provider is out of reach")
-    if s.stage in ("Stepping", "Promoting"):
-        draft.holds += [row.message for row in s.analysis if row.name == sample_ratio.NAME and row.common_cause]
+
+
+def gather_findings(draft: Draft) -> None:
+    """What the intervals themselves forbid, once they are folded in. Which of them count as active time is decided one
+    by one there, so that many at once, after a restart, make no other durations than one at a time."""
+    s = draft.status
+    if s.stage not in ("Stepping", "Promoting"):
+        return
+    if draft.clock.outage_since is not None:
+        draft.holds.append("stable itself fails in half of its requests or more: nothing can be concluded")
+    draft.holds += [row.message for row in s.analysis if row.name == sample_ratio.NAME and row.common_cause]
 
 
 # ---------------------------------------------------------------- where it goes

@@ -845,3 +845,20 @@ def test_intervals_before_the_exposure_are_stables_alone() -> None:
     row = next(row for row in world.status.analysis if row.name == "errors")
     assert row.canary_samples == 0
     assert row.stable_samples > 0
+
+
+def test_many_intervals_at_once_make_the_same_durations_as_one_at_a_time() -> None:
+    """As after a restart: two outages of both arms lie within what is read at once."""
+    steps = [{"weight": 10, "minDurationSeconds": 36_000}, {"weight": 50}]
+    one, other = started(snapshot(*steps)), started(snapshot(*steps))
+    for world, at_once in ((one, False), (other, True)):
+        for k in range(40):
+            down = 5 <= k < 9 or 20 <= k < 22
+            world.error_rate = {V1.digest: 0.8, V2.digest: 0.8} if down else {}
+            world.record()
+            world.now += INTERVAL
+            if not at_once:
+                world.settle()
+        world.settle()
+    assert one.status.clock.active_seconds == other.status.clock.active_seconds == 34 * INTERVAL
+    assert one.status.analysis == other.status.analysis
