@@ -209,16 +209,19 @@ class MeanTest:
         both, one = 1 + SKEWED * rho * pairs, 1 + SKEWED / 2 * rho * n_c
         most = MOST_PER_INTERVAL * self.users(state)  # what the verdict will divide by, again
 
-        here = Contrast()
+        # a tail that has not shown yet makes a mean look low and certain, so whoever is to pass has the wider spread
+        wide = max(v_c, v_s)
+        here, doubted = Contrast(), Contrast()
         for counts in usable:
             c, s = counts.canary, counts.stable
             if c.n > 0 and s.n > 0:
                 here = here.add(c.n, c.total, s.n, s.total, v_c, v_s)
+                doubted = doubted.add(c.n, c.total, s.n, s.total, wide, wide)
         relative, contrast, promotion = state.relative, state.contrast, state.promotion
         if here.weight > 0:
             contrast = contrast.plus(here, both)
             if promotable:
-                promotion = promotion.plus(here, both)
+                promotion = promotion.plus(doubted, both)
             if self.rollback is not None:
                 relative = relative.observe(log_bets(scale, *self._excess(here, self.rollback), both, most))
 
@@ -240,7 +243,7 @@ class MeanTest:
             promotion=promotion,
             promotable=state.promotable + (n_c if promotable else 0.0),
             promotable_total=state.promotable_total + (canary.total if promotable else 0.0),
-            promotable_spread=state.promotable_spread + (v_c * n_c * one if promotable else 0.0),
+            promotable_spread=state.promotable_spread + (wide * n_c * one if promotable else 0.0),
         )
 
     def _excess(self, sums: Contrast, margin: float) -> tuple[float, float]:
