@@ -14,7 +14,7 @@ from typing import Any
 import click
 from rich.console import Console, RenderableType
 
-from promptrollout.api.rollout import Snapshot
+from promptrollout.api.rollout import Pause, Snapshot
 from promptrollout.cli.given import COLUMNS, console, files_option, name_option, require, rules_in
 from promptrollout.simulation import recorded
 from promptrollout.simulation.report import run_view, summary_view
@@ -64,6 +64,11 @@ class Moment(click.ParamType[int]):
     "--confirm-seconds", type=click.IntRange(0, 3600), default=0, show_default=True, help="Pods take so long."
 )
 @click.option(
+    "--promote-after-seconds",
+    type=click.IntRange(1, 2_592_000),
+    help="A person ends each pause without durationSeconds so long after it began; default: nobody does.",
+)
+@click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the first run: NAME.html or NAME.png."
 )
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -77,6 +82,7 @@ def simulate(
     runs: int,
     seed: int,
     confirm_seconds: int,
+    promote_after_seconds: int | None,
     plot: Path | None,
     output: str,
     **history: Any,
@@ -95,6 +101,8 @@ def simulate(
         if plot.suffix not in (".html", ".png"):
             raise click.UsageError(f"--plot {plot}: write to a name that ends in .html or .png")
     title, rules = rules_in(files, name)
+    if promote_after_seconds is not None:
+        rules = _attended(rules, promote_after_seconds)
     try:
         if scenario is not None:
             rules, play, notes = _synthetic(scenario, rules, seed, confirm_seconds)
@@ -120,6 +128,17 @@ def simulate(
         raise click.ClickException(str(error)) from error
 
 
+def _attended(rules: Snapshot, seconds: int) -> Snapshot:
+    """Somebody promotes every pause that waits for a person."""
+    steps = [
+        step.model_copy(update={"pause": Pause(duration_seconds=seconds)})
+        if step.pause is not None and step.pause.duration_seconds is None
+        else step
+        for step in rules.steps
+    ]
+    return rules.model_copy(update={"steps": steps})
+
+
 def _synthetic(
     path: Path, rules: Snapshot, seed: int, confirm_seconds: int
 ) -> tuple[Snapshot, Play, Callable[[], list[str]]]:
@@ -142,7 +161,7 @@ def _synthetic(
     drawn = {signal for k in range(-BASELINE, scenario.intervals) for signal in probe.counts(k, 0)}
     kept = [objective for objective in rules.objectives if objective.signal in drawn]
     left_out = [objective for objective in rules.objectives if objective.signal not in drawn]
-    if not kept:
+    if not kept and rules.analyse:
         raise ValueError(f"{path}: the scenario says nothing of any objective's signal ({', '.join(sorted(drawn))})")
     rules = rules.model_copy(update={"objectives": kept})
     notes = [

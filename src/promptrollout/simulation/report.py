@@ -135,6 +135,8 @@ def forecast_view(name: str, rules: Snapshot, given: Assumed, found: Forecast) -
             duration(each.step.seconds),
             f"{wording.count(each.canary_requests)} / {wording.count(each.stable_requests)}",
         ]
+        if not rules.objectives:
+            steps.add_row(*head, "-", "nothing: mode None")
         for objective in rules.objectives:
             value = each.catches[objective.name]
             base = given.baselines[objective.name].value

@@ -69,6 +69,23 @@ def test_many_runs_are_chances() -> None:
     assert sum(found["chances"][outcome]["count"] for outcome in found["chances"]) == 8
 
 
+def test_a_person_may_end_a_pause() -> None:
+    arguments = ("simulate", "-f", str(EXAMPLES / "pause-gate"), "--scenario", str(FOLDER / "good.yaml"))
+    waiting = good(*arguments)
+    assert "would still be held" in waiting
+    assert "PauseCompleted" in good(*arguments, "--promote-after-seconds", "600")
+
+
+def test_without_analysis_only_time_passes(tmp_path: Path) -> None:
+    body = yaml.safe_load(Path(ROLLOUT).read_text())
+    body["spec"]["analysis"] = {"mode": "None"}
+    path = tmp_path / "rollout.yaml"
+    path.write_text(yaml.safe_dump(body))
+    text = good("simulate", "-f", str(path), "--scenario", str(FOLDER / "regression.yaml"))
+    assert "would be promoted after 0:40:00" in text
+    assert "mode None" in good("plan", "-f", str(path), "--requests-per-minute", "60")
+
+
 def test_a_recording_is_replayed() -> None:
     text = simulated("--recorded", str(FOLDER / "recorded.jsonl"))
     assert "would be rolled back after" in text
