@@ -36,7 +36,7 @@ class Report:
         self.goals.append({"goal": goal, "limit": limit, "value": value, "unit": unit, "holds": holds})
 
     def write(self) -> None:
-        console = Console(width=160)
+        console = Console(width=200)
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         table = Table(*columns, title=self.name)
         for row in self.rows:
