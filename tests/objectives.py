@@ -20,7 +20,7 @@ TAKEN: dict[str, Fields] = {
         signal: objective(signal, max="0.5", **PERCENT)
         for signal in (
             *("ErrorRate", "ContractFailureRate", "RefusalRate", "TruncationRate", "EmptyAnswerRate", "FallbackRate"),
-            *("GuardrailViolationRate", "NegativeFeedbackRate", "FeedbackRate", "ToolFailureRate", "CacheHitRate"),
+            *("GuardrailViolationRate", "NegativeFeedbackRate", "FeedbackRate", "ToolFailureRate"),
             *("CostPerRequest", "CostPerAction", "CallsPerAction", "ErrorsPerAction", "TokensPerRequest"),
         )
     },
@@ -29,6 +29,7 @@ TAKEN: dict[str, Fields] = {
     "a quantile": objective("TimeToFirstToken", quantile="0.95", max="3", **PERCENT),
     "a judge's dimension": objective("JudgeScore", dimension="helpful", min="3.5", **DECREASE),
     "a judge's default margin": objective("JudgeScore", dimension="helpful", versusStable={}),
+    "a cache to keep warm": objective("CacheHitRate", min="0.5", **DECREASE),
     "a posted score": objective("Score", score="answered", min="0.5", **DECREASE),
     "a score to keep low": objective("Score", score="complaints", direction="LowerIsBetter", max="20", **PERCENT),
     "a ratio": objective("Custom", custom=RATIO, max="0.5", **PERCENT),

@@ -87,6 +87,8 @@ class World:
         """Objectives whose series are missing."""
         self.provider_unreachable: bool | None = False
         self.stickiness = Stickiness()
+        self.read_until: int | None = None
+        """Intervals that end later are not read yet; None: all are."""
         self.lost_on_canary = 0.0
         """Share of the canary's requests that never reach it."""
         self.extra: dict[str, str] = {}
@@ -201,7 +203,7 @@ class World:
         since = self.status.clock.evaluated_until
         if since is None:
             return Evidence()
-        ends = range(since + INTERVAL, self.now + 1, INTERVAL)
+        ends = range(since + INTERVAL, (self.read_until or self.now) + 1, INTERVAL)
         stable = self.intent.stable.digest if self.intent else ""
         found = (Interval(e - INTERVAL, e, self.recorded.get((e - INTERVAL, stable), {})) for e in ends)
         return Evidence(tuple(found))

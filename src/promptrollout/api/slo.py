@@ -146,14 +146,14 @@ class VersusStable(Model):
 
     Absent: a fifth of the margin for rates, half of it for costs and other means."""
     max_decrease: Decimal | None = None
-    """Promotion margin where less is worse, in the signal's unit. `JudgeScore` without it: 0.10 points."""
+    """Promotion margin where less is worse, in the signal's unit. `JudgeScore` and `CacheHitRate` without it: 0.10."""
     rollback_above_decrease: Decimal | None = None
     """Breach where less is worse: the canary is shown to be lower by more than this. Absent: 0."""
 
 
 _SECONDS = "self.signal in ['Latency', 'TimeToFirstToken']"
 _LESS_IS_WORSE = (
-    "(self.signal == 'JudgeScore'"
+    "(self.signal in ['JudgeScore', 'CacheHitRate']"
     " || (self.signal == 'Score' && !(has(self.direction) && self.direction == 'LowerIsBetter'))"
     " || (self.signal == 'Custom' && has(self.direction) && self.direction == 'HigherIsBetter'))"
 )
@@ -197,7 +197,7 @@ class Objective(Model):
         ("!has(self.min) || double(self.min) > 0.0", "min must be above 0"),
         (
             f"!has(self.min) || {_LESS_IS_WORSE}",
-            "min is for signals where less is worse: JudgeScore, Score, or Custom with direction HigherIsBetter",
+            "min is for signals where less is worse: JudgeScore, Score, CacheHitRate, or Custom with HigherIsBetter",
         ),
         (f"!has(self.max) || !{_LESS_IS_WORSE}", "where less is worse, the absolute bound is min, not max"),
         (
@@ -210,7 +210,7 @@ class Objective(Model):
         ),
         (
             f"!has(self.versusStable) || !{_LESS_IS_WORSE} || has(self.versusStable.maxDecrease)"
-            " || (self.signal == 'JudgeScore' && !has(self.versusStable.maxIncreasePercent))",
+            " || (self.signal in ['JudgeScore', 'CacheHitRate'] && !has(self.versusStable.maxIncreasePercent))",
             "versusStable needs maxDecrease, in the signal's unit: of this signal, less is worse",
         ),
         (

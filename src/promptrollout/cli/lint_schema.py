@@ -253,7 +253,7 @@ def _less_is_worse(objective: dict[str, Any]) -> bool:
     signal, direction = objective["signal"], objective.get("direction")
     if signal == "Score":
         return direction != "LowerIsBetter"
-    return signal == "JudgeScore" or (signal == "Custom" and direction == "HigherIsBetter")
+    return signal in ("JudgeScore", "CacheHitRate") or (signal == "Custom" and direction == "HigherIsBetter")
 
 
 def _selects_arm(query: str) -> bool:
@@ -298,7 +298,7 @@ CEL: Final[dict[str, Callable[[Any], bool]]] = {
     ),
     "max must be above 0": lambda s: _share(s, "max", float("inf")),
     "min must be above 0": lambda s: _share(s, "min", float("inf")),
-    "min is for signals where less is worse: JudgeScore, Score, or Custom with direction HigherIsBetter": lambda s: (
+    "min is for signals where less is worse: JudgeScore, Score, CacheHitRate, or Custom with HigherIsBetter": lambda s: (
         "min" not in s or _less_is_worse(s)
     ),
     "where less is worse, the absolute bound is min, not max": lambda s: "max" not in s or not _less_is_worse(s),
@@ -312,7 +312,7 @@ CEL: Final[dict[str, Callable[[Any], bool]]] = {
         "versusStable" not in s
         or not _less_is_worse(s)
         or "maxDecrease" in s["versusStable"]
-        or (s["signal"] == "JudgeScore" and "maxIncreasePercent" not in s["versusStable"])
+        or (s["signal"] in ("JudgeScore", "CacheHitRate") and "maxIncreasePercent" not in s["versusStable"])
     ),
     "dimension belongs to signal JudgeScore, which needs it": lambda s: (
         (s["signal"] == "JudgeScore") == ("dimension" in s)

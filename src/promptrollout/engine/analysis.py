@@ -12,7 +12,7 @@ from promptrollout.engine.evidence import Counts, Interval
 from promptrollout.engine.judgement import Judgement, Levels
 from promptrollout.engine.life import current_step, is_last_weight
 from promptrollout.engine.objectives import gate_of, make_test
-from promptrollout.engine.sample_ratio import SampleRatio
+from promptrollout.engine.sample_ratio import LEAST_OFF, LEAST_OFF_OF_USERS, SampleRatio
 from promptrollout.engine.signals import signal_of
 
 FAMILY_LEVEL = 0.05
@@ -50,10 +50,12 @@ def fold(draft: Draft) -> ObjectiveStatus | None:
     due = [interval for interval in draft.facts.evidence.intervals if interval.start >= until]
     if not due:
         return None
-    table = Table(draft, s.snapshot)
+    table, unreachable = Table(draft, s.snapshot), draft.clock.unreachable_since
+    for text in table.unreadable:
+        draft.record("EvidenceRestarted", text, warning=True)
     for interval in due:
-        if draft.clock.unreachable_since is None:  # an outage of the canary's provider is no verdict on the canary
-            table.take(interval)
+        if unreachable is None or interval.end <= unreachable:
+            table.take(interval)  # an outage of the canary's provider is no verdict on the canary
         if table.breached is not None:
             break
     draft.set_clock(evaluated_until=interval.end, **table.clock)
@@ -71,14 +73,17 @@ class Line:
         self.row = row or ObjectiveStatus(name=objective.name, signal=objective.signal, verdict="NoEvidence")
         self.was_in_breach = self.row.verdict == "Breach"
         self.step_samples = self.row.step_samples
+        self.unreadable = ""
         try:
             self.state = self.test.decode(self.row.checkpoint) if self.row.checkpoint else self.test.start()
-        except ValueError:
-            self.state = self.test.start()
+        except ValueError as error:
+            self.state, self.step_samples, self.unreadable = self.test.start(), 0, str(error)
 
     def take(self, strata: Sequence[Counts], weight: int, *, promotable: bool, outage: bool) -> None:
         if weight < self.signal.from_weight:
-            return
+            strata, promotable = [counts.stable_alone() for counts in strata], False
+        if promotable and self.step_samples == 0:
+            self.state = self.test.new_step(self.state)
         if self.signal.unit == "usd" and weight < WARM_WEIGHT:
             strata = [counts.at_shared_cache() for counts in strata]
         self.state = self.test.observe(self.state, strata, promotable=promotable, outage=outage)
@@ -107,9 +112,15 @@ class Table:
         self._outage_since, self._common_since = clock.outage_since, clock.common_since
         self._step_seconds, self._seconds = clock.step_active_seconds, clock.active_seconds
         self._ratio_row = before.get(sample_ratio.NAME)
-        self._ratio = _ratio_before(self._ratio_row)
+        by_request = snapshot.stickiness.by == "Request"
+        self._ratio = _ratio_before(self._ratio_row, LEAST_OFF if by_request else LEAST_OFF_OF_USERS)
         self.breached: str | None = None
         """Name of the first objective that came into breach."""
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Whose evidence starts anew, as what was kept of it cannot be read, and why."""
+        return [f"{line.objective.name}: {line.unreadable}" for line in self._lines if line.unreadable]
 
     @property
     def clock(self) -> dict[str, int | None]:
@@ -130,6 +141,7 @@ class Table:
         if promotable and interval.counts and self._counts_time:
             self._step_seconds += interval.end - interval.start
             self._seconds += interval.end - interval.start
+        counted = False
         for line in self._lines:
             strata = interval.counts.get(line.objective.name)
             if strata is None:
@@ -137,8 +149,8 @@ class Table:
             if interval.end <= self._exposed:  # what an earlier attempt left there is not this one's evidence
                 strata = tuple(counts.stable_alone() for counts in strata)
             line.take(strata, self._weight, promotable=promotable, outage=outage)
-            if promotable and line.objective.signal == "ErrorRate" and 0 < self._weight < 100:
-                self._ratio = self._ratio.observe(strata, self._weight / 100)
+            if promotable and not counted and line.objective.signal == "ErrorRate" and 0 < self._weight < 100:
+                counted, self._ratio = True, self._ratio.observe(strata, self._weight / 100)
             if self.breached is None and not line.was_in_breach and line.test.breached(line.state, self._levels):
                 self.breached = line.objective.name
 
@@ -159,11 +171,12 @@ class Table:
         return rows
 
 
-def _ratio_before(row: ObjectiveStatus | None) -> SampleRatio:
+def _ratio_before(row: ObjectiveStatus | None, least_off: float) -> SampleRatio:
+    fresh = SampleRatio(least_off=least_off)
     try:
-        return SampleRatio.decode(row.checkpoint) if row is not None and row.checkpoint else SampleRatio()
+        return SampleRatio.decode(row.checkpoint) if row is not None and row.checkpoint else fresh
     except ValueError:
-        return SampleRatio()
+        return fresh
 
 
 def is_outage(objectives: Iterable[Objective], interval: Interval) -> bool:
@@ -204,6 +217,13 @@ def verdict(judgement: Judgement) -> str:
     return "Pass" if judgement.non_inferior and not judgement.common_cause else "NoEvidence"
 
 
+def required(draft: Draft) -> set[str]:
+    """Names of the objectives that the present step asks for."""
+    s = draft.status
+    objectives = s.snapshot.objectives if s.snapshot else []
+    return {objective.name for objective in objectives if s.weight >= signal_of(objective).from_weight}
+
+
 def lacking(draft: Draft) -> list[str]:
     """What each objective still lacks before the present step may pass; empty when all of them pass."""
     s = draft.status
@@ -212,8 +232,9 @@ def lacking(draft: Draft) -> list[str]:
     last = is_last_weight(s.snapshot, s.current_step_index)
     rows = {row.name: row for row in s.analysis}
     missing = []
+    asked = required(draft)
     for objective in s.snapshot.objectives:
-        if s.weight < signal_of(objective).from_weight:
+        if objective.name not in asked:
             continue
         row = rows.get(objective.name)
         advance_on = objective.advance_on or ("NonInferior" if last else "NoBreach")

@@ -11,44 +11,86 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import NamedTuple
 
+from promptrollout.api import names
 from promptrollout.engine.evidence import Arm, Counts, Shard
 
-SHARDS = 32
-"""Groups of users, by a hash that the bucket does not depend on. Enough that an estimate of their variance is off by 18
-% (both arms: 62 degrees of freedom), and few enough to be exported while a rollout progresses."""
+SHARDS = names.SHARDS
+"""Groups of users, by a hash that the bucket does not depend on. Enough that an estimate of their variance is off by
+18 % (both arms: 62 degrees of freedom), and few enough to be exported while a rollout progresses."""
 LEAST_SHARDS = 10
-"""Below so many effective ones nothing can be estimated, and the requests of a shard count as one."""
+"""Below so many effective ones their variance cannot be estimated, and no shard counts for more than the tenth."""
+LENGTHS = (1, 4, 16)
+"""Intervals of the blocks whose means are compared: what disturbs an arm may last longer than one."""
+SURPRISE = 25.0
+"""A squared change counts at most this many times what was expected: one blip is no habit."""
+PRIOR = 10
+"""Quiet changes that are presumed: of long blocks few are ever seen."""
 SKEWED = 3.0
 """Shocks in two arms add twice their share to the variance of the difference; half again as much because they are
 skewed: with 2, arm-by-minute shocks of correlation .05 and .01 raised 7.2 and 5.8 % false alarms, with 3 2.2 % both."""
 
-_SHARD_ERROR = math.sqrt(2 / (2 * (SHARDS - 1)))
+_SHARD_ERROR = math.sqrt(2 / (2 * (SHARDS - 1))) / 2
+
+
+class Blocks(NamedTuple):
+    """Changes of stable's mean between neighbouring blocks of so many intervals."""
+
+    intervals: float = 0.0
+    """Of the present block, so far."""
+    n: float = 0.0
+    total: float = 0.0
+    last_n: float = 0.0
+    """Of the block before; 0 if there is none to compare with."""
+    last_mean: float = 0.0
+    changes: float = 0.0
+    """How many were seen."""
+    excess: float = 0.0
+    """Sum of their squares over the variance of one request, less what independent requests would show."""
+    error: float = 0.0
+    """Variance of `excess` if requests are independent."""
+
+    def observe(self, length: int, n: float, total: float, variance: float, kurtosis: float) -> Blocks:
+        """After an interval with requests on stable."""
+        n, total = self.n + n, self.total + total
+        if self.intervals + 1 < length:
+            return self._replace(intervals=self.intervals + 1, n=n, total=total)
+        mean, changes, excess, error = total / n, self.changes, self.excess, self.error
+        if self.last_n > 0 and variance > 0:
+            alone = 1 / n + 1 / self.last_n
+            expected = alone + max(excess, 0.0) / (changes + PRIOR)
+            change = mean - self.last_mean
+            changes += 1
+            excess += min(change * change / variance, SURPRISE * expected) - alone
+            # changes that share a block are correlated by 1/2: half again as much as alone
+            error += alone * alone * (3 + 0.375 * kurtosis * alone)
+        return Blocks(0.0, 0.0, 0.0, n, mean, changes, excess, error)
+
+    def correlation(self) -> float:
+        """Of an arm's requests within a block, as far as it stands out by more than its error:
+        E d^2 / v = 1/n + 1/n' + 2 rho."""
+        surplus = self.excess - math.sqrt(self.error)
+        return surplus / (2 * (self.changes + PRIOR)) if surplus > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Dispersion:
-    """Sums of fixed size. Intervals are judged by stable alone: what the canary does cannot make its own bets
-    smaller."""
+    """Sums of fixed size, in single precision as in a checkpoint.
 
-    excess: float = 0.0
-    """Sum over intervals of the squared change of stable's mean, less what independent requests would show."""
-    scale: float = 0.0
-    """Twice the variance of one request, summed over the same intervals."""
-    error: float = 0.0
-    """Variance of `excess` if requests are independent."""
-    last_n: float = 0.0
-    """Of stable in the interval before."""
-    last_mean: float = 0.0
+    Intervals are judged by stable alone: what the canary does cannot make its own bets smaller.
+    """
+
+    blocks: tuple[Blocks, ...] = (Blocks(),) * len(LENGTHS)
     canary_free: float = 0.0
     """Requests whose variance the canary's residuals hold if they are independent."""
     stable_free: float = 0.0
     canary: tuple[float, ...] = ()
-    """By shard, residuals against the arm's own mean in each interval. Like `stable` and `requests` in single
-    precision, as in a checkpoint; empty until shards are known."""
+    """By shard, residuals against the arm's own mean in each interval; like the next two empty until shards are
+    known."""
     stable: tuple[float, ...] = ()
     requests: tuple[float, ...] = ()
     """The canary's, by shard."""
@@ -56,17 +98,18 @@ class Dispersion:
     # ------------------------------------------------------------ what it says
 
     def between_intervals(self) -> float:
-        """Correlation of an arm's requests within an interval, as far as it stands out by more than its error.
+        """Correlation of an arm's requests within an interval, as what lasts for several of them adds to sums over
+        time: a block of b intervals with correlation rho counts like single ones with b rho.
 
-        Successive differences (von Neumann), so that slow drift is none; E d^2 = v (1/n + 1/n' + 2 rho).
+        Successive differences (von Neumann), so that slow drift is none.
         """
-        surplus = self.excess - math.sqrt(self.error)
-        return surplus / self.scale if surplus > 0 else 0.0
+        pairs = zip(LENGTHS, self.blocks, strict=True)
+        return max(length * blocks.correlation() for length, blocks in pairs)
 
     def between_users(self, canary_variance: float, stable_variance: float) -> float:
         """Variance of the arms' totals over that of independent requests, at least 1.
 
-        Users' habits add the same share to both arms, so both estimates are averaged, less one standard error.
+        Users' habits add the same share to both arms, so both estimates are averaged, less half a standard error.
         """
         if not self.requests:
             return 1.0
@@ -74,10 +117,10 @@ class Dispersion:
         squares = (math.fsum(z * z for z in arm) for arm in (self.canary, self.stable))
         ratios = [found / expected for found, expected in zip(squares, free, strict=True) if expected > 0]
         factor = sum(ratios) / len(ratios) / (1 + _SHARD_ERROR * math.sqrt(2 / len(ratios))) if ratios else 1.0
-        total = math.fsum(self.requests)
-        effective = self.effective_shards()
-        if 0 < effective < LEAST_SHARDS:
-            factor = max(factor, total / effective)
+        if 0 < self.effective_shards() < LEAST_SHARDS:
+            tenth = sorted(self.requests)[-LEAST_SHARDS]
+            counted = math.fsum(max(min(u, tenth), 1.0) for u in self.requests if u > 0)
+            factor = max(factor, math.fsum(self.requests) / counted)
         return max(factor, 1.0)
 
     def effective_shards(self) -> float:
@@ -90,17 +133,12 @@ class Dispersion:
     def observe(self, strata: Sequence[Counts], variance: float, kurtosis: float) -> Dispersion:
         """After one interval. `variance` and `kurtosis` of one request on stable, as known so far."""
         n, total = sum(c.stable.n for c in strata), sum(c.stable.total for c in strata)
-        excess, scale, error, last_n, last_mean = self.excess, self.scale, self.error, self.last_n, self.last_mean
+        blocks = self.blocks
         if n > 0:
-            if last_n > 0 and variance > 0:
-                widths = 1 / n + 1 / last_n
-                alone = variance * widths
-                change = total / n - last_mean
-                excess += change * change - alone
-                scale += 2 * variance
-                # differences that share an interval are correlated by 1/2: half again as much as alone
-                error += alone * alone * (3 + 0.375 * kurtosis * widths)
-            last_n, last_mean = n, total / n
+            pairs = zip(LENGTHS, blocks, strict=True)
+            blocks = tuple(
+                Blocks(*_single(each.observe(length, n, total, variance, kurtosis))) for length, each in pairs
+            )
         canary, stable, requests = self.canary, self.stable, self.requests
         canary_free, stable_free = self.canary_free, self.stable_free
         for counts in strata:
@@ -111,35 +149,39 @@ class Dispersion:
                 stable, freed = _residuals(stable, s)
                 stable_free += freed
                 requests = _single([u + shard[0] for u, shard in zip(requests or _ZEROS, c, strict=True)])
-        return Dispersion(excess, scale, error, last_n, last_mean, canary_free, stable_free, canary, stable, requests)
+        canary_free, stable_free = _single((canary_free, stable_free))
+        return Dispersion(blocks, canary_free, stable_free, canary, stable, requests)
 
     def interrupted(self) -> Dispersion:
         """After an interval that teaches nothing of the usual: an outage is no fluctuation, and neither is its end."""
-        return replace(self, last_n=0.0)
+        fresh = {"intervals": 0.0, "n": 0.0, "total": 0.0, "last_n": 0.0}
+        return replace(self, blocks=tuple(each._replace(**fresh) for each in self.blocks))
 
     # ------------------------------------------------------------ checkpoints
 
-    def numbers(self) -> Iterator[float]:
-        yield from (self.excess, self.scale, self.error, self.last_n, self.last_mean)
-        yield from (self.canary_free, self.stable_free)
-
     def singles(self) -> Iterator[float]:
-        yield from (*self.canary, *self.stable, *self.requests)
+        for each in self.blocks:
+            yield from each
+        yield from (self.canary_free, self.stable_free, *self.canary, *self.stable, *self.requests)
 
     @classmethod
-    def take(cls, numbers: Iterator[float], singles: Iterator[float]) -> Dispersion:
-        """The inverse of both; ValueError if they are no such sums."""
-        values = [next(numbers) for _ in range(7)]
+    def take(cls, singles: Iterator[float]) -> Dispersion:
+        """The inverse of `singles`; ValueError if they are no such sums."""
+        blocks = tuple(Blocks(*islice(singles, len(Blocks._fields))) for _ in LENGTHS)
+        canary_free, stable_free = next(singles), next(singles)
         canary, stable, requests = (tuple(islice(singles, SHARDS)) for _ in range(3))
-        if not all(map(math.isfinite, (*values, *canary, *stable, *requests))) or min(values[1:], default=0) < 0:
-            raise ValueError("these are not the sums of a dispersion")
-        if len({len(canary), len(stable), len(requests)}) != 1:
-            raise ValueError("shards are missing")
-        excess, scale, error, last_n, last_mean, canary_free, stable_free = values
-        return cls(excess, scale, error, last_n, last_mean, canary_free, stable_free, canary, stable, requests)
+        flat = [x for each in blocks for x in each]
+        never_negative = [x for each in blocks for x in each._replace(excess=0.0)]
+        if not all(map(math.isfinite, (*flat, canary_free, stable_free, *canary, *stable, *requests))) or (
+            min(*never_negative, canary_free, stable_free, *requests, 0.0) < 0
+        ):
+            raise ValueError("damaged checkpoint (these are not the sums of a dispersion): its evidence restarts")
+        return cls(blocks, canary_free, stable_free, canary, stable, requests)
 
 
-DOUBLES = 7
+_WITHOUT_SHARDS = len(LENGTHS) * len(Blocks._fields) + 2
+SINGLES = (_WITHOUT_SHARDS, _WITHOUT_SHARDS + 3 * SHARDS)
+"""How many a checkpoint holds: without shards and with them."""
 _ZEROS = (0.0,) * SHARDS
 
 
@@ -172,6 +214,6 @@ def _residuals(before: tuple[float, ...], shards: Sequence[Shard]) -> tuple[tupl
     return _single(added), n - squares / n
 
 
-def _single(values: list[float]) -> tuple[float, ...]:
+def _single(values: Iterable[float]) -> tuple[float, ...]:
     """As a checkpoint keeps them, so that a restart changes no bit."""
     return tuple(array("f", values))

@@ -119,7 +119,6 @@ class Draft:
         """Change stage or step: nothing is acknowledged yet and its own time begins."""
         self.set(stage=stage, weight=weight, step_time_waived=False, step_approved=False)
         self.set_clock(stage_since=self.now, acknowledged_at=None, step_active_seconds=0, ticked_at=self.now)
-        self.set_clock(common_since=None)
         self.each_row(lambda row: row.model_copy(update={"step_samples": 0}))
 
     def rest(self, weight: int) -> None:

@@ -1,18 +1,17 @@
 """A test's sums as a short text for status: exact to the last bit, and refused if another definition wrote it."""
 
 import base64
-import binascii
 import struct
 from collections.abc import Iterable, Iterator
 
-VERSION = 2
+VERSION = 3
 """Of the meaning of the sums. A change restarts the evidence of running rollouts."""
 
 
 def encode(definition: str, numbers: Iterable[float], singles: Iterable[float] = ()) -> str:
-    """`<version>:<definition>:<base64 of little-endian doubles, then of floats in single precision>`."""
+    """`<version>:<definition>:<base85 of little-endian doubles, then of floats in single precision>`."""
     doubles, floats = tuple(numbers), tuple(singles)
-    packed = base64.b64encode(struct.pack(f"<{len(doubles)}d{len(floats)}f", *doubles, *floats)).decode()
+    packed = base64.b85encode(struct.pack(f"<{len(doubles)}d{len(floats)}f", *doubles, *floats)).decode()
     return f"{VERSION}:{definition}:{packed}"
 
 
@@ -30,8 +29,8 @@ def decode(
     if written_for != definition:
         raise ValueError(f"checkpoint of definition {written_for[:16]!r}, not {definition!r}: its evidence restarts")
     try:
-        raw = base64.b64decode(packed, validate=True)
-    except binascii.Error as error:
+        raw = base64.b85decode(packed)
+    except ValueError as error:
         raise ValueError(f"damaged checkpoint ({error}): its evidence restarts") from error
     floats, odd = divmod(len(raw) - 8 * length, 4)
     if odd or floats not in singles:

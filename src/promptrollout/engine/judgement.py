@@ -69,6 +69,10 @@ class ObjectiveTest(Protocol):
         """State after one interval. Breach sums take every interval; promotion sums only those with `promotable` (the
         step was acknowledged before the interval began). An `outage` does not count as fluctuation."""
 
+    def new_step(self, state: Any) -> Any:
+        """State at the start of a step: what promotes it is shown in it, or a regression that begins there would pass
+        on what was before. Breach sums go on."""
+
     def breached(self, state: Any, levels: Levels) -> bool:
         """`judge(...).breach`, without the words."""
 

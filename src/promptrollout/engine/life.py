@@ -70,7 +70,9 @@ def overdue(draft: Draft) -> bool:
 
 
 def is_last_weight(snapshot: Snapshot, index: int) -> bool:
-    return not any(step.weight is not None for step in snapshot.steps[index + 1 :])
+    """Behind it everybody is on the canary, and nothing can be compared with stable any more."""
+    here = snapshot.steps[index].weight if index < len(snapshot.steps) else None
+    return here != 100 and not any(step.weight not in (None, 100) for step in snapshot.steps[index + 1 :])
 
 
 def enter_step(draft: Draft, index: int) -> None:

@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from promptrollout.engine import dispersion, encoding, wording
+from promptrollout.engine import encoding, wording
 from promptrollout.engine.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
 from promptrollout.engine.contrast import TUNING, Contrast, half_width, log_one_sided
-from promptrollout.engine.dispersion import SHARDS, SKEWED, Dispersion, shard_squares
+from promptrollout.engine.dispersion import SINGLES, SKEWED, Dispersion, shard_squares
 from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.judgement import Finding, Judgement, Levels, verdict_text
 from promptrollout.engine.logspace import FIRST, StartMixture, log_threshold, shrunk
@@ -20,8 +20,9 @@ EFFECTS = (0.03, 0.06, 0.12)
 
 With 0.12 a large rise crosses well before the gate, so larger alternatives would buy nothing, and they would let single
 expensive requests decide."""
-SUSPECT_EFFECT = 0.12
-"""The one by which stable comes under suspicion of being beyond the absolute bound itself."""
+SUSPECT_EFFECTS = (0.03, 0.12)
+"""Those by which stable comes under suspicion of being beyond the absolute bound itself. The least is the canary's own:
+else both arms a little beyond it would cast no suspicion on stable, and roll the canary back."""
 
 LEARN = 50
 """Samples of both arms before the first interval is used: they set the scale."""
@@ -74,10 +75,9 @@ class MeanState:
         yield from self.contrast.numbers()
         yield from self.promotion.numbers()
         yield from (self.promotable, self.promotable_total, self.promotable_spread)
-        yield from self.dispersion.numbers()
 
 
-_LENGTH = 6 + 2 + 2 * (1 + len(EFFECTS)) + 1 + 2 * 5 + 3 + dispersion.DOUBLES
+_LENGTH = 6 + 2 + 2 * (1 + len(EFFECTS)) + 1 + 2 * 5 + 3
 
 
 def variances(canary: Arm, stable: Arm) -> tuple[float, float] | None:
@@ -227,8 +227,9 @@ class MeanTest:
 
         absolute, suspicion = state.absolute, state.suspicion
         if self.bound is not None:
-            bet, excess = SUSPECT_EFFECT / scale, self._beyond(stable)
-            suspicion = suspicion_after(suspicion, n_s, bet * excess - bet * bet * v_s * n_s / 2)
+            excess = self._beyond(stable)
+            bets = [effect / scale for effect in SUSPECT_EFFECTS]
+            suspicion = suspicion_after(suspicion, n_s, max(bet * excess - bet * bet * v_s * n_s / 2 for bet in bets))
             if n_c > 0 and not is_common(suspicion, excess):
                 absolute = absolute.observe(log_bets(scale, self._beyond(canary), v_c * n_c, one, most))
 
@@ -245,6 +246,9 @@ class MeanTest:
             promotable_total=state.promotable_total + (canary.total if promotable else 0.0),
             promotable_spread=state.promotable_spread + (wide * n_c * one if promotable else 0.0),
         )
+
+    def new_step(self, state: MeanState) -> MeanState:
+        return replace(state, promotion=Contrast(), promotable=0.0, promotable_total=0.0, promotable_spread=0.0)
 
     def _excess(self, sums: Contrast, margin: float) -> tuple[float, float]:
         """Sum of w times what the canary is worse than stable by beyond the margin, and its variance."""
@@ -384,7 +388,7 @@ class MeanTest:
         return encoding.encode(self.definition, state.numbers(), state.dispersion.singles())
 
     def decode(self, text: str) -> MeanState:
-        numbers, singles = encoding.decode(self.definition, text, _LENGTH, (0, 3 * SHARDS))
+        numbers, singles = encoding.decode(self.definition, text, _LENGTH, SINGLES)
         canary, stable = (Arm(next(numbers), next(numbers), next(numbers)) for _ in range(2))
         scale, effective = next(numbers), next(numbers)
         relative, absolute = (StartMixture.take(numbers, len(EFFECTS)) for _ in range(2))
@@ -407,7 +411,7 @@ class MeanTest:
             promotable=promotable[0],
             promotable_total=promotable[1],
             promotable_spread=promotable[2],
-            dispersion=Dispersion.take(numbers, singles),
+            dispersion=Dispersion.take(singles),
         )
 
     # ------------------------------------------------------------ words

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from promptrollout.api.slo import Objective
+from promptrollout.engine import mean, rate
+from promptrollout.engine.dispersion import LENGTHS
 from promptrollout.engine.judgement import ObjectiveTest
 from promptrollout.engine.mean import MeanTest
 from promptrollout.engine.rate import RateTest
@@ -53,6 +55,13 @@ def bounds_of(objective: Objective) -> Bounds:
     return Bounds(margin, rollback, bound, negligible)
 
 
+GRIDS = {
+    "rate": (rate.WORSE, rate.BETTER, rate.WORSE_ODDS, rate.FADING, LENGTHS),
+    "mean": (mean.EFFECTS, LENGTHS),
+}
+"""What the sums were made with: sums of other alternatives are not sums of these."""
+
+
 def definition_hash(objective: Objective) -> str:
     """Ten hex digits of everything that the sums depend on. Another hash means that the evidence restarts.
 
@@ -67,6 +76,7 @@ def definition_hash(objective: Objective) -> str:
         bounds.bound,
         bounds.negligible if signal_of(objective).kind == "rate" else None,
         own_series(objective),
+        repr(GRIDS[signal_of(objective).kind]),
     ]
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:10]
 

@@ -2,7 +2,7 @@
 
 from promptrollout.api.rollout import RolloutStatus, Snapshot
 from promptrollout.engine import sample_ratio
-from promptrollout.engine.analysis import WATCHED, fold, lacking
+from promptrollout.engine.analysis import WATCHED, fold, lacking, required
 from promptrollout.engine.conditions import describe
 from promptrollout.engine.draft import ACTIVE, Draft
 from promptrollout.engine.facts import Facts, Plan
@@ -24,6 +24,8 @@ UNREACHABLE_SECONDS = 900
 """How long users of a canary whose provider alone is down are answered by stable before the weight goes to 0."""
 COMMON_SECONDS = 600
 """How long both arms may be beyond an absolute bound right after a weight increase before it is taken back."""
+READ_INTERVALS = 3
+"""Evidence that ends longer ago than so many intervals says nothing of now: nothing advances on it."""
 LAGGARD_SECONDS = 60
 """How long a pod may leave a rollback unconfirmed before it is evicted."""
 
@@ -107,7 +109,8 @@ def is_coherent(status: RolloutStatus) -> bool:
 def watch_first(draft: Draft) -> None:
     """A first version has nothing to go back to: while it bakes, its absolute objectives alert and no more."""
     snapshot = draft.facts.desired.snapshot
-    if snapshot is None or not snapshot.analyse or not any(o.max is not None for o in snapshot.objectives):
+    bounded = snapshot is not None and any(o.max is not None or o.min is not None for o in snapshot.objectives)
+    if snapshot is None or not snapshot.analyse or not bounded:
         draft.enter("Idle", 100)
         return
     draft.set(snapshot=snapshot)
@@ -214,7 +217,14 @@ def gather_findings(draft: Draft) -> None:
         return
     if draft.clock.outage_since is not None:
         draft.holds.append("stable itself fails in half of its requests or more: nothing can be concluded")
-    draft.holds += [row.message for row in s.analysis if row.name == sample_ratio.NAME and row.common_cause]
+    until, snapshot = draft.clock.evaluated_until, s.snapshot
+    if snapshot is not None and snapshot.analyse and until is not None:
+        behind = draft.now - until
+        if behind > READ_INTERVALS * snapshot.interval_seconds:
+            draft.holds.append(f"the metrics of the last {behind} s are not read yet")
+    if not s.step_approved:
+        mismatches = (row for row in s.analysis if row.name == sample_ratio.NAME and row.common_cause)
+        draft.holds += [f"{row.message}; `promote` goes on in spite of it" for row in mismatches]
 
 
 # ---------------------------------------------------------------- where it goes
@@ -296,7 +306,8 @@ def progress_step(draft: Draft) -> None:
         return
     how = f"approved by a person without enough evidence ({'; '.join(missing)})" if missing else "passed"
     if not missing:
-        draft.each_row(lambda row: row.model_copy(update={"verdict": "Pass"}))  # by the rule of this step
+        passed = required(draft)  # by the rule of this step
+        draft.each_row(lambda row: row.model_copy(update={"verdict": "Pass"}) if row.name in passed else row)
     draft.record("StepCompleted", f"step {s.step} ({s.weight} %) {how}; {whereto(snapshot, s)}", evidence=True)
     enter_step(draft, s.current_step_index + 1)
 
@@ -304,10 +315,11 @@ def progress_step(draft: Draft) -> None:
 def common_cause_of_the_step(draft: Draft) -> bool:
     """Both arms have been beyond an absolute bound for a while, and came there right after the weight was raised: the
     canary may use up a quota that both share."""
-    since, acknowledged, until = draft.clock.common_since, draft.clock.acknowledged_at, draft.clock.evaluated_until
-    if since is None or acknowledged is None or until is None:
+    clock, since = draft.clock, draft.clock.common_since
+    if since is None or clock.stage_since is None or clock.acknowledged_at is None or clock.evaluated_until is None:
         return False
-    return since <= acknowledged + COMMON_SECONDS and until - since >= COMMON_SECONDS
+    begun = clock.stage_since <= since <= clock.acknowledged_at + COMMON_SECONDS
+    return begun and clock.evaluated_until - since >= COMMON_SECONDS
 
 
 def step_back(draft: Draft) -> bool:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from promptrollout.engine import dispersion, encoding, wording
+from promptrollout.engine import encoding, wording
 from promptrollout.engine.bernoulli import log_bound, two_arm_bet
 from promptrollout.engine.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
 from promptrollout.engine.contrast import TUNING, Contrast, half_width
-from promptrollout.engine.dispersion import SHARDS, SKEWED, Dispersion
+from promptrollout.engine.dispersion import SINGLES, SKEWED, Dispersion
 from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.judgement import Finding, Judgement, Levels, verdict_text
 from promptrollout.engine.logspace import FIRST, StartMixture, log_add, log_mix, log_threshold, shrunk
@@ -28,8 +28,9 @@ BETTER_ODDS: Grid = {0.1: 0.25, 0.25: 0.25, 0.5: 0.25, 0.8: 0.25}
 """Of a fixed bound's promotion test."""
 SPOTLESS_ODDS: Grid = {0.01: 0.65, 0.25: 0.2, 0.5: 0.15}
 """The same for the negligible rate, where only arms (nearly) without failures need it."""
-SUSPECT_ODDS = (1.5, 5.0)
-"""Alternatives by which stable comes under suspicion of being above `max` itself."""
+SUSPECT_ODDS = (1.25, 1.5, 5.0)
+"""Alternatives by which stable comes under suspicion of being above `max` itself. The least is the canary's own: else
+both arms a little above it would cast no suspicion on stable, and roll the canary back."""
 FADING = 0.95
 """Of stable's rate, from interval to interval: half of it is of the last 14."""
 
@@ -74,10 +75,9 @@ class RateState:
             yield from mixture.numbers()
         yield from (self.suspicion, *self.promotion, self.promotable, self.promotable_bad)
         yield from self.contrast.numbers()
-        yield from self.dispersion.numbers()
 
 
-_LENGTH = 7 + (1 + len(WORSE)) + 2 * (1 + len(WORSE_ODDS)) + 1 + len(BETTER) + 2 + 5 + dispersion.DOUBLES
+_LENGTH = 7 + (1 + len(WORSE)) + 2 * (1 + len(WORSE_ODDS)) + 1 + len(BETTER) + 2 + 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +194,9 @@ class RateTest:
                 else state.dispersion.observe(usable, variance, kurtosis=1 / variance)
             ),
         )
+
+    def new_step(self, state: RateState) -> RateState:
+        return replace(state, promotion=(0.0,) * len(BETTER), promotable=0.0, promotable_bad=0.0)
 
     # ------------------------------------------------------------ evidence
 
@@ -315,7 +318,7 @@ class RateTest:
         return encoding.encode(self.definition, state.numbers(), state.dispersion.singles())
 
     def decode(self, text: str) -> RateState:
-        numbers, singles = encoding.decode(self.definition, text, _LENGTH, (0, 3 * SHARDS))
+        numbers, singles = encoding.decode(self.definition, text, _LENGTH, SINGLES)
         totals = [next(numbers) for _ in range(7)]
         relative = StartMixture.take(numbers, len(WORSE))
         floor, absolute = (StartMixture.take(numbers, len(WORSE_ODDS)) for _ in range(2))
@@ -342,7 +345,7 @@ class RateTest:
             promotable=promotable,
             promotable_bad=promotable_bad,
             contrast=contrast,
-            dispersion=Dispersion.take(numbers, singles),
+            dispersion=Dispersion.take(singles),
         )
 
     # ------------------------------------------------------------ words

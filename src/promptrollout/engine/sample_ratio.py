@@ -21,6 +21,9 @@ MISMATCH = 4.0
 sticky users."""
 LEAST_OFF = 0.02
 """Of the requests that the canary should get: smaller deviations harm no comparison, however certain they are."""
+LEAST_OFF_OF_USERS = 0.2
+"""The same where users stay on their arm: they ask more or less often as they like the answers, which is no
+mismatch."""
 _ZEROS = (0.0,) * SHARDS
 
 
@@ -33,6 +36,7 @@ class SampleRatio:
     stable: float = 0.0
     expected: float = 0.0
     """Requests that the canary should have had by its weights."""
+    least_off: float = LEAST_OFF_OF_USERS
     surplus: tuple[float, ...] = ()
     """By shard: (1 - w) n_c - w n_s. In single precision, as in a checkpoint; empty until shards are known."""
 
@@ -47,7 +51,8 @@ class SampleRatio:
             canary, stable, expected = canary + c.n, stable + s.n, expected + weight * (c.n + s.n)
             pairs = zip(surplus, c.shards, s.shards, strict=True)
             surplus = tuple(array("f", [t + (1 - weight) * a[0] - weight * b[0] for t, a, b in pairs]))
-        return SampleRatio(canary, stable, expected, surplus if canary + stable > 0 else self.surplus)
+        surplus = surplus if canary + stable > 0 else self.surplus
+        return SampleRatio(canary, stable, expected, self.least_off, surplus)
 
     def deviation(self) -> float:
         """How many standard errors the canary's share is off; 0 while too few shards have any requests."""
@@ -60,21 +65,20 @@ class SampleRatio:
 
     @property
     def mismatch(self) -> bool:
-        return abs(self.canary - self.expected) > LEAST_OFF * self.expected and self.deviation() > MISMATCH
+        return abs(self.canary - self.expected) > self.least_off * self.expected and self.deviation() > MISMATCH
 
     def judge(self) -> Judgement:
         n = self.canary + self.stable
         found, wanted = (self.canary / n, self.expected / n) if n else (0.0, 0.0)
+        said = f"the canary gets {wording.share(found)} of the requests and should get {wording.share(wanted)}"
         if not n:
             said = "not measured yet"
         elif self.mismatch:
-            said = (
-                f"the canary gets {wording.share(found)} of the requests and should get {wording.share(wanted)} "
-                f"({self.deviation():.1f} standard errors): the arms cannot be compared; look for requests that skip "
-                "the gateway, retries of one arm only, or a key that many users share"
+            said += (
+                f" ({self.deviation():.1f} standard errors): the arms cannot be compared; look for requests that skip "
+                "the gateway, retries of one arm only, users who ask more or less often of the canary, or a key that "
+                "many share"
             )
-        else:
-            said = f"the canary gets {wording.share(found)} of the requests and should get {wording.share(wanted)}"
         return Judgement(
             breach=False,
             non_inferior=bool(n) and not self.mismatch,
@@ -87,14 +91,17 @@ class SampleRatio:
         )
 
     def encode(self) -> str:
-        return encoding.encode(NAME, (self.canary, self.stable, self.expected), self.surplus)
+        return encoding.encode(NAME, (self.canary, self.stable, self.expected, self.least_off), self.surplus)
 
     @classmethod
     def decode(cls, text: str) -> SampleRatio:
         """ValueError if the text is no such state."""
-        numbers, singles = encoding.decode(NAME, text, 3, (0, SHARDS))
-        canary, stable, expected = numbers
+        numbers, singles = encoding.decode(NAME, text, 4, (0, SHARDS))
+        canary, stable, expected, least_off = numbers
         surplus = tuple(singles)
-        if not all(map(math.isfinite, (canary, stable, expected, *surplus))) or min(canary, stable, expected) < 0:
+        if (
+            not all(map(math.isfinite, (canary, stable, expected, least_off, *surplus)))
+            or min(canary, stable, expected) < 0
+        ):
             raise ValueError("damaged checkpoint (a sum is negative or not a number): its evidence restarts")
-        return cls(canary, stable, expected, surplus)
+        return cls(canary, stable, expected, least_off, surplus)

@@ -274,16 +274,15 @@ SIGNALS: dict[str, Signal] = {
         strata=("cache",),
         needs="streaming requests",
     ),
-    # tested where more is worse, as every ratio of sums: the share that was not cached
+    # weighted by tokens: a ratio of sums, too
     "CacheHitRate": Signal(
         "mean",
         "share",
-        "share of input tokens not from the cache",
-        (
-            ("n", Counter(names.METRIC_INPUT_TOKENS)),
-            ("spared", Counter(names.METRIC_CACHED_INPUT_TOKENS)),
-        ),
-        margin_share=0.5,
+        "share of input tokens from the cache",
+        _part(names.METRIC_CACHED_INPUT_TOKENS, names.METRIC_INPUT_TOKENS),
+        direction="less_is_worse",
+        margin="0.10",
+        gate=100_000,  # tokens, as all of its samples
         from_weight=50,
         needs="a provider that says how many input tokens came from its cache",
     ),

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 
 from promptrollout.api.command import Command
+from promptrollout.engine import sample_ratio
 from promptrollout.engine.draft import REMEMBERED, Draft
 from promptrollout.engine.life import begin, current_step, enter_step, named, withdraw
 
@@ -92,11 +93,9 @@ def promote(draft: Draft, command: Command) -> Refusal:
         enter_step(draft, draft.status.current_step_index + 1)
         return None
     asked = draft.status.snapshot is not None and draft.status.snapshot.on_insufficient_traffic == "RequireApproval"
-    suspended = any(row.common_cause for row in draft.status.analysis)
-    waits = (
-        asked
-        and not suspended
-        and any(c.type == "InsufficientTraffic" and c.status == "True" for c in draft.status.conditions)
+    mismatch_found = any(row.name == sample_ratio.NAME and row.common_cause for row in draft.status.analysis)
+    waits = mismatch_found or (
+        asked and any(c.type == "InsufficientTraffic" and c.status == "True" for c in draft.status.conditions)
     )
     draft.set(step_time_waived=True, step_approved=draft.status.step_approved or waits)
     what = "approved without enough evidence" if waits else "need not wait for the step's time, only for its evidence"

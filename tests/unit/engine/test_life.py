@@ -862,3 +862,98 @@ def test_many_intervals_at_once_make_the_same_durations_as_one_at_a_time() -> No
         world.settle()
     assert one.status.clock.active_seconds == other.status.clock.active_seconds == 34 * INTERVAL
     assert one.status.analysis == other.status.analysis
+
+
+# ---------------------------------------------------------------- evidence that is old, lost, or of another time
+
+
+def test_a_regression_that_begins_in_the_last_step_is_not_passed_by_what_was_before() -> None:
+    steps = [{"weight": 10, "minDurationSeconds": 3600}, {"weight": 50, "minDurationSeconds": 60}]
+    world = started(snapshot(*steps), requests=4_000.0)
+    world.tick(119)
+    assert world.at == ("Stepping", 10)
+    assert next(row for row in world.status.analysis if row.name == "errors").verdict == "Pass"
+    world.tick(2)
+    assert world.at == ("Stepping", 50)
+    world.error_rate = {V2.digest: 0.014}  # within what a breach needs to be seen, not shown to be within the margin
+    world.tick(4)
+    assert world.at == ("Stepping", 50)
+
+
+def test_nothing_advances_on_evidence_that_ends_long_ago() -> None:
+    """The operator was away while the canary began to fail, and reads what it missed piece by piece."""
+    world = started(snapshot({"weight": 10, "minDurationSeconds": 600}, {"weight": 50}))
+    world.tick(2)
+    for _ in range(60):
+        world.record()
+        world.now += INTERVAL
+    world.read_until = world.now - 40 * INTERVAL
+    world.settle()
+    assert world.at == ("Stepping", 10)
+    assert "are not read yet" in world.status.message
+    world.read_until = None
+    world.settle()
+    assert world.at == ("Stepping", 50)
+
+
+def test_sums_that_cannot_be_read_pass_nothing_and_say_so() -> None:
+    world = started(snapshot({"weight": 10, "minDurationSeconds": 600}, {"weight": 50}))
+    world.tick(10)
+    rows = [row.model_copy(update={"checkpoint": "1:other:AAAA"}) for row in world.status.analysis]
+    world.status = world.status.model_copy(update={"analysis": rows})
+    world.silent = {"errors"}
+    world.tick(1)
+    decision = next(d for d in world.status.history if d.reason == "EvidenceRestarted")
+    assert "errors: checkpoint of version '1'" in decision.message
+    world.tick(20)
+    assert world.at == ("Stepping", 10)
+    assert [d.reason for d in world.status.history].count("EvidenceRestarted") == 1
+    world.silent = set()
+    world.tick(60)
+    assert world.status.stable == V2
+
+
+def test_what_was_seen_before_the_canarys_provider_went_away_still_breaches_after_a_restart() -> None:
+    world = started(error_rate={V2.digest: 0.5})
+    for k in range(12):
+        world.record()
+        world.now += INTERVAL
+        if k == 9:
+            world.provider_unreachable = True
+            world.status = world.status.model_copy(
+                update={"clock": world.status.clock.model_copy(update={"unreachable_since": world.now})}
+            )
+    world.settle()
+    assert world.status.rejected[0].digest == V2.digest
+
+
+def test_a_person_may_go_on_in_spite_of_a_sample_ratio_mismatch() -> None:
+    world = started()
+    world.lost_on_canary = 0.8
+    world.tick(20)
+    assert "`promote` goes on in spite of it" in world.status.message
+    world.tell("promote")
+    world.tick(2)
+    assert world.at == ("Stepping", 50)
+
+
+def test_users_who_ask_a_little_less_are_no_mismatch_unless_requests_are_what_is_spread() -> None:
+    world = started()
+    world.lost_on_canary = 0.1
+    world.tick(10)
+    assert world.at == ("Promoting", 100) or world.status.stable == V2 or world.at == ("Stepping", 50)
+    by_request = started(snapshot(stickiness=Stickiness(by="Request")), stickiness=Stickiness(by="Request"))
+    by_request.lost_on_canary = 0.1
+    by_request.tick(10)
+    assert by_request.at == ("Stepping", 10)
+    assert "should get 10 %" in by_request.status.message
+
+
+def test_the_step_before_everybody_is_the_one_that_needs_proof() -> None:
+    steps = [{"weight": 10, "minDurationSeconds": 60}, {"weight": 100, "minDurationSeconds": 60}]
+    world = started(snapshot(*steps), error_rate={V2.digest: 0.0145})
+    world.tick(30)
+    assert world.at == ("Stepping", 10)
+    good = started(snapshot(*steps))
+    good.tick(60)
+    assert good.status.stable == V2

@@ -190,6 +190,14 @@ def test_a_shared_spike_at_high_weight_and_little_stable_traffic_decides_nothing
         assert not BOTH.judge(state, LEVELS).breach
 
 
+@pytest.mark.parametrize("above", [1.02, 1.05, 1.1, 1.25, 2.0])
+def test_both_arms_a_little_above_the_maximum_are_a_common_cause(above: float) -> None:
+    state = MAXIMUM.start()
+    for _ in range(400):
+        state = MAXIMUM.observe(state, (Counts.of(200, 4 * above, 200, 4 * above),), promotable=True)
+        assert not MAXIMUM.judge(state, LEVELS).breach
+
+
 def test_an_absolute_bound_is_never_crossed_within_two_intervals() -> None:
     judgement = judged(MAXIMUM, (1000, 1000, 0, 0), times=2)
     assert not judgement.breach

@@ -194,7 +194,7 @@ CASES: dict[str, tuple[dict[str, Any], list[Grew], Counts]] = {
             grew(names.METRIC_CACHED_INPUT_TOKENS, 200, 8000),
             grew(names.METRIC_OUTPUT_TOKENS, 77, 77),
         ],
-        Counts(Arm(1000, 800), Arm(9000, 1000)),
+        Counts(Arm(1000, 200), Arm(9000, 8000)),
     ),
 }
 

@@ -133,7 +133,7 @@ def test_what_no_traffic_decides() -> None:
     assert list(undecidable(rules(objectives=[zero | {"advanceOn": "NoBreach"}]))) == []
     (doubt,) = undecidable(rules(maxDurationSeconds=1000))
     assert "no version ever reaches 100 %" in doubt.reason
-    cached = {"name": "hits", "signal": "CacheHitRate", "versusStable": {"maxIncreasePercent": 20}}
+    cached = {"name": "hits", "signal": "CacheHitRate", "versusStable": {"maxDecrease": "0.2"}}
     (doubt,) = undecidable(rules(objectives=[cached], steps=[{"weight": 10}, {"weight": 25}]))
     assert "compared from 50 % on" in doubt.reason
 

@@ -100,7 +100,7 @@ def test_a_weight_that_both_arms_suffer_from_is_taken_back() -> None:
 
 
 def test_a_mismatch_of_the_sample_ratio_holds() -> None:
-    run = simulate(rules(), Steady(surplus=1.15))
+    run = simulate(rules(), Steady(surplus=1.4))
     assert run.outcome == "Held"
     assert "should get 10 %" in run.why
 
