@@ -121,6 +121,10 @@ class DeliverySpec(Model):
     canary: ArmConfig | None = None
     latency_edges_seconds: Annotated[list[Decimal], Field(max_length=20)] = []
     """Histogram edges that objectives need beside the default ones."""
+    shard_metrics: Annotated[
+        list[Annotated[str, Field(max_length=64, pattern=r"^promptrollout_shard_[a-z_]+$")]], Field(max_length=40)
+    ] = []
+    """What objectives need divided by shards; pods export nothing else of that kind."""
     retired_at: Timestamp | None = None
     """The rollout was deleted then: pods serve five more minutes, then answer 404."""
     memory: Memory = Memory()

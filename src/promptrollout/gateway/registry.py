@@ -11,7 +11,14 @@ from datetime import datetime
 from typing import Any, Final
 
 from promptrollout.api.delivery import PodReport, RolloutReport
-from promptrollout.api.names import FORMAT_VERSION
+from promptrollout.api.names import (
+    FORMAT_VERSION,
+    METRIC_CONTRACT_CHECKS,
+    METRIC_CONTRACT_FAILURES,
+    METRIC_COST_COUNT,
+    METRIC_COST_SUM,
+    shard_metric,
+)
 from promptrollout.gateway.configuration import Arm, Configuration, KeyMissing, Loader, LoadError
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.route import Routing, Variant
@@ -26,6 +33,8 @@ RETIREMENT_SECONDS: Final = 300.0
 KEY_PATIENCE_SECONDS: Final = 60.0
 """A new pod is held unready for so long where it cannot serve what others surely do: a key's file may still come."""
 _NO_DIGEST: Final = "sha256:" + "0" * 64
+_SHARDS_OF_CONTRACT: Final = frozenset(map(shard_metric, (METRIC_CONTRACT_CHECKS, METRIC_CONTRACT_FAILURES)))
+_SHARDS_OF_COST: Final = frozenset(map(shard_metric, (METRIC_COST_COUNT, METRIC_COST_SUM)))
 
 
 class Serving:
@@ -57,10 +66,18 @@ class Serving:
         used = [self.series(self.stable, "stable")]
         if self.canary is not None:
             used.append(self.series(self.canary, "canary"))
-            priced = self.stable.price is not None or self.canary.price is not None
             for arm, series in zip((self.stable, self.canary), used, strict=True):
-                series.compare(self._edges_seconds, contract=arm.prompt.validator is not None, cost=priced)
+                series.compare(self._edges_seconds, self._shard_metrics(arm))
         counters.rollout_loaded(configuration.spec.rollout_uid, configuration.name, used)
+
+    def _shard_metrics(self, arm: Arm) -> frozenset[str]:
+        """What objectives need of an arm's shards, without what cannot move."""
+        found = frozenset(self.configuration.spec.shard_metrics)
+        if arm.prompt.validator is None:
+            found -= _SHARDS_OF_CONTRACT
+        if all(each is None or each.price is None for each in (self.stable, self.canary)):
+            found -= _SHARDS_OF_COST
+        return found
 
     def series(self, arm: Arm, variant: Variant) -> Series:
         """The counters of an arm under a variant."""
