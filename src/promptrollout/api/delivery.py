@@ -178,6 +178,8 @@ class RolloutReport(Model):
     """Connections to the canary's provider fail while stable's works; canary users are answered by stable."""
     unassigned_share_percent: int = 0
     """Of the requests in the last minute: how many came without a stickiness key."""
+    shards_withheld: bool = False
+    """Its shards are not exported here, since those of as many other rollouts are as a pod exports at once."""
 
 
 class PodReport(Model):

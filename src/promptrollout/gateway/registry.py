@@ -20,7 +20,7 @@ from promptrollout.api.names import (
     shard_metric,
 )
 from promptrollout.gateway.configuration import Arm, Configuration, KeyMissing, Loader, LoadError
-from promptrollout.gateway.counters import Counters
+from promptrollout.gateway.counters import Compared, Counters
 from promptrollout.gateway.route import Routing, Variant
 from promptrollout.gateway.series import Series
 from promptrollout.gateway.store import Store
@@ -64,11 +64,14 @@ class Serving:
         self._series: dict[tuple[str, Variant], Series] = {}
         self._edges_seconds = [float(edge) for edge in configuration.spec.latency_edges_seconds]
         used = [self.series(self.stable, "stable")]
+        compared: list[Compared] = []
         if self.canary is not None:
             used.append(self.series(self.canary, "canary"))
-            for arm, series in zip((self.stable, self.canary), used, strict=True):
-                series.compare(self._edges_seconds, self._shard_metrics(arm))
-        counters.rollout_loaded(configuration.spec.rollout_uid, configuration.name, used)
+            compared = [
+                Compared(series, self._edges_seconds, self._shard_metrics(arm))
+                for arm, series in zip((self.stable, self.canary), used, strict=True)
+            ]
+        counters.rollout_loaded(configuration.spec.rollout_uid, configuration.name, used, compared)
 
     def _shard_metrics(self, arm: Arm) -> frozenset[str]:
         """What objectives need of an arm's shards, without what cannot move."""
@@ -314,6 +317,7 @@ class Registry:
             problem_sequence=problem_sequence,
             canary_provider_unreachable=serving.canary_provider_unreachable,
             unassigned_share_percent=serving.window.share_percent(),
+            shards_withheld=(spec.rollout_uid, name) in self._counters.withheld,
         )
 
     def _swap(self, configuration: Configuration) -> None:

@@ -272,6 +272,55 @@ async def test_they_go_on_over_changes_and_leave_some_scrapes_after_the_canary(
     assert value(found, names.METRIC_REQUESTS, variant="stable") > 60, "the arm's own stay"
 
 
+async def test_a_pod_exports_those_of_so_many_rollouts_and_says_of_how_many_it_does_not(
+    gateway: Gateway, caller: Caller, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stable, canary = arm(url=provider.url), arm(CANARY, provider.url)
+    metric = names.shard_metric(names.METRIC_REQUESTS)
+
+    async def load(n: int, sequence: int = 1, **changes: Any) -> None:
+        changes = {"stable": stable, "canary": canary, "shardMetrics": [metric], **changes}
+        await gateway.registry.apply(f"app-{n}", delivery(sequence, rolloutUID=f"uid-{n}", **changes))
+
+    async def with_shards() -> tuple[set[str], float, set[str]]:
+        """Rollouts that export them; how many do not, by the gauge; and which, by the report."""
+        found = await samples(gateway)
+        report = (await Caller(gateway.admin_app).get("/rollouts")).json["rollouts"]
+        withheld = {each["name"] for each in report if each["shardsWithheld"]}
+        return {dict(of)["rollout"] for of in found[metric]}, value(found, names.METRIC_SHARDS_WITHHELD), withheld
+
+    async def requests_by_shards(n: int) -> float:
+        await caller.post(request(model=f"app-{n}"))
+        return value(await samples(gateway), metric, rollout=f"app-{n}")
+
+    placed = {f"app-{n}" for n in range(64)}
+    for n in reversed(range(64)):
+        await load(n)
+    assert await with_shards() == (placed, 0, set())
+    for n in (66, 65, 64):
+        await load(n)
+    assert await with_shards() == (placed, 3, {"app-64", "app-65", "app-66"})
+    for n in (64, 3):
+        await load(n, 2, weight=100)
+    await caller.post(request(model="app-64"))
+    assert await requests_by_shards(3) == 1
+    assert value(await samples(gateway), names.METRIC_REQUESTS, rollout="app-64") == 1, "the arms count all the same"
+    await load(65, 2, canary=None)
+    assert await with_shards() == (placed, 2, {"app-64", "app-66"}), "without a canary nothing is missing"
+    await load(7, 2, canary=None)
+    assert await with_shards() == (placed, 2, {"app-64", "app-66"}), "its last increments are still to be seen"
+    with monkeypatch.context() as patched:
+        patched.setattr(counters_module, "SECONDS_KEPT", -1.0)
+        assert await with_shards() == (placed - {"app-7"} | {"app-66"}, 1, {"app-64"}), "the first that waited"
+    assert await requests_by_shards(66) == 1, "from zero on"
+    assert await requests_by_shards(3) == 2
+    serving = gateway.registry.find("app-64")
+    assert serving is not None
+    serving.gone_at = 0.0
+    await gateway.registry.sweep()
+    assert (await with_shards())[1:] == (0, set())
+
+
 async def test_the_emergency_override_keeps_them(gateway: Gateway, caller: Caller, provider: Provider) -> None:
     rollout = delivery(stable=arm(url=provider.url), canary=arm(CANARY, provider.url), weight=100)
     await gateway.registry.apply("support", rollout)
