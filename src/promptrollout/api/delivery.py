@@ -121,6 +121,10 @@ class DeliverySpec(Model):
     canary: ArmConfig | None = None
     latency_edges_seconds: Annotated[list[Decimal], Field(max_length=20)] = []
     """Histogram edges that objectives need beside the default ones."""
+    shard_metrics: Annotated[
+        list[Annotated[str, Field(max_length=64, pattern=r"^promptrollout_shard_[a-z_]+$")]], Field(max_length=40)
+    ] = []
+    """What objectives need divided by shards; pods export nothing else of that kind."""
     retired_at: Timestamp | None = None
     """The rollout was deleted then: pods serve five more minutes, then answer 404."""
     memory: Memory = Memory()
@@ -174,6 +178,8 @@ class RolloutReport(Model):
     """Connections to the canary's provider fail while stable's works; canary users are answered by stable."""
     unassigned_share_percent: int = 0
     """Of the requests in the last minute: how many came without a stickiness key."""
+    shards_withheld: bool = False
+    """Its shards are not exported here, since those of as many other rollouts are as a pod exports at once."""
 
 
 class PodReport(Model):

@@ -83,6 +83,7 @@ METRIC_DIVERTED: Final = "promptrollout_diverted_requests_total"
 # only sharded, while a canary is loaded: slower than `le`, an objective's edge
 METRIC_SHARD_LATENCY_SLOW: Final = "promptrollout_shard_latency_slow_total"
 METRIC_SHARD_FIRST_TOKEN_SLOW: Final = "promptrollout_shard_first_token_slow_total"  # also: cache
+METRIC_SHARDS_WITHHELD: Final = "promptrollout_shards_withheld"  # of the pod: rollouts
 LABEL_CACHE: Final = "cache"  # hit, miss
 
 # the label of sharded counters: which of so many groups of units

@@ -5,15 +5,26 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple
 
 from promptrollout.gateway.route import Variant
 from promptrollout.gateway.series import Series
 
 SECONDS_KEPT = 120.0
 """After a version retires: several scrapes, so that its last increments are seen."""
+ROLLOUTS_WITH_SHARDS = 64
+"""At once; a page of metrics must stay one that can be scraped."""
 
 Labels = tuple[str, str, str, str, str]
+
+
+class Compared(NamedTuple):
+    """One arm of a rollout with a canary."""
+
+    series: Series
+    edges_seconds: Sequence[float]
+    shard_metrics: frozenset[str]
 
 
 class Counters:
@@ -25,6 +36,8 @@ class Counters:
         """A label of every series: a pod that two jobs scrape shows the same counters twice, and who reads them must
         be able to tell that from two pods. The scrape's own labels (job, instance) cannot say it."""
         self._series: dict[Labels, Series] = {}
+        self._withheld: dict[tuple[str, str], Sequence[Compared]] = {}
+        """By rollout uid and name, in the order in which their canaries were loaded: whose shards find no place."""
         self.unassigned: Counter[tuple[str, str]] = Counter()
         """By rollout uid and name."""
         self.diverted: Counter[tuple[str, str]] = Counter()
@@ -50,13 +63,14 @@ class Counters:
         found.retired_at = None
         return found
 
-    def rollout_loaded(self, uid: str, rollout: str, used: Iterable[Series]) -> None:
-        """A configuration was swapped in: what it does not use of this rollout retires, shards too where it has but
-        one arm."""
+    def rollout_loaded(self, uid: str, rollout: str, used: Sequence[Series], compared: Sequence[Compared] = ()) -> None:
+        """A configuration was swapped in: what it does not use of this rollout retires, shards too where no arms are
+        compared."""
         self.unassigned[uid, rollout] += 0
         self.diverted[uid, rollout] += 0
+        if not compared:
+            self._withheld.pop((uid, rollout), None)
         keep = {id(series) for series in used}
-        compared = any(series.labels[3] == "canary" for series in used)
         now = self._clock()
         for labels, series in self._series.items():
             outside = labels[3] == "stable-outside" and any(labels[2] == kept.labels[2] for kept in used)
@@ -64,6 +78,24 @@ class Counters:
                 series.retired_at = now
             if labels[1] == rollout and not compared and series.shards and series.shards.retired_at is None:
                 series.shards.retired_at = now
+        if compared:
+            self._withheld[uid, rollout] = compared
+            self._place_shards()
+
+    def _place_shards(self) -> None:
+        """Begin to count by shards whatever finds a place, and go on with what has one."""
+        placed = {labels[:2] for labels, series in self._series.items() if series.shards is not None}
+        for rollout, arms in list(self._withheld.items()):
+            if rollout in placed or len(placed) < ROLLOUTS_WITH_SHARDS:
+                placed.add(rollout)
+                for arm in arms:
+                    arm.series.compare(arm.edges_seconds, arm.shard_metrics)
+                del self._withheld[rollout]
+
+    @property
+    def withheld(self) -> Collection[tuple[str, str]]:
+        """Rollouts, by uid and name, that have a canary, but no shards for want of a place."""
+        return self._withheld.keys()
 
     def rollout_gone(self, uid: str, rollout: str) -> None:
         """The rollout is served no more."""
@@ -71,11 +103,13 @@ class Counters:
         del self.unassigned[uid, rollout], self.diverted[uid, rollout]
 
     def live(self) -> list[Series]:
-        """The series to export; drops what retired long enough ago, series only with nothing under way."""
+        """The series to export; drops what retired long enough ago, series only with nothing under way. Places that
+        become free so go to the shards that waited for one."""
         limit = self._clock() - SECONDS_KEPT
         for labels, series in list(self._series.items()):
             if series.shards and series.shards.retired_at is not None and series.shards.retired_at < limit:
                 series.shards = None
             if series.retired_at is not None and series.retired_at < limit and not series.in_flight:
                 del self._series[labels]
+        self._place_shards()
         return list(self._series.values())

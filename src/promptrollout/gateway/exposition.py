@@ -121,6 +121,12 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
     yield from family(
         f"{gateway}_provider_retries_total", "counter", "Calls tried again.", by("provider", state.retries)
     )
+    yield from family(
+        names.METRIC_SHARDS_WITHHELD,
+        "gauge",
+        "Rollouts with a canary whose shards are not exported, because those of so many others are.",
+        [("", len(counters.withheld))],
+    )
     yield from family(f"{gateway}_in_flight_requests", "gauge", "Requests under way.", [("", counters.in_flight)])
     yield from family(f"{gateway}_ready", "gauge", "1 when the pod takes traffic.", [("", int(state.ready))])
     if state.api_contact_at is not None:

@@ -11,9 +11,16 @@ from datetime import datetime
 from typing import Any, Final
 
 from promptrollout.api.delivery import PodReport, RolloutReport
-from promptrollout.api.names import FORMAT_VERSION
+from promptrollout.api.names import (
+    FORMAT_VERSION,
+    METRIC_CONTRACT_CHECKS,
+    METRIC_CONTRACT_FAILURES,
+    METRIC_COST_COUNT,
+    METRIC_COST_SUM,
+    shard_metric,
+)
 from promptrollout.gateway.configuration import Arm, Configuration, KeyMissing, Loader, LoadError
-from promptrollout.gateway.counters import Counters
+from promptrollout.gateway.counters import Compared, Counters
 from promptrollout.gateway.route import Routing, Variant
 from promptrollout.gateway.series import Series
 from promptrollout.gateway.store import Store
@@ -26,6 +33,8 @@ RETIREMENT_SECONDS: Final = 300.0
 KEY_PATIENCE_SECONDS: Final = 60.0
 """A new pod is held unready for so long where it cannot serve what others surely do: a key's file may still come."""
 _NO_DIGEST: Final = "sha256:" + "0" * 64
+_SHARDS_OF_CONTRACT: Final = frozenset(map(shard_metric, (METRIC_CONTRACT_CHECKS, METRIC_CONTRACT_FAILURES)))
+_SHARDS_OF_COST: Final = frozenset(map(shard_metric, (METRIC_COST_COUNT, METRIC_COST_SUM)))
 
 
 class Serving:
@@ -55,12 +64,23 @@ class Serving:
         self._series: dict[tuple[str, Variant], Series] = {}
         self._edges_seconds = [float(edge) for edge in configuration.spec.latency_edges_seconds]
         used = [self.series(self.stable, "stable")]
+        compared: list[Compared] = []
         if self.canary is not None:
             used.append(self.series(self.canary, "canary"))
-            priced = self.stable.price is not None or self.canary.price is not None
-            for arm, series in zip((self.stable, self.canary), used, strict=True):
-                series.compare(self._edges_seconds, contract=arm.prompt.validator is not None, cost=priced)
-        counters.rollout_loaded(configuration.spec.rollout_uid, configuration.name, used)
+            compared = [
+                Compared(series, self._edges_seconds, self._shard_metrics(arm))
+                for arm, series in zip((self.stable, self.canary), used, strict=True)
+            ]
+        counters.rollout_loaded(configuration.spec.rollout_uid, configuration.name, used, compared)
+
+    def _shard_metrics(self, arm: Arm) -> frozenset[str]:
+        """What objectives need of an arm's shards, without what cannot move."""
+        found = frozenset(self.configuration.spec.shard_metrics)
+        if arm.prompt.validator is None:
+            found -= _SHARDS_OF_CONTRACT
+        if all(each is None or each.price is None for each in (self.stable, self.canary)):
+            found -= _SHARDS_OF_COST
+        return found
 
     def series(self, arm: Arm, variant: Variant) -> Series:
         """The counters of an arm under a variant."""
@@ -297,6 +317,7 @@ class Registry:
             problem_sequence=problem_sequence,
             canary_provider_unreachable=serving.canary_provider_unreachable,
             unassigned_share_percent=serving.window.share_percent(),
+            shards_withheld=(spec.rollout_uid, name) in self._counters.withheld,
         )
 
     def _swap(self, configuration: Configuration) -> None:

@@ -107,9 +107,8 @@ class Shards:
     """By CACHE_VALUES, then by shard: requests whose time to the first token is known, from the first edge on."""
     first_token_slow: dict[float, list[list[int]]] = field(default_factory=dict)
     """By edges, by CACHE_VALUES, then by shard."""
-    has_contract: bool = False
-    has_cost: bool = False
-    """Whether these can move at all; what cannot is not exported."""
+    metrics: frozenset[str] = frozenset()
+    """What is exported of all this."""
     retired_at: float | None = None
     """On the monotonic clock: since when the arm is compared with none."""
 
@@ -138,8 +137,7 @@ class Shards:
             {edge: counts[:] for edge, counts in self.slow.items()},
             [counts[:] for counts in self.first_tokens],
             {edge: [counts[:] for counts in by_cache] for edge, by_cache in self.first_token_slow.items()},
-            self.has_contract,
-            self.has_cost,
+            self.metrics,
         )
 
 
@@ -187,13 +185,13 @@ class Series:
         for histogram in (self.duration, *self.first_token):
             histogram.add_edges(edges)
 
-    def compare(self, edges_seconds: Iterable[float], *, contract: bool, cost: bool) -> None:
-        """Count by shards too, with what can be counted of this arm. What has begun goes on, so all stays monotone."""
+    def compare(self, edges_seconds: Iterable[float], metrics: frozenset[str]) -> None:
+        """Count by shards too, and export these metrics of them. What has begun is counted on, exported or not: a
+        metric that comes later, or again, stands at what was counted since then, and so never falls."""
         if self.shards is None:
             self.shards = Shards()
         self.shards.add_edges(edges_seconds)
-        self.shards.has_contract |= contract
-        self.shards.has_cost |= cost
+        self.shards.metrics = metrics
         self.shards.retired_at = None
 
     def copy(self) -> Series:

@@ -6,7 +6,7 @@ meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter
@@ -111,21 +111,21 @@ _SUMMARIES: Final = (
     ),
 )
 
-# what shards have of a Tally, and where it can move at all
-_SHARDED: Final[tuple[tuple[str, str, Callable[[Shards], bool]], ...]] = (
-    (names.METRIC_REQUESTS, "requests", lambda _: True),
-    (names.METRIC_ERRORS, "errors", lambda _: True),
-    (names.METRIC_CONTRACT_CHECKS, "contract_checks", attrgetter("has_contract")),
-    (names.METRIC_CONTRACT_FAILURES, "contract_failures", attrgetter("has_contract")),
-    (names.METRIC_REFUSALS, "refusals", lambda _: True),
-    (names.METRIC_TRUNCATED, "truncated", lambda _: True),
-    (names.METRIC_EMPTY_ANSWERS, "empty_answers", lambda _: True),
-    (names.METRIC_COST_COUNT, "cost_count", attrgetter("has_cost")),
-    (names.METRIC_COST_SUM, "cost_sum_usd", attrgetter("has_cost")),
-    (names.METRIC_TOKENS_COUNT, "tokens_count", lambda _: True),
-    (names.METRIC_TOKENS_SUM, "tokens_sum", lambda _: True),
-    (names.METRIC_INPUT_TOKENS, "input_tokens", lambda _: True),
-    (names.METRIC_CACHED_INPUT_TOKENS, "cached_input_tokens", lambda _: True),
+# what shards have of a Tally
+_SHARDED: Final = (
+    (names.METRIC_REQUESTS, "requests"),
+    (names.METRIC_ERRORS, "errors"),
+    (names.METRIC_CONTRACT_CHECKS, "contract_checks"),
+    (names.METRIC_CONTRACT_FAILURES, "contract_failures"),
+    (names.METRIC_REFUSALS, "refusals"),
+    (names.METRIC_TRUNCATED, "truncated"),
+    (names.METRIC_EMPTY_ANSWERS, "empty_answers"),
+    (names.METRIC_COST_COUNT, "cost_count"),
+    (names.METRIC_COST_SUM, "cost_sum_usd"),
+    (names.METRIC_TOKENS_COUNT, "tokens_count"),
+    (names.METRIC_TOKENS_SUM, "tokens_sum"),
+    (names.METRIC_INPUT_TOKENS, "input_tokens"),
+    (names.METRIC_CACHED_INPUT_TOKENS, "cached_input_tokens"),
 )
 _SHARD_LABELS: Final = tuple(f'{names.LABEL_SHARD}="{shard}"' for shard in range(names.SHARDS))
 _CACHE_LABELS: Final = tuple(f'{names.LABEL_CACHE}="{value}"' for value in CACHE_VALUES)
@@ -171,34 +171,42 @@ def series_lines(copies: list[Copy]) -> Iterator[str]:
 def shard_lines(copies: list[Copy]) -> Iterator[str]:
     """The counters of shards, of the arms that are compared now."""
     compared = [(c.labels, c.series.shards) for c in copies if c.series.shards is not None]
-    if not compared:
-        return
-    for metric, field, moves in _SHARDED:
+    for metric, field in _SHARDED:
         name, value = names.shard_metric(metric), attrgetter(field)
-        yield from _head(name, "counter" if name.endswith("_total") else "untyped", f"{metric} by groups of units.")
-        for labels, shards in compared:
-            if moves(shards):
-                for shard, tally in zip(_SHARD_LABELS, shards.tallies, strict=True):
-                    yield f"{name}{{{labels},{shard}}} {value(tally)}"
+        if exported := _exporting(name, compared):
+            yield from _head(name, "counter" if name.endswith("_total") else "untyped", f"{metric} by groups of units.")
+        for labels, shards in exported:
+            for shard, tally in zip(_SHARD_LABELS, shards.tallies, strict=True):
+                yield f"{name}{{{labels},{shard}}} {value(tally)}"
     slow = names.METRIC_SHARD_LATENCY_SLOW
-    yield from _head(slow, "counter", f"Of {names.METRIC_LATENCY}: above an objective's edge, by groups of units.")
-    for labels, shards in compared:
+    if exported := _exporting(slow, compared):
+        yield from _head(slow, "counter", f"Of {names.METRIC_LATENCY}: above an objective's edge, by groups of units.")
+    for labels, shards in exported:
         for edge, counts in shards.slow.items():
             yield from _by_shard(slow, f'{labels},le="{names.le_label(edge)}"', counts)
     yield from _first_token_lines(compared)
 
 
+def _exporting(name: str, compared: list[tuple[str, Shards]]) -> list[tuple[str, Shards]]:
+    """Those whose objectives need the metric."""
+    return [(labels, shards) for labels, shards in compared if name in shards.metrics]
+
+
 def _first_token_lines(compared: list[tuple[str, Shards]]) -> Iterator[str]:
     """Of objectives' edges; without any, nobody needs the count either."""
     count = names.shard_metric(names.METRIC_FIRST_TOKEN + "_count")
-    yield from _head(count, "untyped", f"{names.METRIC_FIRST_TOKEN}_count by groups of units.")
-    for labels, shards in compared:
+    if exported := _exporting(count, compared):
+        yield from _head(count, "untyped", f"{names.METRIC_FIRST_TOKEN}_count by groups of units.")
+    for labels, shards in exported:
         for cache, counts in zip(_CACHE_LABELS, shards.first_tokens, strict=True):
             if shards.first_token_slow:
                 yield from _by_shard(count, f"{labels},{cache}", counts)
     slow = names.METRIC_SHARD_FIRST_TOKEN_SLOW
-    yield from _head(slow, "counter", f"Of {names.METRIC_FIRST_TOKEN}: above an objective's edge, by groups of units.")
-    for labels, shards in compared:
+    if exported := _exporting(slow, compared):
+        yield from _head(
+            slow, "counter", f"Of {names.METRIC_FIRST_TOKEN}: above an objective's edge, by groups of units."
+        )
+    for labels, shards in exported:
         for edge, by_cache in shards.first_token_slow.items():
             for cache, counts in zip(_CACHE_LABELS, by_cache, strict=True):
                 yield from _by_shard(slow, f'{labels},{cache},le="{names.le_label(edge)}"', counts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from decimal import Decimal
 from typing import Any
 
@@ -22,12 +22,14 @@ from promptrollout.api.names import (
     LABEL_MANAGED_BY,
     LABEL_ROLLOUT,
     MANAGED_BY,
+    METRIC_REQUESTS,
+    shard_metric,
 )
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.provider import ProviderSpec
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.engine.facts import DeliveryIntent
-from promptrollout.engine.signals import edge_seconds
+from promptrollout.engine.signals import edge_seconds, signal_of
 from promptrollout.operator.copies import digest_if_any, prompt_of
 from promptrollout.operator.identity import OncePerObject
 from promptrollout.operator.store import Store
@@ -59,7 +61,7 @@ def compile_delivery(
     uid: str,
     spec: RolloutSpec,
     intent: DeliveryIntent,
-    snapshots: Iterable[Snapshot | None],
+    snapshots: Collection[Snapshot | None],
     existing: DeliverySpec | None,
     store: Store,
     at_least: int = 1,
@@ -67,7 +69,7 @@ def compile_delivery(
 ) -> DeliverySpec:
     """The delivery of `intent`. Its sequence grows only when pods have something new to take over.
 
-    `snapshots`: whose latency thresholds need histogram edges. `at_least`: a sequence that no pod has gone beyond.
+    `snapshots`: whose objectives need histogram edges and shards. `at_least`: a sequence that no pod has gone beyond.
     `gateway`: whose pods are to serve it, if that is not yet the one that the spec names. Raises CannotCompile.
     """
     gateway = gateway or spec.gateway_ref.name
@@ -85,6 +87,7 @@ def compile_delivery(
         stable=_arm(namespace, intent.stable, existing, store),
         canary=_arm(namespace, intent.canary, existing, store) if intent.canary else None,
         latency_edges_seconds=_edges(snapshots, existing),
+        shard_metrics=_shard_metrics(snapshots, existing),
         memory=intent.memory,
     )
     if existing is not None and _content(wanted) != _content(existing):
@@ -192,13 +195,21 @@ def _provider(namespace: str, prompt: PromptSpec, before: ArmConfig | None, stor
     )
 
 
-def _edges(snapshots: Iterable[Snapshot | None], existing: DeliverySpec | None) -> list[str]:
-    given = list(snapshots)
-    found = (edge_seconds(objective) for snapshot in given if snapshot for objective in snapshot.objectives)
+def _edges(snapshots: Collection[Snapshot | None], existing: DeliverySpec | None) -> list[str]:
+    found = (edge_seconds(objective) for snapshot in snapshots if snapshot for objective in snapshot.objectives)
     edges = {edge for edge in found if edge is not None}
-    if not all(given) and existing is not None:
+    if not all(snapshots) and existing is not None:
         edges |= set(existing.latency_edges_seconds)  # the spec is invalid just now: change nothing that is served
     return sorted(edges, key=Decimal)[:20]
+
+
+def _shard_metrics(snapshots: Collection[Snapshot | None], existing: DeliverySpec | None) -> list[str]:
+    """By the same table as what is read, see `question.Measured`; and what the sample ratio needs in any case."""
+    signals = (signal_of(objective) for snapshot in snapshots if snapshot for objective in snapshot.objectives)
+    metrics = {counter.metric for signal in signals for _, counter in signal.shard_counters}
+    if not all(snapshots) and existing is not None:
+        metrics |= set(existing.shard_metrics)
+    return sorted(metrics | {shard_metric(METRIC_REQUESTS)})
 
 
 def prompt_in(spec: DeliverySpec | None, version: VersionRef) -> PromptSpec | None:

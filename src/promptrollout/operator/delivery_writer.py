@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from promptrollout.api.delivery import DeliverySpec
@@ -34,7 +34,7 @@ class DeliveryWriter:
         uid: str,
         spec: RolloutSpec,
         intent: DeliveryIntent,
-        snapshots: Iterable[Snapshot | None],
+        snapshots: Collection[Snapshot | None],
         existing: Object | None,
         *,
         gateway: str = "",

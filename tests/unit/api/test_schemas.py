@@ -8,6 +8,7 @@ import jsonschema_rs
 import pytest
 import yaml
 
+from promptrollout.api import names
 from promptrollout.api.crds import CATEGORY, KINDS, PRESERVE, RULES, chart_file, crd, files, kind_schema, main
 from promptrollout.api.delivery import (
     ArmConfig,
@@ -247,6 +248,7 @@ DELIVERY = DeliverySpec(
     canary=ARM,
     audience=Audience(include=[HeaderMatch(header="x-plan", values=["free"])]),
     latency_edges_seconds=["2.5"],
+    shard_metrics=[names.shard_metric(names.METRIC_TOKENS_SUM)],
     memory=Memory(stable=VERSION),
 )
 

@@ -12,6 +12,7 @@ from promptrollout.api import names
 from promptrollout.gateway import counters as counters_module
 from promptrollout.gateway.bucketing import bucket, shard
 from promptrollout.gateway.process import Gateway
+from tests.unit.gateway import kit
 from tests.unit.gateway.kit import (
     CANARY,
     SCHEMA,
@@ -21,7 +22,6 @@ from tests.unit.gateway.kit import (
     Script,
     arm,
     completion,
-    delivery,
     request,
     samples,
     says,
@@ -42,6 +42,8 @@ ALWAYS = (
     names.METRIC_CACHED_INPUT_TOKENS,
 )
 FIRST_TOKEN_COUNT = names.METRIC_FIRST_TOKEN + "_count"
+SLOW = (names.METRIC_SHARD_LATENCY_SLOW, names.METRIC_SHARD_FIRST_TOKEN_SLOW)
+EVERYTHING = [*SLOW, *(names.shard_metric(metric) for metric in (*ALWAYS, *CONTRACT, *COST, FIRST_TOKEN_COUNT))]
 CACHES: tuple[dict[str, str], ...] = ({"cache": "hit"}, {"cache": "miss"})
 ALL_SHARDS = {str(n) for n in range(32)}
 UNITS = [f"user-{n}".encode() for n in range(64_000)]
@@ -55,6 +57,11 @@ ANSWERS = (
     completion(None, refusal="No."),
     completion("x", usage={"prompt_tokens": 50, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 9}}),
 )
+
+
+def delivery(sequence: int = 1, **changes: Any) -> dict[str, Any]:
+    """Of a rollout whose objectives need all that there is."""
+    return kit.delivery(sequence, **{"shardMetrics": EVERYTHING, **changes})
 
 
 def of_shards(found: Samples, metric: str, variant: str) -> dict[str, float]:
@@ -96,10 +103,7 @@ async def test_they_stand_at_zero_as_soon_as_a_canary_is_loaded(gateway: Gateway
     schema = arm(outputSchema=SCHEMA)
     await gateway.registry.apply("support", delivery(2, stable=schema, canary=arm(CANARY), latencyEdgesSeconds=edges))
     found = await samples(gateway)
-    slow = {names.METRIC_SHARD_LATENCY_SLOW, names.METRIC_SHARD_FIRST_TOKEN_SLOW}
-    assert exported(found) == slow | {
-        names.shard_metric(metric) for metric in (*ALWAYS, *CONTRACT, *COST, FIRST_TOKEN_COUNT)
-    }
+    assert exported(found) == set(EVERYTHING)
     for metric in exported(found):
         canary_has_it = metric not in {names.shard_metric(name) for name in CONTRACT}
         assert of_shards(found, metric, "stable") == dict.fromkeys(ALL_SHARDS, 0), metric
@@ -107,6 +111,43 @@ async def test_they_stand_at_zero_as_soon_as_a_canary_is_loaded(gateway: Gateway
     labels = {(of["le"], of["cache"]) for of in map(dict, found[names.METRIC_SHARD_FIRST_TOKEN_SLOW])}
     assert labels == {(le, cache) for le in ("0.8", "2.5") for cache in ("hit", "miss")}
     assert {dict(of)["le"] for of in found[names.METRIC_SHARD_LATENCY_SLOW]} == {"0.8", "2.5"}
+
+
+@pytest.mark.parametrize("needed", [[], ["promptrollout_shard_of_a_later_release"], *([one] for one in EVERYTHING)])
+async def test_nothing_but_what_objectives_need_is_exported(gateway: Gateway, needed: list[str]) -> None:
+    arms = {"stable": arm(outputSchema=SCHEMA), "canary": arm(CANARY, outputSchema=SCHEMA)}
+    await gateway.registry.apply("support", delivery(**arms, latencyEdgesSeconds=["2.5"], shardMetrics=needed))
+    found = await samples(gateway)
+    assert exported(found) == set(needed) & set(EVERYTHING)
+    for metric in exported(found):
+        assert of_shards(found, metric, "canary") == of_shards(found, metric, "stable") == dict.fromkeys(ALL_SHARDS, 0)
+    page = (await Caller(gateway.admin_app).get("/metrics")).body.decode()
+    assert {
+        line.split()[2] for line in page.splitlines() if line.startswith("# TYPE promptrollout_shard_")
+    } == exported(found), "no headings without series"
+
+
+async def test_what_comes_into_need_in_mid_canary_stands_at_what_was_counted(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    stable, canary = arm(url=provider.url), arm(CANARY, provider.url)
+    requests, tokens = (names.shard_metric(metric) for metric in (names.METRIC_REQUESTS, names.METRIC_TOKENS_COUNT))
+
+    async def step(sequence: int, *needed: str, edges: tuple[str, ...] = ()) -> Samples:
+        changes = {"shardMetrics": [*needed], "latencyEdgesSeconds": [*edges]}
+        await gateway.registry.apply("support", delivery(sequence, stable=stable, canary=canary, **changes))
+        found = await samples(gateway)
+        assert exported(found) == set(needed)
+        for n in range(20):
+            await caller.post(request(user=f"user-{n}"))
+        return found
+
+    await step(1, requests)
+    assert value(await step(2, requests, tokens), tokens) == 20
+    assert value(await step(3, requests), requests) == 40
+    found = await step(4, requests, tokens, names.METRIC_SHARD_LATENCY_SLOW, edges=("2.5",))
+    assert value(found, tokens) == 60, "it never falls, also where it was away"
+    assert of_shards(found, names.METRIC_SHARD_LATENCY_SLOW, "stable") == dict.fromkeys(ALL_SHARDS, 0)
 
 
 async def test_what_no_objective_can_need_is_not_exported(gateway: Gateway) -> None:
@@ -229,6 +270,55 @@ async def test_they_go_on_over_changes_and_leave_some_scrapes_after_the_canary(
     found = await samples(gateway)
     assert exported(found) == set()
     assert value(found, names.METRIC_REQUESTS, variant="stable") > 60, "the arm's own stay"
+
+
+async def test_a_pod_exports_those_of_so_many_rollouts_and_says_of_how_many_it_does_not(
+    gateway: Gateway, caller: Caller, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stable, canary = arm(url=provider.url), arm(CANARY, provider.url)
+    metric = names.shard_metric(names.METRIC_REQUESTS)
+
+    async def load(n: int, sequence: int = 1, **changes: Any) -> None:
+        changes = {"stable": stable, "canary": canary, "shardMetrics": [metric], **changes}
+        await gateway.registry.apply(f"app-{n}", delivery(sequence, rolloutUID=f"uid-{n}", **changes))
+
+    async def with_shards() -> tuple[set[str], float, set[str]]:
+        """Rollouts that export them; how many do not, by the gauge; and which, by the report."""
+        found = await samples(gateway)
+        report = (await Caller(gateway.admin_app).get("/rollouts")).json["rollouts"]
+        withheld = {each["name"] for each in report if each["shardsWithheld"]}
+        return {dict(of)["rollout"] for of in found[metric]}, value(found, names.METRIC_SHARDS_WITHHELD), withheld
+
+    async def requests_by_shards(n: int) -> float:
+        await caller.post(request(model=f"app-{n}"))
+        return value(await samples(gateway), metric, rollout=f"app-{n}")
+
+    placed = {f"app-{n}" for n in range(64)}
+    for n in reversed(range(64)):
+        await load(n)
+    assert await with_shards() == (placed, 0, set())
+    for n in (66, 65, 64):
+        await load(n)
+    assert await with_shards() == (placed, 3, {"app-64", "app-65", "app-66"})
+    for n in (64, 3):
+        await load(n, 2, weight=100)
+    await caller.post(request(model="app-64"))
+    assert await requests_by_shards(3) == 1
+    assert value(await samples(gateway), names.METRIC_REQUESTS, rollout="app-64") == 1, "the arms count all the same"
+    await load(65, 2, canary=None)
+    assert await with_shards() == (placed, 2, {"app-64", "app-66"}), "without a canary nothing is missing"
+    await load(7, 2, canary=None)
+    assert await with_shards() == (placed, 2, {"app-64", "app-66"}), "its last increments are still to be seen"
+    with monkeypatch.context() as patched:
+        patched.setattr(counters_module, "SECONDS_KEPT", -1.0)
+        assert await with_shards() == (placed - {"app-7"} | {"app-66"}, 1, {"app-64"}), "the first that waited"
+    assert await requests_by_shards(66) == 1, "from zero on"
+    assert await requests_by_shards(3) == 2
+    serving = gateway.registry.find("app-64")
+    assert serving is not None
+    serving.gone_at = 0.0
+    await gateway.registry.sweep()
+    assert (await with_shards())[1:] == (0, set())
 
 
 async def test_the_emergency_override_keeps_them(gateway: Gateway, caller: Caller, provider: Provider) -> None:

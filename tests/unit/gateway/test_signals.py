@@ -183,7 +183,8 @@ async def test_who_waited_in_vain_waited_at_least_so_long(gateway: Gateway, prov
 async def test_all_counts_for_the_arm_that_was_assigned(gateway: Gateway, provider: Provider) -> None:
     """The canary's prompt wants a variable that nobody sends: stable answers, and the canary is charged."""
     broken = arm(CANARY, provider.url, messages=[{"role": "system", "content": "{{ company }}"}])
-    rollout = delivery(stable=arm(url=provider.url), canary=broken, weight=100)
+    of_shards = [names.shard_metric(metric) for metric in (names.METRIC_REFUSALS, names.METRIC_TOKENS_COUNT)]
+    rollout = delivery(stable=arm(url=provider.url), canary=broken, weight=100, shardMetrics=of_shards)
     await gateway.registry.apply("support", rollout)
     provider.script.append(streamed({"refusal": "No."}, usage=CACHED))
     await Caller(gateway.serving_app).post(request(stream=True))
@@ -192,7 +193,6 @@ async def test_all_counts_for_the_arm_that_was_assigned(gateway: Gateway, provid
         names.METRIC_REFUSALS,
         names.METRIC_TOKENS_COUNT,
         names.METRIC_FIRST_TOKEN + "_count",
-        names.shard_metric(names.METRIC_REFUSALS),
-        names.shard_metric(names.METRIC_TOKENS_COUNT),
+        *of_shards,
     ):
         assert [value(found, metric, variant=variant) for variant in ("canary", "stable")] == [1, 0], metric

@@ -1,14 +1,19 @@
 """Compiling a delivery: what pods get, and when they get something new."""
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
 
+from promptrollout.api import names
 from promptrollout.api.delivery import DeliverySpec, Memory, Stickiness, VersionRef
 from promptrollout.api.digest import digest_of
+from promptrollout.api.rollout import Snapshot
 from promptrollout.engine.facts import DeliveryIntent
+from promptrollout.engine.signals import SIGNALS
 from promptrollout.operator.delivery import CannotCompile, body_of, compile_delivery, prompt_in, read
+from promptrollout.operator.question import Measured
 from promptrollout.operator.resolve import resolve
 from promptrollout.operator.store import Store
 from tests.unit.operator.world import a_copy, an_object, prompt, rollout_spec, store_with
@@ -36,6 +41,12 @@ def compiled(
     spec = rollout_spec(**changes)
     snapshot = resolve("ns", "app", spec, None, store, {"default"}).desired.snapshot
     return compile_delivery("ns", "uid", spec, wanted or intent(), [snapshot], existing, store, at_least)
+
+
+def snapshot_of(**changes: Any) -> Snapshot:
+    found = resolve("ns", "app", rollout_spec(**changes), None, store_with(V1, V2), {"default"}).desired.snapshot
+    assert found is not None
+    return found
 
 
 def test_both_arms_with_their_provider_and_price() -> None:
@@ -96,6 +107,46 @@ def test_latency_thresholds_become_histogram_edges() -> None:
     assert first.latency_edges_seconds == ["2.5"]
     # the spec is invalid just now: pods keep what they have
     assert compile_delivery("ns", "uid", rollout_spec(), intent(), [None], first, store_with(V1, V2)) == first
+
+
+def test_what_is_read_of_shards_is_what_pods_are_told_to_export() -> None:
+    arm = '{version="{{ version }}",variant="{{ variant }}"}'
+    custom = {"ratio": {"total": f"app_requests_total{arm}", "bad": f"app_failures_total{arm}"}}
+    analysis = {
+        "objectives": [
+            {"name": "slow", "signal": "Latency", "thresholdSeconds": "2.5", "max": "0.1"},
+            {"name": "first", "signal": "TimeToFirstToken", "thresholdSeconds": "0.8", "max": "0.1"},
+            {"name": "cost", "signal": "CostPerRequest", "max": "0.01"},
+            {"name": "judge", "signal": "JudgeScore", "dimension": "tone", "min": "4"},
+            {"name": "mine", "signal": "Custom", "custom": custom, "max": "0.1"},
+        ]
+    }
+    first, snapshot = compiled(analysis=analysis), snapshot_of(analysis=analysis)
+    measured = [Measured.of(objective) for objective in snapshot.objectives]
+    read_of_shards = {wanted.query.text for each in measured for wanted in each.wanted if wanted.divided}
+    assert set(first.shard_metrics) == read_of_shards
+    assert {names.METRIC_SHARD_LATENCY_SLOW, names.shard_metric(names.METRIC_COST_SUM)} < read_of_shards
+    assert first.shard_metrics == sorted(first.shard_metrics)
+    # the spec is invalid just now: pods keep what they have
+    assert compile_delivery("ns", "uid", rollout_spec(), intent(), [None], first, store_with(V1, V2)) == first
+    fewer = compiled(existing=first)
+    assert (fewer.sequence, len(fewer.shard_metrics) < len(read_of_shards)) == (2, True)
+    both = [snapshot_of(), snapshot]
+    assert compile_delivery("ns", "uid", rollout_spec(), intent(), both, first, store_with(V1, V2)) == first
+
+
+def test_the_sample_ratio_finds_its_requests_whatever_the_objectives() -> None:
+    snapshot = snapshot_of().model_copy(update={"objectives": []})
+    found = compile_delivery("ns", "uid", rollout_spec(), intent(), [snapshot], None, store_with(V1, V2))
+    assert found.shard_metrics == [names.shard_metric(names.METRIC_REQUESTS)]
+
+
+def test_the_table_fits_the_list_of_a_delivery() -> None:
+    metrics = {counter.metric for signal in SIGNALS.values() for _, counter in signal.shard_counters}
+    described = DeliverySpec.model_json_schema()["properties"]["shardMetrics"]
+    assert len(metrics) <= described["maxItems"]
+    assert all(re.search(described["items"]["pattern"], metric) for metric in metrics)
+    assert max(map(len, metrics)) <= described["items"]["maxLength"]
 
 
 def test_the_object_survives_a_round_trip_with_the_digest_of_its_prompts() -> None:
