@@ -197,7 +197,7 @@ class Objective(Model):
         ("!has(self.min) || double(self.min) > 0.0", "min must be above 0"),
         (
             f"!has(self.min) || {_LESS_IS_WORSE}",
-            "min is for signals where less is worse: JudgeScore, Score, CacheHitRate, or Custom with HigherIsBetter",
+            "min is for signals where less is worse: JudgeScore, Score, CacheHitRate, Custom with HigherIsBetter",
         ),
         (f"!has(self.max) || !{_LESS_IS_WORSE}", "where less is worse, the absolute bound is min, not max"),
         (

@@ -298,7 +298,7 @@ CEL: Final[dict[str, Callable[[Any], bool]]] = {
     ),
     "max must be above 0": lambda s: _share(s, "max", float("inf")),
     "min must be above 0": lambda s: _share(s, "min", float("inf")),
-    "min is for signals where less is worse: JudgeScore, Score, CacheHitRate, or Custom with HigherIsBetter": lambda s: (
+    "min is for signals where less is worse: JudgeScore, Score, CacheHitRate, Custom with HigherIsBetter": lambda s: (
         "min" not in s or _less_is_worse(s)
     ),
     "where less is worse, the absolute bound is min, not max": lambda s: "max" not in s or not _less_is_worse(s),
