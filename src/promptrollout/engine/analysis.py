@@ -21,6 +21,10 @@ PROMOTION_LEVEL = 0.05
 """Chance, over all attempts together, that a canary at the margin passes an objective."""
 
 OUTAGE_SHARE = 0.5
+MOST_SAMPLES = 2**53
+"""What the API's integers, and JSON's, hold."""
+ENDED_SECONDS = 120
+"""Requests count when they end, and those of a lower weight are still under way when the next one begins."""
 
 WARM_WEIGHT = 50
 """From this weight (percent) on the canary's prompt is in the provider's cache like stable's, and costs are as
@@ -141,7 +145,7 @@ class Table:
         if promotable and interval.counts and self._counts_time:
             self._step_seconds += interval.end - interval.start
             self._seconds += interval.end - interval.start
-        counted = False
+        counted, settled = False, promotable and interval.start >= (self._acknowledged or 0) + ENDED_SECONDS
         for line in self._lines:
             strata = interval.counts.get(line.objective.name)
             if strata is None:
@@ -149,7 +153,7 @@ class Table:
             if interval.end <= self._exposed:  # what an earlier attempt left there is not this one's evidence
                 strata = tuple(counts.stable_alone() for counts in strata)
             line.take(strata, self._weight, promotable=promotable, outage=outage)
-            if promotable and not counted and line.objective.signal == "ErrorRate" and 0 < self._weight < 100:
+            if settled and not counted and line.objective.signal == "ErrorRate" and 0 < self._weight < 100:
                 counted, self._ratio = True, self._ratio.observe(strata, self._weight / 100)
             if self.breached is None and not line.was_in_breach and line.test.breached(line.state, self._levels):
                 self.breached = line.objective.name
@@ -200,9 +204,9 @@ def told(row: ObjectiveStatus, judgement: Judgement, *, step_samples: int, check
             "verdict": verdict(judgement),
             "canary": judgement.canary[:32],
             "stable": judgement.stable[:32],
-            "canary_samples": judgement.canary_samples,
-            "stable_samples": judgement.stable_samples,
-            "step_samples": step_samples,
+            "canary_samples": min(judgement.canary_samples, MOST_SAMPLES),
+            "stable_samples": min(judgement.stable_samples, MOST_SAMPLES),
+            "step_samples": min(step_samples, MOST_SAMPLES),
             "difference": judgement.difference[:96],
             "message": judgement.message[:512],
             "common_cause": judgement.common_cause or None,

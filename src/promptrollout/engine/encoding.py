@@ -1,9 +1,12 @@
 """A test's sums as a short text for status: exact to the last bit, and refused if another definition wrote it."""
 
 import base64
+import math
 import struct
 from collections.abc import Iterable, Iterator
 
+MOST = 1e30
+"""Larger than any sum of counts, costs or logarithms."""
 VERSION = 3
 """Of the meaning of the sums. A change restarts the evidence of running rollouts."""
 
@@ -36,4 +39,6 @@ def decode(
     if odd or floats not in singles:
         raise ValueError(f"checkpoint of {len(raw)} bytes does not hold {length} numbers: its evidence restarts")
     values = struct.unpack(f"<{length}d{floats}f", raw)
+    if not all(abs(x) <= MOST or x == -math.inf for x in values):
+        raise ValueError("damaged checkpoint (a number is larger than any sum can be): its evidence restarts")
     return iter(values[:length]), iter(values[length:])

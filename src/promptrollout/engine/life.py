@@ -160,8 +160,8 @@ def adopt(draft: Draft, snapshot: Snapshot) -> None:
         return
     draft.set(snapshot=snapshot, analysis=kept_rows(old, snapshot, s.analysis))
     if old.interval_seconds != snapshot.interval_seconds and draft.clock.evaluated_until is not None:
-        width = snapshot.interval_seconds
-        draft.set_clock(evaluated_until=-(-draft.clock.evaluated_until // width) * width)
+        width, until = snapshot.interval_seconds, min(draft.clock.evaluated_until, draft.now)
+        draft.set_clock(evaluated_until=-(-until // width) * width)
     if (old.stickiness, old.audience) != (snapshot.stickiness, snapshot.audience):
         reload(draft)
         draft.record(

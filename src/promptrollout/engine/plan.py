@@ -37,6 +37,7 @@ def plan(facts: Facts, now: int) -> Plan:
     """
     draft = Draft(facts, now)
     recover(draft)
+    stay_in_time(draft)
     obey(draft)
     follow(draft)
     watch_delivery(draft)
@@ -89,6 +90,14 @@ def recover(draft: Draft) -> None:
         draft.set_clock(started_at=draft.now)
         watch_first(draft)
         draft.record("InitialVersion", f"{named(first)} serves 100 % as the first version")
+
+
+def stay_in_time(draft: Draft) -> None:
+    """Evidence cannot have been read beyond the present interval: whoever wrote that would make the rollout blind."""
+    until, snapshot = draft.clock.evaluated_until, draft.status.snapshot
+    if until is None or snapshot is None or until <= draft.now + snapshot.interval_seconds:
+        return
+    draft.set_clock(evaluated_until=draft.now - draft.now % snapshot.interval_seconds)
 
 
 def is_coherent(status: RolloutStatus) -> bool:
@@ -222,7 +231,7 @@ def gather_findings(draft: Draft) -> None:
         behind = draft.now - until
         if behind > READ_INTERVALS * snapshot.interval_seconds:
             draft.holds.append(f"the metrics of the last {behind} s are not read yet")
-    if not s.step_approved:
+    if s.stage == "Stepping" and not s.step_approved:
         mismatches = (row for row in s.analysis if row.name == sample_ratio.NAME and row.common_cause)
         draft.holds += [f"{row.message}; `promote` goes on in spite of it" for row in mismatches]
 

@@ -269,7 +269,7 @@ def test_an_edited_objective_starts_from_no_evidence() -> None:
     world.rules = world.rules.model_copy(update={"objectives": [ERRORS, edited]})
     world.tick()
     rows = {row.name: row.canary_samples for row in world.status.analysis}
-    assert rows == {"errors": 1_200, "cost": 200, "sample-ratio": 1_200}
+    assert {"errors": 1_200, "cost": 200}.items() <= rows.items()
 
 
 @pytest.mark.parametrize(
@@ -819,8 +819,12 @@ def test_trouble_of_both_arms_long_after_the_increase_is_no_reason_to_go_back() 
     assert world.at == ("Stepping", 50)
 
 
+LONG_STEPS = ({"weight": 10, "minDurationSeconds": 300}, {"weight": 50, "minDurationSeconds": 300})
+"""Long enough that requests of the weight before are over."""
+
+
 def test_a_sample_ratio_mismatch_holds_and_says_so_but_a_breach_still_rolls_back() -> None:
-    world = started()
+    world = started(snapshot(*LONG_STEPS))
     world.lost_on_canary = 0.8
     world.tick(40)
     assert world.at == ("Stepping", 10)
@@ -928,9 +932,9 @@ def test_what_was_seen_before_the_canarys_provider_went_away_still_breaches_afte
 
 
 def test_a_person_may_go_on_in_spite_of_a_sample_ratio_mismatch() -> None:
-    world = started()
+    world = started(snapshot(*LONG_STEPS))
     world.lost_on_canary = 0.8
-    world.tick(20)
+    world.tick(24)
     assert "`promote` goes on in spite of it" in world.status.message
     world.tell("promote")
     world.tick(2)
@@ -938,13 +942,14 @@ def test_a_person_may_go_on_in_spite_of_a_sample_ratio_mismatch() -> None:
 
 
 def test_users_who_ask_a_little_less_are_no_mismatch_unless_requests_are_what_is_spread() -> None:
-    world = started()
+    world = started(snapshot(*LONG_STEPS))
     world.lost_on_canary = 0.1
-    world.tick(10)
-    assert world.at == ("Promoting", 100) or world.status.stable == V2 or world.at == ("Stepping", 50)
-    by_request = started(snapshot(stickiness=Stickiness(by="Request")), stickiness=Stickiness(by="Request"))
+    world.tick(15)
+    assert world.at == ("Stepping", 50)
+    request = Stickiness(by="Request")
+    by_request = started(snapshot(*LONG_STEPS, stickiness=request), stickiness=request)
     by_request.lost_on_canary = 0.1
-    by_request.tick(10)
+    by_request.tick(15)
     assert by_request.at == ("Stepping", 10)
     assert "should get 10 %" in by_request.status.message
 
@@ -957,3 +962,27 @@ def test_the_step_before_everybody_is_the_one_that_needs_proof() -> None:
     good = started(snapshot(*steps))
     good.tick(60)
     assert good.status.stable == V2
+
+
+def test_an_interval_that_is_raised_and_lowered_again_makes_nobody_blind() -> None:
+    world = started()
+    world.tick(2)
+    rules = world.rules
+    assert rules is not None
+    world.rules = rules.model_copy(update={"interval_seconds": 3600})
+    world.settle()
+    world.rules = rules
+    world.settle()
+    assert (world.status.clock.evaluated_until or 0) <= world.now
+    world.status = world.status.model_copy(
+        update={"clock": world.status.clock.model_copy(update={"evaluated_until": 4_000_000_020})}
+    )
+    world.error_rate = {V2.digest: 0.5}
+    world.tick(6)
+    assert world.status.rejected[0].digest == V2.digest
+
+
+def test_counts_beyond_every_integer_are_no_crash() -> None:
+    world = started(requests=1e19)
+    world.tick(3)
+    assert all(row.stable_samples <= 2**53 for row in world.status.analysis)
