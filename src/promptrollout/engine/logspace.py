@@ -35,7 +35,7 @@ def log_threshold(level: float) -> float:
     return -math.log(level)
 
 
-FIRST = 0.8
+FIRST = 0.85
 """Share of a bet that is placed at the first interval; the rest is held back for regressions that begin later."""
 
 

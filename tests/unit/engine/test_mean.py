@@ -96,9 +96,9 @@ def test_the_breach_evidence_is_the_mixture_written_out() -> None:
     known = variances(*both)
     assert known is not None
     three = factors(third, known, scale)
-    started = sum(0.8 * a * b + 0.1 * b for a, b in zip(two, three, strict=True)) / len(EFFECTS)
+    started = sum(0.85 * a * b + 0.075 * b for a, b in zip(two, three, strict=True)) / len(EFFECTS)
     evidence = state.relative.log_evidence((1 / 3,) * 3)
-    assert evidence == pytest.approx(math.log(started + 0.1), abs=1e-12)
+    assert evidence == pytest.approx(math.log(started + 0.075), abs=1e-12)
 
 
 def test_variances_are_the_sample_variances_once_there_are_many_requests() -> None:

@@ -124,7 +124,7 @@ def test_a_bounds_e_value_is_the_bernoulli_likelihood_ratio(odds: float) -> None
 def test_the_breach_evidence_mixes_over_alternatives_and_starts() -> None:
     """Against the definition: a sum over every start, not the recursion."""
     intervals = [(100, 1, 900, 18), (120, 6, 880, 15), (110, 9, 890, 20)]
-    starts = [0.8, 0.2 / 2, 0.2 / 6]
+    starts = [0.85, 0.15 / 2, 0.15 / 6]
     believed = [0.0, 18 / 900, (0.95 * 18 + 15) / (0.95 * 900 + 880)]  # stable's fading rate over the intervals before
     expected = 1 - sum(starts)
     for multiple, weight in WORSE.items():
