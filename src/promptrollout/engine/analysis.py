@@ -58,8 +58,9 @@ def fold(draft: Draft) -> ObjectiveStatus | None:
     for text in table.unreadable:
         draft.record("EvidenceRestarted", text, warning=True)
     for interval in due:
-        if unreachable is None or interval.end <= unreachable:
-            table.take(interval)  # an outage of the canary's provider is no verdict on the canary
+        # an outage of the canary's provider is no verdict on the canary, nor is what it did before it was noticed
+        if unreachable is None or interval.end <= unreachable - s.snapshot.interval_seconds:
+            table.take(interval)
         if table.breached is not None:
             break
     draft.set_clock(evaluated_until=interval.end, **table.clock)

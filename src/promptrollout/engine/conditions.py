@@ -133,7 +133,9 @@ def truths(draft: Draft, phase: str, reason: str, message: str, insufficient: bo
     ready = phase == "Healthy"
     busy = s.stage in (*ACTIVE, "Withdrawing")
     unassigned = facts.delivered.unassigned_share_percent if facts.delivered else None
-    analysing = s.snapshot is not None and s.snapshot.analyse and s.stage in ("Stepping", "Promoting", "Baking")
+    analysing = (
+        s.snapshot is not None and s.snapshot.analyse and s.stage in ("Loading", "Stepping", "Promoting", "Baking")
+    )
     return {
         "Ready": (ready, reason, message),
         "Reconciling": (not ready and not stalled, reason, message),

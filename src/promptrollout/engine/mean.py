@@ -47,6 +47,8 @@ class MeanState:
     canary: Arm
     """Of all intervals, as `stable`: they estimate variances, for later intervals only."""
     stable: Arm
+    shown: Arm
+    """Of stable, since the canary met its first user: what people read beside the canary's."""
     scale: float
     """Standard deviation of one sample, fixed when the first interval is used; 0 until then."""
     effective: float
@@ -68,6 +70,7 @@ class MeanState:
     def numbers(self) -> Iterator[float]:
         for arm in (self.canary, self.stable):
             yield from (arm.n, arm.total, arm.total_squared)
+        yield from (self.shown.n, self.shown.total)
         yield from (self.scale, self.effective)
         yield from self.relative.numbers()
         yield from self.absolute.numbers()
@@ -77,7 +80,7 @@ class MeanState:
         yield from (self.promotable, self.promotable_total, self.promotable_spread)
 
 
-_LENGTH = 6 + 2 + 2 * (1 + len(EFFECTS)) + 1 + 2 * 5 + 3
+_LENGTH = 6 + 2 + 2 + 2 * (1 + len(EFFECTS)) + 1 + 2 * 5 + 3
 
 
 def variances(canary: Arm, stable: Arm) -> tuple[float, float] | None:
@@ -161,6 +164,7 @@ class MeanTest:
         return MeanState(
             canary=_NOTHING,
             stable=_NOTHING,
+            shown=_NOTHING,
             scale=0.0,
             effective=0.0,
             relative=StartMixture.start(len(EFFECTS)),
@@ -194,6 +198,7 @@ class MeanTest:
             state,
             canary=_sum((state.canary, canary)),
             stable=_sum((state.stable, stable)),
+            shown=_sum((state.shown, Arm(stable.n, stable.total))) if state.canary.n + canary.n > 0 else state.shown,
             dispersion=(
                 state.dispersion.interrupted()
                 if outage
@@ -338,14 +343,14 @@ class MeanTest:
         if state.effective > 0:
             remarks += wording.dispersion(self.users(state), min(1.0, state.effective / state.canary.n))
         canary, stable = (
-            wording.value(self.signal, arm.total / arm.n) if arm.n else "" for arm in (state.canary, state.stable)
+            wording.value(self.signal, arm.total / arm.n) if arm.n else "" for arm in (state.canary, state.shown)
         )
         said = verdict_text(findings, levels, remarks)
         return Judgement(
             breach=breach,
             non_inferior=judged and not breach and all(finding.kept for finding in findings),
             canary_samples=int(state.canary.n),
-            stable_samples=int(state.stable.n),
+            stable_samples=int(state.shown.n),
             canary=canary,
             stable=stable,
             difference=self._difference_text(state),
@@ -390,17 +395,21 @@ class MeanTest:
     def decode(self, text: str) -> MeanState:
         numbers, singles = encoding.decode(self.definition, text, _LENGTH, SINGLES)
         canary, stable = (Arm(next(numbers), next(numbers), next(numbers)) for _ in range(2))
+        shown = Arm(next(numbers), next(numbers))
         scale, effective = next(numbers), next(numbers)
         relative, absolute = (StartMixture.take(numbers, len(EFFECTS)) for _ in range(2))
         suspicion = next(numbers)
         contrast, promotion = (Contrast.take(numbers) for _ in range(2))
         promotable = [next(numbers) for _ in range(3)]
         finite = (scale, effective, suspicion, *promotable)
-        if not (canary.is_usable and stable.is_usable) or any(not (math.isfinite(x) and x >= 0) for x in finite):
+        if not (canary.is_usable and stable.is_usable and shown.is_usable) or any(
+            not (math.isfinite(x) and x >= 0) for x in finite
+        ):
             raise ValueError("damaged checkpoint (a sum is negative or not a number): its evidence restarts")
         return MeanState(
             canary=canary,
             stable=stable,
+            shown=shown,
             scale=scale,
             effective=effective,
             relative=relative,
@@ -422,10 +431,10 @@ class MeanTest:
     def _values_text(self, state: MeanState, canary: str, stable: str) -> str:
         if not state.canary.n:
             return self.signal.noun
-        if not state.stable.n:
+        if not state.shown.n:
             return f"{self.signal.noun} {canary} {wording.samples(state.canary.n, None)}, none on stable"
         return (
-            f"{self.signal.noun} {canary} against {stable} on stable {wording.samples(state.canary.n, state.stable.n)}"
+            f"{self.signal.noun} {canary} against {stable} on stable {wording.samples(state.canary.n, state.shown.n)}"
         )
 
     def _waiting_text(self, state: MeanState) -> str:

@@ -171,14 +171,21 @@ class RateTest:
                 gains = (log_bound(self.maximum, g, n_c, e_c) / one for g in WORSE_ODDS)
                 absolute = absolute.observe(min(x, most) for x in gains)
 
-        variance = _variance(state.stable_bad + e_s, state.stable + n_s)
+        fading = (
+            state
+            if outage
+            else replace(state, recent=FADING * state.recent + n_s, recent_bad=FADING * state.recent_bad + e_s)
+        )
+        variance = _variance(fading.recent_bad, fading.recent)
+        # what people read of stable is of the same seconds as the canary's: none of it was before the first user
+        met = state.canary > 0 or n_c > 0
         return RateState(
             canary=state.canary + n_c,
             canary_bad=state.canary_bad + e_c,
-            stable=state.stable + n_s,
-            stable_bad=state.stable_bad + e_s,
-            recent=state.recent if outage else FADING * state.recent + n_s,
-            recent_bad=state.recent_bad if outage else FADING * state.recent_bad + e_s,
+            stable=state.stable + (n_s if met else 0.0),
+            stable_bad=state.stable_bad + (e_s if met else 0.0),
+            recent=fading.recent,
+            recent_bad=fading.recent_bad,
             effective=state.effective + n_c / both,
             relative=relative,
             floor=floor,

@@ -66,7 +66,7 @@ def test_on_a_low_screen_that_is_watched_the_rows_go_before_their_sentences() ->
     extra = dict.fromkeys(("one", "two", "three"), "errors")
     objectives = [ERRORS, *(ERRORS.model_copy(update={"name": name}) for name in extra)]
     item = rollout(started(snapshot(objectives=objectives), extra=extra).tick())
-    assert len(item["status"]["analysis"]) == 5
+    assert len(item["status"]["analysis"]) == 4
 
     def watched(height: int) -> str:
         console = Console(file=io.StringIO(), width=80, height=height)
