@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from promptrollout.api.names import SHARDS
 from promptrollout.engine.evidence import Arm
 from promptrollout.simulation.delayed import AGES_SECONDS, score_shares
 from promptrollout.simulation.draws import BASELINE, Draws, draw
 from promptrollout.simulation.scenario import Scenario, load
-from promptrollout.simulation.split import SHARDS
 
 INTERVALS = 60
 
