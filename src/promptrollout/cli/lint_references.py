@@ -64,18 +64,18 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
     warnings: list[Problem] = []
     kind, spec = manifest["kind"], manifest["spec"]
     for ref in references(kind, spec):
-        named = [each for each in ours if each.get("kind") == ref.kind and _metadata(each).get("name") == ref.name]
+        named = [each for each in ours if each.get("kind") == ref.kind and metadata_of(each).get("name") == ref.name]
         near = [each for each in named if _same_namespace(manifest, each)]
         if near:
             if ref.key and not any(
-                ref.key in (each.get(part) or {}) for each in near for part in ("data", "stringData")
+                ref.key in _mapping(each.get(part)) for each in near for part in ("data", "stringData")
             ):
                 path = (*ref.path[:-1], "key")
                 errors.append(
                     Problem(path, f"Secret {ref.name} has no key {ref.key}; add it there or correct the name")
                 )
         elif named:
-            other = _metadata(named[0]).get("namespace")
+            other = metadata_of(named[0]).get("namespace")
             errors.append(
                 Problem(
                     ref.path,
@@ -103,7 +103,7 @@ def _objectives_twice(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -
     own = rollout["spec"]["analysis"].get("objectives", ())
     seen = {objective["name"]: "spec.analysis.objectives" for objective in own}
     for path, slo, objective in _slo_objectives(rollout, ours):
-        name = objective.get("name")
+        name = str(objective.get("name"))
         if name in seen:
             reason = f"objective {name} of PromptSLO {slo} is declared in {seen[name]} too"
             yield Problem(path, f"{reason}; rename one of them")
@@ -124,7 +124,7 @@ def _objectives_left_out(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]
     prompt, where = rollout["spec"].get("template"), "spec.template.outputSchema"
     if prompt is None:
         name = rollout["spec"]["versionRef"]["name"]
-        prompt = next((each.get("spec") for each in _named(rollout, ours, "PromptVersion", name)), None)
+        prompt = next((_mapping(each.get("spec")) for each in _named(rollout, ours, "PromptVersion", name)), None)
         where = f"spec.outputSchema of PromptVersion {name}"
     if prompt is None or prompt.get("outputSchema") is not None:
         return
@@ -145,14 +145,15 @@ def _slo_objectives(
     """Of the given SLOs that the rollout names: where it does, the SLO's name, and each objective."""
     for index, ref in enumerate(rollout["spec"]["analysis"].get("sloRefs", ())):
         for slo in _named(rollout, ours, "PromptSLO", ref["name"]):
-            for objective in (slo.get("spec") or {}).get("objectives") or ():
+            objectives = _mapping(slo.get("spec")).get("objectives")
+            for objective in filter(None, map(_mapping, objectives if isinstance(objectives, list) else ())):
                 yield ("spec", "analysis", "sloRefs", index), ref["name"], objective
 
 
 def _named(manifest: dict[str, Any], ours: Sequence[dict[str, Any]], kind: str, name: str) -> Iterator[dict[str, Any]]:
     """The given objects that the manifest means by a name."""
     for each in ours:
-        if each.get("kind") == kind and _metadata(each).get("name") == name and _same_namespace(manifest, each):
+        if each.get("kind") == kind and metadata_of(each).get("name") == name and _same_namespace(manifest, each):
             yield each
 
 
@@ -170,11 +171,16 @@ def _objectives(kind: str, spec: dict[str, Any]) -> Iterator[tuple[Path, dict[st
         yield (*prefix, "objectives", index), objective
 
 
-def _metadata(manifest: dict[str, Any]) -> dict[str, Any]:
-    return manifest.get("metadata") or {}
+def metadata_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Empty if it is none: what is wrong with it is said where its object is checked."""
+    return _mapping(manifest.get("metadata"))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _same_namespace(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """An absent namespace is whatever `kubectl apply -n` will say: it matches any."""
-    spaces = [_metadata(each).get("namespace") for each in (one, other)]
+    spaces = [metadata_of(each).get("namespace") for each in (one, other)]
     return None in spaces or spaces[0] == spaces[1]
