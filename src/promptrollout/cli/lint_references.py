@@ -95,6 +95,7 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
     if kind == "PromptRollout":
         errors += _objectives_twice(manifest, ours)
         warnings += _objectives_left_out(manifest, ours)
+        warnings += _everybody_exposed(spec)
     return errors, warnings
 
 
@@ -137,6 +138,19 @@ def _objectives_left_out(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]
     for place, slo, objective in _slo_objectives(rollout, ours):
         if objective.get("signal") == "ContractFailureRate":
             yield Problem(place, f"objective {objective.get('name')} of PromptSLO {slo} {reason}; {fix}")
+
+
+def _everybody_exposed(spec: dict[str, Any]) -> Iterator[Problem]:
+    """A step of 100 % is one that no comparison guards."""
+    if spec["analysis"].get("mode") == "None":
+        return
+    for index, step in enumerate(spec["strategy"]["canary"]["steps"]):
+        if step.get("weight") == 100:
+            yield Problem(
+                ("spec", "strategy", "canary", "steps", index, "weight"),
+                "100 exposes everybody, and nobody is left on stable: nothing can be compared any more; remove the "
+                "step (100 % follows the last one, and bakeSeconds keeps stable loaded for a way back)",
+            )
 
 
 def _slo_objectives(

@@ -245,6 +245,17 @@ def test_an_objective_on_contract_failures_without_a_contract_is_a_warning() -> 
     assert len(warnings(body)) == 1  # nobody knows an SLO that is not given
 
 
+def test_a_step_that_exposes_everybody_is_a_warning() -> None:
+    body = rollout()
+    body["spec"]["analysis"] = {"objectives": [{"name": "errors", "signal": "ErrorRate", "max": "0.1"}]}
+    body["spec"]["strategy"]["canary"]["steps"] = [{"weight": 50}, {"weight": 100}]
+    (warning,) = warnings(body)
+    assert "spec.strategy.canary.steps[1].weight: 100 exposes everybody" in warning
+    assert "nothing can be compared any more; remove the step" in warning
+    body["spec"]["analysis"] = {"mode": "None"}
+    assert warnings(body) == []
+
+
 def test_a_version_that_is_referred_to_is_looked_into_for_its_contract() -> None:
     body = rollout()
     body["spec"]["analysis"] = {"objectives": [CONTRACT]}
