@@ -73,8 +73,10 @@ class Errors(Strict):
     cycle: Cycle | None = None
     """Of both arms' rate."""
     shocks: Annotated[float, Field(ge=0, lt=1)] = 0
-    """Correlation of two requests of one arm in one interval: each arm draws its rate anew in each interval, from a
+    """Correlation of two requests of one arm in one interval: each arm draws its rate anew, from a
     Beta distribution. Before the exposure too."""
+    shock_intervals: Annotated[int, Field(ge=1, le=1_000)] = 1
+    """How many intervals a shock lasts. When the first one begins is drawn for each arm."""
 
 
 class Users(Strict):
