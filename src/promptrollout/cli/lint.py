@@ -10,7 +10,7 @@ import click
 from promptrollout.api.names import API_VERSION, GROUP
 from promptrollout.api.rollout import Snapshot
 from promptrollout.cli.given import require
-from promptrollout.cli.lint_references import content_problems, reference_problems
+from promptrollout.cli.lint_references import content_problems, metadata_of, reference_problems
 from promptrollout.cli.lint_schema import Path as FieldPath
 from promptrollout.cli.lint_schema import Problem, schema_problems, written
 from promptrollout.cli.manifests import Manifest, Unreadable, files_below, read
@@ -80,10 +80,11 @@ def check(documents: Sequence[Manifest | Unreadable]) -> Iterator[Finding]:
             continue
         if not _is_ours(document.body):
             continue
-        name = (document.body.get("metadata") or {}).get("name") or "(no name)"
+        metadata = metadata_of(document.body)
+        name = str(metadata.get("name") or "(no name)")
         kind = str(document.body["kind"])
         errors, warnings = _of(document.body, bodies)
-        identity = (kind, name, (document.body.get("metadata") or {}).get("namespace"))
+        identity = (kind, name, str(metadata.get("namespace")))
         if identity in seen and name != "(no name)":
             first = seen[identity]
             place = f"{first.source}:{first.line(())}"

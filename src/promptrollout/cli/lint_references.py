@@ -64,18 +64,18 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
     warnings: list[Problem] = []
     kind, spec = manifest["kind"], manifest["spec"]
     for ref in references(kind, spec):
-        named = [each for each in ours if each.get("kind") == ref.kind and _metadata(each).get("name") == ref.name]
+        named = [each for each in ours if each.get("kind") == ref.kind and metadata_of(each).get("name") == ref.name]
         near = [each for each in named if _same_namespace(manifest, each)]
         if near:
             if ref.key and not any(
-                ref.key in (each.get(part) or {}) for each in near for part in ("data", "stringData")
+                ref.key in _mapping(each.get(part)) for each in near for part in ("data", "stringData")
             ):
                 path = (*ref.path[:-1], "key")
                 errors.append(
                     Problem(path, f"Secret {ref.name} has no key {ref.key}; add it there or correct the name")
                 )
         elif named:
-            other = _metadata(named[0]).get("namespace")
+            other = metadata_of(named[0]).get("namespace")
             errors.append(
                 Problem(
                     ref.path,
@@ -95,6 +95,7 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
     if kind == "PromptRollout":
         errors += _objectives_twice(manifest, ours)
         warnings += _objectives_left_out(manifest, ours)
+        warnings += _everybody_exposed(spec)
     return errors, warnings
 
 
@@ -103,7 +104,7 @@ def _objectives_twice(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -
     own = rollout["spec"]["analysis"].get("objectives", ())
     seen = {objective["name"]: "spec.analysis.objectives" for objective in own}
     for path, slo, objective in _slo_objectives(rollout, ours):
-        name = objective.get("name")
+        name = str(objective.get("name"))
         if name in seen:
             reason = f"objective {name} of PromptSLO {slo} is declared in {seen[name]} too"
             yield Problem(path, f"{reason}; rename one of them")
@@ -124,7 +125,7 @@ def _objectives_left_out(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]
     prompt, where = rollout["spec"].get("template"), "spec.template.outputSchema"
     if prompt is None:
         name = rollout["spec"]["versionRef"]["name"]
-        prompt = next((each.get("spec") for each in _named(rollout, ours, "PromptVersion", name)), None)
+        prompt = next((_mapping(each.get("spec")) for each in _named(rollout, ours, "PromptVersion", name)), None)
         where = f"spec.outputSchema of PromptVersion {name}"
     if prompt is None or prompt.get("outputSchema") is not None:
         return
@@ -139,20 +140,34 @@ def _objectives_left_out(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]
             yield Problem(place, f"objective {objective.get('name')} of PromptSLO {slo} {reason}; {fix}")
 
 
+def _everybody_exposed(spec: dict[str, Any]) -> Iterator[Problem]:
+    """A step of 100 % is one that no comparison guards."""
+    if spec["analysis"].get("mode") == "None":
+        return
+    for index, step in enumerate(spec["strategy"]["canary"]["steps"]):
+        if step.get("weight") == 100:
+            yield Problem(
+                ("spec", "strategy", "canary", "steps", index, "weight"),
+                "100 exposes everybody, and nobody is left on stable: nothing can be compared any more; remove the "
+                "step (100 % follows the last one, and bakeSeconds keeps stable loaded for a way back)",
+            )
+
+
 def _slo_objectives(
     rollout: dict[str, Any], ours: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[Path, str, dict[str, Any]]]:
     """Of the given SLOs that the rollout names: where it does, the SLO's name, and each objective."""
     for index, ref in enumerate(rollout["spec"]["analysis"].get("sloRefs", ())):
         for slo in _named(rollout, ours, "PromptSLO", ref["name"]):
-            for objective in (slo.get("spec") or {}).get("objectives") or ():
+            objectives = _mapping(slo.get("spec")).get("objectives")
+            for objective in filter(None, map(_mapping, objectives if isinstance(objectives, list) else ())):
                 yield ("spec", "analysis", "sloRefs", index), ref["name"], objective
 
 
 def _named(manifest: dict[str, Any], ours: Sequence[dict[str, Any]], kind: str, name: str) -> Iterator[dict[str, Any]]:
     """The given objects that the manifest means by a name."""
     for each in ours:
-        if each.get("kind") == kind and _metadata(each).get("name") == name and _same_namespace(manifest, each):
+        if each.get("kind") == kind and metadata_of(each).get("name") == name and _same_namespace(manifest, each):
             yield each
 
 
@@ -170,11 +185,16 @@ def _objectives(kind: str, spec: dict[str, Any]) -> Iterator[tuple[Path, dict[st
         yield (*prefix, "objectives", index), objective
 
 
-def _metadata(manifest: dict[str, Any]) -> dict[str, Any]:
-    return manifest.get("metadata") or {}
+def metadata_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Empty if it is none: what is wrong with it is said where its object is checked."""
+    return _mapping(manifest.get("metadata"))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _same_namespace(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """An absent namespace is whatever `kubectl apply -n` will say: it matches any."""
-    spaces = [_metadata(each).get("namespace") for each in (one, other)]
+    spaces = [metadata_of(each).get("namespace") for each in (one, other)]
     return None in spaces or spaces[0] == spaces[1]

@@ -94,7 +94,8 @@ def written(path: Path) -> str:
 
 def _metadata(metadata: Any, name_schema: Schema) -> Iterator[Problem]:
     if not isinstance(metadata, dict):
-        yield Problem(("metadata",), "is missing; add metadata.name")
+        wrong = "is missing; add metadata.name" if metadata is None else _wrong_type(metadata, "object")
+        yield Problem(("metadata",), wrong)
         return
     for key in metadata:
         if key not in METADATA:
@@ -105,7 +106,11 @@ def _metadata(metadata: Any, name_schema: Schema) -> Iterator[Problem]:
         return
     yield from _walk(metadata["name"], name_schema, ("metadata", "name"))
     for group in ("labels", "annotations"):
-        for key, value in (metadata.get(group) or {}).items():
+        texts = metadata.get(group) or {}
+        if not isinstance(texts, dict):
+            yield Problem(("metadata", group), _wrong_type(texts, "object"))
+            continue
+        for key, value in texts.items():
             if not isinstance(value, str):
                 yield Problem(("metadata", group, key), f"must be a string; write {_quoted(value)}")
 

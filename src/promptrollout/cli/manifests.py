@@ -7,18 +7,10 @@ from typing import Any, Final
 
 import yaml
 
+from promptrollout.simulation.bounded_yaml import BoundedLoader
+
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 MERGE_KEY: Final = "tag:yaml.org,2002:merge"
-
-
-class _Loader(yaml.SafeLoader):
-    """As kubectl reads YAML: what looks like a date stays text."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in entries if tag != "tag:yaml.org,2002:timestamp"]
-    for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +47,11 @@ def files_below(path: Path) -> list[Path]:
 
 def read(source: str, text: str) -> Iterator[Manifest | Unreadable]:
     """The objects of a multi-document stream, `List`s unfolded; keys that stand twice are reported."""
-    loader = _Loader(text)
+    try:
+        loader = BoundedLoader(text)
+    except yaml.YAMLError as error:
+        yield Unreadable(source, 1, f"no YAML: {' '.join(str(error).split())}")
+        return
     try:
         while loader.check_node():
             node = loader.get_node()
@@ -76,7 +72,7 @@ def read(source: str, text: str) -> Iterator[Manifest | Unreadable]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         yield Unreadable(source, mark.line + 1 if mark else 1, f"no YAML: {error.problem or error.context}")
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         yield Unreadable(source, 1, f"no YAML: {' '.join(str(error).split())}")
     finally:
         loader.dispose()

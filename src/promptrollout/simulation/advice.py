@@ -33,11 +33,10 @@ def never_decided(rules: Snapshot, given: Assumed) -> Iterator[Doubt]:
         if objective.name in hopeless:
             continue
         for step in steps:
-            last = step is steps[-1]
             if step.weight < signal_of(objective).from_weight:
                 continue
             doubt = _samples(rules, objective, given, step)
-            if doubt is None and wants_proof(objective, last=last):
+            if doubt is None and wants_proof(objective, step):
                 doubt = _proof(rules, objective, given, step)
             if doubt is not None:
                 yield doubt

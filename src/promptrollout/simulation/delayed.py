@@ -8,9 +8,10 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from promptrollout.api.names import SHARDS
 from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.simulation.scenario import Feedback, Judge, Scenario
-from promptrollout.simulation.split import SHARDS, Buckets
+from promptrollout.simulation.split import Buckets
 
 AGES_SECONDS = (60.0, 600.0, 3_600.0, 21_600.0, 86_400.0)
 """Upper ends of the strata; what is older is not counted."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from promptrollout.engine.evidence import Counts
 from promptrollout.simulation.delayed import Delayed, draw_feedback, draw_scores
-from promptrollout.simulation.scenario import Cycle, DailyRequests, Scenario, Users
+from promptrollout.simulation.scenario import Cycle, DailyRequests, Errors, Scenario, Users
 from promptrollout.simulation.split import Buckets, Split
 
 BASELINE = 60
@@ -198,8 +198,7 @@ def error_rates(rng: Generator, scenario: Scenario, buckets: Buckets, seconds: F
     for multiple in (since(times, errors.onset, errors.canary_multiple), np.ones((1, 1, 1))):
         shock: Floats = np.ones(times)
         if errors.shocks > 0 and 0 < errors.rate < 1:
-            strength = 1 / errors.shocks - 1
-            shock = rng.beta(errors.rate * strength, (1 - errors.rate) * strength, times) / errors.rate
+            shock = shocks(rng, errors, times)
         arms.append(np.minimum(1, habits * multiple * (both * shock)[:, None, None]))
     canary, stable = arms
     if (outage := scenario.gaps.canary_provider_outage) is not None:
@@ -208,6 +207,15 @@ def error_rates(rng: Generator, scenario: Scenario, buckets: Buckets, seconds: F
         unnoticed = min(1.0, scenario.gaps.noticed_after_seconds / scenario.interval_seconds)
         canary[start : start + 1] += unnoticed * (1 - canary[start : start + 1])
     return canary, stable
+
+
+def shocks(rng: Generator, errors: Errors, times: int) -> Floats:
+    """By interval: one arm's rate over its mean. Each shock lasts `shock_intervals`, from a random beginning on."""
+    strength, lasts = 1 / errors.shocks - 1, errors.shock_intervals
+    first = int(rng.integers(lasts)) if lasts > 1 else 0
+    count = -(-(first + times) // lasts)
+    rates = rng.beta(errors.rate * strength, (1 - errors.rate) * strength, count)
+    return np.repeat(rates, lasts)[first : first + times] / errors.rate
 
 
 def paired(rng: Generator, n_c: Counted, n_s: Counted, p_c: Floats, p_s: Floats) -> tuple[Counted, Counted]:

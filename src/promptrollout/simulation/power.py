@@ -45,8 +45,8 @@ class _Look:
 class Detection:
     """The chance that one objective's breach is seen by the end of each step, by how much worse the canary is.
 
-    The canary is worse from its first user on, and evidence is carried from step to step, as the operator does. The
-    same requests are drawn for each ratio, and what catches a regression catches a larger one.
+    The canary is worse from its first user on, and evidence of a breach is carried from step to step, as the operator
+    does. The same requests are drawn for each ratio, and what catches a regression catches a larger one.
     """
 
     rules: Snapshot
@@ -89,8 +89,10 @@ class Detection:
         at, line = levels(self.rules, 1), Line(self.objective, None)
         if run not in self._primed:
             self._primed[run] = primed(self.objective, self.given, run)
-        line.state = self._primed[run]
+        line.state, step = self._primed[run], 0
         for look, counts in zip(looks, drawn(rng, self.objective, baseline, canary, stable, ratio), strict=True):
+            if look.step != step:
+                step, line.step_samples = look.step, 0
             line.take([counts], look.weight, promotable=True, outage=False)
             if line.test.breached(line.state, at):
                 return look.step
@@ -122,8 +124,8 @@ def seconds_to_pass(
 ) -> float:
     """Median time that a version as good as stable needs at `weight` percent to be shown within all margins.
 
-    Infinity if it takes longer than `within`, or some hundred thousand intervals. It counts from the step's beginning,
-    as if the canary had met nobody before.
+    Infinity if it takes longer than `within`, or some hundred thousand intervals, or if nobody is left on stable to
+    compare with. It counts from the step's beginning: evidence for promotion is the step's own.
     """
     if weight < signal_of(objective).from_weight:
         return math.inf

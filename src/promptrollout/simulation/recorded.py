@@ -11,8 +11,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from promptrollout.api.names import SHARDS
 from promptrollout.engine.evidence import Arm, Counts, Interval
 from promptrollout.simulation.traffic import Strata
+
+MOST_INTERVALS = 100_000
+"""From the first exposure on."""
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -33,8 +37,8 @@ class RecordedArm(_Line):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if len(self.shards) not in (0, 32):
-            raise ValueError(f"{len(self.shards)} shards: give all 32 in the order of their numbers, or none")
+        if len(self.shards) not in (0, SHARDS):
+            raise ValueError(f"{len(self.shards)} shards: give all {SHARDS} in the order of their numbers, or none")
         return self
 
     def arm(self) -> Arm:
@@ -81,11 +85,22 @@ class RecordedInterval(_Line):
         return any(part.canary.n > 0 for parts in self.counts.values() for part in parts)
 
 
+class TooLong(ValueError):
+    """`line` is the first that is too late."""
+
+    def __init__(self, line: RecordedInterval, exposed_at: int) -> None:
+        super().__init__(
+            f"starts at {line.start}, more than {MOST_INTERVALS:,} intervals after the canary's first exposure at "
+            f"{exposed_at}: keep one rollout in a file, and correct what is no time of it"
+        )
+        self.line = line
+
+
 class Recorded:
     """Recorded intervals as traffic. `exposed_at` is the start of the first in which the canary met anybody."""
 
     def __init__(self, lines: Sequence[RecordedInterval]) -> None:
-        """ValueError if they are of several lengths, twice the same, or without any canary."""
+        """ValueError if they are of several lengths, twice the same, without any canary, or too far apart."""
         if not lines:
             raise ValueError("nothing was recorded: not one interval")
         lengths = sorted({line.end - line.start for line in lines})
@@ -96,6 +111,8 @@ class Recorded:
         if first is None:
             raise ValueError("the canary met nobody in any interval: its weight or its counts are 0 in all of them")
         self.exposed_at = first.start
+        if late := next((x for x in lines if x.start - first.start >= MOST_INTERVALS * self.interval_seconds), None):
+            raise TooLong(late, first.start)
         self._lines = {(line.start - first.start) // self.interval_seconds: line for line in lines}
         if len(self._lines) < len(lines):
             raise ValueError("an interval is there twice: keep one line for each start")
@@ -143,7 +160,7 @@ class Recorded:
 
 def read(path: Path) -> Recorded:
     """The file. ValueError with file, line and field if a line is not of the format."""
-    lines = []
+    lines: dict[int, RecordedInterval] = {}
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -152,13 +169,16 @@ def read(path: Path) -> Recorded:
         if not line.strip():
             continue
         try:
-            lines.append(RecordedInterval.model_validate_json(line))
+            lines[number] = RecordedInterval.model_validate_json(line)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ValueError(f"{path}:{number}: {where + ': ' if where else ''}{first['msg']}") from error
     try:
-        return Recorded(lines)
+        return Recorded(list(lines.values()))
+    except TooLong as error:
+        number = next(number for number, line in lines.items() if line is error.line)
+        raise ValueError(f"{path}:{number}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

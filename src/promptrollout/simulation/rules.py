@@ -11,6 +11,8 @@ from promptrollout.operator.store import Store
 
 Body = Mapping[str, Any]
 
+KINDS = ("PromptRollout", "PromptVersion", "PromptSLO", "PromptGateway", "ModelProvider")
+"""That are looked at."""
 NAMESPACE = "simulated"
 """All given objects are taken to be in one."""
 
@@ -25,6 +27,10 @@ def rules_of(bodies: Sequence[Body], name: str | None = None) -> tuple[str, Snap
 
     Gateway and provider decide nothing here, so that they may be left out; SLOs and a named version must be given.
     """
+    for body in bodies:
+        for field in ("metadata", "spec"):
+            if body.get("kind") in KINDS and not isinstance(body.get(field), Mapping | None):
+                raise ValueError(f"{field} of a {body['kind']} is no mapping; `promptrollout lint` says more")
     names = rollouts_in(bodies)
     if not names:
         raise ValueError("there is no PromptRollout in the given files: add one with -f")

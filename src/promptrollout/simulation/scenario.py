@@ -7,9 +7,10 @@ first exposure; whatever has no onset also holds before it, when stable is alone
 from pathlib import Path
 from typing import Annotated, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
+
+from promptrollout.simulation import bounded_yaml
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -72,8 +73,10 @@ class Errors(Strict):
     cycle: Cycle | None = None
     """Of both arms' rate."""
     shocks: Annotated[float, Field(ge=0, lt=1)] = 0
-    """Correlation of two requests of one arm in one interval: each arm draws its rate anew in each interval, from a
+    """Correlation of two requests of one arm in one interval: each arm draws its rate anew, from a
     Beta distribution. Before the exposure too."""
+    shock_intervals: Annotated[int, Field(ge=1, le=1_000)] = 1
+    """How many intervals a shock lasts. When the first one begins is drawn for each arm."""
 
 
 class Users(Strict):
@@ -207,9 +210,9 @@ class Scenario(Strict):
 def load(path: Path) -> Scenario:
     """The scenario in a YAML file. ValueError with file, field and reason if it is none."""
     try:
-        return Scenario.model_validate(yaml.safe_load(path.read_text()))
+        return Scenario.model_validate(bounded_yaml.load(path.read_text("utf-8")))
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
         raise ValueError(f"{path}: {reasons}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: no YAML: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -8,11 +8,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from promptrollout.api.names import SHARDS
 from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.simulation.scenario import Users
-
-SHARDS = 32
-"""Groups of users, as gateways count them."""
 
 Floats = NDArray[np.float64]
 Counted = NDArray[np.int64]

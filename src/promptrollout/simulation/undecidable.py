@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from promptrollout.api.rollout import Snapshot
 from promptrollout.api.slo import Objective
-from promptrollout.engine.life import DEFAULT_STEP_SECONDS, GRACE_INTERVALS
+from promptrollout.engine.life import GRACE_INTERVALS, is_last_weight, step_seconds
 from promptrollout.engine.objectives import bounds_of
 from promptrollout.engine.signals import signal_of
 
@@ -18,19 +18,25 @@ class WeightStep:
     """From 1 on, pauses included."""
     weight: int
     seconds: int
+    last: bool
+    """Behind it everybody is on the canary, so that it is the one that needs proof."""
 
 
 def weight_steps(rules: Snapshot) -> list[WeightStep]:
-    found = []
-    for number, step in enumerate(rules.steps, start=1):
-        if step.weight is not None:
-            seconds = DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
-            found.append(WeightStep(number, step.weight, max(seconds, rules.interval_seconds)))
-    return found
+    return [
+        WeightStep(
+            number=index + 1,
+            weight=step.weight,
+            seconds=max(step_seconds(step), rules.interval_seconds),
+            last=is_last_weight(rules, index),
+        )
+        for index, step in enumerate(rules.steps)
+        if step.weight is not None
+    ]
 
 
 def patience_seconds(rules: Snapshot, step: WeightStep) -> int:
-    """How long the operator waits for evidence before onInsufficientTraffic applies."""
+    """How long the operator waits for evidence before onInsufficientTraffic applies: see `engine.life.overdue`."""
     return 2 * step.seconds + GRACE_INTERVALS * rules.interval_seconds
 
 
@@ -47,9 +53,9 @@ class Doubt:
         return f"{name}{self.reason}; {self.remedy}"
 
 
-def wants_proof(objective: Objective, *, last: bool) -> bool:
-    """Whether a step passes only when the canary is shown to be within its margin."""
-    return (objective.advance_on or ("NonInferior" if last else "NoBreach")) == "NonInferior"
+def wants_proof(objective: Objective, step: WeightStep) -> bool:
+    """Whether a step passes only when the canary is shown to be within its margin: see `engine.analysis.lacking`."""
+    return (objective.advance_on or ("NonInferior" if step.last else "NoBreach")) == "NonInferior"
 
 
 def undecidable(rules: Snapshot) -> Iterator[Doubt]:
@@ -66,7 +72,7 @@ def undecidable(rules: Snapshot) -> Iterator[Doubt]:
             f"raise maxDurationSeconds above {planned}, or shorten the steps",
         )
     for objective in rules.objectives:
-        proofs = [step for step in steps if wants_proof(objective, last=step is steps[-1])]
+        proofs = [step for step in steps if wants_proof(objective, step)]
         margin = bounds_of(objective).margin
         if proofs and margin == 0:
             exception = " unless it is below negligibleRate" if signal_of(objective).kind == "rate" else ""
@@ -76,13 +82,12 @@ def undecidable(rules: Snapshot) -> Iterator[Doubt]:
                 f"it{exception}",
                 "set versusStable.maxIncreasePercent to 10 or more, or advanceOn: NoBreach",
             )
-        seen = [step for step in steps if step.weight >= signal_of(objective).from_weight]
-        if not seen:
-            least = signal_of(objective).from_weight
+        least, most = signal_of(objective).from_weight, 100 if margin is None else 99
+        if not any(least <= step.weight <= most for step in steps):
             yield Doubt(
                 objective.name,
-                f"{objective.signal} is compared from {least} % on, and no step goes so far",
-                f"add a step with a weight of {least} %",
+                f"{objective.signal} is compared from {least} % on, up to {most} %, and no step has such a weight",
+                f"add a step with a weight of {max(least, 1)} %",
             )
 
 

@@ -9,8 +9,9 @@ import yaml
 from click.testing import CliRunner
 
 from promptrollout.api.crds import KINDS, RULES, kind_schema
-from promptrollout.cli.lint import check, lint
+from promptrollout.cli.lint import check, doubts_about, lint
 from promptrollout.cli.lint_schema import CEL, schema_problems, written
+from promptrollout.cli.manifests import Manifest as Document
 from promptrollout.cli.manifests import read
 from tests.integration.test_objects import GOOD, REFUSALS, Manifest, rollout
 from tests.objectives import REFUSED, TAKEN
@@ -122,6 +123,62 @@ def test_broken_yaml_is_an_error_with_its_line() -> None:
     assert error.startswith("f.yaml:3: no YAML: ")
 
 
+LEVELS = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+LEVELS += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("\n".join(LEVELS), "f.yaml:5: no YAML: aliases stand for more than 100,000 values"),
+        ("a: &a [1, *a]", "f.yaml:1: no YAML: an alias stands within what it names"),
+        ("a:\n- " + "[" * 5000, "f.yaml:2: no YAML: nested more than 100 levels deep"),
+        ("a0: &a0 [x]\n" + "\n".join(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 300)), "more than 100 levels deep"),
+    ],
+    ids=["bomb", "cycle", "deep", "deep by aliases"],
+)
+def test_yaml_that_would_take_all_time_or_memory_is_refused(text: str, reason: str) -> None:
+    (error,) = errors(text)
+    assert reason in error
+
+
+def test_aliases_and_merge_keys_are_followed() -> None:
+    (document,) = read("f.yaml", "a: &a {x: 1}\nb: [*a, *a]\nc: {<<: *a, y: 2}\n")
+    assert isinstance(document, Document)
+    assert document.body == {"a": {"x": 1}, "b": [{"x": 1}, {"x": 1}], "c": {"x": 1, "y": 2}}
+
+
+def paths(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        yield (*path, key)
+        yield from paths(child, (*path, key))
+
+
+def with_value(node: Any, path: tuple[Any, ...], value: Any) -> Any:
+    if not path:
+        return value
+    copied = node.copy()
+    copied[path[0]] = with_value(node[path[0]], path[1:], value)
+    return copied
+
+
+@pytest.mark.parametrize("wrong", [[1], {"a": 1}, 1, "x", None], ids=repr)
+def test_a_field_of_any_shape_is_looked_at_without_falling_over_it(wrong: Any) -> None:
+    """In one object at a time, beside whole ones that refer to it."""
+    labelled = {"labels": {"a": "b"}, "annotations": {"a": "b"}, "name": "keys", "namespace": "a"}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": labelled, "data": {"api-key": "eA=="}}
+    slo = contract("PromptSLO", "support-quality", objectives=[CONTRACT])
+    slo["metadata"] = labelled | {"name": "support-quality"}
+    bodies = [rollout(), slo, secret, *yaml.safe_load_all(PROVIDER)]
+    bodies = [body for body in bodies if body]
+    for index, body in enumerate(bodies):
+        for path in paths(body):
+            given = [*bodies[:index], with_value(body, path, wrong), *bodies[index + 1 :]]
+            documents = [Document("f.yaml", each) for each in given]
+            assert all(map(str, (*check(documents), *doubts_about(documents))))
+
+
 PROVIDER = """
 apiVersion: promptrollout.dev/v1alpha1
 kind: ModelProvider
@@ -188,6 +245,17 @@ def test_an_objective_on_contract_failures_without_a_contract_is_a_warning() -> 
     assert len(warnings(body)) == 1  # nobody knows an SLO that is not given
 
 
+def test_a_step_that_exposes_everybody_is_a_warning() -> None:
+    body = rollout()
+    body["spec"]["analysis"] = {"objectives": [{"name": "errors", "signal": "ErrorRate", "max": "0.1"}]}
+    body["spec"]["strategy"]["canary"]["steps"] = [{"weight": 50}, {"weight": 100}]
+    (warning,) = warnings(body)
+    assert "spec.strategy.canary.steps[1].weight: 100 exposes everybody" in warning
+    assert "nothing can be compared any more; remove the step" in warning
+    body["spec"]["analysis"] = {"mode": "None"}
+    assert warnings(body) == []
+
+
 def test_a_version_that_is_referred_to_is_looked_into_for_its_contract() -> None:
     body = rollout()
     body["spec"]["analysis"] = {"objectives": [CONTRACT]}
@@ -214,6 +282,12 @@ def test_nothing_to_check_is_no_success(tmp_path: Path) -> None:
     result = CliRunner().invoke(lint, [str(tmp_path)])
     assert result.exit_code == 1
     assert "no object of promptrollout.dev" in result.output
+
+
+def test_metadata_of_a_wrong_type_is_an_error() -> None:
+    body = rollout() | {"metadata": [1]}
+    (error,) = errors(yaml.safe_dump(body))
+    assert error.startswith("f.yaml:3: PromptRollout/(no name): metadata: must be of type object, not array")
 
 
 def test_standard_input() -> None:

@@ -147,6 +147,27 @@ def test_mistakes_are_told(arguments: tuple[str, ...], reason: str) -> None:
     assert reason in result.output
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("name: x\ndescription: " + "[" * 5000, "nested more than 100 levels deep"),
+        ("a: &a [1, *a]", "an alias stands within what it names"),
+    ],
+)
+def test_hostile_yaml_is_refused_as_scenario_and_as_manifest(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "hostile.yaml"
+    path.write_text(text)
+    for arguments in (
+        ("simulate", "-f", ROLLOUT, "--scenario", str(path)),
+        ("simulate", "-f", str(path), "--scenario", str(FOLDER / "good.yaml")),
+        ("plan", "-f", str(path), "--requests-per-minute", "600"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert isinstance(result.exception, SystemExit)
+        assert reason in result.output
+
+
 def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "numpy", None)
     result = run("simulate", "-f", ROLLOUT, "--scenario", str(FOLDER / "good.yaml"))

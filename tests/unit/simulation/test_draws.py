@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from promptrollout.api.names import SHARDS
 from promptrollout.engine.evidence import Arm
 from promptrollout.simulation.delayed import AGES_SECONDS, score_shares
-from promptrollout.simulation.draws import BASELINE, Draws, draw
-from promptrollout.simulation.scenario import Scenario, load
-from promptrollout.simulation.split import SHARDS
+from promptrollout.simulation.draws import BASELINE, Draws, draw, shocks
+from promptrollout.simulation.scenario import Errors, Scenario, load
 
 INTERVALS = 60
 
@@ -182,6 +182,17 @@ def test_exposure_tells_what_stable_would_have_done() -> None:
     total = [traffic.exposure(k, 50) for k in range(INTERVALS)]
     assert sum(e.bad for e in total) == pytest.approx(0.06 * 18_000, rel=0.15)
     assert sum(e.bad_on_stable for e in total) == pytest.approx(0.02 * 18_000, rel=0.2)
+
+
+def test_a_shock_lasts_as_long_as_it_is_said_to() -> None:
+    errors = Errors(rate=0.02, shocks=0.01, shock_intervals=5)
+    rates = shocks(np.random.default_rng(3), errors, 50_000)
+    assert rates.mean() == pytest.approx(1, abs=0.05)
+    assert rates.var() * 0.02**2 == pytest.approx(0.01 * 0.02 * 0.98, rel=0.1)
+    changes = np.flatnonzero(np.diff(rates))
+    assert (np.diff(changes) == 5).all()
+    firsts = {int(np.flatnonzero(np.diff(shocks(np.random.default_rng(seed), errors, 20)))[0]) for seed in range(40)}
+    assert firsts == {0, 1, 2, 3, 4}
 
 
 def test_a_weight_that_was_not_drawn_for_says_so() -> None:

@@ -72,6 +72,46 @@ def test_the_time_to_pass_is_that_of_the_operator() -> None:
     assert said == pytest.approx(took, rel=0.35)
 
 
+def test_the_time_to_pass_counts_from_the_step_whatever_came_before() -> None:
+    steps = [{"weight": 20, "minDurationSeconds": 1200}, {"weight": 50, "minDurationSeconds": 30}]
+    of = rules(steps=steps)
+    given = assumed(of, 600)
+    said = seconds_to_pass(of, of.objectives[0], given, 50)
+    assert said > 60
+    took = sorted(simulate(of, Worse(of, given, 1.0, seed)).seconds - 1200 for seed in range(31))[15]
+    assert said == pytest.approx(took, rel=0.35)
+
+
+EVERYBODY = [{"weight": 20}, {"weight": 50}, {"pause": {"durationSeconds": 60}}, {"weight": 100}]
+
+
+def test_the_step_before_everybody_is_the_one_that_needs_proof() -> None:
+    zero = COST | {"versusStable": {"maxIncreasePercent": 0}}
+    (doubt,) = undecidable(rules(objectives=[zero], steps=EVERYBODY))
+    assert doubt.reason.startswith("step 2 needs proof")
+    of = rules(steps=EVERYBODY)
+    assert list(never_decided(of, assumed(of, 6000))) == []
+    (doubt,) = never_decided(of, assumed(of, 100))
+    assert doubt.reason.startswith("step 2 (50 %) needs about")
+    assert [step.step.last for step in forecast(of, assumed(of, 6000)).steps] == [False, True, False]
+
+
+def test_proof_is_never_given_where_nobody_is_on_stable() -> None:
+    proof = rules().objectives[0].dump() | {"advanceOn": "NonInferior"}
+    of = rules(objectives=[proof], steps=[{"weight": 50, "minDurationSeconds": 1200}, {"weight": 100}])
+    given = assumed(of, 6000)
+    (doubt,) = never_decided(of, given)
+    assert "step 2 (100 %) never shows" in doubt.reason
+    assert doubt.remedy == "what would help: advanceOn: NoBreach"
+    assert math.isinf(forecast(of, given).good_seconds)
+
+
+def test_a_signal_that_is_compared_from_a_weight_on_is_not_compared_at_100_percent() -> None:
+    cached = {"name": "hits", "signal": "CacheHitRate", "versusStable": {"maxDecrease": "0.2"}}
+    (doubt,) = undecidable(rules(objectives=[cached], steps=[{"weight": 10}, {"weight": 100}]))
+    assert "up to 99 %" in doubt.reason
+
+
 def test_more_traffic_catches_less_and_passes_sooner() -> None:
     of = rules()
     little, much = (forecast(of, assumed(of, rate)) for rate in (300, 6000))

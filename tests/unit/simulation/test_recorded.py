@@ -93,6 +93,10 @@ GOOD = {"start": START, "end": START + 30, "weight": 10, "counts": {}}
         ([GOOD | {"counts": {"e": [{"canary": {"n": -1, "total": 0}}]}}], r"counts\.e\.0\.canary\.n"),
         ([GOOD, GOOD], "twice"),
         ([GOOD, GOOD | {"start": START + 60, "end": START + 120}], "30 s and of 60 s"),
+        (
+            [GOOD, GOOD | {"start": START + 3_000_000, "end": START + 3_000_030}],
+            r"m\.jsonl:2: starts at 1803000000, more than 100,000 intervals after the canary's first exposure",
+        ),
         ([GOOD | {"weight": 0}], "the canary met nobody"),
         ([], "not one interval"),
         (
