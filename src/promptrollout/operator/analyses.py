@@ -198,15 +198,29 @@ class Analyses:
                 problem = problem or str(answer)
             else:
                 windows[query] = answer.get(analysis.reader.question.uid, [])
-        before, analysis.problem = analysis.problem, problem
+        before = analysis.problem
+        if not problem:
+            problem = self._read_into(analysis, windows, end)
+        analysis.problem = problem
         if problem:
             source = analysis.reader.question.source
             pause = self._pause_until[source] = time.monotonic() + BACKOFF_SECONDS[0]
             logger.debug("%s: %s; next try in %.0f s", analysis.key, problem, pause - time.monotonic())
-        else:
-            analysis.intervals += analysis.reader.take(windows, end)
         if not problem or problem != before:
             self._changed(analysis.key)
+
+    def _read_into(self, analysis: _Analysis, windows: Mapping[Query, list[Series]], end: int) -> str:
+        """What went wrong: one rollout's evidence must not stop the others' analyses, whatever it holds."""
+        reader = analysis.reader
+        try:
+            analysis.intervals += reader.take(windows, end)
+        except Exception as error:
+            analysis.reader = Reader(reader.question, reader.position)  # the old one may have stopped half-way
+            problem = f"its metrics cannot be evaluated: {type(error).__name__}: {error}"
+            if analysis.problem != problem:
+                logger.exception("%s: its metrics cannot be evaluated", analysis.key)
+            return problem
+        return ""
 
     def _due_end(self, source: Source, analysis: _Analysis) -> int | None:
         reader = analysis.reader

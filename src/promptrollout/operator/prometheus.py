@@ -63,6 +63,8 @@ class Source:
         self.name = name
         self._namespace_label = namespace_label
         self._strangers: set[str] = set()
+        self._unread: set[str] = set()
+        """Rollout uids that were warned of."""
         self._url = url.rstrip("/")
         self._metrics = metrics
         self._wall = wall
@@ -155,7 +157,15 @@ class Source:
     def _matrix(
         self, metric: str, answer: Any, rollouts: Mapping[str, str], after: int, until: int
     ) -> dict[str, list[Series]]:
-        return parse_matrix(self._own(metric, answer, rollouts), after, until)
+        return parse_matrix(self._own(metric, answer, rollouts), after, until, partial(self._unreadable, metric))
+
+    def _unreadable(self, metric: str, uid: str, error: Exception) -> None:
+        if uid not in self._unread:
+            self._unread.add(uid)
+            logger.warning(
+                "metrics source %s: a series of %s of rollout %s cannot be read: left out: %r",
+                *(self.name, metric, uid, error),
+            )
 
     def _own(self, metric: str, answer: Any, rollouts: Mapping[str, str]) -> Any:
         """Without series of pods in other namespaces than the rollout that they name."""
