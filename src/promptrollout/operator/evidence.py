@@ -1,7 +1,8 @@
 """From raw counters to the engine's intervals. A pure function of Prometheus' samples: a restart gives the same bits.
 
 Per gateway process, increments are taken scrape by scrape (a value that fell is a restart: all of it is new), before
-anything is summed. Samples of several scrapers of one process are of one counter, and counted once. What an objective
+anything is summed. Shards begin anew alone: a gateway gives them up some time after a canary left, and counts the arm
+on. Samples of several scrapers of one process are of one counter, and counted once. What an objective
 needs of a process advances together: a scrape counts if it has all of it.
 An interval counts for an objective if both arms were scraped in it; until then increments are carried, for both
 arms alike, at most `CARRY_SECONDS`. A process's first scrape ever is its baseline and adds nothing: serving pods create
@@ -59,11 +60,12 @@ class _Process:
     def advance(self, at: float, scrape: Mapping[Part, float], restarts: bool, born_at_zero: bool) -> None:
         """`restarts`: a value that fell is a restart at once."""
         before = {part: known for part in scrape if (known := self.known(part, at, born_at_zero)) is not None}
-        fell = any(value < before.get(part, 0.0) for part, value in scrape.items())
+        fallen = {part for part, value in scrape.items() if value < before.get(part, 0.0)}
+        fell = any(shard == WHOLE for _, shard, _ in fallen)
         if fell and not restarts and at <= self.at + LATE_SECONDS:
             return
         for part, value in scrape.items():
-            self.grow(part, at, value, value - (0.0 if fell else before.get(part, value)))
+            self.grow(part, at, value, value - (0.0 if fell or part in fallen else before.get(part, value)))
         self.at = at
 
     def grow(self, part: Part, at: float, value: float, increment: float) -> None:
