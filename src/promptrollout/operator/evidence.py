@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -125,10 +125,11 @@ class Reader:
         width = self.question.interval_seconds
         return self.position if self.warm else self.position - math.ceil(WARM_UP_SECONDS / width) * width
 
-    def take(self, windows: Windows, end: int) -> list[Interval]:
-        """The intervals up to `end`, from samples of (start_of_window(), end]."""
+    def take(self, windows: Windows, end: int, unread: Collection[str] = ()) -> list[Interval]:
+        """The intervals up to `end`, from samples of (start_of_window(), end]. Objectives that are `unread` have no
+        counts in them: increments of theirs are carried."""
         width = self.question.interval_seconds
-        filed = _Filed(self.question, windows)
+        filed = _Filed(self.question, windows, unread)
         starts = range(self.start_of_window(), end, width)
         found = [Interval(at, at + width, self._counts(filed, at, at + width)) for at in starts]
         self.warm = True
@@ -140,7 +141,8 @@ class Reader:
         found = {}
         for measured in self.question.objectives:
             if measured.is_value:
-                each = [self._value(filed.values[measured.name], end)]
+                values = filed.values.get(measured.name)
+                each = [] if values is None else [self._value(values, end)]
             else:
                 states = self._states[measured.name]
                 strata = filed.strata[measured.name]
@@ -197,7 +199,7 @@ def _reach_seconds(measured: Measured, stratum: Stratum) -> int:
 class _Filed:
     """What the windows hold, filed under who needs it: objective, stratum, process; and there by interval."""
 
-    def __init__(self, question: Question, windows: Windows) -> None:
+    def __init__(self, question: Question, windows: Windows, unread: Collection[str]) -> None:
         self._question = question
         self._windows = windows
         self._arms = {(variant, version): arm for arm, variant, version in question.arms}
@@ -207,6 +209,8 @@ class _Filed:
         """Of expressions: by objective, arm and time."""
         for measured in question.objectives:
             self.strata[measured.name] = {}
+            if measured.name in unread:
+                continue
             if measured.is_value:
                 self.values[measured.name] = {
                     arm: {at: value for series in windows.get(query, ()) for at, value in series.samples}

@@ -275,7 +275,7 @@ async def test_a_fault_in_reading_one_rollouts_metrics_is_said_and_holds_it_alon
     assert len(analyses.evidence(B, start, "default").intervals) == 2
     assert set(changed) == {A, B}
     assert "Traceback" in caplog.text
-    analyses._pause_until.clear()
+    analyses._analyses[A].pause_until = 0.0
     await analyses.look()
     assert len(analyses.evidence(A, start, "default").intervals) == 2
 
