@@ -2,7 +2,7 @@
 
 Nobody waits for others longer than it must: each source is looked at apart; a rollout is taken as soon as its gateways'
 metrics are there; its own queries (`Custom`) come after them, few at a time. One that fails leaves its objective
-without counts, which holds promotion, and the other objectives are judged, so that they can roll back.
+without counts and holds the rollout; the other objectives are judged all the same, so that they can roll back.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Analysis:
         self.intervals: list[Interval] = []
         self.problem = ""
         self.note = ""
-        """What keeps some of its objectives from being read."""
+        """What keeps some of its objectives from being read, while the others are."""
         self.pause_until = 0.0
         self.asking = False
         """Its own queries are under way."""
@@ -110,8 +110,8 @@ class Analyses:
             intervals = tuple(interval for interval in analysis.intervals if interval.start >= since)
             if intervals and intervals[0].start != since:
                 intervals = ()  # a gap: `want` starts a new reader from there
-        note = analysis.note if analysis is not None else ""
-        return Evidence(intervals, available=not problem, problem=problem or note)
+        problem = problem or (analysis.note if analysis is not None else "")
+        return Evidence(intervals, available=not problem, problem=problem)
 
     def _make_sure(self, key: Key, source: Source) -> None:
         answered = self._clock_read.get(source.name)

@@ -217,7 +217,7 @@ async def test_an_own_query_that_fails_leaves_the_other_objectives_their_evidenc
     analyses.want(A, question("ua", "queue", "broken"), start)
     await analyses.look()
     found = analyses.evidence(A, start, "default")
-    assert found.available, "or the breach of another objective would not be seen"
+    assert not found.available, "nothing is promoted unwatched"
     assert [set(interval.counts) for interval in found.intervals] == [{"errors", "own0"}] * 2
     assert found.problem.startswith("objective own1 is not measured: metrics source default")
     fakes[0].answers["broken"] = fakes[0].answers["queue"]
