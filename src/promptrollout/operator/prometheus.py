@@ -294,8 +294,9 @@ class Source:
         finally:
             if not response.raw.closed:
                 response.close()
-        response._content, response._content_consumed = b"".join(pieces), True
-        return b"".join(pieces)
+        content = b"".join(pieces)
+        response._content, response._content_consumed = content, True
+        return content
 
     def _failed(self, why: str) -> SourceError:
         self._metrics.query_errors.labels(self.name).inc()
