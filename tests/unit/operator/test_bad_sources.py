@@ -58,14 +58,14 @@ async def drips(request: web.Request) -> web.StreamResponse:
     """A byte now and then: each is in time, the answer never is."""
     response = web.StreamResponse()
     await response.prepare(request)
-    for _ in range(200):
+    for _ in range(100):
         await response.write(b" ")
         await asyncio.sleep(0.02)
     return response
 
 
 async def hangs(_: web.Request) -> web.Response:
-    await asyncio.sleep(0.25)
+    await asyncio.sleep(2)
     return result([])
 
 
@@ -77,7 +77,7 @@ async def fakes() -> AsyncIterator[tuple[Fake, Fake]]:
         app = web.Application()
         for endpoint in ("query", "query_range"):
             app.router.add_get(f"/api/v1/{endpoint}", fake.query)
-        runners.append(web.AppRunner(app, shutdown_timeout=0.0))
+        runners.append(web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.0))
         await runners[-1].setup()
         await web.TCPSite(runners[-1], "127.0.0.1", 0).start()
         fake.url = f"http://127.0.0.1:{runners[-1].addresses[0][1]}"
@@ -90,7 +90,7 @@ async def fakes() -> AsyncIterator[tuple[Fake, Fake]]:
 @pytest.fixture
 async def sources(fakes: tuple[Fake, Fake]) -> AsyncIterator[dict[str, Source]]:
     found = {
-        name: Source(name, fake.url, Metrics(), timeout=0.2, access=SourceAccess({"X-Scope-OrgID": "secret"}, None))
+        name: Source(name, fake.url, Metrics(), timeout=0.4, access=SourceAccess({"X-Scope-OrgID": "secret"}, None))
         for name, fake in zip(("default", "other"), fakes, strict=True)
     }
     yield found
@@ -110,7 +110,7 @@ async def failure(source: Source) -> str:
 async def test_an_answer_that_drips_has_a_deadline(fakes: tuple[Fake, Fake], sources: dict[str, Source]) -> None:
     fakes[0].answers["m{"] = drips
     started = time.monotonic()
-    assert "no whole answer within 0.4 s" in await failure(sources["default"])
+    assert "no whole answer within 0.8 s" in await failure(sources["default"])
     assert time.monotonic() - started < 2
 
 
@@ -199,12 +199,11 @@ async def analyses_of(sources: dict[str, Source]) -> Analyses:
     return found
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 3.0) -> float:
+async def eventually(condition: Callable[[], bool], seconds: float = 3.0) -> None:
     started = time.monotonic()
     while not condition():
         assert time.monotonic() - started < seconds, "not in time"
         await asyncio.sleep(0.01)
-    return time.monotonic() - started
 
 
 @pytest.mark.parametrize("how", [says("no such function", 422), hangs, drips])
@@ -235,6 +234,8 @@ async def test_what_failed_is_not_asked_again_at_once_and_what_did_not_is(
     analyses.want(A, question("ua", "queue", "broken"), start)
     await analyses.look()
     asked = len(fakes[0].queries)
+    assert analyses._analyses[A].failing_until > time.monotonic()
+    analyses._analyses[A].failing_until += 60  # however slow this machine is
     await analyses.look()
     again = fakes[0].queries[asked:]
     assert any("queue" in query for query in again)
@@ -270,10 +271,10 @@ async def test_slow_own_queries_of_one_rollout_delay_no_other(
     analyses.want(B, question("ub"), start)
     running = asyncio.create_task(analyses.run())
     try:
-        others = await eventually(lambda: len(analyses.evidence(B, start, "default").intervals) >= 2)
-        own = await eventually(lambda: len(analyses.evidence(A, start, "default").intervals) >= 2)
-        assert others < 0.2, "before the first slow query is over"
-        assert others + own < 1.5, "its own other objectives wait for a bounded time"
+        await eventually(lambda: len(analyses.evidence(B, start, "default").intervals) >= 2)
+        assert analyses.evidence(A, start, "default").intervals == (), "its own queries are still under way"
+        await eventually(lambda: len(analyses.evidence(A, start, "default").intervals) >= 2)
+        assert sum("slow" in query for query in fakes[0].queries) < 19, "it does not wait for all of them"
         analyses.drop(A)
     finally:
         running.cancel()
@@ -282,6 +283,7 @@ async def test_slow_own_queries_of_one_rollout_delay_no_other(
 
 async def test_a_source_that_drips_delays_no_other_source(fakes: tuple[Fake, Fake], sources: dict[str, Source]) -> None:
     start = position()
+    sources["default"].answer_seconds = 60
     analyses = await analyses_of(sources)
     fakes[0].answers = {"": drips}
     fakes[1].answers = answers_of(start)
@@ -289,8 +291,8 @@ async def test_a_source_that_drips_delays_no_other_source(fakes: tuple[Fake, Fak
     analyses.want(B, question("ub", source="other"), start)
     running = asyncio.create_task(analyses.run())
     try:
-        assert await eventually(lambda: len(analyses.evidence(B, start, "other").intervals) >= 2) < 0.3
-        await eventually(lambda: "no whole answer" in analyses.evidence(A, start, "default").problem)
+        await eventually(lambda: len(analyses.evidence(B, start, "other").intervals) >= 2)
+        assert any(names.METRIC_REQUESTS in query for query in fakes[0].queries)
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
