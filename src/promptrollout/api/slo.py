@@ -35,10 +35,11 @@ Selector = Annotated[
     Field(
         min_length=1,
         max_length=512,
-        pattern=r'^[a-zA-Z_:][a-zA-Z0-9_:]*\{[^{}"]*("([^"\\]|\\.)*"[^{}"]*)*\}$',
+        pattern=r"""^[a-zA-Z_:][a-zA-Z0-9_:]*\{[^{}"'`#]*("([^"\\]|\\.)*"[^{}"'`#]*)*\}$""",
     ),
 ]
-"""A metric with its label matchers and nothing round it: counters are read raw, and compared series by series."""
+"""A metric with its label matchers and nothing round it: counters are read raw, and compared series by series. Values
+stand in double quotes, and there are no comments: an expression could hide in them."""
 Expression = Annotated[str, Field(min_length=1, max_length=1024)]
 LabelValue = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-zA-Z0-9]([-_.a-zA-Z0-9]*[a-zA-Z0-9])?$")]
 

@@ -1,4 +1,9 @@
-"""The one scheduler of all analyses: what is due is grouped, asked for once per metric, and handed to its rollouts."""
+"""The one scheduler of all analyses: what is due is grouped, asked for once per metric, and handed to its rollouts.
+
+Nobody waits for others longer than it must: each source is looked at apart; a rollout is taken as soon as its gateways'
+metrics are there; its own queries (`Custom`) come after them, few at a time. One that fails leaves its objective
+without counts and holds the rollout; the other objectives are judged all the same, so that they can roll back.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,8 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 
 from promptrollout.engine.evidence import Evidence, Interval
 from promptrollout.operator.evidence import Reader
@@ -38,6 +44,15 @@ class _Analysis:
         self.reader = reader
         self.intervals: list[Interval] = []
         self.problem = ""
+        self.note = ""
+        """What keeps some of its objectives from being read, while the others are."""
+        self.pause_until = 0.0
+        self.asking = False
+        """Its own queries are under way."""
+        self.failing: dict[Query, str] = {}
+        """Its own queries that failed, and why. Not asked again before `failing_until`."""
+        self.failing_until = 0.0
+        self.failing_pause = 0.0
 
 
 class Analyses:
@@ -50,7 +65,8 @@ class Analyses:
         self._analyses: dict[Key, _Analysis] = {}
         self._waiting: dict[str, set[Key]] = {}
         """By source: rollouts that want to know whether it answers before they begin."""
-        self._wake = asyncio.Event()
+        self._wake = {name: asyncio.Event() for name in sources}
+        self._own: set[asyncio.Task[None]] = set()
         self._clock_read: dict[str, float] = {}
         self._pause_until: dict[str, float] = {}
         self._pause: dict[str, float] = {}
@@ -71,7 +87,8 @@ class Analyses:
                 analysis.intervals = [interval for interval in analysis.intervals if interval.start >= position]
                 return
         self._analyses[key] = _Analysis(key, Reader(question, position))
-        self._wake.set()
+        if (wake := self._wake.get(question.source)) is not None:
+            wake.set()
 
     def drop(self, key: Key) -> None:
         self._analyses.pop(key, None)
@@ -93,6 +110,7 @@ class Analyses:
             intervals = tuple(interval for interval in analysis.intervals if interval.start >= since)
             if intervals and intervals[0].start != since:
                 intervals = ()  # a gap: `want` starts a new reader from there
+        problem = problem or (analysis.note if analysis is not None else "")
         return Evidence(intervals, available=not problem, problem=problem)
 
     def _make_sure(self, key: Key, source: Source) -> None:
@@ -101,7 +119,7 @@ class Analyses:
             return
         source.problem = source.problem or f"metrics source {source.name} has not answered yet"
         self._waiting.setdefault(source.name, set()).add(key)
-        self._wake.set()
+        self._wake[source.name].set()
 
     # ------------------------------------------------------------ the loop
 
@@ -111,30 +129,47 @@ class Analyses:
 
     async def run(self) -> None:
         """Look for what is due, for ever."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for source in self._sources.values():
+                    group.create_task(self._keep_looking(source), name=f"analyses of {source.name}")
+                await asyncio.Event().wait()  # there may be no source at all
+        finally:
+            for task in self._own:
+                task.cancel()
+
+    async def _keep_looking(self, source: Source) -> None:
+        wake = self._wake[source.name]
         while True:
-            self._wake.clear()
-            await self.look()
+            wake.clear()
             try:
-                await asyncio.wait_for(self._wake.wait(), self._seconds_to_next())
+                await self._look_at(source)
+                seconds = self._seconds_to_next(source)
+            except Exception:  # a fault of ours must not end the analyses
+                logger.exception("metrics source %s: a look at what is due failed", source.name)
+                seconds = BACKOFF_SECONDS[0]
+            try:
+                await asyncio.wait_for(wake.wait(), seconds)
             except TimeoutError:
                 continue
 
     async def look(self) -> None:
-        """One look: everything that is due now, of all sources that are not in a pause."""
-        by_source: dict[str, list[_Analysis]] = defaultdict(list)
-        for analysis in self._analyses.values():
-            by_source[analysis.reader.question.source].append(analysis)
-        for waited_for in self._waiting:
-            by_source[waited_for] += []
-        await asyncio.gather(*(self._look_at(self._sources[name], found) for name, found in by_source.items()))
+        """One look: everything that is due now, of all sources that are not in a pause; own queries too."""
+        await asyncio.gather(*(self._look_at(source) for source in self._sources.values()))
+        await asyncio.gather(*self._own)
 
-    async def _look_at(self, source: Source, analyses: list[_Analysis]) -> None:
+    async def _look_at(self, source: Source) -> None:
+        analyses = [each for each in self._analyses.values() if each.reader.question.source == source.name]
+        if not analyses and source.name not in self._waiting:
+            return
         if time.monotonic() < self._pause_until.get(source.name, 0.0):
             return
         stale = time.monotonic() - self._clock_read.get(source.name, -CLOCK_SECONDS) >= CLOCK_SECONDS
         if (stale or source.problem) and not await self._read_clock(source):
             return
-        due = [(analysis, end) for analysis in analyses if (end := self._due_end(source, analysis)) is not None]
+        now = time.monotonic()
+        free = [analysis for analysis in analyses if not analysis.asking and now >= analysis.pause_until]
+        due = [(analysis, end) for analysis in free if (end := self._due_end(source, analysis)) is not None]
         if due:
             await self._read(source, due)
 
@@ -165,48 +200,138 @@ class Analyses:
         return not source.problem
 
     async def _read(self, source: Source, due: list[tuple[_Analysis, int]]) -> None:
-        groups: dict[Group, dict[str, str]] = defaultdict(dict)
+        rollouts: dict[Group, dict[str, str]] = defaultdict(dict)
         narrowed: dict[Group, list[Narrowed]] = defaultdict(list)
         for analysis, end in due:
             question = analysis.reader.question
             for query, narrow in question.queries.items():
-                group = _group(analysis, query, end)
-                groups[group][question.uid] = analysis.key.namespace
-                narrowed[group].append(narrow)
-        answers: dict[Group, Answer] = {}
+                if query.form == "metric":
+                    group = _group(analysis, query, end)
+                    rollouts[group][question.uid] = analysis.key.namespace
+                    narrowed[group].append(narrow)
+        asked = {
+            group: asyncio.create_task(_answer(source, group, rollouts[group], widened(narrowed[group])))
+            for group in rollouts
+        }
+        needed = {analysis: [group for group in _groups(analysis, end) if group in asked] for analysis, end in due}
+        try:
+            while due:
+                ready: list[tuple[_Analysis, int]] = []
+                waiting: list[tuple[_Analysis, int]] = []
+                for each in due:
+                    (ready if all(asked[group].done() for group in needed[each[0]]) else waiting).append(each)
+                due = waiting
+                for analysis, end in ready:
+                    answers = {group[0]: asked[group].result() for group in needed[analysis]}
+                    self._answered(source, analysis, end, answers)
+                    await asyncio.sleep(0)  # after a restart a thousand of them warm up
+                if under_way := [task for task in asked.values() if due and not task.done()]:
+                    await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in asked.values():
+                task.cancel()
 
-        async def ask(group: Group) -> None:
-            try:
-                answers[group] = await _ask(source, group, groups[group], widened(narrowed[group]))
-            except SourceError as error:
-                answers[group] = error
-
-        await asyncio.gather(*(ask(group) for group in groups))
-        for analysis, end in due:
-            self._take(analysis, end, answers)
-            await asyncio.sleep(0)  # after a restart a thousand of them warm up
-
-    def _take(self, analysis: _Analysis, end: int, answers: Mapping[Group, Answer]) -> None:
-        """One failed query holds the rollouts that need it, and nobody else."""
+    def _answered(self, source: Source, analysis: _Analysis, end: int, answers: Mapping[Query, Answer]) -> None:
+        """The gateways' metrics of a rollout are there. One failed query holds the rollouts that need it, and nobody
+        else."""
         if self._analyses.get(analysis.key) is not analysis:
             return  # dropped, or asked anew, while the queries were under way
+        question = analysis.reader.question
         windows: dict[Query, list[Series]] = {}
-        problem = ""
-        for query in analysis.reader.question.queries:
-            answer = answers.get(_group(analysis, query, end), {})
+        for query, answer in answers.items():
             if isinstance(answer, SourceError):
-                problem = problem or str(answer)
-            else:
-                windows[query] = answer.get(analysis.reader.question.uid, [])
-        before, analysis.problem = analysis.problem, problem
-        if problem:
-            source = analysis.reader.question.source
-            pause = self._pause_until[source] = time.monotonic() + BACKOFF_SECONDS[0]
-            logger.debug("%s: %s; next try in %.0f s", analysis.key, problem, pause - time.monotonic())
+                self._hold(analysis, str(answer), BACKOFF_SECONDS[0])
+                return
+            windows[query] = answer.get(question.uid, [])
+        own = [query for query in question.queries if query.form != "metric"]
+        failed = analysis.failing if time.monotonic() < analysis.failing_until else {}
+        if asked := [query for query in own if query not in failed]:
+            analysis.asking = True
+            task = asyncio.create_task(self._ask_own(source, analysis, end, windows, asked, dict(failed)))
+            self._own.add(task)
+            task.add_done_callback(self._own.discard)
         else:
-            analysis.intervals += analysis.reader.take(windows, end)
-        if not problem or problem != before:
+            self._take(analysis, end, windows, failed)
+
+    async def _ask_own(
+        self,
+        source: Source,
+        analysis: _Analysis,
+        end: int,
+        windows: dict[Query, list[Series]],
+        asked: list[Query],
+        failed: dict[Query, str],
+    ) -> None:
+        """One after the other, so that none of the rollouts takes all the slots; not longer than one query may take, as
+        the other objectives wait."""
+        question = analysis.reader.question
+        until = asyncio.get_running_loop().time() + source.answer_seconds
+        failures = 0
+        try:
+            for query in asked:
+                try:
+                    async with asyncio.timeout_at(until):
+                        answer = await _answer(source, _group(analysis, query, end), {question.uid: question.namespace})
+                except TimeoutError:
+                    answer = SourceError(
+                        f"metrics source {source.name}: own queries are not answered within {source.answer_seconds:g} s"
+                    )
+                if isinstance(answer, SourceError):
+                    failed[query] = str(answer)
+                    failures += 1
+                else:
+                    windows[query] = answer.get(question.uid, [])
+            if failures:
+                pause = min(BACKOFF_SECONDS[1], max(BACKOFF_SECONDS[0], analysis.failing_pause * 2))
+                analysis.failing_pause, analysis.failing_until = pause, time.monotonic() + pause
+            elif not failed:
+                analysis.failing_pause = 0.0
+            if self._analyses.get(analysis.key) is analysis:
+                self._take(analysis, end, windows, failed)
+        finally:
+            analysis.asking = False
+            self._wake[source.name].set()
+
+    def _take(
+        self, analysis: _Analysis, end: int, windows: Mapping[Query, list[Series]], failed: Mapping[Query, str]
+    ) -> None:
+        question = analysis.reader.question
+        unread = question.failing(failed)
+        note = "; ".join(f"objective {name} is not measured: {why}" for name, why in unread.items())
+        if note != analysis.note:
+            logger.log(logging.WARNING if note else logging.INFO, "%s: %s", analysis.key, note or "all is measured")
+        analysis.failing, analysis.note = dict(failed), note
+        if unread and len(unread) == len(question.objectives):
+            self._hold(analysis, note, max(BACKOFF_SECONDS[0], analysis.failing_until - time.monotonic()))
+            return
+        if problem := self._read_into(analysis, windows, end, unread):
+            self._hold(analysis, problem, BACKOFF_SECONDS[1])
+            return
+        analysis.problem = ""
+        self._changed(analysis.key)
+
+    def _hold(self, analysis: _Analysis, problem: str, seconds: float) -> None:
+        """Nothing is taken; the same is tried again later."""
+        before, analysis.problem = analysis.problem, problem
+        analysis.pause_until = time.monotonic() + seconds
+        logger.debug("%s: %s; next try in %.0f s", analysis.key, problem, seconds)
+        if problem != before:
             self._changed(analysis.key)
+
+    def _read_into(
+        self, analysis: _Analysis, windows: Mapping[Query, list[Series]], end: int, unread: Collection[str]
+    ) -> str:
+        """What went wrong: one rollout's evidence must not stop the others' analyses, whatever it holds."""
+        reader = analysis.reader
+        try:
+            analysis.intervals += reader.take(windows, end, unread)
+        except Exception as error:
+            analysis.reader = Reader(reader.question, reader.position)  # the old one may have stopped half-way
+            problem = f"its metrics cannot be evaluated: {type(error).__name__}: {error}"
+            if analysis.problem != problem:
+                logger.exception("%s: its metrics cannot be evaluated", analysis.key)
+            return problem
+        return ""
 
     def _due_end(self, source: Source, analysis: _Analysis) -> int | None:
         reader = analysis.reader
@@ -218,21 +343,39 @@ class Analyses:
     def _settle(self, width: int) -> float:
         return min(self._settle_seconds, width / 4)
 
-    def _seconds_to_next(self) -> float | None:
+    def _seconds_to_next(self, source: Source) -> float | None:
         """Until the next interval is over and settled; None if nothing is analysed."""
         seconds: float | None = None
+        now, clock = time.monotonic(), source.now()
         for analysis in self._analyses.values():
             question = analysis.reader.question
-            source = self._sources[question.source]
+            if question.source != source.name or analysis.asking:
+                continue
             width = question.interval_seconds
-            left = analysis.reader.position + width + self._settle(width) - source.now()
-            pause = self._pause_until.get(source.name, 0.0) - time.monotonic()
+            left = analysis.reader.position + width + self._settle(width) - clock
+            pause = max(analysis.pause_until, self._pause_until.get(source.name, 0.0)) - now
             seconds = min(LOOK_SECONDS if seconds is None else seconds, max(left, pause, 0.05))
-        return LOOK_SECONDS if seconds is None and self._waiting else seconds
+        return LOOK_SECONDS if seconds is None and source.name in self._waiting else seconds
 
 
 def _group(analysis: _Analysis, query: Query, end: int) -> Group:
     return query, end, end - analysis.reader.start_of_window(), analysis.reader.question.interval_seconds
+
+
+def _groups(analysis: _Analysis, end: int) -> list[Group]:
+    return [_group(analysis, query, end) for query in analysis.reader.question.queries]
+
+
+async def _answer(
+    source: Source, group: Group, rollouts: Mapping[str, str], narrowed: Narrowed = MappingProxyType({})
+) -> Answer:
+    try:
+        return await _ask(source, group, rollouts, narrowed)
+    except SourceError as error:
+        return error
+    except Exception as error:  # whatever an answer holds, it is no reason to stop asking
+        logger.exception("metrics source %s: asking for %s failed", source.name, group[0].text)
+        return SourceError(f"metrics source {source.name}: {type(error).__name__}: {error}")
 
 
 async def _ask(

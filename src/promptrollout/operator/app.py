@@ -106,6 +106,8 @@ class Operator:
                     asyncio.create_task(self._keep_listing(), name="lists"),
                 ]
                 self._workers = [asyncio.create_task(self._work(), name=f"worker {n}") for n in range(WORKERS)]
+                for task in (*self._tasks, *self._workers):
+                    task.add_done_callback(_log_end)
                 logger.info("watching; %d workers", WORKERS)
                 await stop.wait()
         finally:
@@ -302,6 +304,12 @@ class Operator:
 
     def _unready(self) -> str:
         return "" if self._workers else "objects are not all known yet"
+
+
+def _log_end(task: asyncio.Task[None]) -> None:
+    """These tasks never end by themselves before the operator is told to stop."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("task %s ended: %r", task.get_name(), error, exc_info=error)
 
 
 def _access(source: MetricsSource) -> SourceAccess:

@@ -1,7 +1,8 @@
 """From raw counters to the engine's intervals. A pure function of Prometheus' samples: a restart gives the same bits.
 
 Per gateway process, increments are taken scrape by scrape (a value that fell is a restart: all of it is new), before
-anything is summed. Samples of several scrapers of one process are of one counter, and counted once. What an objective
+anything is summed. Shards begin anew alone: a gateway gives them up some time after a canary left, and counts the arm
+on. Samples of several scrapers of one process are of one counter, and counted once. What an objective
 needs of a process advances together: a scrape counts if it has all of it.
 An interval counts for an objective if both arms were scraped in it; until then increments are carried, for both
 arms alike, at most `CARRY_SECONDS`. A process's first scrape ever is its baseline and adds nothing: serving pods create
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -59,11 +60,12 @@ class _Process:
     def advance(self, at: float, scrape: Mapping[Part, float], restarts: bool, born_at_zero: bool) -> None:
         """`restarts`: a value that fell is a restart at once."""
         before = {part: known for part in scrape if (known := self.known(part, at, born_at_zero)) is not None}
-        fell = any(value < before.get(part, 0.0) for part, value in scrape.items())
+        fallen = {part for part, value in scrape.items() if value < before.get(part, 0.0)}
+        fell = any(shard == WHOLE for _, shard, _ in fallen)
         if fell and not restarts and at <= self.at + LATE_SECONDS:
             return
         for part, value in scrape.items():
-            self.grow(part, at, value, value - (0.0 if fell else before.get(part, value)))
+            self.grow(part, at, value, value - (0.0 if fell or part in fallen else before.get(part, value)))
         self.at = at
 
     def grow(self, part: Part, at: float, value: float, increment: float) -> None:
@@ -123,10 +125,11 @@ class Reader:
         width = self.question.interval_seconds
         return self.position if self.warm else self.position - math.ceil(WARM_UP_SECONDS / width) * width
 
-    def take(self, windows: Windows, end: int) -> list[Interval]:
-        """The intervals up to `end`, from samples of (start_of_window(), end]."""
+    def take(self, windows: Windows, end: int, unread: Collection[str] = ()) -> list[Interval]:
+        """The intervals up to `end`, from samples of (start_of_window(), end]. Objectives that are `unread` have no
+        counts in them: increments of theirs are carried."""
         width = self.question.interval_seconds
-        filed = _Filed(self.question, windows)
+        filed = _Filed(self.question, windows, unread)
         starts = range(self.start_of_window(), end, width)
         found = [Interval(at, at + width, self._counts(filed, at, at + width)) for at in starts]
         self.warm = True
@@ -138,7 +141,8 @@ class Reader:
         found = {}
         for measured in self.question.objectives:
             if measured.is_value:
-                each = [self._value(filed.values[measured.name], end)]
+                values = filed.values.get(measured.name)
+                each = [] if values is None else [self._value(values, end)]
             else:
                 states = self._states[measured.name]
                 strata = filed.strata[measured.name]
@@ -195,7 +199,7 @@ def _reach_seconds(measured: Measured, stratum: Stratum) -> int:
 class _Filed:
     """What the windows hold, filed under who needs it: objective, stratum, process; and there by interval."""
 
-    def __init__(self, question: Question, windows: Windows) -> None:
+    def __init__(self, question: Question, windows: Windows, unread: Collection[str]) -> None:
         self._question = question
         self._windows = windows
         self._arms = {(variant, version): arm for arm, variant, version in question.arms}
@@ -205,6 +209,8 @@ class _Filed:
         """Of expressions: by objective, arm and time."""
         for measured in question.objectives:
             self.strata[measured.name] = {}
+            if measured.name in unread:
+                continue
             if measured.is_value:
                 self.values[measured.name] = {
                     arm: {at: value for series in windows.get(query, ()) for at, value in series.samples}

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ import orjson
 import requests
 from prometheus_api_client import PrometheusConnect
 from requests.auth import AuthBase
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 from urllib3.util.retry import Retry
 
 from promptrollout.operator.metrics import Metrics
@@ -27,10 +29,22 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 TIMEOUT_SECONDS = 5
+WHOLE_ANSWER = 2
+"""In so many times the timeout an answer must be there to its last byte."""
+MAX_ANSWER_BYTES = 64 * 2**20
 PARALLEL = 4
+PARALLEL_OWN = 2
+"""Of people's own queries, which may be slow, and must not keep the gateways' metrics waiting."""
 UIDS_PER_QUERY = 100
+_PIECE_BYTES = 2**18
+_LATEST = 253_402_300_800.0
+"""The year 10000."""
 ON_THE_QUERY = "PromQL "
 """How Prometheus begins a warning about the expression: no data is missing for that."""
+
+
+_ODD = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What an answer of unexpected content leads to."""
 
 
 class SourceError(Exception):
@@ -39,6 +53,14 @@ class SourceError(Exception):
 
 class UnlabelledError(Exception):
     """All series of an answer lack the label that would say where they were scraped."""
+
+
+class _Lane:
+    """So many queries at once, in threads that nobody else waits for: a source may hold them for long."""
+
+    def __init__(self, parallel: int) -> None:
+        self.slots = asyncio.Semaphore(parallel)
+        self.threads = ThreadPoolExecutor(parallel, "metrics")
 
 
 class Source:
@@ -63,11 +85,15 @@ class Source:
         self.name = name
         self._namespace_label = namespace_label
         self._strangers: set[str] = set()
+        self._unread: set[str] = set()
+        """Rollout uids that were warned of."""
         self._url = url.rstrip("/")
         self._metrics = metrics
         self._wall = wall
-        self._slots = asyncio.Semaphore(PARALLEL)
+        self._lane, self._own_lane = _Lane(PARALLEL), _Lane(PARALLEL_OWN)
         self._timeout = timeout
+        self.answer_seconds = WHOLE_ANSWER * timeout
+        """No query takes longer, once it is sent."""
         # VictoriaMetrics answers queries about the last 30 s with older points, unless it may not use its cache
         self._parameters = {"timeout": f"{timeout:g}", "nocache": "1", **(parameters or {})}
         session = requests.Session()
@@ -92,8 +118,11 @@ class Source:
         try:
             if isinstance(answer[0], dict):
                 answer = answer[0]["value"]  # VictoriaMetrics makes a vector of everything
-            self._offset = float(answer[1]) - (before + after) / 2
-        except (TypeError, ValueError, IndexError, KeyError) as error:
+            told = float(answer[1])
+            if not 0 <= told < _LATEST:
+                raise ValueError("no time of day")
+            self._offset = told - (before + after) / 2
+        except _ODD as error:
             raise self._failed(f"its answer to time() is {str(answer)[:80]!r}") from error
 
     async def window(
@@ -128,7 +157,7 @@ class Source:
 
     async def selected(self, selector: str, namespace: str, end: int, seconds: int) -> list[Series]:
         """Raw samples in (end - seconds, end] of a selector of one's own: of what was scraped in `namespace`."""
-        answer = await self._query("query", query=f"{selector}[{seconds}s]", time=str(end))
+        answer = await self._query("query", self._own_lane, query=f"{selector}[{seconds}s]", time=str(end))
 
         def parse() -> list[Series]:
             own = [entry for entry in answer if self._scraped_in(selector, answer, entry) in (None, namespace)]
@@ -138,7 +167,8 @@ class Source:
 
     async def values(self, expression: str, first: int, last: int, step: int) -> list[Series]:
         """What an expression amounts to at `first`, one `step` later, and so on up to `last`: one series at most."""
-        answer = await self._query("query_range", query=expression, start=str(first), end=str(last), step=str(step))
+        asked = {"query": expression, "start": str(first), "end": str(last), "step": str(step)}
+        answer = await self._query("query_range", self._own_lane, **asked)
         found = await self._parsed(expression, lambda: parse_own(answer, first - 1, last))
         if len(found) > 1:
             raise self._failed(f"{len(found)} values for {_shortened(expression, 80)}: aggregate them to one")
@@ -149,13 +179,21 @@ class Source:
             return await asyncio.to_thread(parse)
         except UnlabelledError as error:
             raise self._failed(str(error)) from error
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except _ODD as error:
             raise self._failed(f"its answer for {_shortened(what, 80)} is no matrix of samples") from error
 
     def _matrix(
         self, metric: str, answer: Any, rollouts: Mapping[str, str], after: int, until: int
     ) -> dict[str, list[Series]]:
-        return parse_matrix(self._own(metric, answer, rollouts), after, until)
+        return parse_matrix(self._own(metric, answer, rollouts), after, until, partial(self._unreadable, metric))
+
+    def _unreadable(self, metric: str, uid: str, error: Exception) -> None:
+        if uid not in self._unread:
+            self._unread.add(uid)
+            logger.warning(
+                "metrics source %s: a series of %s of rollout %s cannot be read: left out: %r",
+                *(self.name, metric, uid, error),
+            )
 
     def _own(self, metric: str, answer: Any, rollouts: Mapping[str, str]) -> Any:
         """Without series of pods in other namespaces than the rollout that they name."""
@@ -186,19 +224,25 @@ class Source:
             )
         return str(entry["metric"].get(label, ""))
 
-    async def _query(self, endpoint: str, **parameters: str) -> Any:
+    async def _query(self, endpoint: str, lane: _Lane | None = None, **parameters: str) -> Any:
         started = time.monotonic()
+        lane = lane or self._lane
         try:
-            async with self._slots:
-                answer = await asyncio.to_thread(self._ask, endpoint, parameters)
+            async with lane.slots:
+                asked = asyncio.get_running_loop().run_in_executor(lane.threads, self._ask, endpoint, parameters)
+                answer = await asyncio.wait_for(asked, self.answer_seconds)
         except requests.Timeout as error:
             raise self._failed(f"no answer within {self._timeout:g} s") from error
+        except TimeoutError as error:
+            raise self._failed(f"no whole answer within {self.answer_seconds:g} s") from error
         except requests.exceptions.SSLError as error:
             raise self._failed(f"TLS fails: {_shortened(str(_first_cause(error)))}") from error
+        except requests.exceptions.ChunkedEncodingError as error:
+            raise self._failed("its answer was cut off") from error
         except requests.ConnectionError as error:
             raise self._failed("it cannot be reached") from error
-        except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as error:
-            # HTML of a proxy, JSON without data, an answer cut off
+        except (requests.RequestException, *_ODD) as error:
+            # HTML of a proxy, JSON without data, nested too deep
             raise self._failed(f"its answer is not that of a Prometheus API: {type(error).__name__}") from error
         except OSError as error:
             raise self._failed(f"a file for its access cannot be read: {error}") from error
@@ -215,12 +259,14 @@ class Source:
         )
 
     def _refuse_partial(self, response: requests.Response, **_: Any) -> None:
-        """An answer that may lack some of the data is none."""
+        """An answer that may lack some of the data is none. A redirect is none either: where it leads to must not learn
+        what the source is shown for access."""
+        content = self._whole(response)
         if response.is_redirect:
-            return
+            where = response.headers["location"]
+            raise self._failed(f"HTTP {response.status_code}: redirects are not followed, here to {_shortened(where)}")
         if response.status_code != requests.codes.ok:
             raise self._failed(f"HTTP {response.status_code}: {_shortened(response.text)}")
-        content = response.content
         if b'"warnings"' not in content and b'"isPartial"' not in content:
             return
         body = orjson.loads(content)
@@ -229,11 +275,36 @@ class Source:
             why = _shortened(str(missing[0])) if missing else "isPartial"
             raise self._failed(f"its answer may lack data: {why}")
 
+    def _whole(self, response: requests.Response) -> bytes:
+        """The body, read here and not by the client, whose timeout is of each read: a byte a second escapes it."""
+        until = time.monotonic() + self.answer_seconds
+        pieces, size = [], 0
+        try:
+            while piece := response.raw.read1(_PIECE_BYTES, decode_content=True):
+                pieces.append(piece)
+                size += len(piece)
+                if size > MAX_ANSWER_BYTES:
+                    raise self._failed(f"its answer is larger than {MAX_ANSWER_BYTES // 2**20} MiB")
+                if time.monotonic() > until:
+                    raise self._failed(f"no whole answer within {self.answer_seconds:g} s")
+        except ReadTimeoutError as error:
+            raise requests.ReadTimeout(error) from error
+        except HTTPError as error:
+            raise requests.exceptions.ChunkedEncodingError(error) from error
+        finally:
+            if not response.raw.closed:
+                response.close()
+        content = b"".join(pieces)
+        response._content, response._content_consumed = content, True
+        return content
+
     def _failed(self, why: str) -> SourceError:
         self._metrics.query_errors.labels(self.name).inc()
         return SourceError(f"metrics source {self.name} ({self._url}): {why}")
 
     def close(self) -> None:
+        for lane in (self._lane, self._own_lane):
+            lane.threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
 

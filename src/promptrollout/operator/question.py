@@ -129,6 +129,15 @@ class Question:
                 form: Literal["selector", "value"] = "value" if measured.is_value else "selector"
                 yield role, arm, Query(form, query_template.rendered(template, values), self.namespace, variant)
 
+    def failing(self, failed: Mapping[Query, str]) -> dict[str, str]:
+        """Objectives that a query of their own is lacking for, and why."""
+        found: dict[str, str] = {}
+        for measured in self.objectives:
+            for _, _, query in self.own_queries(measured):
+                if query in failed:
+                    found.setdefault(measured.name, failed[query])
+        return found
+
     @cached_property
     def queries(self) -> dict[Query, Narrowed]:
         """All that this rollout needs."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +12,17 @@ from promptrollout.api.names import LABEL_PROCESS
 _PROCESS_ID = re.compile("[0-9a-f]{8}")
 _PARTS = frozenset({"age", "cache", "dimension", "error_type", "judge", "rating", "score", "shard", "type"})
 """Labels that divide one process's counters of one metric, beside `le`, of which there are several spellings."""
+_LARGEST = 2.0**106
+"""The square of the largest whole number that a float counts exactly up to: sums of squares may come near it, and what
+is computed from such numbers does not overflow."""
 _TARGET = ("container", "endpoint", "instance", "job", "namespace", "pod")
 """Labels by which scrape jobs tell apart what they scrape."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Raw samples of one series, oldest first: (timestamp, value). NaN, infinite and negative ones are left out."""
+    """Raw samples of one series, oldest first: (timestamp, value). NaN, negative ones and ones that are too large to be
+    counted on are left out."""
 
     variant: str
     version: str
@@ -34,26 +37,41 @@ class Series:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def parse_matrix(result: Any, after: float, until: float) -> dict[str, list[Series]]:
+def parse_matrix(
+    result: Any, after: float, until: float, unreadable: Callable[[str, Exception], None] | None = None
+) -> dict[str, list[Series]]:
     """A range vector's answer by rollout uid, with samples in (after, until] only: versions of Prometheus differ in
-    whether the left end belongs to the range."""
+    whether the left end belongs to the range.
+
+    Any pod may export anything: `unreadable` is told the rollout uid of a series that cannot be read, and the others
+    are read all the same.
+    """
     found: dict[str, list[Series]] = {}
     if not isinstance(result, list):
         raise TypeError("not a list")
     for entry in result:
         labels: dict[str, str] = entry["metric"]
-        edge = labels.get("le")
-        le = None if edge is None else float(edge)
-        process = labels.get(LABEL_PROCESS, "")
-        self_named = _PROCESS_ID.fullmatch(process) is not None
-        if not self_named:
-            process = _joined(labels, labels.keys() - _PARTS - {"__name__", "le"})
-        part = "/".join([f"{name}={labels[name]}" for name in labels if name in _PARTS])
-        variant, version = labels.get("variant", ""), labels.get("version", "")
-        samples = _samples(entry["values"], after, until)
-        series = Series(variant, version, process, part, le, samples, self_named, labels)
-        found.setdefault(labels.get("rollout_uid", ""), []).append(series)
+        uid = labels.get("rollout_uid", "")
+        try:
+            series = _gateway_series(labels, entry["values"], after, until)
+        except (TypeError, ValueError, KeyError) as error:
+            if unreadable is not None:
+                unreadable(uid, error)
+            continue
+        found.setdefault(uid, []).append(series)
     return found
+
+
+def _gateway_series(labels: Mapping[str, str], values: Any, after: float, until: float) -> Series:
+    edge = labels.get("le")
+    le = None if edge is None else float(edge)
+    process = labels.get(LABEL_PROCESS, "")
+    self_named = _PROCESS_ID.fullmatch(process) is not None
+    if not self_named:
+        process = _joined(labels, labels.keys() - _PARTS - {"__name__", "le"})
+    part = "/".join([f"{name}={labels[name]}" for name in labels if name in _PARTS])
+    variant, version = labels.get("variant", ""), labels.get("version", "")
+    return Series(variant, version, process, part, le, _samples(values, after, until), self_named, labels)
 
 
 def parse_own(result: Any, after: float, until: float) -> list[Series]:
@@ -75,7 +93,7 @@ def _samples(values: Any, after: float, until: float) -> tuple[tuple[float, floa
     found = []
     for at, text in values:
         value = float(text)
-        if after < at <= until and 0 <= value < math.inf:
+        if after < at <= until and 0 <= value <= _LARGEST:
             found.append((float(at), value))
     return tuple(found)
 

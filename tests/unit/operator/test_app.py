@@ -28,3 +28,15 @@ async def test_each_list_has_all_gateways_looked_at(monkeypatch: pytest.MonkeyPa
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_task_that_ends_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken() -> None:
+        raise OverflowError("intermediate overflow in fsum")
+
+    task = asyncio.create_task(broken(), name="analyses")
+    task.add_done_callback(app._log_end)
+    await asyncio.wait([task])
+    await asyncio.sleep(0)
+    assert "task analyses ended: OverflowError" in caplog.text
+    assert "Traceback" in caplog.text

@@ -133,6 +133,25 @@ def test_a_query_that_cannot_be_right_names_itself_and_the_fix(custom: dict[str,
         make_test(objective(custom))
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        """up{a!='"'}[1h:1s] #{{ version }}{{ variant }}"}""",
+        'up{a=`"`}[1h:1s]+{b="{{ version }}{{ variant }}"}',
+        'up{version="{{ version }}",variant="{{ variant }}" # "\n}',
+        """up{version='{{ version }}',variant="{{ variant }}"}""",
+    ],
+)
+def test_a_selector_hides_no_expression_in_quotes_or_comments(query: str) -> None:
+    with pytest.raises(ValueError, match="String should match pattern"):
+        objective({"ratio": {"bad": query, "total": RATIO["ratio"]["total"]}})
+
+
+def test_a_selectors_values_may_hold_any_character() -> None:
+    odd = """up{a="it's \\" # {`}",version="{{ version }}",variant="{{ variant }}"}"""
+    assert objective({"ratio": {"bad": odd, "total": RATIO["ratio"]["total"]}})
+
+
 def test_other_queries_are_other_evidence() -> None:
     hashes = [definition_hash(objective(custom)) for custom in (RATIO, MEAN, VALUE)]
     hashes.append(definition_hash(objective(VALUE, direction="LowerIsBetter")))

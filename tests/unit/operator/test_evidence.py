@@ -183,6 +183,40 @@ def test_answers_that_overtook_each_other_are_no_restart_but_a_counter_that_begi
     assert counted([(-5, 1000), (14, 1010), (20, 3), (55, 7), (85, 9)]) == [10, 0, 9]
 
 
+@pytest.mark.parametrize("self_named", [False, True])
+@pytest.mark.parametrize("absent_seconds", [15, 130, 250, 350])
+def test_shards_that_begin_anew_after_a_while_without_canary_are_no_restart_of_the_arm(
+    self_named: bool, absent_seconds: int
+) -> None:
+    """A gateway gives stable's shards up some time after a canary left; the next canary's begin at zero."""
+    back = START + 20 + absent_seconds
+    end = 60 * math.ceil(absent_seconds / 60) + 120
+
+    def recorded(variant: str, shards_only_at: Iterable[int]) -> dict[str, list[Series]]:
+        found: dict[str, list[Series]] = {}
+        for metric, rate in ((names.METRIC_REQUESTS, 3.2), (names.METRIC_ERRORS, 0.32)):
+            whole = [(at, 90_000 * rate + at * rate) for at in range(-10, end + 10, 10)]
+            found[metric] = [series(variant, whole, "0123abcd", self_named=self_named)]
+            for shard in range(names.SHARDS):
+                each = []
+                for at in shards_only_at:
+                    since = -1000 if START + at <= START + 20 else back - START - 10
+                    each.append((at, (at - since) * rate / names.SHARDS))
+                one = series(variant, each, "0123abcd", part=f"shard={shard}", self_named=self_named)
+                found.setdefault(names.shard_metric(metric), []).append(replace(one, labels={"shard": str(shard)}))
+        return found
+
+    shown = [at for at in range(-10, end + 10, 10) if at <= 20 or START + at >= back]
+    windows = recorded("stable", shown)
+    for metric, all_series in recorded("canary", shown).items():
+        windows[metric] += all_series
+    found = read(windows, until=end)
+    counted = [counts.stable.n for interval in found for counts in interval.counts["errors"]]
+    assert counted == pytest.approx([96.0] * len(found))
+    assert found[-1].counts["errors"][0].stable.shards
+    assert sum(n for n, _ in found[-1].counts["errors"][0].stable.shards) == pytest.approx(96)
+
+
 def test_a_process_is_counted_from_when_it_has_the_bucket_of_a_new_threshold() -> None:
     def windows(bucket: Samples) -> dict[str, list[Series]]:
         return {

@@ -12,7 +12,9 @@ from aiohttp import web
 
 from promptrollout.api import names
 from promptrollout.api.slo import Objective
+from promptrollout.engine.evidence import Interval
 from promptrollout.operator.analyses import Analyses
+from promptrollout.operator.evidence import Reader
 from promptrollout.operator.metrics import Metrics
 from promptrollout.operator.prometheus import Source, SourceError
 from promptrollout.operator.question import Measured, Question
@@ -73,11 +75,6 @@ async def source(prometheus: FakePrometheus) -> AsyncIterator[Source]:
         (200, '{"status":"success"}', "not that of a Prometheus API"),
         (200, '{"data": null}', "not that of a Prometheus API"),
         (200, '{"data":{"result":{"odd":1}}}', "no matrix"),
-        (
-            200,
-            '{"data":{"result":[{"metric":{"rollout_uid":"uid","namespace":"ns"},"values":[[1,"x"]]}]}}',
-            "no matrix",
-        ),
     ],
 )
 async def test_bad_answers(prometheus: FakePrometheus, source: Source, status: int, body: str, says: str) -> None:
@@ -133,6 +130,19 @@ async def test_only_pods_of_the_rollouts_own_namespace_are_heard(
         "metrics source default: a pod in namespace 'evil' exports series of rollout ua of namespace ns: left out",
         "metrics source default: a pod in namespace 'ns' exports series of rollout ub of namespace other: left out",
     ]
+
+
+@pytest.mark.parametrize("bad", [{"le": "x"}, {"values": [[50, "x"]]}, {"values": None}])
+async def test_a_series_that_cannot_be_read_is_left_out_and_said_once(
+    prometheus: FakePrometheus, source: Source, caplog: pytest.LogCaptureFixture, bad: dict[str, Any]
+) -> None:
+    """Any pod may export anything, and the answer is of many rollouts."""
+    odd = scraped("ua", namespace="ns", **({"le": bad["le"]} if "le" in bad else {}))
+    prometheus.series["m"] = [odd | {n: v for n, v in bad.items() if n == "values"}, scraped("ub", namespace="ns")]
+    for _ in range(2):
+        assert list(await source.window("m", {"ua": "ns", "ub": "ns"}, 60, 30)) == ["ub"]
+    (message,) = caplog.messages
+    assert message.startswith("metrics source default: a series of m of rollout ua cannot be read: left out: ")
 
 
 async def test_a_store_without_the_label_is_said_or_configured(prometheus: FakePrometheus, source: Source) -> None:
@@ -215,6 +225,59 @@ async def test_a_failing_query_holds_only_those_who_need_it(prometheus: FakeProm
     assert (held.available, held.intervals) == (False, ())
     assert "query is not liked" in held.problem
     assert set(changed) == {A, B}
+
+
+async def test_numbers_of_one_rollout_that_nobody_can_count_with_hold_it_alone(
+    prometheus: FakePrometheus, source: Source
+) -> None:
+    start = position()
+    for metric in (names.METRIC_REQUESTS, names.METRIC_ERRORS):
+        for uid, value in (("ua", "1.7e308"), ("ub", "9")):
+            for variant, version in (("canary", "cccccccccc"), ("stable", "sssssssss1")):
+                labels = {"rollout_uid": uid, "variant": variant, "version": version, "namespace": "ns"}
+                values = [[start - 1, "0"], [start + 1, "0"], [start + 4, value]]
+                prometheus.series.setdefault(metric, []).append({"metric": labels, "values": values})
+                for shard in map(str, range(names.SHARDS)):
+                    divided = {"metric": labels | {"shard": shard}, "values": values}
+                    prometheus.series.setdefault(names.shard_metric(metric), []).append(divided)
+    analyses, _ = await analyses_of(source)
+    analyses.want(A, question("ua"), start)
+    analyses.want(B, question("ub"), start)
+    await analyses.look()
+    assert [counts.canary.n for counts in analyses.evidence(A, start, "default").intervals[0].counts["errorrate"]] == [
+        0
+    ]
+    assert [counts.canary.n for counts in analyses.evidence(B, start, "default").intervals[0].counts["errorrate"]] == [
+        9
+    ]
+
+
+async def test_a_fault_in_reading_one_rollouts_metrics_is_said_and_holds_it_alone(
+    source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = Reader.take
+
+    def take(reader: Reader, *args: Any) -> list[Interval]:
+        if reader.question.uid == "ua":
+            raise OverflowError("intermediate overflow in fsum")
+        return whole(reader, *args)
+
+    analyses, changed = await analyses_of(source)
+    start = position()
+    analyses.want(A, question("ua"), start)
+    analyses.want(B, question("ub"), start)
+    with monkeypatch.context() as patched:
+        patched.setattr(Reader, "take", take)
+        await analyses.look()
+    held = analyses.evidence(A, start, "default")
+    assert (held.available, held.intervals) == (False, ())
+    assert held.problem == "its metrics cannot be evaluated: OverflowError: intermediate overflow in fsum"
+    assert len(analyses.evidence(B, start, "default").intervals) == 2
+    assert set(changed) == {A, B}
+    assert "Traceback" in caplog.text
+    analyses._analyses[A].pause_until = 0.0
+    await analyses.look()
+    assert len(analyses.evidence(A, start, "default").intervals) == 2
 
 
 async def test_an_outage_loses_no_interval(prometheus: FakePrometheus, source: Source) -> None:
