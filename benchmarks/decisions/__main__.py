@@ -101,7 +101,7 @@ def judge(report: Report, cases: Mapping[str, Case], results: Results, given_rul
             if not given_rule:
                 report.goal(f"judged at all, {name}", 1, None)
             continue
-        if case.truth in ("harmless", "unreadable"):
+        if case.promised and case.truth in ("harmless", "unreadable"):
             report.goal(f"false rollback, {name}", 100 * ALPHA, 100 * ours.rolled_back, unit="%")
         if case.truth == "harmless" and case.has_traffic:
             minutes = None if ours.promotion_seconds_p90 is None else ours.promotion_seconds_p90 / 60

@@ -31,6 +31,8 @@ class Case(Strict):
     """As a PromptRollout declares them, each with a name."""
     judged: str = "ErrorRate"
     """The signal that the truth is about."""
+    promised: bool = True
+    """A goal is made of it. Otherwise it shows where the promise ends."""
     has_traffic: bool = True
     """Enough requests to be promoted in the steps' own time."""
     lost_seconds: Annotated[int, Field(ge=0)] = 0
