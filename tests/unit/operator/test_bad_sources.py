@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from promptrollout.operator.prometheus import Source, SourceError
 from promptrollout.operator.question import Measured, Question
 from promptrollout.operator.queue import Key
 from promptrollout.operator.source_access import SourceAccess
+from tests.world import started, version
 
 A, B = Key("PromptRollout", "ns", "a"), Key("PromptRollout", "ns", "b")
 ARM = '{variant="{{ variant }}",version="{{ version }}"}'
@@ -181,8 +183,8 @@ def answers_of(start: int) -> dict[str, Answer]:
     async def counters(request: web.Request) -> web.Response:
         found = []
         for uid in ("ua", "ub"):
-            for variant, version in (("canary", "cccccccccc"), ("stable", "sssssssss1")):
-                labels = {"rollout_uid": uid, "variant": variant, "version": version, "namespace": "ns"}
+            for variant, digest in (("canary", "cccccccccc"), ("stable", "sssssssss1")):
+                labels = {"rollout_uid": uid, "variant": variant, "version": digest, "namespace": "ns"}
                 grows = [[at, str(10 * n)] for n, at in enumerate(times)]
                 found.append({"metric": labels, "values": grows})
         return result(found)
@@ -223,6 +225,19 @@ async def test_an_own_query_that_fails_leaves_the_other_objectives_their_evidenc
     analyses.want(A, question("ua", "queue", "broken"), start - 5)
     await analyses.look()
     assert analyses.evidence(A, start - 5, "default").problem == ""
+
+
+@pytest.mark.parametrize("breached", [False, True])
+def test_evidence_that_lacks_an_own_query_holds_promotion_and_no_rollback(
+    monkeypatch: pytest.MonkeyPatch, breached: bool
+) -> None:
+    canary = version("v2")
+    world = started(error_rate={canary.digest: 0.4 if breached else 0.0})
+    whole = world.evidence
+    monkeypatch.setattr(world, "evidence", lambda: replace(whole(), available=False, problem="own1 is not measured"))
+    world.tick(3 if breached else 40)
+    assert [rejected.digest for rejected in world.status.rejected] == ([canary.digest] if breached else [])
+    assert breached or (world.at, "own1 is not measured" in world.status.message) == (("Stepping", 10), True)
 
 
 async def test_what_failed_is_not_asked_again_at_once_and_what_did_not_is(
