@@ -200,6 +200,50 @@ def test_a_version_that_is_referred_to_is_looked_into_for_its_contract() -> None
     assert "there is no spec.outputSchema of PromptVersion first" in warning
 
 
+def test_an_objective_on_cost_needs_a_price_for_exactly_the_model() -> None:
+    cost = {"name": "cost", "signal": "CostPerRequest", "versusStable": {"maxIncreasePercent": 20}}
+    body = rollout()
+    body["spec"]["analysis"] = {"objectives": [cost]}
+    template = body["spec"]["template"]
+    row = {"model": template["model"], "inputPerMillionUsd": "1", "outputPerMillionUsd": "1"}
+    kind, name = "ModelProvider", template["providerRef"]["name"]
+    priced = contract(kind, name, baseURL="https://host/v1", prices=[row])
+    other = contract(kind, name, baseURL="https://host/v1", prices=[row | {"model": "other"}])
+
+    def said(*bodies: Manifest) -> list[str]:
+        return errors(yaml.safe_dump_all(bodies))
+
+    assert said(body) == []  # a provider that is not given may well have it
+    assert said(body, priced) == []
+    (error,) = said(body, other)
+    assert "spec.analysis.objectives[0]: the objective cost is on CostPerRequest, and ModelProvider" in error
+    assert f"has no price for the model {template['model']}: add a row for exactly this name" in error
+    body["spec"]["analysis"] = {"sloRefs": [{"name": "shared"}]}
+    (error,) = said(body, other, contract("PromptSLO", "shared", objectives=[cost]))
+    assert "spec.analysis.sloRefs[0]: the objective cost of PromptSLO shared is on CostPerRequest" in error
+    body["spec"].pop("template")
+    body["spec"]["versionRef"] = {"name": "first"}
+    assert (
+        len(
+            said(
+                body,
+                other,
+                contract("PromptVersion", "first", **template),
+                contract("PromptSLO", "shared", objectives=[cost]),
+            )
+        )
+        == 1
+    )
+
+
+def test_the_rollout_to_simulate_can_be_applied_with_the_basic_example() -> None:
+    files = [str(EXAMPLES / folder / "rollout.yaml") for folder in ("basic", "simulate")]
+    result = CliRunner().invoke(lint, files)
+    assert result.exit_code == 0, result.output
+    assert "PromptGateway default is not" not in result.output
+    assert "ModelProvider openai is not" not in result.output
+
+
 def test_object_that_is_not_given_is_a_warning_and_strict_makes_it_fail(tmp_path: Path) -> None:
     file = tmp_path / "provider.yaml"
     file.write_text(PROVIDER)
