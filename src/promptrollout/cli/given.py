@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from promptrollout.api.rollout import Snapshot
+from promptrollout.cli.main import not_installed
 from promptrollout.cli.manifests import Manifest, files_below, read
 from promptrollout.simulation.rules import Body, rules_of
 
@@ -60,9 +61,7 @@ def require(package: str) -> None:
     try:
         importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"this needs {package}, which is not installed: pip install 'promptrollout[simulate]'"
-        ) from error
+        raise not_installed(package) from error
 
 
 def console() -> Console:
