@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.slo import Objective
 from promptrollout.api.template import prompt_problems
+from promptrollout.cli.lint_queries import query_problems
 from promptrollout.cli.lint_schema import Path, Problem
 from promptrollout.engine.objectives import make_test
 from promptrollout.engine.signals import SIGNALS
@@ -38,7 +39,11 @@ def content_problems(kind: str, spec: dict[str, Any]) -> Iterator[Problem]:
             yield Problem((*path, where) if where else path, reason)
     for path, objective in _objectives(kind, spec):
         try:
-            make_test(Objective.model_validate(objective))
+            parsed_objective = Objective.model_validate(objective)
+            if parsed_objective.custom and (wrong := list(query_problems(parsed_objective.custom))):
+                yield from (Problem((*path, *each.path), each.reason) for each in wrong)
+                continue
+            make_test(parsed_objective)
         except ValueError as error:
             yield Problem(path, str(error))
 

@@ -124,7 +124,7 @@ def _walk(value: Any, schema: Schema, path: Path) -> Iterator[Problem]:
         for rule in schema.get(RULES, ()):
             holds = CEL.get(rule["message"])
             if holds is not None and not holds(value):
-                yield Problem(path, rule["message"])
+                yield Problem((*path, *_culprit(rule["message"], value)), rule["message"])
 
 
 def _children(value: Any, schema: Schema, path: Path) -> Iterator[Problem]:
@@ -222,7 +222,10 @@ def _example(pattern: str) -> str:
     if pattern.startswith("^https?://"):
         return "write it as https://host/v1, without a slash at the end"
     if pattern.startswith("^[a-zA-Z_:]"):
-        return 'write a metric with its label matchers, such as failed_total{version="{{ version }}"}, and no function'
+        return (
+            "write a metric with its label matchers, such as "
+            'failed_total{version="{{ version }}", variant="{{ variant }}"}, and no function'
+        )
     if pattern.startswith("^[a-z0-9]("):
         return "use lowercase letters, digits and hyphens"
     if pattern == "^[A-Za-z0-9-]+$":
@@ -258,6 +261,15 @@ def _less_is_worse(objective: dict[str, Any]) -> bool:
 
 def _selects_arm(query: str) -> bool:
     return all(re.search(rf"\{{\{{ *{name} *\}}\}}", query) for name in ("version", "variant"))
+
+
+def _culprit(message: str, value: Any) -> Path:
+    """Which of several queries a rule is about."""
+    if message.startswith("value must select one arm"):
+        return ("value",)
+    if message.startswith("each query must select one arm"):
+        return next(((name,) for name, query in value.items() if not _selects_arm(query)), ())
+    return ()
 
 
 def _messages_length(prompt: dict[str, Any]) -> int:

@@ -244,6 +244,48 @@ def test_the_rollout_to_simulate_can_be_applied_with_the_basic_example() -> None
     assert "ModelProvider openai is not" not in result.output
 
 
+ARM = 'version="{{ version }}", variant="{{ variant }}"'
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        (f"sum(up{{{ARM}}})", None),
+        (f"sum(up{{{ARM}, x=')(\"'}}[5m]) # a comment (", None),
+        (f"sum(up{{{ARM}, x=`\\`}})", None),
+        (f'sum(up{{{ARM}, x="a\\"b"}})', None),
+        (f"sum(up{{{ARM}}}", "( at character 4 is never closed"),
+        (f"sum(up{{{ARM})", ") at character 56 cannot close { at character 7"),
+        (f"up{{{ARM}}})", ") at character 53 closes nothing"),
+        (f"up{{{ARM}, x='a}}", "the quote ' at character"),
+        (f'up{{{ARM}, x="{{{{ arm }}}}"}}', "{{ arm }} is no variable"),
+    ],
+)
+def test_an_expression_whose_brackets_do_not_close_is_an_error(query: str, says: str | None) -> None:
+    objective = {"name": "own", "signal": "Custom", "max": "1", "custom": {"value": query}}
+    found = errors(slo(objective))
+    assert len(found) == (says is not None)
+    assert says is None or f"spec.objectives[0].custom.value: {says}" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ('failed{version="{{ version }}"}', "put {{ version }} and {{ variant }} into its label matchers"),
+        (f'failed{{{ARM}, x="{{{{ arm }}}}"}}', "{{ arm }} is no variable"),
+        ("failed", 'such as failed_total{version="{{ version }}", variant="{{ variant }}"}'),
+    ],
+)
+def test_of_several_queries_the_one_at_fault_is_named_with_its_line(bad: str, says: str) -> None:
+    objective = {"name": "own", "signal": "Custom", "max": "0.1", "custom": {}}
+    objective["custom"] = {"ratio": {"bad": bad, "total": f"all{{{ARM}}}"}}
+    text = slo(objective)
+    line = next(number for number, each in enumerate(text.splitlines(), 1) if "bad:" in each)
+    (error,) = errors(text)
+    assert error.startswith(f"f.yaml:{line}: PromptSLO/quality: spec.objectives[0].custom.ratio.bad: ")
+    assert says in error
+
+
 def test_object_that_is_not_given_is_a_warning_and_strict_makes_it_fail(tmp_path: Path) -> None:
     file = tmp_path / "provider.yaml"
     file.write_text(PROVIDER)
