@@ -155,6 +155,27 @@ def test_mistakes_are_told(arguments: tuple[str, ...], reason: str) -> None:
     assert reason in result.output
 
 
+def test_a_plot_into_a_directory_that_is_not_there_is_refused_before_the_run(tmp_path: Path) -> None:
+    plot = tmp_path / "missing" / "out.html"
+    result = run("simulate", "-f", ROLLOUT, "--scenario", str(FOLDER / "good.yaml"), "--plot", str(plot))
+    assert result.exit_code == 1
+    assert result.output == f"Error: --plot {plot}: there is no directory {plot.parent}; create it\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_takes_its_time_says_so_on_a_terminal(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("TTY_COMPATIBLE", raising=False)
+    with given.working("runs", 3) as one_more:
+        one_more()
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert ("1/3" in shown.err) == terminal
+
+
 def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "numpy", None)
     result = run("simulate", "-f", ROLLOUT, "--scenario", str(FOLDER / "good.yaml"))
