@@ -203,9 +203,12 @@ def _out_of_bounds(value: Any, schema: Schema) -> str | None:
 
 
 def _nearest(word: str, known: Any) -> str:
-    """A fix for a misspelt word: the nearest that exists, or all of them."""
+    """A fix for a misspelt word: the nearest that exists, first of all one that it begins; or else all of them."""
     choices = sorted(str(each) for each in known)
     lowered = {each.lower(): each for each in choices}
+    begun = [each for each in lowered if each.startswith(word.lower()) and len(word) >= len(each) / 2]
+    if begun:
+        return f"did you mean {lowered[min(begun, key=len)]}?"
     close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
     if close:
         return f"did you mean {lowered[close[0]]}?"

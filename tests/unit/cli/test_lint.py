@@ -77,6 +77,8 @@ def test_every_cel_rule_has_its_twin_and_none_is_left_over() -> None:
     ("path", "value", "path_said", "reason"),
     [
         (("strategy", "canary", "bakeSecond"), 5, "spec.strategy.canary.bakeSecond", "did you mean bakeSeconds?"),
+        (("analysis", "objectives", 0, "versusStable"), {"maxIncrease": 5}, "maxIncrease", "mean maxIncreasePercent?"),
+        (("analysis", "objectives", 0, "versusStable"), {"maxDecreas": "1"}, "maxDecreas", "did you mean maxDecrease?"),
         (("analysis", "objectives", 0, "signal"), "CostPerRequst", "signal", "did you mean CostPerRequest?"),
         (("analysis", "objectives", 0, "max"), 0.004, "objectives[0].max", 'write "0.004"'),
         (("strategy", "canary", "steps", 0, "weight"), "5", "steps[0].weight", "write it without quotes"),
