@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from promptrollout.api.prompt import PromptSpec
+from promptrollout.api.rollout import Analysis
 from promptrollout.api.slo import Objective
 from promptrollout.api.template import prompt_problems
 from promptrollout.cli.lint_queries import query_problems
@@ -101,6 +102,7 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
         errors += _objectives_twice(manifest, ours)
         errors += _unpriced(manifest, ours)
         warnings += _objectives_left_out(manifest, ours)
+        warnings += _steps_below_an_interval(spec)
     return errors, warnings
 
 
@@ -180,6 +182,22 @@ def _objectives_left_out(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]
     for place, slo, objective in _slo_objectives(rollout, ours):
         if objective.get("signal") == "ContractFailureRate":
             yield Problem(place, f"objective {objective.get('name')} of PromptSLO {slo} {reason}; {fix}")
+
+
+def _steps_below_an_interval(spec: dict[str, Any]) -> Iterator[Problem]:
+    """Time passes by whole intervals: such a step takes longer than it says, and passes on a single look."""
+    analysis = spec["analysis"]
+    interval = analysis.get("intervalSeconds", Analysis.model_fields["interval_seconds"].default)
+    if analysis.get("mode") == "None":
+        return
+    for index, step in enumerate(spec["strategy"]["canary"]["steps"]):
+        seconds = step.get("minDurationSeconds", interval)
+        if seconds < interval:
+            yield Problem(
+                ("spec", "strategy", "canary", "steps", index, "minDurationSeconds"),
+                f"{seconds} s are less than analysis.intervalSeconds ({interval}), and a step takes one interval at "
+                f"least; write {interval} or more, or shorten the interval",
+            )
 
 
 def _slo_objectives(

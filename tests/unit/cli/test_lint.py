@@ -288,6 +288,24 @@ def test_of_several_queries_the_one_at_fault_is_named_with_its_line(bad: str, sa
     assert says in error
 
 
+def test_a_step_that_is_shorter_than_an_interval_is_a_warning() -> None:
+    body = rollout()
+    steps = body["spec"]["strategy"]["canary"]["steps"]
+    steps[0]["minDurationSeconds"] = 30  # as long as intervalSeconds, unless that is said
+    body["spec"]["analysis"].pop("intervalSeconds", None)
+    assert warnings(body) == []
+    body["spec"]["analysis"]["intervalSeconds"] = 60
+    (warning,) = warnings(body)
+    assert (
+        "spec.strategy.canary.steps[0].minDurationSeconds: 30 s are less than analysis.intervalSeconds (60)" in warning
+    )
+    del steps[0]["minDurationSeconds"]  # five minutes
+    assert warnings(body) == []
+    steps[0]["minDurationSeconds"] = 30
+    body["spec"]["analysis"] = {"mode": "None", "intervalSeconds": 60}
+    assert warnings(body) == []
+
+
 def test_object_that_is_not_given_is_a_warning_and_strict_makes_it_fail(tmp_path: Path) -> None:
     file = tmp_path / "provider.yaml"
     file.write_text(PROVIDER)
