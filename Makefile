@@ -21,6 +21,7 @@ $(VENV)/.installed: $(LOCK) pyproject.toml
 
 demo: $(VENV)/.installed ## start the sandbox, canary a good and a bad prompt change (KEEP=1 leaves it running)
 	@$(BIN)/promptrollout demo $(if $(KEEP),--keep)
+	@echo "The command is $(BIN)/promptrollout here; after \`. $(BIN)/activate\` it is promptrollout."
 
 kind-demo: $(VENV)/.installed ## the same at full size: on a kind cluster, in containers (needs docker, kind, kubectl, helm)
 	@examples/kind/kind-demo

@@ -17,7 +17,7 @@ def problem(template: str) -> str | None:
     if unknown := sorted(used - set(VARIABLES)):
         return f"{{{{ {unknown[0]} }}}} is no variable: there are {', '.join(VARIABLES)}"
     if missing := [name for name in ARM_VARIABLES if name not in used]:
-        return f"{{{{ {missing[0]} }}}} is missing: a query must select one arm, by variant and version"
+        return f"{{{{ {missing[0]} }}}} is missing: put {{{{ version }}}} and {{{{ variant }}}} into the label matchers"
     return None
 
 

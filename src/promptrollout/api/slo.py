@@ -107,6 +107,14 @@ class Custom(Model):
         return "ratio" if self.ratio is not None else "mean" if self.mean is not None else "value"
 
     @property
+    def fields(self) -> dict[str, str]:
+        """Template by the path of its field in the objective."""
+        if self.value is not None:
+            return {"custom.value": self.value}
+        part = self.ratio or self.mean
+        return {f"custom.{self.form}.{name}": query for name, query in part.dump().items()} if part else {}
+
+    @property
     def queries(self) -> dict[str, str]:
         """Template by role, in the words of the engine's counts."""
         if self.ratio is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import click
 from rich.console import Console
 
 from promptrollout.sandbox import demo as story
+from promptrollout.sandbox.assets import find_kubectl
+from promptrollout.sandbox.settings import SandboxError
 
 
 @click.command()
@@ -36,6 +39,10 @@ def demo(keep: bool, directory: Path, users: int, rate: float) -> None:
     Starts a sandbox of its own, installs the operator from its Helm chart, applies examples/quickstart, sends traffic
     of simulated users and changes the prompt twice. Exit code 0 only if both changes ended as they should.
     """
+    try:
+        find_kubectl(os.environ)
+    except SandboxError as error:
+        raise click.ClickException(str(error)) from error
     options = story.Options(directory=directory.resolve(), keep=keep, users=users, requests_per_second=rate)
     # a demo that is told to stop takes its sandbox down, as it does after Ctrl-C
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,13 +1,17 @@
 """What `simulate` and `plan` are given: manifests and extras, with errors a person can act on."""
 
 import importlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from promptrollout.api.rollout import Snapshot
+from promptrollout.cli.main import not_installed
 from promptrollout.cli.manifests import Manifest, files_below, read
 from promptrollout.simulation.rules import Body, rules_of
 
@@ -60,9 +64,17 @@ def require(package: str) -> None:
     try:
         importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"this needs {package}, which is not installed: pip install 'promptrollout[simulate]'"
-        ) from error
+        raise not_installed(package) from error
+
+
+@contextmanager
+def working(what: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    """Shows on a terminal that something takes its time; what it yields is called after each of `total` parts."""
+    counted = () if total is None else (BarColumn(), MofNCompleteColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), *counted, TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)
 
 
 def console() -> Console:

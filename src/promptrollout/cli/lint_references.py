@@ -7,8 +7,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from promptrollout.api.prompt import PromptSpec
+from promptrollout.api.rollout import Analysis
 from promptrollout.api.slo import Objective
 from promptrollout.api.template import prompt_problems
+from promptrollout.cli.lint_queries import query_problems
 from promptrollout.cli.lint_schema import Path, Problem
 from promptrollout.engine.objectives import make_test
 from promptrollout.engine.signals import SIGNALS
@@ -38,7 +40,11 @@ def content_problems(kind: str, spec: dict[str, Any]) -> Iterator[Problem]:
             yield Problem((*path, where) if where else path, reason)
     for path, objective in _objectives(kind, spec):
         try:
-            make_test(Objective.model_validate(objective))
+            parsed_objective = Objective.model_validate(objective)
+            if parsed_objective.custom and (wrong := list(query_problems(parsed_objective.custom))):
+                yield from (Problem((*path, *each.path), each.reason) for each in wrong)
+                continue
+            make_test(parsed_objective)
         except ValueError as error:
             yield Problem(path, str(error))
 
@@ -94,8 +100,10 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
     warnings += _objectives_that_wait(kind, spec)
     if kind == "PromptRollout":
         errors += _objectives_twice(manifest, ours)
+        errors += _unpriced(manifest, ours)
         warnings += _objectives_left_out(manifest, ours)
         warnings += _everybody_exposed(spec)
+        warnings += _steps_below_an_interval(spec)
     return errors, warnings
 
 
@@ -120,13 +128,50 @@ def _objectives_that_wait(kind: str, spec: dict[str, Any]) -> Iterator[Problem]:
             yield Problem((*path, "signal"), f"objective {objective['name']}: {reason}; it will need {signal.needs}")
 
 
+def _unpriced(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:
+    """Without a price nothing is known of the cost: the operator refuses the first objective on it, in these words."""
+    prompt = _prompt_of(rollout, ours)
+    name = ((prompt or {}).get("providerRef") or {}).get("name")
+    providers = list(_named(rollout, ours, "ModelProvider", name)) if prompt and name else []
+    if prompt is None or not providers:
+        return
+    rows = [row for each in providers for row in (each.get("spec") or {}).get("prices") or []]
+    model = prompt.get("model")
+    if model in {row.get("model") for row in rows if isinstance(row, dict)}:
+        return
+    own = rollout["spec"]["analysis"].get("objectives", ())
+    costs: list[tuple[Path, str]] = [
+        (("spec", "analysis", "objectives", index), objective["name"])
+        for index, objective in enumerate(own)
+        if objective["signal"] == "CostPerRequest"
+    ]
+    costs += [
+        (path, f"{objective.get('name')} of PromptSLO {slo}")
+        for path, slo, objective in _slo_objectives(rollout, ours)
+        if objective.get("signal") == "CostPerRequest"
+    ]
+    for path, objective in costs[:1]:
+        yield Problem(
+            path,
+            f"the objective {objective} is on CostPerRequest, and ModelProvider {name} has no price for the model "
+            f"{model}: add a row for exactly this name to its spec.prices, or remove the objective",
+        )
+
+
+def _prompt_of(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """What a rollout brings or names; None if that is not among the given objects."""
+    if "template" in rollout["spec"]:
+        template: dict[str, Any] = rollout["spec"]["template"]
+        return template
+    name = rollout["spec"]["versionRef"]["name"]
+    return next((_mapping(each.get("spec")) for each in _named(rollout, ours, "PromptVersion", name)), None)
+
+
 def _objectives_left_out(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:
     """Contract failures are failures to keep the prompt's output schema: without one, nothing is measured."""
-    prompt, where = rollout["spec"].get("template"), "spec.template.outputSchema"
-    if prompt is None:
-        name = rollout["spec"]["versionRef"]["name"]
-        prompt = next((_mapping(each.get("spec")) for each in _named(rollout, ours, "PromptVersion", name)), None)
-        where = f"spec.outputSchema of PromptVersion {name}"
+    prompt, where = _prompt_of(rollout, ours), "spec.template.outputSchema"
+    if "template" not in rollout["spec"]:
+        where = f"spec.outputSchema of PromptVersion {rollout['spec']['versionRef']['name']}"
     if prompt is None or prompt.get("outputSchema") is not None:
         return
     reason = f"is on ContractFailureRate, and there is no {where}: the operator leaves it out and judges without it"
@@ -150,6 +195,22 @@ def _everybody_exposed(spec: dict[str, Any]) -> Iterator[Problem]:
                 ("spec", "strategy", "canary", "steps", index, "weight"),
                 "100 exposes everybody, and nobody is left on stable: nothing can be compared any more; remove the "
                 "step (100 % follows the last one, and bakeSeconds keeps stable loaded for a way back)",
+            )
+
+
+def _steps_below_an_interval(spec: dict[str, Any]) -> Iterator[Problem]:
+    """Time passes by whole intervals: such a step takes longer than it says, and passes on a single look."""
+    analysis = spec["analysis"]
+    interval = analysis.get("intervalSeconds", Analysis.model_fields["interval_seconds"].default)
+    if analysis.get("mode") == "None":
+        return
+    for index, step in enumerate(spec["strategy"]["canary"]["steps"]):
+        seconds = step.get("minDurationSeconds", interval)
+        if seconds < interval:
+            yield Problem(
+                ("spec", "strategy", "canary", "steps", index, "minDurationSeconds"),
+                f"{seconds} s are less than analysis.intervalSeconds ({interval}), and a step takes one interval at "
+                f"least; write {interval} or more, or shorten the interval",
             )
 
 

@@ -129,7 +129,7 @@ def _walk(value: Any, schema: Schema, path: Path) -> Iterator[Problem]:
         for rule in schema.get(RULES, ()):
             holds = CEL.get(rule["message"])
             if holds is not None and not holds(value):
-                yield Problem(path, rule["message"])
+                yield Problem((*path, *_culprit(rule["message"], value)), rule["message"])
 
 
 def _children(value: Any, schema: Schema, path: Path) -> Iterator[Problem]:
@@ -208,9 +208,12 @@ def _out_of_bounds(value: Any, schema: Schema) -> str | None:
 
 
 def _nearest(word: str, known: Any) -> str:
-    """A fix for a misspelt word: the nearest that exists, or all of them."""
+    """A fix for a misspelt word: the nearest that exists, first of all one that it begins; or else all of them."""
     choices = sorted(str(each) for each in known)
     lowered = {each.lower(): each for each in choices}
+    begun = [each for each in lowered if each.startswith(word.lower()) and len(word) >= len(each) / 2]
+    if begun:
+        return f"did you mean {lowered[min(begun, key=len)]}?"
     close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
     if close:
         return f"did you mean {lowered[close[0]]}?"
@@ -227,7 +230,10 @@ def _example(pattern: str) -> str:
     if pattern.startswith("^https?://"):
         return "write it as https://host/v1, without a slash at the end"
     if pattern.startswith("^[a-zA-Z_:]"):
-        return 'write a metric with its label matchers, such as failed_total{version="{{ version }}"}, and no function'
+        return (
+            "write a metric with its label matchers, such as "
+            'failed_total{version="{{ version }}", variant="{{ variant }}"}, and no function'
+        )
     if pattern.startswith("^[a-z0-9]("):
         return "use lowercase letters, digits and hyphens"
     if pattern == "^[A-Za-z0-9-]+$":
@@ -263,6 +269,15 @@ def _less_is_worse(objective: dict[str, Any]) -> bool:
 
 def _selects_arm(query: str) -> bool:
     return all(re.search(rf"\{{\{{ *{name} *\}}\}}", query) for name in ("version", "variant"))
+
+
+def _culprit(message: str, value: Any) -> Path:
+    """Which of several queries a rule is about."""
+    if message.startswith("value must select one arm"):
+        return ("value",)
+    if message.startswith("each query must select one arm"):
+        return next(((name,) for name, query in value.items() if not _selects_arm(query)), ())
+    return ()
 
 
 def _messages_length(prompt: dict[str, Any]) -> int:

@@ -26,6 +26,16 @@ COMMANDS: Final[tuple[tuple[str, str, str], ...]] = (
     ("gateway", "promptrollout.cli.gateway:gateway", "Run a gateway pod (in its pod)."),
 )
 
+EXTRAS: Final = {"cryptography": "sandbox", "matplotlib": "simulate", "numpy": "simulate"}
+"""What brings the packages that what runs in a cluster does without."""
+
+
+def not_installed(package: str) -> click.ClickException:
+    """How to get a package, rather than where it was missed."""
+    return click.ClickException(
+        f"this needs {package}, which is not installed: pip install '.[{EXTRAS.get(package, 'simulate')}]'"
+    )
+
 
 class LazyGroup(click.Group):
     """Imports a subcommand when it is called: a gateway pod needs no rich, `status` no kopf."""
@@ -37,7 +47,13 @@ class LazyGroup(click.Group):
         for name, target, _ in COMMANDS:
             if name == cmd_name:
                 module, _, attribute = target.partition(":")
-                command: click.Command = getattr(importlib.import_module(module), attribute)
+                try:
+                    command: click.Command = getattr(importlib.import_module(module), attribute)
+                except ModuleNotFoundError as error:
+                    package = (error.name or "").partition(".")[0]
+                    if package not in EXTRAS:
+                        raise
+                    raise not_installed(package) from error
                 return command
         return None
 

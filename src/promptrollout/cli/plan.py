@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from promptrollout.cli.given import console, files_option, name_option, require, rules_in
+from promptrollout.cli.given import console, files_option, name_option, require, rules_in, working
 
 
 @click.command()
@@ -70,7 +70,8 @@ def plan(
             given = assumed.from_recorded(read(recorded), rules, known)
         else:
             given = assumed.assumed(rules, requests_per_minute or 0.0, known)
-        found = forecast(rules, given)
+        with working("looking at what each step can catch, for up to two minutes"):
+            found = forecast(rules, given)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     if output == "json":

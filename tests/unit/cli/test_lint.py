@@ -78,6 +78,8 @@ def test_every_cel_rule_has_its_twin_and_none_is_left_over() -> None:
     ("path", "value", "path_said", "reason"),
     [
         (("strategy", "canary", "bakeSecond"), 5, "spec.strategy.canary.bakeSecond", "did you mean bakeSeconds?"),
+        (("analysis", "objectives", 0, "versusStable"), {"maxIncrease": 5}, "maxIncrease", "mean maxIncreasePercent?"),
+        (("analysis", "objectives", 0, "versusStable"), {"maxDecreas": "1"}, "maxDecreas", "did you mean maxDecrease?"),
         (("analysis", "objectives", 0, "signal"), "CostPerRequst", "signal", "did you mean CostPerRequest?"),
         (("analysis", "objectives", 0, "max"), 0.004, "objectives[0].max", 'write "0.004"'),
         (("strategy", "canary", "steps", 0, "weight"), "5", "steps[0].weight", "write it without quotes"),
@@ -266,6 +268,110 @@ def test_a_version_that_is_referred_to_is_looked_into_for_its_contract() -> None
     del prompt["outputSchema"]
     (warning,) = warnings(body, contract("PromptVersion", "first", **prompt))
     assert "there is no spec.outputSchema of PromptVersion first" in warning
+
+
+def test_an_objective_on_cost_needs_a_price_for_exactly_the_model() -> None:
+    cost = {"name": "cost", "signal": "CostPerRequest", "versusStable": {"maxIncreasePercent": 20}}
+    body = rollout()
+    body["spec"]["analysis"] = {"objectives": [cost]}
+    template = body["spec"]["template"]
+    row = {"model": template["model"], "inputPerMillionUsd": "1", "outputPerMillionUsd": "1"}
+    kind, name = "ModelProvider", template["providerRef"]["name"]
+    priced = contract(kind, name, baseURL="https://host/v1", prices=[row])
+    other = contract(kind, name, baseURL="https://host/v1", prices=[row | {"model": "other"}])
+
+    def said(*bodies: Manifest) -> list[str]:
+        return errors(yaml.safe_dump_all(bodies))
+
+    assert said(body) == []  # a provider that is not given may well have it
+    assert said(body, priced) == []
+    (error,) = said(body, other)
+    assert "spec.analysis.objectives[0]: the objective cost is on CostPerRequest, and ModelProvider" in error
+    assert f"has no price for the model {template['model']}: add a row for exactly this name" in error
+    body["spec"]["analysis"] = {"sloRefs": [{"name": "shared"}]}
+    (error,) = said(body, other, contract("PromptSLO", "shared", objectives=[cost]))
+    assert "spec.analysis.sloRefs[0]: the objective cost of PromptSLO shared is on CostPerRequest" in error
+    body["spec"].pop("template")
+    body["spec"]["versionRef"] = {"name": "first"}
+    assert (
+        len(
+            said(
+                body,
+                other,
+                contract("PromptVersion", "first", **template),
+                contract("PromptSLO", "shared", objectives=[cost]),
+            )
+        )
+        == 1
+    )
+
+
+def test_the_rollout_to_simulate_can_be_applied_with_the_basic_example() -> None:
+    files = [str(EXAMPLES / folder / "rollout.yaml") for folder in ("basic", "simulate")]
+    result = CliRunner().invoke(lint, files)
+    assert result.exit_code == 0, result.output
+    assert "PromptGateway default is not" not in result.output
+    assert "ModelProvider openai is not" not in result.output
+
+
+ARM = 'version="{{ version }}", variant="{{ variant }}"'
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        (f"sum(up{{{ARM}}})", None),
+        (f"sum(up{{{ARM}, x=')(\"'}}[5m]) # a comment (", None),
+        (f"sum(up{{{ARM}, x=`\\`}})", None),
+        (f'sum(up{{{ARM}, x="a\\"b"}})', None),
+        (f"sum(up{{{ARM}}}", "( at character 4 is never closed"),
+        (f"sum(up{{{ARM})", ") at character 56 cannot close { at character 7"),
+        (f"up{{{ARM}}})", ") at character 53 closes nothing"),
+        (f"up{{{ARM}, x='a}}", "the quote ' at character"),
+        (f'up{{{ARM}, x="{{{{ arm }}}}"}}', "{{ arm }} is no variable"),
+    ],
+)
+def test_an_expression_whose_brackets_do_not_close_is_an_error(query: str, says: str | None) -> None:
+    objective = {"name": "own", "signal": "Custom", "max": "1", "custom": {"value": query}}
+    found = errors(slo(objective))
+    assert len(found) == (says is not None)
+    assert says is None or f"spec.objectives[0].custom.value: {says}" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ('failed{version="{{ version }}"}', "put {{ version }} and {{ variant }} into its label matchers"),
+        (f'failed{{{ARM}, x="{{{{ arm }}}}"}}', "{{ arm }} is no variable"),
+        ("failed", 'such as failed_total{version="{{ version }}", variant="{{ variant }}"}'),
+    ],
+)
+def test_of_several_queries_the_one_at_fault_is_named_with_its_line(bad: str, says: str) -> None:
+    objective = {"name": "own", "signal": "Custom", "max": "0.1", "custom": {}}
+    objective["custom"] = {"ratio": {"bad": bad, "total": f"all{{{ARM}}}"}}
+    text = slo(objective)
+    line = next(number for number, each in enumerate(text.splitlines(), 1) if "bad:" in each)
+    (error,) = errors(text)
+    assert error.startswith(f"f.yaml:{line}: PromptSLO/quality: spec.objectives[0].custom.ratio.bad: ")
+    assert says in error
+
+
+def test_a_step_that_is_shorter_than_an_interval_is_a_warning() -> None:
+    body = rollout()
+    steps = body["spec"]["strategy"]["canary"]["steps"]
+    steps[0]["minDurationSeconds"] = 30  # as long as intervalSeconds, unless that is said
+    body["spec"]["analysis"].pop("intervalSeconds", None)
+    assert warnings(body) == []
+    body["spec"]["analysis"]["intervalSeconds"] = 60
+    (warning,) = warnings(body)
+    assert (
+        "spec.strategy.canary.steps[0].minDurationSeconds: 30 s are less than analysis.intervalSeconds (60)" in warning
+    )
+    del steps[0]["minDurationSeconds"]  # five minutes
+    assert warnings(body) == []
+    steps[0]["minDurationSeconds"] = 30
+    body["spec"]["analysis"] = {"mode": "None", "intervalSeconds": 60}
+    assert warnings(body) == []
 
 
 def test_object_that_is_not_given_is_a_warning_and_strict_makes_it_fail(tmp_path: Path) -> None:

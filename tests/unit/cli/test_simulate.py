@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,12 @@ from promptrollout.simulation.scenario import Scenario
 EXAMPLES = Path(__file__).parents[3] / "examples"
 FOLDER = EXAMPLES / "simulate"
 ROLLOUT = str(FOLDER / "rollout.yaml")
+ARGUMENTS = {
+    "simulate": ["-f", ROLLOUT, "--scenario", str(FOLDER / "good.yaml")],
+    "plan": ["-f", ROLLOUT, "--requests-per-minute", "600"],
+    "demo": [],
+    "sandbox": ["status"],
+}
 SCENARIOS = sorted(path for path in FOLDER.glob("*.yaml") if "apiVersion" not in yaml.safe_load(path.read_text()))
 
 
@@ -168,13 +176,65 @@ def test_hostile_yaml_is_refused_as_scenario_and_as_manifest(tmp_path: Path, tex
         assert reason in result.output
 
 
+def test_a_plot_into_a_directory_that_is_not_there_is_refused_before_the_run(tmp_path: Path) -> None:
+    plot = tmp_path / "missing" / "out.html"
+    result = run("simulate", "-f", ROLLOUT, "--scenario", str(FOLDER / "good.yaml"), "--plot", str(plot))
+    assert result.exit_code == 1
+    assert result.output == f"Error: --plot {plot}: there is no directory {plot.parent}; create it\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_takes_its_time_says_so_on_a_terminal(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("TTY_COMPATIBLE", raising=False)
+    with given.working("runs", 3) as one_more:
+        one_more()
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert ("1/3" in shown.err) == terminal
+
+
 def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "numpy", None)
     result = run("simulate", "-f", ROLLOUT, "--scenario", str(FOLDER / "good.yaml"))
     assert result.exit_code == 1
-    assert "pip install 'promptrollout[simulate]'" in result.output
+    assert "pip install '.[simulate]'" in result.output
     with pytest.raises(given.click.ClickException):
         given.require("numpy")
+
+
+@pytest.mark.parametrize(
+    ("package", "command", "extra"),
+    [
+        ("numpy", "simulate", "simulate"),
+        ("numpy", "plan", "simulate"),
+        ("cryptography", "demo", "sandbox"),
+        ("cryptography", "sandbox", "sandbox"),
+    ],
+)
+def test_a_command_without_its_packages_says_so_in_one_line(package: str, command: str, extra: str) -> None:
+    script = (
+        f"import sys; sys.modules[{package!r}] = None; from promptrollout.cli.main import main; "
+        f"sys.argv = ['promptrollout', {command!r}, *{ARGUMENTS[command]!r}]; main()"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stdout == ""
+    assert found.stderr == f"Error: this needs {package}, which is not installed: pip install '.[{extra}]'\n"
+
+
+@pytest.mark.parametrize("arguments", [("demo",), ("sandbox", "up")], ids=["demo", "sandbox"])
+def test_without_kubectl_nothing_is_started(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("promptrollout.sandbox.assets.shutil.which", lambda *_, **__: None)
+    result = run(*arguments, "--dir", str(tmp_path / "box"))
+    assert result.exit_code == 1
+    assert result.output == "Error: kubectl is missing: pip install '.[sandbox]', or put one on PATH\n"
+    assert not (tmp_path / "box").exists()
 
 
 def test_the_page_on_it_shows_what_is_read() -> None:

@@ -103,6 +103,16 @@ def test_it_says_until_when_the_evidence_goes_while_there_is_an_analysis() -> No
     assert not any("Evidence:" in line for line in shown(breached(), 80))
 
 
+def test_there_is_no_evidence_before_the_first_interval_with_a_canary() -> None:
+    item = rollout(started().tick())
+    clock = item["status"]["clock"]
+    clock["evaluatedUntil"] = clock["exposedAt"]  # or before it: where the baseline begins
+    now = datetime.fromtimestamp(clock["exposedAt"] + 5, UTC)
+    assert not any("Evidence:" in line for line in printed(rollout_view(item, now), 80))
+    clock["evaluatedUntil"] += INTERVAL
+    assert any("Evidence:" in line for line in printed(rollout_view(item, now), 80))
+
+
 def test_a_clock_that_is_behind_the_metrics_sources_is_no_negative_age() -> None:
     assert any(line.split() == ["Evidence:", "until", "0s", "ago"] for line in shown(started().tick(), 80, -5))
 

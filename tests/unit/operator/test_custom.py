@@ -120,12 +120,12 @@ def test_a_first_version_is_asked_for_as_the_arm_that_it_is() -> None:
 @pytest.mark.parametrize(
     ("custom", "says"),
     [
-        ({"value": "up"}, r"custom\.value: query of value: .* variant .*is missing"),
+        ({"value": "up"}, r"custom\.value: .* variant .*is missing"),
         (
             {"value": 'up{a="{{ variant }}{{ version }}{{ pod }}"}'},
             r"custom\.value: .*\{\{ pod \}\} is no variable: there are namespace,",
         ),
-        ({"ratio": {"bad": f"a{ARM}", "total": 'b{v="{{ version }}"}'}}, r"custom\.ratio: query of n: .* variant"),
+        ({"ratio": {"bad": f"a{ARM}", "total": 'b{v="{{ version }}"}'}}, r"custom\.ratio\.total: .* variant"),
     ],
 )
 def test_a_query_that_cannot_be_right_names_itself_and_the_fix(custom: dict[str, Any], says: str) -> None:
