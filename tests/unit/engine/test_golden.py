@@ -1,0 +1,396 @@
+"""Golden numbers: what tests keep and say after intervals that fluctuate, recomputed from the definitions.
+
+Nothing here uses the engine's own sums: every expectation goes through all intervals at once.
+"""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from promptrollout.engine.bernoulli import log_bound, two_arm_bet
+from promptrollout.engine.contrast import Contrast, half_width, log_one_sided
+from promptrollout.engine.evidence import Arm, Counts
+from promptrollout.engine.judgement import Levels
+from promptrollout.engine.mean import MeanState, MeanTest, variances
+from promptrollout.engine.rate import RateState, RateTest
+from promptrollout.engine.signals import SIGNALS
+
+LEVELS = Levels(breach=0.05, promote=0.05)
+WORSE = {1.25: 0.08, 1.6: 0.4, 3.2: 0.4, 10.0: 0.12}
+BETTER = {0.8: 0.2, 0.67: 0.5, 0.5: 0.2, 0.33: 0.1}
+ODDS = (1.25, 2.0, 4.0, 10.0, 100.0)
+SPOTLESS = {0.01: 0.65, 0.25: 0.2, 0.5: 0.15}
+EFFECTS = (0.03, 0.06, 0.12)
+
+RATE = RateTest(SIGNALS["ErrorRate"], "d", margin_percent=50, rollback_percent=10, maximum=0.05)
+FLUCTUATING = [
+    Counts.of(100, 2, 900, 9),
+    Counts.of(150, 4, 850, 30),
+    Counts.of(120, 1, 880, 5),
+    Counts.of(90, 6, 910, 33),
+    Counts.of(110, 3, 890, 8),
+]
+
+COST = MeanTest(SIGNALS["CostPerRequest"], "d", margin=10, rollback=5, bound=0.004)
+SCORE = MeanTest(SIGNALS["JudgeScore"], "d", margin=0.1, rollback=0.02, bound=3.5, more_is_worse=False, gate=50)
+
+
+def values(n: float, mean: float, deviation: float) -> Arm:
+    return Arm(n, n * mean, n * (mean * mean + deviation * deviation))
+
+
+COSTS = [
+    Counts(values(100, 0.0021, 0.002), values(300, 0.002, 0.002)),
+    Counts(values(120, 0.0022, 0.002), values(280, 0.003, 0.002)),
+    Counts(values(90, 0.0018, 0.002), values(310, 0.0015, 0.002)),
+    Counts(values(110, 0.0035, 0.002), values(290, 0.0029, 0.002)),
+    Counts(values(105, 0.0024, 0.002), values(295, 0.0019, 0.002)),
+]
+SCORES = [
+    Counts(values(60, 4.0, 0.8), values(200, 4.1, 0.8)),
+    Counts(values(50, 3.9, 0.8), values(210, 4.4, 0.8)),
+    Counts(values(70, 4.2, 0.8), values(190, 3.8, 0.8)),
+    Counts(values(65, 3.6, 0.8), values(195, 4.3, 0.8)),
+]
+
+
+def rates_after(strata: Sequence[Counts], test: RateTest = RATE, *, promotable: bool = True) -> RateState:
+    state = test.start()
+    for counts in strata:
+        state = test.observe(state, (counts,), promotable=promotable)
+    return state
+
+
+def means_after(test: MeanTest, strata: Sequence[Counts]) -> MeanState:
+    state = test.start()
+    for counts in strata:
+        state = test.observe(state, (counts,), promotable=True)
+    return state
+
+
+def correlation(stable: Sequence[Arm], spreads: Sequence[float], kurtoses: Sequence[float]) -> float:
+    """Von Neumann's successive differences: what they show beyond independent requests by more than one standard error,
+    over twice the variance of one request. The first interval has no difference."""
+    excess = error = scale = 0.0
+    for before, arm, v, kurtosis in zip(stable, stable[1:], spreads[1:], kurtoses[1:], strict=False):
+        if v > 0:
+            widths = 1 / before.n + 1 / arm.n
+            excess += (arm.total / arm.n - before.total / before.n) ** 2 - v * widths
+            error += (v * widths) ** 2 * (3 + 0.375 * kurtosis * widths)
+            scale += 2 * v
+    surplus = excess - math.sqrt(error)
+    return surplus / scale if surplus > 0 else 0.0
+
+
+def rate_variance(bad: float, n: float) -> float:
+    return (bad + 0.5) / (n + 1) * (1 - (bad + 0.5) / (n + 1))
+
+
+def rate_correlations(strata: Sequence[Counts]) -> list[float]:
+    """As known before each interval."""
+    arms = [counts.stable for counts in strata]
+    spreads = [
+        rate_variance(sum(a.total for a in arms[: k + 1]), sum(a.n for a in arms[: k + 1])) for k in range(len(arms))
+    ]
+    return [correlation(arms[:k], spreads[:k], [1 / v for v in spreads[:k]]) for k in range(len(arms))]
+
+
+def over_starts(intervals: Sequence[Sequence[float]], weights: Sequence[float]) -> float:
+    """ln of the mixture: 0.8 on the first interval as start, 0.2/(t (t+1)) on the t-th after it, the rest unplaced.
+
+    `intervals` holds ln e of each interval per alternative.
+    """
+    starts = [0.8, *(0.2 / (t * (t + 1)) for t in range(1, len(intervals)))]
+    total = 1 - sum(starts)
+    for alternative, weight in enumerate(weights):
+        total += weight * sum(
+            w * math.exp(sum(gains[alternative] for gains in intervals[k:])) for k, w in enumerate(starts)
+        )
+    return math.log(total)
+
+
+# ---------------------------------------------------------------- rates
+
+
+def test_where_stable_fluctuates_every_bet_of_a_rate_is_smaller_by_that_much() -> None:
+    correlations = rate_correlations(FLUCTUATING)
+    assert correlations[-1] > 0.001, "or this shows nothing"
+    recent, recent_bad = 0.0, 0.0
+    relative, floor, absolute, effective = [], [], [], 0.0
+    promotion = dict.fromkeys(BETTER, 0.0)
+    promotable = promotable_bad = 0.0
+    for counts, rho in zip(FLUCTUATING, correlations, strict=True):
+        c, s = counts.canary, counts.stable
+        both, one = 1 + 3 * rho * c.n * s.n / (c.n + s.n), 1 + 1.5 * rho * c.n
+        rate = recent_bad / recent if recent else 0.0
+        relative.append([two_arm_bet(1.1, g, rate, c.n, s.n).log_value(counts) / both for g in WORSE])
+        floor.append([log_bound(0.005, g, c.n, c.total) / one for g in ODDS])
+        absolute.append([min(log_bound(0.05, g, c.n, c.total) / one, 2.0) for g in ODDS])
+        for g in BETTER:
+            promotion[g] += two_arm_bet(1.5, g, rate, c.n, s.n).log_value(counts) / both
+        promotable, promotable_bad = promotable + c.n / one, promotable_bad + c.total / one
+        effective += c.n / both
+        recent, recent_bad = 0.95 * recent + s.n, 0.95 * recent_bad + s.total
+
+    state = rates_after(FLUCTUATING)
+    by_ratio, by_odds = over_starts(relative, list(WORSE.values())), over_starts(floor, (0.2,) * 5)
+    assert state.relative.log_evidence(list(WORSE.values())) == pytest.approx(by_ratio, abs=1e-9)
+    assert state.floor.log_evidence((0.2,) * 5) == pytest.approx(by_odds, abs=1e-9)
+    assert RATE.log_breach_relative(state) == pytest.approx(min(by_ratio, by_odds), abs=1e-9)
+    assert RATE.log_breach_absolute(state) == pytest.approx(over_starts(absolute, (0.2,) * 5), abs=1e-9)
+    better = sum(weight * math.exp(promotion[g]) for g, weight in BETTER.items())
+    spotless = sum(w * math.exp(log_bound(0.005, g, promotable, promotable_bad)) for g, w in SPOTLESS.items())
+    assert RATE.log_promote_relative(state) == pytest.approx(math.log((better + spotless) / 2), abs=1e-9)
+    below = sum(0.25 * math.exp(log_bound(0.05, g, promotable, promotable_bad)) for g in (0.1, 0.25, 0.5, 0.8))
+    assert RATE.log_promote_absolute(state, 0.05) == pytest.approx(math.log(below), abs=1e-9)
+    assert state.effective == pytest.approx(effective)
+
+
+def test_stables_excess_over_a_maximum_is_suspicion_and_fades_without_requests() -> None:
+    """Page's CUSUM of ln e-values, never below 0: by the better of the odds 1.5 and 5, at most ln 1000."""
+
+    def gain(n: float, bad: float) -> float:
+        return max(bad * math.log(g) - n * math.log(1 + 0.05 * (g - 1)) for g in (1.5, 5.0))
+
+    state = rates_after([Counts.of(10, 0, 90, 0)])
+    assert state.suspicion == 0
+    state = RATE.observe(state, (Counts.of(10, 0, 90, 8),), promotable=True)
+    assert state.suspicion == pytest.approx(gain(90, 8))
+    state = RATE.observe(state, (Counts.of(10, 0, 100, 5),), promotable=True)
+    assert state.suspicion == pytest.approx(gain(90, 8) + gain(100, 5))
+    state = RATE.observe(state, (Counts.of(10, 0, 0, 0),), promotable=True)
+    assert state.suspicion == pytest.approx(0.8 * (gain(90, 8) + gain(100, 5)))
+    state = RATE.observe(state, (Counts.of(10, 0, 1000, 400),), promotable=True)
+    assert state.suspicion == pytest.approx(math.log(1000))
+
+
+def test_an_outage_is_no_fluctuation_and_no_usual_rate() -> None:
+    quiet = [Counts.of(100, 1, 900, 9)] * 3
+    state = rates_after(quiet)
+    down = RATE.observe(state, (Counts.of(100, 90, 900, 800),), promotable=False, outage=True)
+    assert (down.recent, down.recent_bad) == (state.recent, state.recent_bad)
+    again = RATE.observe(down, (Counts.of(100, 1, 900, 9),), promotable=True)
+    assert again.dispersion.between_intervals() == 0
+    assert (again.canary, again.stable_bad) == (500.0, 836.0)
+
+
+def test_the_difference_of_two_rates_is_the_confidence_sequence_over_the_intervals() -> None:
+    """Sums stratified by interval; variances of both arms; Waudby-Smith et al. (arXiv 2103.06476), tuned for 2 %."""
+    steady = [Counts.of(100, 4, 900, 18)] * 60
+    contrast = Contrast()
+    for _ in steady:
+        contrast = contrast.add(100, 4, 900, 18)
+    v_c, v_s = rate_variance(240, 6000), rate_variance(1080, 54_000)
+    weight = 60 * 90.0
+    variance = 60 * (90**2 / 100 * v_c + 90**2 / 900 * v_s)
+    rho = 0.02 * 500 / (2 * math.log(10) + math.log(1 + 2 * math.log(10)))
+    width = half_width(variance, rho, 0.05) / weight
+    assert contrast.weight == pytest.approx(weight)
+    text = RATE.judge(rates_after(steady), LEVELS).difference
+    assert text == f"+{100 * (0.02 - width):.2g} to +{100 * (0.02 + width):.2g} points"
+
+
+@pytest.mark.parametrize("maximum", [None, 0.022, 0.05])
+@pytest.mark.parametrize("strata", [FLUCTUATING * 4, [Counts.of(50, 1, 950, 19)] * 60], ids=["uneven", "steady"])
+def test_the_detectable_rate_is_where_the_expected_evidence_crosses(
+    strata: list[Counts], maximum: float | None
+) -> None:
+    """Put back into the e-values of the pooled intervals, it yields what the level asks for, and exactly that."""
+    test = RateTest(SIGNALS["ErrorRate"], "d", margin_percent=50, rollback_percent=10, maximum=maximum)
+    state = rates_after(strata, test)
+    share = state.effective / state.canary
+    n_c, n_s, e_s = state.canary * share, state.stable * share, state.stable_bad * share
+
+    def relative(rate: float) -> float:
+        at = Counts.of(n_c, rate * n_c, n_s, e_s)
+        return max(math.log(0.8 * w) + two_arm_bet(1.1, g, e_s / n_s, n_c, n_s).log_value(at) for g, w in WORSE.items())
+
+    def above(bound: float, rate: float) -> float:
+        return max(math.log(0.8 * 0.2) + log_bound(bound, g, n_c, rate * n_c) for g in ODDS)
+
+    def crosses(rate: float) -> bool:
+        versus = min(relative(rate), above(0.005, rate)) >= -math.log(0.05)
+        return versus or (maximum is not None and above(maximum, rate) >= -math.log(0.05))
+
+    found = test.detectable(state, 0.05)
+    assert 0 < found < 1
+    assert crosses(found * (1 + 1e-9))
+    assert not crosses(found * (1 - 1e-9))
+
+
+def test_nothing_is_detectable_without_requests_nor_by_a_bound_alone_in_few_intervals() -> None:
+    assert RATE.detectable(RATE.start(), 0.05) == math.inf
+    alone = RateTest(SIGNALS["ErrorRate"], "d", maximum=0.05)
+    # at most ln e = 2 an interval: ln 20 + ln(1/0.8) = 3.22 takes two
+    assert alone.detectable(rates_after([Counts.of(500, 2, 500, 2)], alone), 0.05) == math.inf
+    assert alone.detectable(rates_after([Counts.of(500, 2, 500, 2)] * 2, alone), 0.05) < 1
+    suspended = rates_after([Counts.of(500, 100, 500, 100)] * 3, alone)
+    assert alone.detectable(suspended, 0.05) == math.inf
+
+
+# ---------------------------------------------------------------- means
+
+
+def pooled(arms: Sequence[Arm]) -> Arm:
+    return Arm(sum(a.n for a in arms), sum(a.total for a in arms), sum(a.total_squared for a in arms))
+
+
+def known_before(strata: Sequence[Counts]) -> list[tuple[float, float] | None]:
+    return [
+        variances(pooled([c.canary for c in strata[:k]]), pooled([c.stable for c in strata[:k]]))
+        for k in range(len(strata))
+    ]
+
+
+def mean_correlations(strata: Sequence[Counts]) -> list[float]:
+    arms = [counts.stable for counts in strata]
+    spreads = [v[1] if v else 0.0 for v in known_before(strata)]
+    return [correlation(arms[:k], spreads[:k], [10.0] * k) for k in range(len(arms))]
+
+
+@pytest.mark.parametrize(("test", "strata"), [(COST, COSTS), (SCORE, SCORES)], ids=["more is worse", "less is worse"])
+def test_where_stable_fluctuates_every_bet_of_a_mean_is_smaller_by_that_much(
+    test: MeanTest, strata: list[Counts]
+) -> None:
+    correlations, known = mean_correlations(strata), known_before(strata)
+    assert correlations[-1] > 0.001, "or this shows nothing"
+    first = known[1]
+    assert first is not None
+    scale = math.sqrt((first[0] + first[1]) / 2)
+    assert test.margin is not None
+    assert test.rollback is not None
+    assert test.bound is not None
+    sign, theta = (1, 1.05) if test.more_is_worse else (-1, 1.0)
+    shift = 0.0 if test.more_is_worse else test.rollback
+    least_theta = 1.1 if test.more_is_worse else 1.0
+    least_shift = 0.0 if test.more_is_worse else test.margin
+    relative, absolute, effective = [], [], 0.0
+    total = spread = within = within_spread = 0.0
+    for counts, rho, v in zip(strata, correlations, known, strict=True):
+        if v is None:
+            continue
+        c, s = counts.canary, counts.stable
+        w = c.n * s.n / (c.n + s.n)
+        both, one = 1 + 3 * rho * w, 1 + 1.5 * rho * c.n
+        mean_c, mean_s = c.total / c.n, s.total / s.n
+        excess = w * (sign * (mean_c - theta * mean_s) - shift)
+        variance = w * w * (v[0] / c.n + theta**2 * v[1] / s.n)
+        bets = [d / scale for d in EFFECTS]
+        relative.append([min((bet * excess - bet**2 * variance / 2) / both, 2.0) for bet in bets])
+        beyond = sign * (c.total - test.bound * c.n)
+        absolute.append([min((bet * beyond - bet**2 * v[0] * c.n / 2) / one, 2.0) for bet in bets])
+        total += w * (sign * (mean_c - least_theta * mean_s) - least_shift)
+        spread += both * w * w * (v[0] / c.n + least_theta**2 * v[1] / s.n)
+        within, within_spread = within - beyond, within_spread + one * v[0] * c.n
+        effective += c.n / both
+
+    state = means_after(test, strata)
+    rho = 500 / (2 * math.log(10) + math.log(1 + 2 * math.log(10))) * scale**2
+    assert state.scale == pytest.approx(scale)
+    assert state.relative.log_evidence((1 / 3,) * 3) == pytest.approx(over_starts(relative, (1 / 3,) * 3), abs=1e-9)
+    assert state.absolute.log_evidence((1 / 3,) * 3) == pytest.approx(over_starts(absolute, (1 / 3,) * 3), abs=1e-9)
+    assert test.log_promote_relative(state) == pytest.approx(log_one_sided(-total, spread, rho), abs=1e-9)
+    assert test.log_promote_absolute(state) == pytest.approx(log_one_sided(within, within_spread, rho), abs=1e-9)
+    assert state.effective == pytest.approx(effective)
+
+
+def test_a_variance_is_shrunk_to_both_arms_by_twenty_samples_and_never_below_a_hundredth_of_the_mean() -> None:
+    """Sums of squares about each arm's mean: 10 * 2^2 and 90 * 1^2; one sample of freedom lost in each arm."""
+    own = (10 * 4.0, 90 * 1.0)
+    both = sum(own) / 98
+    found = variances(values(10, 5.0, 2.0), values(90, 6.0, 1.0))
+    assert found == pytest.approx(((own[0] + 20 * both) / 29, (own[1] + 20 * both) / 109))
+    assert variances(values(20, 5.0, 2.0), values(29, 6.0, 1.0)) is None
+    assert variances(values(20, 5.0, 2.0), values(30, 6.0, 1.0)) is not None
+    least = (0.01 * (50 * 3.0 + 150 * 7.0) / 200) ** 2
+    assert variances(values(50, 3.0, 0.0), values(150, 7.0, 0.0)) == pytest.approx((least, least))
+    assert variances(Arm(50, 10.0), values(50, 1.0, 1.0)) is None, "a sum whose squares nobody exports has no spread"
+
+
+@pytest.mark.parametrize(
+    ("test", "strata"),
+    [
+        (COST, COSTS * 3),
+        (MeanTest(SIGNALS["CostPerRequest"], "d", margin=10, rollback=5), COSTS * 3),
+        (MeanTest(SIGNALS["CostPerRequest"], "d", bound=0.004), COSTS * 3),
+        (SCORE, SCORES * 3),
+        (MeanTest(SIGNALS["JudgeScore"], "d", margin=0.1, rollback=0.02, more_is_worse=False, gate=50), SCORES * 3),
+        (MeanTest(SIGNALS["JudgeScore"], "d", bound=3.5, more_is_worse=False, gate=50), SCORES * 3),
+    ],
+    ids=["both", "versus stable", "a maximum", "both falling", "falling versus stable", "a minimum"],
+)
+def test_the_detectable_mean_is_where_the_expected_evidence_crosses(test: MeanTest, strata: list[Counts]) -> None:
+    state = means_after(test, strata)
+    known = variances(state.canary, state.stable)
+    assert known is not None
+    sums, sign = state.contrast, 1 if test.more_is_worse else -1
+    theta = 1 + (test.rollback or 0) / 100 if test.more_is_worse else 1.0
+    shift = 0.0 if test.more_is_worse else test.rollback or 0.0
+
+    def evidence(excess: float, variance: float) -> float:
+        bets = [d / state.scale for d in EFFECTS]
+        return max(math.log(0.8 / 3) + bet * excess - bet**2 * variance / 2 for bet in bets)
+
+    def crosses(mean: float) -> bool:
+        needed, found = -math.log(0.05), []
+        if test.rollback is not None:
+            excess = sign * (mean * sums.weight - theta * sums.stable) - shift * sums.weight
+            found.append(evidence(excess, sums.canary_spread + theta**2 * sums.stable_spread))
+        if test.bound is not None:
+            n = state.canary.n
+            found.append(evidence(sign * (mean - test.bound) * n, known[0] * n))
+        return max(found) >= needed
+
+    found = test.detectable(state, 0.05)
+    assert math.isfinite(found)
+    assert crosses(found * (1 + sign * 1e-9))
+    assert not crosses(found * (1 - sign * 1e-9))
+
+
+def test_no_mean_is_detectable_before_there_is_a_scale_or_where_the_bound_is_suspended() -> None:
+    assert COST.detectable(COST.start(), 0.05) == math.inf
+    alone = MeanTest(SIGNALS["CostPerRequest"], "d", bound=0.004)
+    above = [Counts(values(500, 0.006, 0.002), values(500, 0.006, 0.002))] * 5
+    state = means_after(alone, above)
+    assert state.suspicion > math.log(3)
+    assert alone.detectable(state, 0.05) == math.inf
+    # at most ln e = 2 an interval: ln 20 + ln(3/0.8) = 4.3 takes three, after the one that only teaches
+    below = [Counts(values(500, 0.002, 0.002), values(500, 0.002, 0.002))]
+    for test in (alone, MeanTest(SIGNALS["CostPerRequest"], "d", margin=10, rollback=5)):
+        assert test.detectable(means_after(test, below * 3), 0.05) == math.inf
+        assert test.detectable(means_after(test, below * 4), 0.05) < 0.01
+
+
+def test_an_outage_is_no_fluctuation_of_a_mean() -> None:
+    quiet = [Counts(values(100, 0.002, 0.002), values(300, 0.002, 0.002))]
+    state = means_after(COST, quiet * 3)
+    down = COST.observe(state, (Counts(values(10, 0.2, 0.01), values(30, 0.2, 0.01)),), promotable=False, outage=True)
+    for _ in range(3):
+        down = COST.observe(down, quiet, promotable=True)
+    assert down.dispersion.between_intervals() == 0
+
+
+def test_stables_mean_above_the_bound_is_suspicion() -> None:
+    """ln e of the effect 0.12: lambda S - lambda^2 V / 2, for the samples of the interval."""
+    state = means_after(COST, COSTS[:1])
+    known = variances(state.canary, state.stable)
+    assert known is not None
+    after = COST.observe(state, (Counts(values(10, 0.002, 0.002), values(100, 0.0045, 0.002)),), promotable=True)
+    bet = 0.12 / math.sqrt(sum(known) / 2)
+    assert after.suspicion == pytest.approx(bet * 100 * 0.0005 - bet**2 * known[1] * 100 / 2)
+    assert after.suspicion > 0
+
+
+def test_the_difference_of_two_means_is_the_confidence_sequence_over_the_intervals() -> None:
+    test = MeanTest(SIGNALS["JudgeScore"], "d", margin=0.1, rollback=0.02, more_is_worse=False, gate=50)
+    steady = [Counts(values(100, 4.5, 0.8), values(300, 4.0, 0.8))] * 40
+    state = means_after(test, steady)
+    known = known_before(steady)
+    variance = sum(75**2 * (v[0] / 100 + v[1] / 300) for v in known if v)
+    rho = 500 / (2 * math.log(10) + math.log(1 + 2 * math.log(10))) * state.scale**2
+    width = half_width(variance, rho, 0.05) / (39 * 75)
+    low, high = 0.5 - width, 0.5 + width
+    assert test.judge(state, LEVELS).difference == (
+        f"+{low:.3f} to +{high:.3f} (+{100 * low / 4:.2g} % to +{100 * high / 4:.2g} % of stable)"
+    )
