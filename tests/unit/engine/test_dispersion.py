@@ -105,6 +105,33 @@ def test_users_with_habits_weigh_as_much_as_their_variance() -> None:
     assert statistics.mean(found) * error == pytest.approx(expected, rel=0.15)
 
 
+def residuals(arm: list[Shard]) -> tuple[float, float]:
+    """Sum of squares about the arm's mean, by shard, and the share of its requests whose variance they hold."""
+    n, bad = sum(r for r, _ in arm), sum(b for _, b in arm)
+    return sum((b - bad / n * r) ** 2 for r, b in arm), n - sum(r * r for r, _ in arm) / n
+
+
+def test_users_weigh_as_the_shards_residuals_over_what_independent_requests_would_leave() -> None:
+    """Written out for one interval: the mean of both arms' ratios, less one standard error of 62 degrees of freedom."""
+    canary: list[Shard] = [(10.0 + g % 5, 8.0 if g % 4 == 0 else 0.0) for g in range(SHARDS)]
+    stable: list[Shard] = [(40.0 + g % 3, 20.0 if g % 8 == 1 else 1.0) for g in range(SHARDS)]
+    seen = Dispersion().observe([sharded(canary, stable)], VARIANCE, 50.0)
+    ratios = [squares / (free * v) for (squares, free), v in ((residuals(canary), 0.09), (residuals(stable), 0.05))]
+    assert seen.between_users(0.09, 0.05) == pytest.approx(sum(ratios) / 2 / (1 + math.sqrt(2 / 62)), rel=1e-6)
+    # an arm whose variance is not known says nothing, and one estimate alone is less certain
+    alone = ratios[1] / (1 + math.sqrt(2 / 31))
+    assert seen.between_users(0.0, 0.05) == pytest.approx(alone, rel=1e-6)
+    assert seen.between_users(0.0, 0.0) == 1
+    # another interval of the same users doubles the residuals, and so quadruples their squares
+    twice = seen.observe([sharded(canary, stable)], VARIANCE, 50.0)
+    assert twice.between_users(0.09, 0.05) == pytest.approx(2 * seen.between_users(0.09, 0.05), rel=1e-6)
+    # one without requests changes nothing
+    none: list[Shard] = [(0.0, 0.0)] * SHARDS
+    assert seen.observe([sharded(none, none)], VARIANCE, 50.0).between_users(0.09, 0.05) == seen.between_users(
+        0.09, 0.05
+    )
+
+
 def test_the_requests_of_few_shards_count_as_one_each() -> None:
     canary: list[Shard] = [(30.0, 30.0), (30.0, 0.0)] + [(0.0, 0.0)] * (SHARDS - 2)
     seen = Dispersion().observe([sharded(canary, [(10.0, 0.0)] * SHARDS)], VARIANCE, 50.0)
@@ -123,6 +150,13 @@ def test_shards_stand_for_the_squares_that_nobody_exports() -> None:
     variance = (shard_squares(arm) - arm.total**2 / arm.n) / arm.n
     assert variance == pytest.approx(statistics.variance(values), rel=1e-9)
     assert shard_squares(Arm(10, 5)) == 0
+    assert shard_squares(Arm(0, 0, shards=((1.0, 2.0), (1.0, 3.0)))) == 0
+    # of unequal shards, some of whose requests the shards do not know: residuals over the free share, scaled up
+    uneven = Arm(20, 50.0, shards=((6.0, 12.0), (3.0, 9.0), (1.0, 4.0)))
+    squares = (12 - 6 * 2.5) ** 2 + (9 - 3 * 2.5) ** 2 + (4 - 2.5) ** 2
+    free = 1 - (6**2 + 3**2 + 1) / 10**2
+    assert shard_squares(uneven) == pytest.approx(50**2 / 20 + squares / free * 20 / 10)
+    assert shard_squares(Arm(5, 10.0, shards=((5.0, 10.0),))) == pytest.approx(20)
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -147,6 +147,62 @@ def test_where_stable_fluctuates_every_bet_of_a_rate_is_smaller_by_that_much() -
     assert state.effective == pytest.approx(effective)
 
 
+def test_intervals_that_do_not_promote_leave_no_trace_in_what_promotes() -> None:
+    before = rates_after(FLUCTUATING[:2])
+    after = RATE.observe(before, (FLUCTUATING[2],), promotable=False)
+    assert RATE.log_promote_relative(after) == RATE.log_promote_relative(before)
+    assert RATE.log_promote_absolute(after, 0.05) == RATE.log_promote_absolute(before, 0.05)
+    means = means_after(COST, COSTS[:3])
+    later = COST.observe(means, (COSTS[3],), promotable=False)
+    assert COST.log_promote_relative(later) == COST.log_promote_relative(means)
+    assert COST.log_promote_absolute(later) == COST.log_promote_absolute(means)
+
+
+def test_strata_of_an_interval_multiply_and_one_without_a_canary_says_nothing() -> None:
+    young, old = Counts.of(20, 3, 30, 2), Counts.of(80, 1, 870, 7)
+    alone = Counts.of(0, 0, 500, 400)
+    both = RATE.observe(RATE.start(), (young, old, alone), promotable=True)
+    gains = [sum(two_arm_bet(1.1, g, 0.0, c.canary.n, c.stable.n).log_value(c) for c in (young, old)) for g in WORSE]
+    expected = over_starts([gains], list(WORSE.values()))
+    assert both.relative.log_evidence(list(WORSE.values())) == pytest.approx(expected, abs=1e-12)
+    assert (both.canary, both.canary_bad, both.stable, both.stable_bad) == (100, 4, 1400, 409)
+
+
+def habits(n: float, bad: float, phase: int) -> Arm:
+    """Users of unlike habits: a quarter of the groups has most of what is bad."""
+    weights = [9.0 if (g + phase) % 4 == 0 else 1.0 for g in range(32)]
+    return Arm(n, bad, shards=tuple((n / 32, bad * w / sum(weights)) for w in weights))
+
+
+def test_users_habits_divide_what_a_rates_evidence_is_worth() -> None:
+    """The verdict divides ln e by the variance ratio; so an interval's cap against the maximum is that much higher, and
+    what is detectable counts as many requests fewer."""
+    strata = [Counts(habits(400, 16, 0), habits(600, 24, 0))] * 3
+    state = rates_after(strata)
+    users = RATE.users(state)
+    ratios = [
+        sum((x - n / 32 * bad / n) ** 2 for _, x in habits(n, bad, 0).shards) * 9 / (3 * n * 31 / 32) / variance
+        for n, bad, variance in ((400, 16, rate_variance(48, 1200)), (600, 24, rate_variance(72, 1800)))
+    ]
+    assert users == pytest.approx(sum(ratios) / 2 / (1 + math.sqrt(2 / 62)), rel=1e-5)
+    assert users > 1.5, "or this shows nothing"
+    failing = RATE.observe(state, (Counts(habits(400, 300, 0), habits(600, 24, 0)),), promotable=True)
+    before = [log + math.log(1 + 0.2 / 12 / math.exp(log)) for log in state.absolute.logs]
+    assert failing.absolute.logs == pytest.approx([log + 2 * users for log in before])
+
+    alone = RateTest(SIGNALS["ErrorRate"], "d", maximum=0.05)
+    state = rates_after(strata, alone)
+    n = 1200 / alone.users(state)
+    expected = min((math.log(20 / 0.8 * 5) / n + math.log(1 + 0.05 * (g - 1))) / math.log(g) for g in ODDS)
+    assert alone.detectable(state, 0.05) == pytest.approx(expected)
+
+
+def test_without_stable_only_the_bounds_say_what_is_detectable() -> None:
+    state = rates_after([Counts.of(500, 5, 0, 0)] * 4)
+    expected = min((math.log(20 / 0.8 * 5) / 2000 + math.log(1 + 0.05 * (g - 1))) / math.log(g) for g in ODDS)
+    assert RATE.detectable(state, 0.05) == pytest.approx(expected)
+
+
 def test_stables_excess_over_a_maximum_is_suspicion_and_fades_without_requests() -> None:
     """Page's CUSUM of ln e-values, never below 0: by the better of the odds 1.5 and 5, at most ln 1000."""
 
