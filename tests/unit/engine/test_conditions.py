@@ -59,6 +59,13 @@ def stepping_unconfirmed() -> World:
     return world
 
 
+def promoting() -> World:
+    world = started()
+    world.deaf = {"pod-a"}
+    world.tell("promote-full")
+    return world.tick()
+
+
 def paused() -> World:
     world = started()
     world.tell("pause")
@@ -84,6 +91,12 @@ def pause_step(**pause: int) -> World:
 
 def thin(choice: str) -> World:
     return started(snapshot(on_insufficient_traffic=choice), requests=20.0).tick(16 if choice == "Hold" else 18)
+
+
+def thin_and_paused() -> World:
+    world = thin("RequireApproval")
+    world.tell("pause")
+    return world
 
 
 def invalid_in_progress() -> World:
@@ -162,6 +175,13 @@ SITUATIONS: dict[str, tuple[Callable[[], World], str, str, str, set[str]]] = {
         f"{TWO} at 50 %: 1 of 2 ready pods confirmed; waiting for pod-a (silent)",
         {"Reconciling", "Progressing", "MetricsAvailable"},
     ),
+    "promoting": (
+        promoting,
+        "Progressing",
+        "Promoting",
+        f"{TWO} at 100 %: 1 of 2 ready pods confirmed; waiting for pod-a (silent)",
+        {"Reconciling", "Progressing", "MetricsAvailable"},
+    ),
     "paused": (
         paused,
         "Paused",
@@ -203,6 +223,13 @@ SITUATIONS: dict[str, tuple[Callable[[], World], str, str, str, set[str]]] = {
         "InsufficientTraffic",
         f"{TWO} at 10 %, approve with promote, or abort: errors: 36 of 100 canary samples in this step",
         {"Reconciling", "Paused", "Delivered", "MetricsAvailable", "InsufficientTraffic"},
+    ),
+    "paused while there is too little traffic": (
+        thin_and_paused,
+        "Paused",
+        "Held",
+        f"{TWO} at 10 %, held: paused by a person",
+        {"Reconciling", "Paused", "Delivered", "MetricsAvailable"},
     ),
     "holding for traffic": (
         lambda: thin("Hold"),
@@ -286,7 +313,7 @@ def test_phase_reason_message_and_every_condition(situation: str) -> None:
     assert found["Completed"].reason == ("Completed" if "Completed" in true else reason)
     assert found["InvalidSpec"].reason == ("InvalidSpec" if "InvalidSpec" in true else "Valid")
     assert found["Delivered"].reason == ("Acknowledged" if "Delivered" in true else "Waiting")
-    analysing = status.stage in ("Stepping", "Baking")
+    analysing = status.stage in ("Stepping", "Promoting", "Baking")
     metrics = found["MetricsAvailable"]
     if not analysing:
         assert (metrics.status, metrics.reason, metrics.message) == ("Unknown", "NotAnalysing", "")

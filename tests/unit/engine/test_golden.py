@@ -160,8 +160,8 @@ def test_intervals_that_do_not_promote_leave_no_trace_in_what_promotes() -> None
 
 def test_strata_of_an_interval_multiply_and_one_without_a_canary_says_nothing() -> None:
     young, old = Counts.of(20, 3, 30, 2), Counts.of(80, 1, 870, 7)
-    alone = Counts.of(0, 0, 500, 400)
-    both = RATE.observe(RATE.start(), (young, old, alone), promotable=True)
+    alone, none = Counts.of(0, 0, 500, 400), Counts.of(0, 0, 0, 0)
+    both = RATE.observe(RATE.start(), (young, old, alone, none), promotable=True)
     gains = [sum(two_arm_bet(1.1, g, 0.0, c.canary.n, c.stable.n).log_value(c) for c in (young, old)) for g in WORSE]
     expected = over_starts([gains], list(WORSE.values()))
     assert both.relative.log_evidence(list(WORSE.values())) == pytest.approx(expected, abs=1e-12)

@@ -154,6 +154,10 @@ def test_a_late_doubling_is_seen_although_much_was_well_before() -> None:
     assert looks <= 8
 
 
+def test_one_request_of_each_arm_a_minute_is_evidence_too() -> None:
+    assert judged(VERSUS_STABLE, interval(1, 3 * STABLE_COST, 1), 400).breach
+
+
 def test_one_interval_alone_never_breaches() -> None:
     state = after(VERSUS_STABLE, interval(500, STABLE_COST, 500), 2)
     for _ in range(2):

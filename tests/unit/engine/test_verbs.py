@@ -194,6 +194,12 @@ def test_promote_in_a_step_only_waives_its_time() -> None:
     assert world.at == ("Stepping", 50)
 
 
+def test_evidence_from_before_the_exposure_spans_no_time_of_the_canary() -> None:
+    world = started(snapshot({"weight": 10, "minDurationSeconds": 900}, {"weight": 50}))
+    world.tell("promote")
+    assert newest(world, "StepPromoted").window_seconds == 0
+
+
 def test_promote_approves_thin_evidence_once_it_was_asked_for() -> None:
     world = started(requests=20.0).tick(18)
     world.tell("promote")
