@@ -5,6 +5,7 @@ Nothing here uses the engine's own sums: every expectation goes through all inte
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -450,3 +451,29 @@ def test_the_difference_of_two_means_is_the_confidence_sequence_over_the_interva
     assert test.judge(state, LEVELS).difference == (
         f"+{low:.3f} to +{high:.3f} (+{100 * low / 4:.2g} % to +{100 * high / 4:.2g} % of stable)"
     )
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize("field", ["canary", "recent_bad", "effective", "suspicion", "promotable", "promotable_bad"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_a_rates_checkpoint_that_is_none_is_refused(field: str, value: float) -> None:
+    text = RATE.encode(replace(rates_after(FLUCTUATING), **{field: value}))
+    with pytest.raises(ValueError, match=r"damaged checkpoint .*: its evidence restarts"):
+        RATE.decode(text)
+
+
+@pytest.mark.parametrize("field", ["scale", "effective", "suspicion", "promotable", "promotable_spread"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_a_means_checkpoint_that_is_none_is_refused(field: str, value: float) -> None:
+    text = COST.encode(replace(means_after(COST, COSTS), **{field: value}))
+    with pytest.raises(ValueError, match=r"damaged checkpoint .*: its evidence restarts"):
+        COST.decode(text)
+
+
+def test_evidence_against_passing_may_be_negative_but_not_infinite() -> None:
+    state = replace(rates_after(FLUCTUATING), promotion=(-3.0, -2.0, 1.0, -math.inf))
+    with pytest.raises(ValueError, match="damaged checkpoint"):
+        RATE.decode(RATE.encode(state))
+    assert RATE.decode(RATE.encode(replace(state, promotion=(-3.0, -2.0, 1.0, -9.0)))).promotion[3] == -9.0

@@ -280,7 +280,7 @@ def test_lower_scores_breach_and_equal_ones_pass() -> None:
     )
     equal = judged(SCORES, Counts(scores(200, 4.1), scores(800, 4.1)), 60)
     assert equal.non_inferior
-    assert "worse by less than 0.1" in equal.message
+    assert "worse by less than 0.1 and above its minimum of 3.5 with" in equal.message
     assert "a fall to " in equal.message
     assert "or less would have been seen" in equal.message
     better = judged(SCORES, Counts(scores(200, 4.4), scores(800, 4.1)), 60)

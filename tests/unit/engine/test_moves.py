@@ -155,7 +155,9 @@ def test_too_long_is_counted_in_active_time_and_said() -> None:
 def test_each_move_of_a_good_version_is_recorded_with_what_comes_next() -> None:
     pause = {"pause": {"durationSeconds": 60}}
     rules = snapshot({"weight": 10, "minDurationSeconds": 60}, pause, {"weight": 50, "minDurationSeconds": 60})
-    world = until(until(started(rules), "Baking"), "Idle")
+    world = until(started(rules), "Baking")
+    assert (world.status.canary, world.status.stable, world.status.previous) == (None, V2, V1)
+    until(world, "Idle")
     told = [(d.reason, d.message, d.step, d.weight, d.type, bool(d.evidence)) for d in reversed(world.status.history)]
     assert told == [
         ("InitialVersion", f"{ONE} serves 100 % as the first version", "", 100, "Normal", False),
@@ -362,6 +364,13 @@ def test_lower_steps_go_down_at_once_and_the_record_says_where() -> None:
     same = world.status.current_step_index
     edited(world, steps=[Step(weight=20, min_duration_seconds=36_000), Step(weight=60)])
     assert (same, world.at, world.status.step) == (1, ("Stepping", 20), "1/2")
+
+
+def test_steps_that_all_lie_above_load_it_again_in_the_same_revision() -> None:
+    world = edited(started().tick(), steps=[Step(weight=40, min_duration_seconds=300)])
+    assert (world.at, world.status.step, world.status.revision) == (("Stepping", 40), "1/1", 2)
+    assert world.events.count("RolloutStarted") == 1
+    assert "StatusRecovered" not in world.events
 
 
 def test_steps_edited_while_it_loads_change_nothing_yet() -> None:

@@ -303,6 +303,8 @@ def test_retry_counts_attempts_and_each_is_stricter() -> None:
     world.tell("retry")
     assert world.status.attempt == 3
     assert [(a.digest, a.attempt) for a in world.status.attempts] == [(V2.digest, 3)]
+    world.tell("abort")
+    assert [(r.reason, r.attempt) for r in world.status.rejected] == [("RolloutAborted", 3)]
 
 
 def test_undo_is_recorded_and_what_it_leaves_must_canary_again() -> None:
