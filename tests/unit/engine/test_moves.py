@@ -461,6 +461,29 @@ def test_a_first_version_is_watched_only_for_its_absolute_bounds() -> None:
     bounded = ERRORS.model_copy(update={"max": "0.02"})
     world = World(snapshot(objectives=[bounded], bake_seconds=60)).tick()
     assert (world.status.stage, world.status.weight) == ("Baking", 100)
+    assert world.status.message == f"{ONE} serves 100 %"
     world.tick(3)
     assert newest(world, "BakeCompleted").message == "the first version is watched no more"
     assert World(snapshot(objectives=[bounded], analyse=False)).tick().status.stage == "Idle"
+
+
+def test_a_first_version_in_breach_is_a_warning_with_its_evidence() -> None:
+    bounded = ERRORS.model_copy(update={"max": "0.02"})
+    world = World(snapshot(objectives=[bounded], bake_seconds=600))
+    world.error_rate = {V1.digest: 0.3}
+    world.tick(5)
+    decision = newest(world, "ObjectiveBreached")
+    assert decision.type == "Warning"
+    assert decision.message.endswith("; there is nothing to go back to")
+    assert [(row.name, row.verdict) for row in decision.evidence] == [("errors", "Breach")]
+    assert world.status.message == f"{ONE} serves 100 %; in breach with nothing to go back to: errors"
+
+
+def test_promote_waives_the_time_of_one_step_only() -> None:
+    rules = snapshot({"weight": 10, "minDurationSeconds": 900}, {"weight": 30, "minDurationSeconds": 900}, LONG)
+    world = started(rules).tick()
+    world.tell("promote")
+    world.tick(2)
+    assert world.at == ("Stepping", 30)
+    world.tick(20)
+    assert (world.at, world.status.clock.step_active_seconds) == (("Stepping", 30), 660)
