@@ -453,6 +453,31 @@ def test_the_difference_of_two_means_is_the_confidence_sequence_over_the_interva
     )
 
 
+# ---------------------------------------------------------------- verdicts
+
+
+def test_a_breach_is_where_the_mean_of_the_alternatives_crosses_the_share_of_the_level() -> None:
+    """One bound has the whole level, each of two has half of it; passing has its own level."""
+    worse = [Counts.of(100, 6, 900, 12)] * 4
+    rate = RateTest(SIGNALS["ErrorRate"], "d", margin_percent=50, rollback_percent=10)
+    rates = rates_after(worse, rate)
+    dear = [Counts(values(100, 0.0032, 0.002), values(300, 0.002, 0.002))] * 4
+    mean = MeanTest(SIGNALS["CostPerRequest"], "d", margin=10, rollback=5)
+    means = means_after(mean, dear)
+    assert rate.users(rates) == mean.users(means) == 1
+    ratio, odds = rates.relative.log_evidence(list(WORSE.values())), rates.floor.log_evidence((0.2,) * 5)
+    third = means.relative.log_evidence((1 / 3,) * 3)
+    cases = [(rate, rates, min(ratio, odds), 1), (mean, means, third, 1)]
+    both_rates, both_means = rates_after(worse, RATE), means_after(COST, dear)
+    cases += [(RATE, both_rates, min(ratio, odds), 2), (COST, both_means, third, 2)]
+    for test, state, evidence, bounds in cases:
+        edge = bounds * math.exp(-evidence)
+        assert edge < 0.5, "or this shows nothing"
+        assert test.breached(state, Levels(edge * 1.000001, 0.05))
+        assert test.judge(state, Levels(edge * 1.000001, 0.05)).breach
+        assert not test.breached(state, Levels(edge * 0.999999, 0.05))
+
+
 # ---------------------------------------------------------------- checkpoints
 
 

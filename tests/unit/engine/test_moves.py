@@ -149,6 +149,17 @@ def test_too_long_is_counted_in_active_time_and_said() -> None:
     assert "maxDurationSeconds" not in world.status.message, "promote ends that hold too"
 
 
+def test_sixty_intervals_before_the_first_user_say_how_much_stable_fluctuates() -> None:
+    world = World()
+    world.settle()
+    world.now += 10
+    world.desired = V2
+    while world.status.clock.exposed_at is None:
+        world.plan_once()
+    assert world.status.clock.exposed_at == START + 10
+    assert world.status.clock.evaluated_until == START - 60 * INTERVAL
+
+
 # ---------------------------------------------------------------- what is recorded
 
 
