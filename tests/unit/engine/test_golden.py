@@ -218,8 +218,23 @@ def test_stables_excess_over_a_maximum_is_suspicion_and_fades_without_requests()
     assert state.suspicion == pytest.approx(gain(90, 8) + gain(100, 5))
     state = RATE.observe(state, (Counts.of(10, 0, 0, 0),), promotable=True)
     assert state.suspicion == pytest.approx(0.8 * (gain(90, 8) + gain(100, 5)))
+    few = RATE.observe(RATE.start(), (Counts.of(10, 0, 10, 4),), promotable=True)
+    assert few.suspicion == pytest.approx(4 * math.log(5) - 10 * math.log(1 + 0.05 * 4))
+    assert RATE.log_breach_absolute(few) == -math.inf, "where stable is suspect the canary is not"
     state = RATE.observe(state, (Counts.of(10, 0, 1000, 400),), promotable=True)
     assert state.suspicion == pytest.approx(math.log(1000))
+
+
+def test_no_failure_at_all_and_nothing_but_failures_are_alternatives_too() -> None:
+    """Where the outer ones weigh most: 0.01 times the negligible rate's odds, and 100 times the maximum's."""
+    spotless_counts = Counts.of(300, 0, 700, 0)
+    spotless = rates_after([spotless_counts])
+    better = sum(w * math.exp(two_arm_bet(1.5, g, 0.0, 300, 700).log_value(spotless_counts)) for g, w in BETTER.items())
+    below = sum(w * math.exp(log_bound(0.005, g, 300, 0)) for g, w in SPOTLESS.items())
+    assert RATE.log_promote_relative(spotless) == pytest.approx(math.log((better + below) / 2), abs=1e-9)
+    failing = rates_after([Counts.of(2, 1, 998, 0)])
+    gains = [min(log_bound(0.05, g, 2, 1), 2.0) for g in ODDS]
+    assert RATE.log_breach_absolute(failing) == pytest.approx(over_starts([gains], (0.2,) * 5), abs=1e-9)
 
 
 def test_an_outage_is_no_fluctuation_and_no_usual_rate() -> None:

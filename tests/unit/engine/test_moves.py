@@ -107,6 +107,17 @@ def test_a_person_is_called_after_twice_the_steps_time_and_ten_intervals() -> No
     assert newest(world, "ApprovalRequired").evidence
 
 
+def test_thin_traffic_rolls_back_by_choice_at_the_same_moment() -> None:
+    world = started(snapshot(on_insufficient_traffic="Rollback"), requests=20.0).tick(13)
+    assert world.status.stage == "Stepping"
+    world.tick()
+    decision = newest(world, "InsufficientTraffic")
+    assert decision.message == (
+        "the step's time is up without enough evidence: errors: 28 of 100 canary samples in this step"
+    )
+    assert [r.reason for r in world.status.rejected] == ["InsufficientTraffic"]
+
+
 def test_a_step_without_a_duration_takes_five_minutes() -> None:
     world = started(snapshot({"weight": 10}, {"weight": 50}))
     world.tick(9)

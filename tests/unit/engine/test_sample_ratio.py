@@ -75,11 +75,28 @@ def test_every_shard_off_by_the_same_is_as_certain_as_can_be() -> None:
     assert right.judge().non_inferior
 
 
-@pytest.mark.parametrize(("canary", "harmful"), [(24.4, True), (24.6, False), (25.4, False), (25.6, True)])
+@pytest.mark.parametrize(("canary", "harmful"), [(24.49, True), (24.51, False), (25.49, False), (25.51, True)])
 def test_two_percent_off_harm_no_comparison_however_certain(canary: float, harmful: bool) -> None:
     seen = SampleRatio().observe([of_shards([canary] * SHARDS, [100 - canary] * SHARDS)], 0.25)
     assert seen.deviation() > 4
     assert seen.mismatch is harmful
+
+
+@pytest.mark.parametrize(("surplus", "harmful"), [(3.99, False), (4.01, True)])
+def test_less_than_four_standard_errors_are_chance(surplus: float, harmful: bool) -> None:
+    """Half of the shards have a surplus of 1 + d and half of 1 - d: their total is 32, its standard error given."""
+    d = math.sqrt(31) / surplus
+    canary = [10.0 + (1 + d if g % 2 else 1 - d) / 0.75 for g in range(SHARDS)]
+    seen = SampleRatio().observe([of_shards(canary, [30.0] * SHARDS)], 0.25)
+    assert seen.deviation() == pytest.approx(surplus, rel=1e-4)
+    assert seen.mismatch is harmful
+
+
+def test_an_interval_of_nothing_usable_is_left_out_and_later_ones_are_not() -> None:
+    good = of_shards([5.0] * SHARDS, [15.0] * SHARDS)
+    broken = Counts(Arm(math.nan, 0.0, shards=good.canary.shards), good.stable)
+    unknown = Counts(good.canary, Arm(480.0, 0.0))
+    assert SampleRatio().observe([broken, unknown, good], 0.25) == SampleRatio().observe([good], 0.25)
 
 
 @pytest.mark.parametrize(("shards", "known"), [(9, False), (10, True)])
