@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 LOCK   := requirements/dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo kind-demo test unit check generate lock fmt clean
+.PHONY: help demo kind-demo test unit mutation check generate lock fmt clean
 .SUFFIXES:
 
 help: ## list the targets
@@ -32,6 +32,10 @@ test: check $(VENV)/.installed ## static checks, then all tests (starts one sand
 unit: $(VENV)/.installed ## the tests without I/O, in seconds
 	@$(BIN)/pytest tests/unit tests/properties $(ARGS)
 
+mutation: $(VENV)/.installed ## mutate a sample of the engine's code, report how much of it the unit tests notice (10 minutes)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/mutation.txt
+	@$(BIN)/python -m tests.mutation $(ARGS)
+
 generate: $(VENV)/.installed ## write crds/ and the chart's copy from the pydantic models
 	@$(BIN)/python -m promptrollout.api.crds
 
@@ -52,6 +56,7 @@ fmt: $(VENV)/.installed ## format and fix
 lock: ## compile the lock files (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --extra sandbox -o requirements/runtime.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --extra sandbox --group dev -c requirements/runtime.txt -o requirements/dev.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group mutation -c requirements/dev.txt -o requirements/mutation.txt
 
 clean: ## remove the virtual environment (downloads and built binaries stay in the user's cache)
-	rm -rf $(VENV)
+	rm -rf $(VENV) mutants

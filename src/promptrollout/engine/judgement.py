@@ -34,8 +34,6 @@ class Finding:
     """`worse by less than 50 %`."""
     open_text: str
     """After "not shown to be": `within 50 % of stable`."""
-    absolute: bool = False
-    """Of `max` or `min`, and not of the comparison with stable."""
 
 
 @dataclass(frozen=True, slots=True)

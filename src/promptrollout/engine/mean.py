@@ -323,7 +323,6 @@ class MeanTest:
                     breach_text=f"{above} {text}",
                     kept_text=f"{below} {text}",
                     open_text=f"{below} {text}",
-                    absolute=True,
                 )
             )
         return found

@@ -263,7 +263,6 @@ class RateTest:
                     breach_text=f"above {text}",
                     kept_text=f"below {text}",
                     open_text=f"below {text}",
-                    absolute=True,
                 )
             )
         return found

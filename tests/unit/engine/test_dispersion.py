@@ -61,6 +61,31 @@ def test_it_is_the_excess_of_the_squared_change_written_out() -> None:
     assert single.correlation() == pytest.approx(max(0, excess - math.sqrt(error)) / (2 * (2 + PRIOR)), rel=1e-5)
 
 
+def test_a_blip_counts_at_most_twenty_five_times_what_was_expected() -> None:
+    """Before it one change was seen, whose excess is spread over that one and ten quiet ones."""
+    seen = Dispersion()
+    for bad in (10.0, 30.0, 400.0):
+        seen = seen.observe([stable_alone(500, bad)], VARIANCE, 50.0)
+    alone = 1 / 500 + 1 / 500
+    first = (20 / 500) ** 2 / VARIANCE - alone
+    assert 25 * (alone + first / 11) < (370 / 500) ** 2 / VARIANCE, "or this shows nothing"
+    assert seen.blocks[0].excess == pytest.approx(first + 25 * (alone + first / 11) - alone, rel=1e-5)
+
+
+def test_blocks_compare_the_means_of_all_their_intervals() -> None:
+    """Two blocks of four: 40 and 80 bad ones of 2,000; the squared change less 1/n + 1/n', less one standard error."""
+    seen = Dispersion()
+    for bad in (4.0, 16.0, 12.0, 8.0, 20.0, 25.0, 15.0, 20.0):
+        seen = seen.observe([stable_alone(500, bad)], VARIANCE, 50.0)
+    alone = 2 / 2000
+    excess = (40 / 2000) ** 2 / VARIANCE - alone
+    error = alone**2 * (3 + 0.375 * 50 * alone)
+    four, sixteen = seen.blocks[1], seen.blocks[2]
+    assert (four.intervals, four.changes, sixteen.intervals, sixteen.changes) == (0, 1, 8, 0)
+    assert four.correlation() == pytest.approx((excess - math.sqrt(error)) / 22, rel=1e-5)
+    assert seen.between_intervals() == pytest.approx(4 * four.correlation())
+
+
 @pytest.mark.parametrize("lasting", [4, 16])
 def test_what_lasts_for_several_intervals_adds_more_to_sums_over_time(lasting: int) -> None:
     rng = random.Random(6)
@@ -133,6 +158,32 @@ def test_users_with_habits_weigh_as_much_as_their_variance() -> None:
     assert statistics.mean(found) * error == pytest.approx(expected, rel=0.15)
 
 
+def residuals(arm: list[Shard]) -> tuple[float, float]:
+    """Sum of squares about the arm's mean, by shard, and the share of its requests whose variance they hold."""
+    n, bad = sum(r for r, _ in arm), sum(b for _, b in arm)
+    return sum((b - bad / n * r) ** 2 for r, b in arm), n - sum(r * r for r, _ in arm) / n
+
+
+def test_users_weigh_as_the_shards_residuals_over_what_independent_requests_would_leave() -> None:
+    """Written out for one interval: both arms' ratios averaged, less half a standard error of 62 degrees of freedom."""
+    canary: list[Shard] = [(10.0 + g % 5, 8.0 if g % 4 == 0 else 0.0) for g in range(SHARDS)]
+    stable: list[Shard] = [(40.0 + g % 3, 20.0 if g % 8 == 1 else 1.0) for g in range(SHARDS)]
+    seen = Dispersion().observe([sharded(canary, stable)], VARIANCE, 50.0)
+    ratios = [squares / (free * v) for (squares, free), v in ((residuals(canary), 0.09), (residuals(stable), 0.05))]
+    assert seen.between_users(0.09, 0.05) == pytest.approx(sum(ratios) / 2 / (1 + math.sqrt(2 / 62) / 2), rel=1e-6)
+    # an arm whose variance is not known says nothing, and one estimate alone is less certain
+    alone = ratios[1] / (1 + math.sqrt(2 / 31) / 2)
+    assert seen.between_users(0.0, 0.05) == pytest.approx(alone, rel=1e-6)
+    assert seen.between_users(0.0, 0.0) == 1
+    # another interval of the same users doubles the residuals, and so quadruples their squares
+    twice = seen.observe([sharded(canary, stable)], VARIANCE, 50.0)
+    assert twice.between_users(0.09, 0.05) == pytest.approx(2 * seen.between_users(0.09, 0.05), rel=1e-6)
+    # one without requests changes nothing
+    none: list[Shard] = [(0.0, 0.0)] * SHARDS
+    idle = seen.observe([sharded(none, none)], VARIANCE, 50.0)
+    assert idle.between_users(0.09, 0.05) == seen.between_users(0.09, 0.05)
+
+
 def test_while_shards_are_few_none_counts_for_more_than_the_tenth() -> None:
     def factor(requests: list[float]) -> float:
         canary: list[Shard] = [(n, n) for n in requests] + [(0.0, 0.0)] * (SHARDS - len(requests))
@@ -153,6 +204,13 @@ def test_shards_stand_for_the_squares_that_nobody_exports() -> None:
     variance = (shard_squares(arm) - arm.total**2 / arm.n) / arm.n
     assert variance == pytest.approx(statistics.variance(values), rel=1e-9)
     assert shard_squares(Arm(10, 5)) == 0
+    assert shard_squares(Arm(0, 0, shards=((1.0, 2.0), (1.0, 3.0)))) == 0
+    # of unequal shards, some of whose requests the shards do not know: residuals over the free share, scaled up
+    uneven = Arm(20, 50.0, shards=((6.0, 12.0), (3.0, 9.0), (1.0, 4.0)))
+    squares = (12 - 6 * 2.5) ** 2 + (9 - 3 * 2.5) ** 2 + (4 - 2.5) ** 2
+    free = 1 - (6**2 + 3**2 + 1) / 10**2
+    assert shard_squares(uneven) == pytest.approx(50**2 / 20 + squares / free * 20 / 10)
+    assert shard_squares(Arm(5, 10.0, shards=((5.0, 10.0),))) == pytest.approx(20)
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -42,3 +42,19 @@ def test_without_the_parts_costs_stay_as_billed() -> None:
     assert counts.at_shared_cache() == counts
     spotless = Counts(Arm(0, 0), cost(900, hits=0.9))
     assert spotless.at_shared_cache() == spotless
+
+
+def test_every_number_of_the_canary_is_seen_at_stables_cache() -> None:
+    """Squares follow the sum in proportion, and the shards stay parts of it."""
+    cold = Arm(100, 0.9, 0.0162, shards=((60.0, 0.6), (40.0, 0.3)), input_usd=0.6, saved_usd=0.1)
+    fair = Counts(cold, cost(900, hits=0.9)).at_shared_cache().canary
+    factor = (0.9 + 0.1 - 0.6 * 0.81) / 0.9
+    assert (fair.n, fair.total) == pytest.approx((100, 0.9 * factor))
+    assert fair.total_squared == pytest.approx(0.0162 * factor**2)
+    assert fair.shards == ((60.0, pytest.approx(0.6 * factor)), (40.0, pytest.approx(0.3 * factor)))
+    assert Counts(Arm(10, 0.1, input_usd=5.0), cost(900, hits=0.9)).at_shared_cache().canary.total == 0.0
+
+
+def test_without_a_canary_stable_stays_as_it_is() -> None:
+    counts = Counts(cost(100, hits=0.2), cost(900, hits=0.9))
+    assert counts.stable_alone() == Counts(Arm(0.0, 0.0), counts.stable)

@@ -154,6 +154,10 @@ def test_a_late_doubling_is_seen_although_much_was_well_before() -> None:
     assert looks <= 8
 
 
+def test_one_request_of_each_arm_a_minute_is_evidence_too() -> None:
+    assert judged(VERSUS_STABLE, interval(1, 3 * STABLE_COST, 1), 400).breach
+
+
 def test_one_interval_alone_never_breaches() -> None:
     state = after(VERSUS_STABLE, interval(500, STABLE_COST, 500), 2)
     for _ in range(2):
@@ -276,7 +280,7 @@ def test_lower_scores_breach_and_equal_ones_pass() -> None:
     )
     equal = judged(SCORES, Counts(scores(200, 4.1), scores(800, 4.1)), 60)
     assert equal.non_inferior
-    assert "worse by less than 0.1" in equal.message
+    assert "worse by less than 0.1 and above its minimum of 3.5 with" in equal.message
     assert "a fall to " in equal.message
     assert "or less would have been seen" in equal.message
     better = judged(SCORES, Counts(scores(200, 4.4), scores(800, 4.1)), 60)

@@ -6,7 +6,7 @@ from promptrollout.api.slo import Objective, VersusStable
 from promptrollout.engine import wording
 from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.mean import MeanTest
-from promptrollout.engine.objectives import bounds_of, definition_hash, make_test
+from promptrollout.engine.objectives import Bounds, bounds_of, definition_hash, gate_of, make_test
 from promptrollout.engine.rate import RateTest
 from promptrollout.engine.signals import SIGNALS
 
@@ -24,6 +24,42 @@ def test_rollback_defaults_to_a_fifth_of_the_margin_for_rates_and_half_of_it_for
     assert bounds_of(COST).rollback == 5
     explicit = changed(ERRORS, versus_stable=VersusStable(max_increase_percent=50, rollback_above_percent=0))
     assert bounds_of(explicit).rollback == 0
+
+
+def test_where_less_is_worse_margins_are_in_the_signals_unit() -> None:
+    judge = Objective(name="judge", signal="JudgeScore", dimension="helpful", versus_stable=VersusStable())
+    assert bounds_of(judge) == Bounds(margin=0.1, rollback=0.0, bound=None, negligible=0.005)
+    explicit = changed(judge, min="3.5", versus_stable=VersusStable(max_decrease="0.3", rollback_above_decrease="0.2"))
+    assert bounds_of(explicit) == Bounds(margin=0.3, rollback=0.2, bound=3.5, negligible=0.005)
+    test = make_test(explicit)
+    assert isinstance(test, MeanTest)
+    assert (test.margin, test.rollback, test.bound, test.more_is_worse, test.gate) == (0.3, 0.2, 3.5, False, 100)
+
+
+def test_margins_of_the_wrong_kind_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"objective errors: more is worse here: set versusStable\.maxIncreasePercent"):
+        make_test(changed(ERRORS, versus_stable=VersusStable(max_decrease="1")))
+    score = Objective(name="s", signal="Score", score="answered", versus_stable=VersusStable(max_increase_percent=5))
+    with pytest.raises(ValueError, match=r"objective s: less is worse here: set versusStable\.maxDecrease"):
+        make_test(score)
+    with pytest.raises(ValueError, match="set min, versusStable or both"):
+        make_test(changed(score, versus_stable=None))
+    with pytest.raises(ValueError, match="min must be above 0"):
+        make_test(changed(score, versus_stable=None, min="0"))
+
+
+@pytest.mark.parametrize(
+    ("objective", "gate"),
+    [
+        (ERRORS, 0),
+        (changed(ERRORS, min_samples=500), 0),
+        (changed(COST, min_samples=1), 200),
+        (changed(COST, min_samples=500), 500),
+        (Objective(name="j", signal="JudgeScore", dimension="d", min="3", min_samples=10), 50),
+    ],
+)
+def test_only_a_mean_needs_samples_before_it_is_judged(objective: Objective, gate: int) -> None:
+    assert gate_of(objective) == gate
 
 
 def test_the_signal_chooses_the_test() -> None:
