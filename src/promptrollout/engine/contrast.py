@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 
+from promptrollout.engine.common_cause import MOST_PER_INTERVAL
+
 TUNED_FOR_SAMPLES = 500
 """Canary samples at which the mixtures are sharpest. Fixed in advance; any value is valid."""
 _TAIL = 2 * math.log(1 / (2 * 0.05))
@@ -60,6 +62,28 @@ class Contrast:
         if any(not (math.isfinite(x) and x >= 0) for x in values):
             raise ValueError("these are not the sums of a contrast")
         return cls(*values)
+
+
+EFFECTS = (0.03, 0.06, 0.12)
+"""Alternatives of the breach test: rise over the bound, in standard deviations of one sample.
+
+With 0.12 a large rise crosses well before the gate, so larger alternatives would buy nothing, and they would let single
+expensive requests decide."""
+
+
+def log_bets(
+    scale: float, total: float, variance: float, factor: float = 1.0, most: float = MOST_PER_INTERVAL
+) -> Iterator[float]:
+    """ln e-value of one interval per effect d: (lambda S - lambda^2 V / 2) / factor with lambda = d / scale.
+
+    `total` is the interval's sum of excess over the bound, `variance` its variance as earlier intervals know it, if
+    samples are independent, `factor` how many times as large it is. Capped at `most`, versus stable too: it
+    keeps a heavy tail's single requests from deciding. With a coefficient of variation of 2.9, no rise and level 5 %,
+    false breaches were 0 of 200 instead of 20; a late doubling takes seven intervals instead of three.
+    """
+    for effect in EFFECTS:
+        bet = effect / scale
+        yield min((bet * total - bet * bet * variance / 2) / factor, most)
 
 
 def log_one_sided(total: float, variance: float, rho: float) -> float:

@@ -44,6 +44,13 @@ class Counts:
         """Of a rate, without shards."""
         return cls(Arm(canary_n, canary_total), Arm(stable_n, stable_total))
 
+    def clipped(self) -> "Counts":
+        """Of a rate: never more bad requests than requests; a scrape may fall between the two counters' increments."""
+        c, s = self.canary, self.stable
+        if c.total <= c.n and s.total <= s.n:
+            return self
+        return Counts(Arm(c.n, min(c.total, c.n), shards=c.shards), Arm(s.n, min(s.total, s.n), shards=s.shards))
+
     def stable_alone(self) -> "Counts":
         """As if there were no canary yet."""
         return Counts(Arm(0.0, 0.0), self.stable)

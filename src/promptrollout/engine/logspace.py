@@ -82,3 +82,8 @@ class StartMixture:
         if not (intervals >= 0 and intervals.is_integer()) or any(math.isnan(x) or x == math.inf for x in logs):
             raise ValueError("these are not the sums of a mixture over start times")
         return cls(int(intervals), logs)
+
+
+def log_needed(level: float, weight: float) -> float:
+    """ln evidence with which one alternative of a mixture, of this weight and begun at once, crosses 1/level alone."""
+    return log_threshold(level) - math.log(weight * FIRST)

@@ -6,35 +6,22 @@ from dataclasses import dataclass, replace
 
 from promptrollout.engine import encoding, wording
 from promptrollout.engine.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
-from promptrollout.engine.contrast import TUNING, Contrast, half_width, log_one_sided
-from promptrollout.engine.dispersion import SINGLES, SKEWED, Dispersion, shard_squares
+from promptrollout.engine.contrast import EFFECTS, TUNING, Contrast, half_width, log_bets, log_one_sided
+from promptrollout.engine.dispersion import SINGLES, SKEWED, Dispersion
 from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.judgement import Finding, Judgement, Levels, verdict_text
-from promptrollout.engine.logspace import FIRST, StartMixture, log_threshold, shrunk
+from promptrollout.engine.logspace import StartMixture, log_needed, log_threshold, shrunk
+from promptrollout.engine.moments import total_of, variances, with_squares
 from promptrollout.engine.signals import Signal
 
 GATE = 200
 """Canary samples before a mean is judged at all: estimated variances make its validity asymptotic."""
-EFFECTS = (0.03, 0.06, 0.12)
-"""Alternatives of the breach test: rise over the bound, in standard deviations of one sample.
-
-With 0.12 a large rise crosses well before the gate, so larger alternatives would buy nothing, and they would let single
-expensive requests decide."""
 SUSPECT_EFFECTS = (0.03, 0.12)
 """Those by which stable comes under suspicion of being beyond the absolute bound itself. The least is the canary's own:
 else both arms a little beyond it would cast no suspicion on stable, and roll the canary back."""
 
-LEARN = 50
-"""Samples of both arms before the first interval is used: they set the scale."""
-PRIOR = 20
-"""Pseudo-samples that shrink an arm's variance to that of both arms together."""
-LEAST_CV = 0.01
-"""Standard deviations count as at least this share of the mean, so that constant costs are no infinite certainty."""
 KURTOSIS = 10.0
 """Presumed of one sample, where only the error of an estimated variance depends on it."""
-
-NO_VARIANCE = 1e-100
-"""Squares of doubles underflow not far below; no price is that small."""
 
 _WEIGHTS = (1 / len(EFFECTS),) * len(EFFECTS)
 _NOTHING = Arm(0.0, 0.0)
@@ -81,48 +68,6 @@ class MeanState:
 
 
 _LENGTH = 6 + 2 + 2 + 2 * (1 + len(EFFECTS)) + 1 + 2 * 5 + 3
-
-
-def variances(canary: Arm, stable: Arm) -> tuple[float, float] | None:
-    """Variance of one sample in each arm, shrunk to both arms' together; None before LEARN samples, without squares or
-    scale.
-
-    Taken around each arm's mean over all its intervals: shared drift widens it, which only makes the test slower.
-    """
-    n = canary.n + stable.n
-    if n < LEARN or any(arm.total > 0 and arm.total_squared <= 0 for arm in (canary, stable)):
-        return None
-    squares = [_squares(arm) for arm in (canary, stable)]
-    least = LEAST_CV * (canary.total + stable.total) / n
-    least *= least  # and not ** 2, which rounds by the magnitude: the unit must not matter, to the last bit
-    pooled = max(sum(squares) / (n - 2), least)
-    if pooled < NO_VARIANCE:
-        return None
-    v_c, v_s = (
-        max((own + PRIOR * pooled) / (max(arm.n - 1, 0.0) + PRIOR), least)
-        for own, arm in zip(squares, (canary, stable), strict=True)
-    )
-    return v_c, v_s
-
-
-def _squares(arm: Arm) -> float:
-    """Sum of squared deviations from the arm's mean; rounding never makes it negative."""
-    return max(arm.total_squared - arm.total / arm.n * arm.total, 0.0) if arm.n > 0 else 0.0
-
-
-def log_bets(
-    scale: float, total: float, variance: float, factor: float = 1.0, most: float = MOST_PER_INTERVAL
-) -> Iterator[float]:
-    """ln e-value of one interval per effect d: (lambda S - lambda^2 V / 2) / factor with lambda = d / scale.
-
-    `total` is the interval's sum of excess over the bound, `variance` its variance as earlier intervals know it, if
-    samples are independent, `factor` how many times as large it is. Capped at `most`, versus stable too: it
-    keeps a heavy tail's single requests from deciding. With a coefficient of variation of 2.9, no rise and level 5 %,
-    false breaches were 0 of 200 instead of 20; a late doubling takes seven intervals instead of three.
-    """
-    for effect in EFFECTS:
-        bet = effect / scale
-        yield min((bet * total - bet * bet * variance / 2) / factor, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,21 +129,22 @@ class MeanTest:
         self, state: MeanState, strata: Sequence[Counts], *, promotable: bool, outage: bool = False
     ) -> MeanState:
         usable = [
-            Counts(_with_squares(counts.canary), _with_squares(counts.stable))
+            Counts(with_squares(counts.canary), with_squares(counts.stable))
             for counts in strata
             if counts.canary.is_usable and counts.stable.is_usable
         ]
         if not usable:
             return state
-        canary, stable = _sum(counts.canary for counts in usable), _sum(counts.stable for counts in usable)
+        canary, stable = total_of(counts.canary for counts in usable), total_of(counts.stable for counts in usable)
         # what this interval weighs is fixed before it is looked at: variances and dispersion of the earlier ones
         known = variances(state.canary, state.stable)
         rho = state.dispersion.between_intervals()
+        met = state.canary.n + canary.n > 0
         learned = replace(
             state,
-            canary=_sum((state.canary, canary)),
-            stable=_sum((state.stable, stable)),
-            shown=_sum((state.shown, Arm(stable.n, stable.total))) if state.canary.n + canary.n > 0 else state.shown,
+            canary=total_of((state.canary, canary)),
+            stable=total_of((state.stable, stable)),
+            shown=total_of((state.shown, Arm(stable.n, stable.total))) if met else state.shown,
             dispersion=(
                 state.dispersion.interrupted()
                 if outage
@@ -365,7 +311,7 @@ class MeanTest:
         """
         if state.scale <= 0:
             return math.inf
-        needed = log_threshold(level) - math.log(FIRST / len(EFFECTS))
+        needed = log_needed(level, 1 / len(EFFECTS))
         users = self.users(state)
 
         def change(weight: float, variance: float) -> float:
@@ -463,17 +409,3 @@ class MeanTest:
         width = half_width(variance, TUNING * state.scale * state.scale, wording.DISPLAY_LEVEL) / sums.weight
         text = wording.difference(self.signal, middle - width, middle + width, sums.stable / sums.weight)
         return wording.fits(text, 96)
-
-
-def _with_squares(arm: Arm) -> Arm:
-    """Where nobody exports squares, those that the shards stand for."""
-    if arm.total_squared > 0 or arm.total == 0 or not arm.shards:
-        return arm
-    return replace(arm, total_squared=shard_squares(arm))
-
-
-def _sum(arms: Iterator[Arm] | Sequence[Arm]) -> Arm:
-    n = total = squared = 0.0
-    for arm in arms:
-        n, total, squared = n + arm.n, total + arm.total, squared + arm.total_squared
-    return Arm(n, total, squared)

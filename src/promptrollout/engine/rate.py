@@ -11,7 +11,7 @@ from promptrollout.engine.contrast import TUNING, Contrast, half_width
 from promptrollout.engine.dispersion import SINGLES, SKEWED, Dispersion
 from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.judgement import Finding, Judgement, Levels, verdict_text
-from promptrollout.engine.logspace import FIRST, StartMixture, log_add, log_mix, log_threshold, shrunk
+from promptrollout.engine.logspace import StartMixture, log_add, log_mix, log_needed, log_threshold, shrunk
 from promptrollout.engine.signals import Signal
 
 Grid = dict[float, float]
@@ -136,7 +136,7 @@ class RateTest:
     def observe(
         self, state: RateState, strata: Sequence[Counts], *, promotable: bool, outage: bool = False
     ) -> RateState:
-        usable = [_clipped(counts) for counts in strata if counts.canary.is_usable and counts.stable.is_usable]
+        usable = [counts.clipped() for counts in strata if counts.canary.is_usable and counts.stable.is_usable]
         if not usable:
             return state
         n_c, e_c = sum(c.canary.n for c in usable), sum(c.canary.total for c in usable)
@@ -311,9 +311,9 @@ class RateTest:
                 others = bet.log_value(Counts(Arm(n_c, 0.0), Arm(n_s, e_s)))
                 gain = bet.canary_bad - bet.canary_good
                 if gain > 0:
-                    ratio = min(ratio, (_needed(level, weight) - others) / gain / n_c)
+                    ratio = min(ratio, (log_needed(level, weight) - others) / gain / n_c)
             rates.append(max(ratio, _detectable_bound(self.negligible, n_c, level)))
-        enough = state.absolute.intervals >= _needed(level, 1.0) / MOST_PER_INTERVAL
+        enough = state.absolute.intervals >= log_needed(level, 1.0) / MOST_PER_INTERVAL
         if self.maximum is not None and state.suspicion < SUSPECT and enough:
             rates.append(_detectable_bound(self.maximum, n_c, level))
         return min(rates, default=math.inf)
@@ -383,14 +383,6 @@ class RateTest:
         return wording.fits(wording.share_difference(middle - width, middle + width), 96)
 
 
-def _clipped(counts: Counts) -> Counts:
-    """A scrape may fall between the two counters' increments: never more bad requests than requests."""
-    c, s = counts.canary, counts.stable
-    if c.total <= c.n and s.total <= s.n:
-        return counts
-    return Counts(Arm(c.n, min(c.total, c.n), shards=c.shards), Arm(s.n, min(s.total, s.n), shards=s.shards))
-
-
 def _log_values(theta0: float, multiple: float, rate: float, strata: Sequence[Counts]) -> float:
     """ln e-value of an interval: strata are compared separately and multiply."""
     return sum(
@@ -411,13 +403,8 @@ def _variance(bad: float, n: float) -> float:
     return p * (1 - p)
 
 
-def _needed(level: float, weight: float) -> float:
-    """ln evidence that one alternative of a mixture needs alone."""
-    return log_threshold(level) - math.log(weight * FIRST)
-
-
 def _detectable_bound(bound: float, requests: float, level: float) -> float:
     return min(
-        (_needed(level, weight) / requests + math.log1p(bound * (g - 1))) / math.log(g)
+        (log_needed(level, weight) / requests + math.log1p(bound * (g - 1))) / math.log(g)
         for g, weight in WORSE_ODDS.items()
     )

@@ -14,7 +14,8 @@ from promptrollout.engine.bernoulli import log_bound, two_arm_bet
 from promptrollout.engine.contrast import Contrast, half_width, log_one_sided
 from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.judgement import Levels
-from promptrollout.engine.mean import MeanState, MeanTest, variances
+from promptrollout.engine.mean import MeanState, MeanTest
+from promptrollout.engine.moments import variances
 from promptrollout.engine.rate import RateState, RateTest
 from promptrollout.engine.signals import SIGNALS
 

@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from promptrollout.engine.contrast import TUNING, half_width, log_one_sided
+from promptrollout.engine.contrast import EFFECTS, TUNING, half_width, log_one_sided
 from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.judgement import Judgement, Levels
-from promptrollout.engine.mean import EFFECTS, GATE, MeanState, MeanTest, variances
+from promptrollout.engine.mean import GATE, MeanState, MeanTest
+from promptrollout.engine.moments import variances
 from promptrollout.engine.signals import SIGNALS
 
 COST = SIGNALS["CostPerRequest"]
