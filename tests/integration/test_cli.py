@@ -54,6 +54,7 @@ def test_verbs_and_status_in_a_rollouts_life(story: Story, cli: Run) -> None:
         assert paused.returncode == 0, paused.stderr
         assert "RolloutPaused" in paused.stdout
         assert "(lunch)" in paused.stdout
+        story.until(lambda s: s["clock"]["evaluatedUntil"] > s["clock"]["exposedAt"])
         shown = cli("status", "app").stdout
         assert "Paused" in shown
         assert "10 % on the canary" in shown
