@@ -38,7 +38,7 @@ def main() -> None:
     }
     if not cases:
         raise SystemExit(f"no case is called like {given.scenario}: see benchmarks/decisions/cases.yaml")
-    whole = given.runs is None and not given.scenario and not given.rule
+    whole = not given.scenario and not given.rule
     report = Report("decisions" if whole else "decisions-partial")
     usual = {"harmful": DETECTIONS}
     runs = {n: given.runs or case.runs or usual.get(case.truth, FALSE_ALARMS) for n, case in cases.items()}

@@ -17,7 +17,7 @@ from promptrollout.engine.signals import Signal
 Grid = dict[float, float]
 """Alternatives and their weights, which sum to 1."""
 
-WORSE: Grid = {1.25: 0.05, 1.6: 0.3, 3.0: 0.53, 10.0: 0.12}
+WORSE: Grid = {1.25: 0.05, 1.6: 0.4, 3.0: 0.45, 10.0: 0.1}
 """Of the breach test, as multiples of theta0. Few and far apart: each costs ln(1/weight) of evidence, and one catches
 whatever lies within a factor of 1.5."""
 BETTER: Grid = {0.8: 0.2, 0.67: 0.5, 0.5: 0.2, 0.33: 0.1}

@@ -21,7 +21,7 @@ MISMATCH = 4.0
 sticky users."""
 LEAST_OFF = 0.02
 """Of the requests that the canary should get: smaller deviations harm no comparison, however certain they are."""
-LEAST_OFF_OF_USERS = 0.2
+LEAST_OFF_OF_USERS = 0.15
 """The same where users stay on their arm: they ask more or less often as they like the answers, which is no
 mismatch."""
 _ZEROS = (0.0,) * SHARDS
