@@ -20,7 +20,7 @@ from promptrollout.engine.rate import RateState, RateTest
 from promptrollout.engine.signals import SIGNALS
 
 LEVELS = Levels(breach=0.05, promote=0.05)
-WORSE = {1.25: 0.05, 1.6: 0.3, 3.0: 0.53, 10.0: 0.12}
+WORSE = {1.25: 0.05, 1.6: 0.4, 3.0: 0.45, 10.0: 0.1}
 BETTER = {0.8: 0.2, 0.67: 0.5, 0.5: 0.2, 0.33: 0.1}
 ODDS = (1.25, 2.0, 4.0, 10.0, 100.0)
 SPOTLESS = {0.01: 0.65, 0.25: 0.2, 0.5: 0.15}
