@@ -16,7 +16,7 @@ from pathlib import Path
 ENGINE = Path("mutants/src/promptrollout/engine")
 MODULES = (
     *("analysis", "bernoulli", "common_cause", "conditions", "contrast", "dispersion", "draft", "evidence", "life"),
-    *("logspace", "mean", "objectives", "plan", "rate", "sample_ratio", "verbs"),
+    *("logspace", "mean", "mean_state", "objectives", "plan", "rate", "rate_state", "sample_ratio", "verbs"),
 )
 WRITERS = re.compile(r"(_text|x_by|x_listed|x_named|x_whereto)__mutmut_")
 KILLED = (1, 3, 24, 36, 152, 255, -24)

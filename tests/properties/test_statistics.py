@@ -12,8 +12,10 @@ from promptrollout.engine.bernoulli import two_arm_bet
 from promptrollout.engine.contrast import Contrast
 from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.judgement import Levels
-from promptrollout.engine.mean import MeanState, MeanTest
-from promptrollout.engine.rate import WORSE, RateState, RateTest
+from promptrollout.engine.mean import MeanTest
+from promptrollout.engine.mean_state import MeanState
+from promptrollout.engine.rate import RateTest
+from promptrollout.engine.rate_state import WORSE, RateState
 from promptrollout.engine.signals import SIGNALS
 
 LEVELS = Levels(breach=0.05, promote=0.05)

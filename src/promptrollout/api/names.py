@@ -58,6 +58,7 @@ METRIC_FALLBACKS: Final = "promptrollout_fallbacks_total"
 METRIC_FEEDBACK: Final = "promptrollout_feedback_total"  # also: rating, age
 METRIC_TOOL_CALLS: Final = "promptrollout_tool_calls_total"
 METRIC_TOOL_FAILURES: Final = "promptrollout_tool_failures_total"
+METRIC_JUDGE_FAILURES: Final = "promptrollout_judge_failures_total"  # also: dimension, judge, age
 METRIC_JUDGE_SCORE: Final = "promptrollout_judge_score"  # _bucket, _sum, _count; also: dimension, judge, age
 METRIC_SCORE: Final = "promptrollout_score"  # _sum, _count, _sumsq; also: score, age
 METRIC_COST_COUNT: Final = "promptrollout_request_cost_usd_count"

@@ -181,8 +181,8 @@ class ObjectiveStatus(Model):
     """Interval for canary minus stable (or the ratio), valid at any time."""
     message: Annotated[str, Field(max_length=512)] = ""
     common_cause: bool | None = None
-    """Stable violates `max` as well, or the canary does not get its share of requests: nothing is concluded from that
-    row, and nothing advances."""
+    """Stable violates `max` as well, or the arms cannot be compared (the canary does not get its share of requests, or
+    fewer of its answers could be judged): nothing is concluded from that row, and nothing advances."""
     checkpoint: Annotated[str, Field(max_length=1024)] | None = None
     """The test's running sums, exact; read by the engine only."""
 

@@ -251,7 +251,7 @@ def lacking(draft: Draft) -> list[str]:
         elif samples < objective.min_samples:
             missing.append(f"{objective.name}: {samples:,} of {objective.min_samples:,} canary samples in this step")
         elif row is not None and row.common_cause:
-            missing.append(f"{objective.name}: stable is above the bound too")
+            missing.append(f"{objective.name}: stable is above the bound too, or answers could not be judged")
         elif advance_on == "NonInferior" and (row is None or row.verdict != "Pass"):
             missing.append(f"{objective.name}: not yet shown to be within its margin")
     return missing

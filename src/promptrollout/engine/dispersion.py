@@ -28,25 +28,35 @@ LENGTHS = (1, 4, 16)
 """Intervals of the blocks whose means are compared: what disturbs an arm may last longer than one."""
 SURPRISE = 25.0
 """A squared change counts at most this many times what was expected: one blip is no habit."""
+SHARED = 16.0
+"""A change of so many times what was expected, or more, is no unrest of stable's if the canary goes at least half of
+the way with it: what hits both arms is not between them."""
 PRIOR = 10
 """Quiet changes that are presumed: of long blocks few are ever seen."""
 SKEWED = 3.0
 """Shocks in two arms add twice their share to the variance of the difference; half again as much because they are
 skewed: with 2, arm-by-minute shocks of correlation .05 and .01 raised 7.2 and 5.8 % false alarms, with 3 2.2 % both."""
 
+Moments = tuple[float, float]
+"""Requests, and the sum of their values."""
+
 _SHARD_ERROR = math.sqrt(2 / (2 * (SHARDS - 1))) / 2
 
 
 class Blocks(NamedTuple):
-    """Changes of stable's mean between neighbouring blocks of so many intervals."""
+    """Changes of stable's mean between neighbouring blocks of so many intervals, and what the canary's did then."""
 
     intervals: float = 0.0
     """Of the present block, so far."""
     n: float = 0.0
     total: float = 0.0
+    canary_n: float = 0.0
+    canary_total: float = 0.0
     last_n: float = 0.0
     """Of the block before; 0 if there is none to compare with."""
     last_mean: float = 0.0
+    last_canary_n: float = 0.0
+    last_canary_mean: float = 0.0
     changes: float = 0.0
     """How many were seen."""
     excess: float = 0.0
@@ -54,21 +64,31 @@ class Blocks(NamedTuple):
     error: float = 0.0
     """Variance of `excess` if requests are independent."""
 
-    def observe(self, length: int, n: float, total: float, variance: float, kurtosis: float) -> Blocks:
+    def observe(self, length: int, canary: Moments, stable: Moments, variance: float, kurtosis: float) -> Blocks:
         """After an interval with requests on stable."""
-        n, total = self.n + n, self.total + total
+        n, total = self.n + stable[0], self.total + stable[1]
+        canary_n, canary_total = self.canary_n + canary[0], self.canary_total + canary[1]
         if self.intervals + 1 < length:
-            return self._replace(intervals=self.intervals + 1, n=n, total=total)
-        mean, changes, excess, error = total / n, self.changes, self.excess, self.error
+            return self._replace(
+                intervals=self.intervals + 1, n=n, total=total, canary_n=canary_n, canary_total=canary_total
+            )
+        mean, canary_mean = total / n, canary_total / canary_n if canary_n > 0 else 0.0
+        changes, excess, error = self.changes, self.excess, self.error
         if self.last_n > 0 and variance > 0:
             alone = 1 / n + 1 / self.last_n
             expected = alone + max(excess, 0.0) / (changes + PRIOR)
             change = mean - self.last_mean
+            square = change * change / variance
+            if square > SHARED * expected and canary_n > 0 and self.last_canary_n > 0:
+                # (x - y/2) y >= 0: the same way, and half as far at least
+                shared = (canary_mean - self.last_canary_mean - change / 2) * change >= 0
+                square = expected if shared else square
             changes += 1
-            excess += min(change * change / variance, SURPRISE * expected) - alone
+            excess += min(square, SURPRISE * expected) - alone
             # changes that share a block are correlated by 1/2: half again as much as alone
             error += alone * alone * (3 + 0.375 * kurtosis * alone)
-        return Blocks(0.0, 0.0, 0.0, n, mean, changes, excess, error)
+        last = {"last_n": n, "last_mean": mean, "last_canary_n": canary_n, "last_canary_mean": canary_mean}
+        return Blocks(**last, changes=changes, excess=excess, error=error)
 
     def correlation(self) -> float:
         """Of an arm's requests within a block, as far as it stands out by more than its error:
@@ -132,13 +152,13 @@ class Dispersion:
 
     def observe(self, strata: Sequence[Counts], variance: float, kurtosis: float) -> Dispersion:
         """After one interval. `variance` and `kurtosis` of one request on stable, as known so far."""
-        n, total = sum(c.stable.n for c in strata), sum(c.stable.total for c in strata)
+        of_canary = sum(c.canary.n for c in strata), sum(c.canary.total for c in strata)
+        of_stable = sum(c.stable.n for c in strata), sum(c.stable.total for c in strata)
         blocks = self.blocks
-        if n > 0:
+        if of_stable[0] > 0:
             pairs = zip(LENGTHS, blocks, strict=True)
-            blocks = tuple(
-                Blocks(*_single(each.observe(length, n, total, variance, kurtosis))) for length, each in pairs
-            )
+            learnt = (each.observe(length, of_canary, of_stable, variance, kurtosis) for length, each in pairs)
+            blocks = tuple(Blocks(*_single(each)) for each in learnt)
         canary, stable, requests = self.canary, self.stable, self.requests
         canary_free, stable_free = self.canary_free, self.stable_free
         for counts in strata:
@@ -154,20 +174,21 @@ class Dispersion:
 
     def interrupted(self) -> Dispersion:
         """After an interval that teaches nothing of the usual: an outage is no fluctuation, and neither is its end."""
-        fresh = {"intervals": 0.0, "n": 0.0, "total": 0.0, "last_n": 0.0}
-        return replace(self, blocks=tuple(each._replace(**fresh) for each in self.blocks))
+        kept = ((each.changes, each.excess, each.error) for each in self.blocks)
+        return replace(self, blocks=tuple(Blocks(changes=c, excess=x, error=e) for c, x, e in kept))
 
     # ------------------------------------------------------------ checkpoints
 
     def singles(self) -> Iterator[float]:
-        for each in self.blocks:
-            yield from each
+        for length, each in zip(LENGTHS, self.blocks, strict=True):
+            yield from each[_kept_from(length) :]
         yield from (self.canary_free, self.stable_free, *self.canary, *self.stable, *self.requests)
 
     @classmethod
     def take(cls, singles: Iterator[float]) -> Dispersion:
         """The inverse of `singles`; ValueError if they are no such sums."""
-        blocks = tuple(Blocks(*islice(singles, len(Blocks._fields))) for _ in LENGTHS)
+        fields = [Blocks._fields[_kept_from(length) :] for length in LENGTHS]
+        blocks = tuple(Blocks(**dict(zip(names, islice(singles, len(names)), strict=False))) for names in fields)
         canary_free, stable_free = next(singles), next(singles)
         canary, stable, requests = (tuple(islice(singles, SHARDS)) for _ in range(3))
         flat = [x for each in blocks for x in each]
@@ -179,7 +200,12 @@ class Dispersion:
         return cls(blocks, canary_free, stable_free, canary, stable, requests)
 
 
-_WITHOUT_SHARDS = len(LENGTHS) * len(Blocks._fields) + 2
+def _kept_from(length: int) -> int:
+    """Index of the first field that a checkpoint keeps: a block of one interval is never half done."""
+    return 0 if length > 1 else Blocks._fields.index("last_n")
+
+
+_WITHOUT_SHARDS = sum(len(Blocks._fields) - _kept_from(length) for length in LENGTHS) + 2
 SINGLES = (_WITHOUT_SHARDS, _WITHOUT_SHARDS + 3 * SHARDS)
 """How many a checkpoint holds: without shards and with them."""
 _ZEROS = (0.0,) * SHARDS

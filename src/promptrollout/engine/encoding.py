@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 MOST = 1e30
 """Larger than any sum of counts, costs or logarithms."""
-VERSION = 3
+VERSION = 4
 """Of the meaning of the sums. A change restarts the evidence of running rollouts."""
 
 

@@ -15,7 +15,8 @@ class Arm:
     A rate: `n` requests, `total` bad ones. A mean: `n` values (requests, scores, actions), their sum and the sum of
     their squares (0 where nobody exports it). `shards` divides `n` and `total` by groups of units (users), always the
     same number of them in the same order; empty where that is not known. Of a cost, `input_usd` is what the input would
-    have cost without the provider's cache, and `saved_usd` what the cache saved of it.
+    have cost without the provider's cache, and `saved_usd` what the cache saved of it. `missing`: values that there
+    should be, as judgements that failed.
     """
 
     n: float
@@ -24,11 +25,12 @@ class Arm:
     shards: tuple[Shard, ...] = ()
     input_usd: float = 0.0
     saved_usd: float = 0.0
+    missing: float = 0.0
 
     @property
     def is_usable(self) -> bool:
         """NaN, infinite or negative is no count; a sum without requests belongs to nobody."""
-        numbers = (self.n, self.total, self.total_squared)
+        numbers = (self.n, self.total, self.total_squared, self.missing)
         return all(math.isfinite(x) and x >= 0 for x in numbers) and (self.n > 0 or self.total == 0)
 
 

@@ -1,16 +1,17 @@
 """Test of a mean (cost, tokens, scores): anytime-valid for sums with estimated variances, stratified by interval."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from promptrollout.engine import encoding, wording
 from promptrollout.engine.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
 from promptrollout.engine.contrast import EFFECTS, TUNING, Contrast, half_width, log_bets, log_one_sided
-from promptrollout.engine.dispersion import SINGLES, SKEWED, Dispersion
+from promptrollout.engine.dispersion import SKEWED
 from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.judgement import Finding, Judgement, Levels, verdict_text
-from promptrollout.engine.logspace import StartMixture, log_needed, log_threshold, shrunk
+from promptrollout.engine.logspace import log_needed, log_threshold, shrunk
+from promptrollout.engine.mean_state import LENGTH, SINGLES, MeanState
 from promptrollout.engine.moments import total_of, variances, with_squares
 from promptrollout.engine.signals import Signal
 
@@ -24,50 +25,6 @@ KURTOSIS = 10.0
 """Presumed of one sample, where only the error of an estimated variance depends on it."""
 
 _WEIGHTS = (1 / len(EFFECTS),) * len(EFFECTS)
-_NOTHING = Arm(0.0, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class MeanState:
-    """Sums of one mean, of fixed size."""
-
-    canary: Arm
-    """Of all intervals, as `stable`: they estimate variances, for later intervals only."""
-    stable: Arm
-    shown: Arm
-    """Of stable, since the canary met its first user: what people read beside the canary's."""
-    scale: float
-    """Standard deviation of one sample, fixed when the first interval is used; 0 until then."""
-    effective: float
-    """Canary samples of the intervals used, each divided by its interval's dispersion."""
-    relative: StartMixture
-    absolute: StartMixture
-    suspicion: float
-    """Of stable being beyond the absolute bound itself; see common_cause."""
-    contrast: Contrast
-    """Of all intervals used, for the interval of the difference."""
-    promotion: Contrast
-    """Of the promotable ones."""
-    promotable: float
-    """Canary samples in the promotable intervals used, their sum, and the variance of that sum."""
-    promotable_total: float
-    promotable_spread: float
-    dispersion: Dispersion
-
-    def numbers(self) -> Iterator[float]:
-        for arm in (self.canary, self.stable):
-            yield from (arm.n, arm.total, arm.total_squared)
-        yield from (self.shown.n, self.shown.total)
-        yield from (self.scale, self.effective)
-        yield from self.relative.numbers()
-        yield from self.absolute.numbers()
-        yield self.suspicion
-        yield from self.contrast.numbers()
-        yield from self.promotion.numbers()
-        yield from (self.promotable, self.promotable_total, self.promotable_spread)
-
-
-_LENGTH = 6 + 2 + 2 + 2 * (1 + len(EFFECTS)) + 1 + 2 * 5 + 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,22 +63,7 @@ class MeanTest:
         return (self.margin is not None) + (self.bound is not None)
 
     def start(self) -> MeanState:
-        return MeanState(
-            canary=_NOTHING,
-            stable=_NOTHING,
-            shown=_NOTHING,
-            scale=0.0,
-            effective=0.0,
-            relative=StartMixture.start(len(EFFECTS)),
-            absolute=StartMixture.start(len(EFFECTS)),
-            suspicion=0.0,
-            contrast=Contrast(),
-            promotion=Contrast(),
-            promotable=0.0,
-            promotable_total=0.0,
-            promotable_spread=0.0,
-            dispersion=Dispersion(),
-        )
+        return MeanState.start()
 
     # ------------------------------------------------------------ what it learns
 
@@ -135,6 +77,7 @@ class MeanTest:
         ]
         if not usable:
             return state
+        state = replace(state, coverage=state.coverage.observe(usable))
         canary, stable = total_of(counts.canary for counts in usable), total_of(counts.stable for counts in usable)
         # what this interval weighs is fixed before it is looked at: variances and dispersion of the earlier ones
         known = variances(state.canary, state.stable)
@@ -241,7 +184,11 @@ class MeanTest:
         return state.canary.n >= self.gate and state.scale > 0
 
     def breached(self, state: MeanState, levels: Levels) -> bool:
-        return self.judged(state) and any(finding.breached for finding in self._findings(state, levels))
+        return (
+            self.judged(state)
+            and not state.coverage.differs
+            and any(finding.breached for finding in self._findings(state, levels))
+        )
 
     def _findings(self, state: MeanState, levels: Levels) -> list[Finding]:
         crossed, passed = log_threshold(levels.breach / self.bounds), log_threshold(levels.promote)
@@ -275,10 +222,11 @@ class MeanTest:
 
     def judge(self, state: MeanState, levels: Levels) -> Judgement:
         judged = self.judged(state)
-        findings = self._findings(state, levels) if judged else []
+        findings = self._findings(state, levels) if judged and not state.coverage.differs else []
         breach = any(finding.breached for finding in findings)
         common_cause = self.bound is not None and state.suspicion >= SUSPECT
-        remarks = [] if judged else [self._waiting_text(state)]
+        remarks = [state.coverage.text()] if state.coverage.differs else []
+        remarks += [] if judged else [self._waiting_text(state)]
         if common_cause:
             side = "above" if self.more_is_worse else "below"
             bound = wording.value(self.signal, self.bound or 0.0)
@@ -293,14 +241,14 @@ class MeanTest:
         said = verdict_text(findings, levels, remarks)
         return Judgement(
             breach=breach,
-            non_inferior=judged and not breach and all(finding.kept for finding in findings),
+            non_inferior=bool(findings) and not breach and all(finding.kept for finding in findings),
             canary_samples=int(state.canary.n),
             stable_samples=int(state.shown.n),
             canary=canary,
             stable=stable,
             difference=self._difference_text(state),
             message=wording.fits(f"{self._values_text(state, canary, stable)}: {said}", 512),
-            common_cause=common_cause,
+            common_cause=common_cause or state.coverage.differs,
         )
 
     def detectable(self, state: MeanState, level: float) -> float:
@@ -335,38 +283,10 @@ class MeanTest:
     # ------------------------------------------------------------ checkpoints
 
     def encode(self, state: MeanState) -> str:
-        return encoding.encode(self.definition, state.numbers(), state.dispersion.singles())
+        return encoding.encode(self.definition, state.numbers(), state.singles())
 
     def decode(self, text: str) -> MeanState:
-        numbers, singles = encoding.decode(self.definition, text, _LENGTH, SINGLES)
-        canary, stable = (Arm(next(numbers), next(numbers), next(numbers)) for _ in range(2))
-        shown = Arm(next(numbers), next(numbers))
-        scale, effective = next(numbers), next(numbers)
-        relative, absolute = (StartMixture.take(numbers, len(EFFECTS)) for _ in range(2))
-        suspicion = next(numbers)
-        contrast, promotion = (Contrast.take(numbers) for _ in range(2))
-        promotable = [next(numbers) for _ in range(3)]
-        finite = (scale, effective, suspicion, *promotable)
-        if not (canary.is_usable and stable.is_usable and shown.is_usable) or any(
-            not (math.isfinite(x) and x >= 0) for x in finite
-        ):
-            raise ValueError("damaged checkpoint (a sum is negative or not a number): its evidence restarts")
-        return MeanState(
-            canary=canary,
-            stable=stable,
-            shown=shown,
-            scale=scale,
-            effective=effective,
-            relative=relative,
-            absolute=absolute,
-            suspicion=suspicion,
-            contrast=contrast,
-            promotion=promotion,
-            promotable=promotable[0],
-            promotable_total=promotable[1],
-            promotable_spread=promotable[2],
-            dispersion=Dispersion.take(singles),
-        )
+        return MeanState.take(*encoding.decode(self.definition, text, LENGTH, SINGLES))
 
     # ------------------------------------------------------------ words
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from promptrollout.api.slo import Objective
-from promptrollout.engine import rate
+from promptrollout.engine import rate, rate_state
 from promptrollout.engine.contrast import EFFECTS
 from promptrollout.engine.dispersion import LENGTHS
 from promptrollout.engine.judgement import ObjectiveTest
@@ -57,7 +57,7 @@ def bounds_of(objective: Objective) -> Bounds:
 
 
 GRIDS = {
-    "rate": (rate.WORSE, rate.BETTER, rate.WORSE_ODDS, rate.FADING, LENGTHS),
+    "rate": (rate_state.WORSE, rate_state.BETTER, rate_state.WORSE_ODDS, rate.FADING, LENGTHS),
     "mean": (EFFECTS, LENGTHS),
 }
 """What the sums were made with: sums of other alternatives are not sums of these."""

@@ -1,33 +1,29 @@
 """Test of a rate (bad requests of all requests): e-processes for two arms, stratified by interval."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from promptrollout.engine import encoding, wording
 from promptrollout.engine.bernoulli import log_bound, two_arm_bet
 from promptrollout.engine.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
-from promptrollout.engine.contrast import TUNING, Contrast, half_width
-from promptrollout.engine.dispersion import SINGLES, SKEWED, Dispersion
+from promptrollout.engine.contrast import TUNING, half_width
+from promptrollout.engine.dispersion import SINGLES, SKEWED
 from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.judgement import Finding, Judgement, Levels, verdict_text
-from promptrollout.engine.logspace import StartMixture, log_add, log_mix, log_needed, log_threshold, shrunk
+from promptrollout.engine.logspace import log_add, log_mix, log_needed, log_threshold, shrunk
+from promptrollout.engine.rate_state import (
+    BETTER,
+    BETTER_ODDS,
+    LENGTH,
+    SPOTLESS_ODDS,
+    WORSE,
+    WORSE_ODDS,
+    Grid,
+    RateState,
+)
 from promptrollout.engine.signals import Signal
 
-Grid = dict[float, float]
-"""Alternatives and their weights, which sum to 1."""
-
-WORSE: Grid = {1.25: 0.05, 1.6: 0.4, 3.0: 0.45, 10.0: 0.1}
-"""Of the breach test, as multiples of theta0. Few and far apart: each costs ln(1/weight) of evidence, and one catches
-whatever lies within a factor of 1.5."""
-BETTER: Grid = {0.8: 0.2, 0.67: 0.5, 0.5: 0.2, 0.33: 0.1}
-"""Of the promotion test, as multiples of theta0; 0.67 is a canary like stable at a margin of 50 %."""
-WORSE_ODDS: Grid = {1.25: 0.2, 2.0: 0.2, 4.0: 0.2, 10.0: 0.2, 100.0: 0.2}
-"""Of a fixed bound's breach test, as multiples of the bound's odds (up to a total failure)."""
-BETTER_ODDS: Grid = {0.1: 0.25, 0.25: 0.25, 0.5: 0.25, 0.8: 0.25}
-"""Of a fixed bound's promotion test."""
-SPOTLESS_ODDS: Grid = {0.01: 0.65, 0.25: 0.2, 0.5: 0.15}
-"""The same for the negligible rate, where only arms (nearly) without failures need it."""
 SUSPECT_ODDS = (1.25, 1.5, 5.0)
 """Alternatives by which stable comes under suspicion of being above `max` itself. The least is the canary's own: else
 both arms a little above it would cast no suspicion on stable, and roll the canary back."""
@@ -36,48 +32,6 @@ FADING = 0.95
 
 _RHO = 0.02 * TUNING
 """Of the displayed interval: tuned for a rate of 2 %. Any fixed value is valid."""
-
-
-@dataclass(frozen=True, slots=True)
-class RateState:
-    """Sums of one rate, of fixed size."""
-
-    canary: float
-    canary_bad: float
-    stable: float
-    stable_bad: float
-    recent: float
-    """Requests on stable and bad ones among them, fading: its rate as the next interval is expected to show it."""
-    recent_bad: float
-    effective: float
-    """Canary requests, each divided by its interval's dispersion."""
-    relative: StartMixture
-    """Breach versus stable."""
-    floor: StartMixture
-    """Breach above the negligible rate."""
-    absolute: StartMixture
-    """Breach of `max`."""
-    suspicion: float
-    """Of stable being above `max` itself; see common_cause."""
-    promotion: tuple[float, ...]
-    """ln e per alternative in BETTER, over the promotable intervals."""
-    promotable: float
-    """Canary requests in the promotable intervals, and the bad ones among them, divided by the interval's
-    dispersion."""
-    promotable_bad: float
-    contrast: Contrast
-    dispersion: Dispersion
-
-    def numbers(self) -> Iterator[float]:
-        yield from (self.canary, self.canary_bad, self.stable, self.stable_bad)
-        yield from (self.recent, self.recent_bad, self.effective)
-        for mixture in (self.relative, self.floor, self.absolute):
-            yield from mixture.numbers()
-        yield from (self.suspicion, *self.promotion, self.promotable, self.promotable_bad)
-        yield from self.contrast.numbers()
-
-
-_LENGTH = 7 + (1 + len(WORSE)) + 2 * (1 + len(WORSE_ODDS)) + 1 + len(BETTER) + 2 + 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,24 +66,7 @@ class RateTest:
         return (self.margin_percent is not None) + (self.maximum is not None)
 
     def start(self) -> RateState:
-        return RateState(
-            canary=0.0,
-            canary_bad=0.0,
-            stable=0.0,
-            stable_bad=0.0,
-            recent=0.0,
-            recent_bad=0.0,
-            effective=0.0,
-            relative=StartMixture.start(len(WORSE)),
-            floor=StartMixture.start(len(WORSE_ODDS)),
-            absolute=StartMixture.start(len(WORSE_ODDS)),
-            suspicion=0.0,
-            promotion=(0.0,) * len(BETTER),
-            promotable=0.0,
-            promotable_bad=0.0,
-            contrast=Contrast(),
-            dispersion=Dispersion(),
-        )
+        return RateState.start()
 
     # ------------------------------------------------------------ what it learns
 
@@ -324,35 +261,7 @@ class RateTest:
         return encoding.encode(self.definition, state.numbers(), state.dispersion.singles())
 
     def decode(self, text: str) -> RateState:
-        numbers, singles = encoding.decode(self.definition, text, _LENGTH, SINGLES)
-        totals = [next(numbers) for _ in range(7)]
-        relative = StartMixture.take(numbers, len(WORSE))
-        floor, absolute = (StartMixture.take(numbers, len(WORSE_ODDS)) for _ in range(2))
-        suspicion = next(numbers)
-        promotion = tuple(next(numbers) for _ in BETTER)
-        promotable, promotable_bad = next(numbers), next(numbers)
-        finite = (*totals, suspicion, promotable, promotable_bad)
-        if any(not (math.isfinite(x) and x >= 0) for x in finite) or not all(math.isfinite(x) for x in promotion):
-            raise ValueError("damaged checkpoint (a sum is negative or not a number): its evidence restarts")
-        contrast = Contrast.take(numbers)
-        return RateState(
-            canary=totals[0],
-            canary_bad=totals[1],
-            stable=totals[2],
-            stable_bad=totals[3],
-            recent=totals[4],
-            recent_bad=totals[5],
-            effective=totals[6],
-            relative=relative,
-            floor=floor,
-            absolute=absolute,
-            suspicion=suspicion,
-            promotion=promotion,
-            promotable=promotable,
-            promotable_bad=promotable_bad,
-            contrast=contrast,
-            dispersion=Dispersion.take(singles),
-        )
+        return RateState.take(*encoding.decode(self.definition, text, LENGTH, SINGLES))
 
     # ------------------------------------------------------------ words
 

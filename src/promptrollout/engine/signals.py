@@ -15,7 +15,7 @@ Unit = Literal["share", "usd", "points", "tokens", "calls", "seconds", "number"]
 Direction = Literal["more_is_worse", "less_is_worse"]
 Role = str
 """What a counter is to its test, in the words of `evidence.Arm`: `n`, `total`, `total_squared`, `input_usd`,
-`saved_usd`. `spared`: what `n` has beyond `total`. `1` to `5`: buckets of a histogram of whole scores."""
+`saved_usd`, `missing`. `spared`: what `n` has beyond `total`. `1` to `5`: buckets of a histogram of whole scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +180,14 @@ SIGNALS: dict[str, Signal] = {
         "mean",
         "points",
         "judge score",
-        tuple(
-            (str(points), Counter(f"{names.METRIC_JUDGE_SCORE}_bucket", (_DIMENSION, ("le", str(points)))))
-            for points in range(1, 6)
+        (
+            *(
+                (str(points), Counter(f"{names.METRIC_JUDGE_SCORE}_bucket", (_DIMENSION, ("le", str(points)))))
+                for points in range(1, 6)
+            ),
+            ("missing", Counter(names.METRIC_JUDGE_FAILURES, (_DIMENSION,))),
         ),
+        optional=("missing",),
         direction="less_is_worse",
         shards=(
             ("n", Counter(f"{names.METRIC_JUDGE_SCORE}_count", (_DIMENSION,)).sharded),

@@ -28,7 +28,8 @@ def counts_of(signal: Signal, sums: Sums) -> Counts:
 
 def _arm(signal: Signal, sums: Mapping[tuple[str, int], float]) -> Arm:
     if signal.counters and signal.counters[0][0] == "1":
-        return _of_points([sums.get((str(points), WHOLE), 0.0) for points in _POINTS])
+        scores = _of_points([sums.get((str(points), WHOLE), 0.0) for points in _POINTS])
+        return replace(scores, missing=sums.get(("missing", WHOLE), 0.0))
     n, total = _pair(signal, sums, WHOLE)
     squared, input_usd, saved_usd = (
         sums.get((role, WHOLE), 0.0) for role in ("total_squared", "input_usd", "saved_usd")

@@ -34,6 +34,7 @@ class RecordedArm(_Line):
     shards: tuple[tuple[Amount, Amount], ...] = ()
     input_usd: Amount = 0.0
     saved_usd: Amount = 0.0
+    missing: Amount = 0.0
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -42,7 +43,7 @@ class RecordedArm(_Line):
         return self
 
     def arm(self) -> Arm:
-        return Arm(self.n, self.total, self.total_squared, self.shards, self.input_usd, self.saved_usd)
+        return Arm(self.n, self.total, self.total_squared, self.shards, self.input_usd, self.saved_usd, self.missing)
 
 
 class RecordedCounts(_Line):
@@ -205,4 +206,5 @@ def _recorded(arm: Arm) -> RecordedArm:
         shards=arm.shards,
         input_usd=arm.input_usd,
         saved_usd=arm.saved_usd,
+        missing=arm.missing,
     )

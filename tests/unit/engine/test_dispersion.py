@@ -229,3 +229,21 @@ def test_it_starts_again_from_its_numbers_to_the_last_bit() -> None:
     broken[1] = -1.0
     with pytest.raises(ValueError, match="not the sums"):
         Dispersion.take(iter(broken))
+
+
+def test_what_hits_both_arms_is_no_unrest_of_stable() -> None:
+    """Else an hour that is bad for everybody would make every later bet small."""
+
+    def after(canary_spike: float) -> float:
+        dispersion = Dispersion()
+        for k in range(120):
+            bad = 60 <= k < 80
+            strata = (Counts.of(200, 200 * (canary_spike if bad else 0.02), 400, 400 * (0.08 if bad else 0.02)),)
+            dispersion = dispersion.observe(strata, 0.02, 50.0)
+        return dispersion.between_intervals()
+
+    assert after(0.02) > 0.01, "a spike of stable alone is unrest"
+    assert after(0.08) < 0.0001
+    assert after(0.055) < 0.0001, "the canary goes more than half of the way"
+    assert after(0.045) > 0.01, "less than half"
+    assert after(0.0) > 0.01, "the other way"

@@ -14,9 +14,11 @@ from promptrollout.engine.bernoulli import log_bound, two_arm_bet
 from promptrollout.engine.contrast import Contrast, half_width, log_one_sided
 from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.judgement import Levels
-from promptrollout.engine.mean import MeanState, MeanTest
+from promptrollout.engine.mean import MeanTest
+from promptrollout.engine.mean_state import MeanState
 from promptrollout.engine.moments import variances
-from promptrollout.engine.rate import RateState, RateTest
+from promptrollout.engine.rate import RateTest
+from promptrollout.engine.rate_state import RateState
 from promptrollout.engine.signals import SIGNALS
 
 LEVELS = Levels(breach=0.05, promote=0.05)
@@ -74,22 +76,32 @@ def means_after(test: MeanTest, strata: Sequence[Counts]) -> MeanState:
     return state
 
 
-def correlation(stable: Sequence[Arm], spreads: Sequence[float], kurtoses: Sequence[float]) -> float:
-    """Von Neumann's differences between the means of neighbouring blocks of 1, 4 and 16 intervals: what they show
-    beyond independent requests by more than one standard error, over twice as many changes as were seen and ten quiet
-    ones more. A correlation that lasts for a block counts once for each interval of it."""
+def correlation(strata: Sequence[Counts], spreads: Sequence[float], kurtoses: Sequence[float]) -> float:
+    """Of stable, by von Neumann's differences between the means of neighbouring blocks of 1, 4 and 16 intervals: what
+    they show beyond independent requests by more than one standard error, over twice as many changes as were seen and
+    ten quiet ones more. A correlation that lasts for a block counts once for each interval of it. What is 16 times
+    as much as was expected, and was half done by the canary as well, counts as expected."""
     found = [0.0]
+    stable, canary = [counts.stable for counts in strata], [counts.canary for counts in strata]
     for length in (1, 4, 16):
         ends = range(length, len(stable) + 1, length)
-        blocks = [(pooled(stable[end - length : end]), spreads[end - 1], kurtoses[end - 1]) for end in ends]
+        blocks = [
+            (*(pooled(arm[end - length : end]) for arm in (stable, canary)), spreads[end - 1], kurtoses[end - 1])
+            for end in ends
+        ]
         excess = error = 0.0
         changes = 0
-        for (before, _, _), (block, v, kurtosis) in itertools.pairwise(blocks):
+        for (before, canary_before, _, _), (block, canary_block, v, kurtosis) in itertools.pairwise(blocks):
             if v > 0:
                 widths = 1 / before.n + 1 / block.n
-                change = (block.total / block.n - before.total / before.n) ** 2 / v
+                expected = widths + max(excess, 0) / (changes + 10)
+                step = block.total / block.n - before.total / before.n
+                change = step**2 / v
+                of_canary = canary_block.total / canary_block.n - canary_before.total / canary_before.n
+                if change > 16 * expected and of_canary / step >= 0.5:
+                    change = expected
                 # a surprise counts at most 25 times what was expected
-                excess += min(change, 25 * (widths + max(excess, 0) / (changes + 10))) - widths
+                excess += min(change, 25 * expected) - widths
                 error += widths**2 * (3 + 0.375 * kurtosis * widths)
                 changes += 1
         found.append(length * max(excess - math.sqrt(error), 0) / (2 * (changes + 10)))
@@ -108,7 +120,7 @@ def rate_correlations(strata: Sequence[Counts]) -> list[float]:
         recent = sum(0.95 ** (k - j) * arms[j].n for j in range(k + 1))
         bad = sum(0.95 ** (k - j) * arms[j].total for j in range(k + 1))
         spreads.append(rate_variance(bad, recent))
-    return [correlation(arms[:k], spreads[:k], [1 / v for v in spreads[:k]]) for k in range(len(arms))]
+    return [correlation(strata[:k], spreads[:k], [1 / v for v in spreads[:k]]) for k in range(len(arms))]
 
 
 def over_starts(intervals: Sequence[Sequence[float]], weights: Sequence[float]) -> float:
@@ -372,9 +384,8 @@ def known_before(strata: Sequence[Counts]) -> list[tuple[float, float] | None]:
 
 
 def mean_correlations(strata: Sequence[Counts]) -> list[float]:
-    arms = [counts.stable for counts in strata]
     spreads = [v[1] if v else 0.0 for v in known_before(strata)]
-    return [correlation(arms[:k], spreads[:k], [10.0] * k) for k in range(len(arms))]
+    return [correlation(strata[:k], spreads[:k], [10.0] * k) for k in range(len(strata))]
 
 
 LASTING_COSTS = [counts for counts in COSTS for _ in range(4)]

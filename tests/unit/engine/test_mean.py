@@ -7,7 +7,8 @@ import pytest
 from promptrollout.engine.contrast import EFFECTS, TUNING, half_width, log_one_sided
 from promptrollout.engine.evidence import Arm, Counts
 from promptrollout.engine.judgement import Judgement, Levels
-from promptrollout.engine.mean import GATE, MeanState, MeanTest
+from promptrollout.engine.mean import GATE, MeanTest
+from promptrollout.engine.mean_state import MeanState
 from promptrollout.engine.moments import variances
 from promptrollout.engine.signals import SIGNALS
 

@@ -10,7 +10,8 @@ from promptrollout.engine.bernoulli import log_bound, two_arm_bet
 from promptrollout.engine.evidence import Counts
 from promptrollout.engine.judgement import Judgement, Levels
 from promptrollout.engine.logspace import StartMixture
-from promptrollout.engine.rate import BETTER, WORSE, WORSE_ODDS, RateState, RateTest
+from promptrollout.engine.rate import RateTest
+from promptrollout.engine.rate_state import BETTER, WORSE, WORSE_ODDS, RateState
 from promptrollout.engine.signals import SIGNALS
 
 ERRORS = SIGNALS["ErrorRate"]

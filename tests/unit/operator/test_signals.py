@@ -130,8 +130,12 @@ CASES: dict[str, tuple[dict[str, Any], list[Grew], Counts]] = {
     ),
     "JudgeScore": (
         {"dimension": "helpful"},
-        [*judged((1, 0, 0, 0, 2), (0, 0, 1, 1, 0)), *judged((9, 0, 0, 0, 0), (0, 0, 0, 0, 9), "polite")],
-        Counts(Arm(3, 11, 51), Arm(2, 7, 25)),
+        [
+            *judged((1, 0, 0, 0, 2), (0, 0, 1, 1, 0)),
+            *judged((9, 0, 0, 0, 0), (0, 0, 0, 0, 9), "polite"),
+            grew(names.METRIC_JUDGE_FAILURES, 1, 4, dimension="helpful", judge="j1", age="1m"),
+        ],
+        Counts(Arm(3, 11, 51, missing=1), Arm(2, 7, 25, missing=4)),
     ),
     "Score": (
         {"score": "answered"},
@@ -218,7 +222,7 @@ def test_without_one_of_its_series_there_is_no_count(signal: str) -> None:
         assert counted(measured, *(each for each in recorded if each.metric != metric)) == ()
 
 
-OPTIONAL = (names.METRIC_COST_INPUT_SUM, names.METRIC_COST_SAVED_SUM)
+OPTIONAL = (names.METRIC_COST_INPUT_SUM, names.METRIC_COST_SAVED_SUM, names.METRIC_JUDGE_FAILURES)
 
 
 def test_a_gateway_that_does_not_export_the_parts_of_the_cost_still_counts() -> None:
