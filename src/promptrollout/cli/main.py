@@ -1,6 +1,7 @@
 """The root command; each subcommand lives in a module of its own, which is imported only when it is called."""
 
 import importlib
+import os
 from typing import Final
 
 import click
@@ -66,3 +67,10 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="promptrollout")
 def main() -> None:
     """Progressive delivery for prompts on Kubernetes."""
+    _no_proxy_on_loopback()
+
+
+def _no_proxy_on_loopback() -> None:
+    """As kubectl does: a proxy of the environment cannot reach what listens on this machine only."""
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost", "127.0.0.1", "::1")))
