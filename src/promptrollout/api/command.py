@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
+from promptrollout.api.invalid import first_problem
 from promptrollout.api.meta import Model
 from promptrollout.api.names import ANNOTATION_COMMAND
 
@@ -40,6 +41,4 @@ def parse_command(annotations: dict[str, str]) -> Command | str | None:
     try:
         return Command.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
-        return f"annotation {ANNOTATION_COMMAND}: {path or 'value'}: {first['msg']}; write it with `promptrollout`"
+        return f"annotation {ANNOTATION_COMMAND}: {first_problem(error)}; write it with `promptrollout`"

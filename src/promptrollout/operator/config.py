@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.alias_generators import to_camel
 
 from promptrollout import __version__
+from promptrollout.api.invalid import first_problem
 from promptrollout.api.meta import HeaderName, Name
 from promptrollout.api.names import ENV_BIND_ADDRESS, PORT_ADMIN
 
@@ -157,6 +158,4 @@ def load(path: Path) -> Config:
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {field}: {first['msg']}") from error
+        raise ConfigError(f"{path}: {first_problem(error)}") from error

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from promptrollout.api.digest import digest_of
+from promptrollout.api.invalid import first_problem
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.provider import ProviderSpec
 from promptrollout.api.slo import SLOSpec
@@ -88,6 +89,4 @@ def slo_verdict(item: Object) -> Verdict:
 
 
 def _invalid(error: ValidationError) -> Verdict:
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
-    return False, "InvalidSpec", f"spec.{path}: {first['msg']}"
+    return False, "InvalidSpec", f"spec.{first_problem(error)}"

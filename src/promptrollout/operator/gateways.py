@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from promptrollout.api.gateway import GatewaySpec
+from promptrollout.api.invalid import first_problem
 from promptrollout.api.meta import SecretKeyRef
 from promptrollout.api.provider import ProviderSpec
 from promptrollout.operator.acknowledge import deployment_name
@@ -48,7 +49,7 @@ class GatewayReconciler:
         try:
             spec = GatewaySpec.model_validate(item.get("spec") or {})
         except ValidationError as error:
-            await self._write_status(key, item, None, "", ("InvalidSpec", str(error.errors()[0]["msg"])))
+            await self._write_status(key, item, None, "", ("InvalidSpec", f"spec.{first_problem(error)}"))
             return
         live = self._store.get("Deployment", key.namespace, deployment_name(key.name))
         if live is None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from promptrollout.api.delivery import VersionRef
 from promptrollout.api.digest import copy_name
+from promptrollout.api.invalid import first_problem
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.api.slo import Objective, SLOSpec, VersusStable
@@ -233,7 +234,7 @@ def _objectives(
         try:
             objectives = SLOSpec.model_validate(item.get("spec") or {}).objectives
         except ValidationError as error:
-            problems.append(f"{path}.name: PromptSLO {ref.name}: {_first(error)}")
+            problems.append(f"{path}.name: PromptSLO {ref.name}: {first_problem(error)}")
             continue
         for objective in objectives:
             declare(f"{path} (PromptSLO {ref.name})", objective)
@@ -299,8 +300,3 @@ def _always_on(found: list[Objective], prompt: PromptSpec, stable: PromptSpec | 
 
 def _free(name: str, taken: set[str]) -> str:
     return name if name not in taken else f"always-on-{name}"
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

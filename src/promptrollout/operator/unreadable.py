@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from promptrollout.api.delivery import DeliverySpec
+from promptrollout.api.invalid import first_problem
 from promptrollout.api.meta import LocalRef
 from promptrollout.api.rollout import Analysis, Canary, RolloutSpec, Step, Strategy
 
@@ -13,9 +14,7 @@ _STEPS = [Step(weight=100)]
 
 def unreadable(error: ValidationError) -> str:
     """The problem, for people: path, reason and fix."""
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in ("spec", *first["loc"]))
-    return f"{path}: {first['msg']}: this release cannot read it; install the CRDs of the operator's release"
+    return f"spec.{first_problem(error)}: this release cannot read it; install the CRDs of the operator's release"
 
 
 def spec_of(delivery: DeliverySpec | None) -> RolloutSpec:

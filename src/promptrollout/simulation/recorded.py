@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from promptrollout.api.invalid import first_problem
 from promptrollout.api.names import SHARDS
 from promptrollout.engine.evidence import Arm, Counts, Interval
 from promptrollout.simulation.traffic import Strata
@@ -172,9 +173,7 @@ def read(path: Path) -> Recorded:
         try:
             lines[number] = RecordedInterval.model_validate_json(line)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ValueError(f"{path}:{number}: {where + ': ' if where else ''}{first['msg']}") from error
+            raise ValueError(f"{path}:{number}: {first_problem(error)}") from error
     try:
         return Recorded(list(lines.values()))
     except TooLong as error:

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from promptrollout.api.invalid import first_problem
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.operator.resolve import resolve
 from promptrollout.operator.store import Store
@@ -42,9 +43,7 @@ def rules_of(bodies: Sequence[Body], name: str | None = None) -> tuple[str, Snap
     try:
         spec = RolloutSpec.model_validate(body.get("spec") or {})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"spec.{where}: {first['msg']}; `promptrollout lint` says more") from error
+        raise ValueError(f"spec.{first_problem(error)}; `promptrollout lint` says more") from error
     store = _store(bodies, spec)
     sources = {str((item.get("spec") or {}).get("metricsSource", "default")) for item in store.all("PromptGateway")}
     desired = resolve(NAMESPACE, _name(body), spec, None, store, sources).desired

@@ -10,6 +10,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from promptrollout.api.invalid import problems
 from promptrollout.simulation import bounded_yaml
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -212,7 +213,6 @@ def load(path: Path) -> Scenario:
     try:
         return Scenario.model_validate(bounded_yaml.load(path.read_text("utf-8")))
     except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{path}: {reasons}") from None
+        raise ValueError(f"{path}: {'; '.join(problems(error))}") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None

@@ -27,8 +27,8 @@ def test_absent() -> None:
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("promote", "value"),
-        ("[]", "value"),
+        ("promote", "Invalid JSON"),
+        ("[]", "Input should be an object"),
         ("{}", "id"),
         (json.dumps(GOOD | {"verb": "explode"}), "verb"),
         (json.dumps({k: v for k, v in GOOD.items() if k != "rolloutUID"}), "rolloutUID"),
@@ -40,7 +40,7 @@ def test_absent() -> None:
 def test_malformed_names_the_field_and_the_fix(text: str, names: str) -> None:
     problem = parsed(text)
     assert isinstance(problem, str)
-    assert problem.startswith(f"annotation {ANNOTATION_COMMAND}: {names}: ")
+    assert problem.startswith(f"annotation {ANNOTATION_COMMAND}: {names}")
     assert problem.endswith("write it with `promptrollout`")
 
 

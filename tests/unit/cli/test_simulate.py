@@ -142,7 +142,7 @@ def test_plots_are_files_of_their_own(tmp_path: Path, suffix: str) -> None:
         ((), "exactly one of --scenario"),
         (("--recorded", str(FOLDER / "recorded.jsonl"), "--runs", "2"), "--runs belongs to --scenario"),
         (("--prometheus", "http://127.0.0.1:9"), "--prometheus needs --from, --to, --uid, --stable, --canary"),
-        (("--scenario", ROLLOUT), "name: Field required"),
+        (("--scenario", ROLLOUT), "name: required: add it"),
         (("--recorded", ROLLOUT), "rollout.yaml:1"),
         (("--scenario", str(FOLDER / "good.yaml"), "--plot", "out.gif"), "ends in .html or .png"),
         (("--scenario", str(FOLDER / "good.yaml"), "--name", "other"), "no PromptRollout other"),

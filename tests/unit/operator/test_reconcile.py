@@ -263,7 +263,7 @@ async def test_a_spec_of_another_release_is_said_and_leaves_serving_alone(restar
     await world.reconcile(3)
     condition = next(c for c in world.status().conditions if c.type == "InvalidSpec")
     assert (condition.status, world.status().phase) == ("True", "Degraded")
-    assert "spec.strategy.canary: Field required: this release cannot read it" in world.status().message
+    assert "spec.strategy.canary: required: add it: this release cannot read it" in world.status().message
     assert world.api.objects["PromptDelivery", "app"]["spec"] == before
     world.edit(SPEC | {"stickiness": {"by": "Conversation"}})
     await world.reconcile(3)

@@ -87,7 +87,7 @@ GOOD = {"start": START, "end": START + 30, "weight": 10, "counts": {}}
     ("lines", "reason"),
     [
         (["{"], r"m\.jsonl:1: Invalid JSON"),
-        ([GOOD | {"wieght": 5}], r"m\.jsonl:1: wieght: Extra inputs"),
+        ([GOOD | {"wieght": 5}], r"m\.jsonl:1: wieght: unknown field"),
         ([GOOD, GOOD | {"start": START + 10, "end": START + 40}], r":2: .*must be a multiple of the interval"),
         ([GOOD | {"end": START}], "must be after start"),
         ([GOOD | {"counts": {"e": [{"canary": {"n": -1, "total": 0}}]}}], r"counts\.e\.0\.canary\.n"),
