@@ -1,4 +1,4 @@
-"""The serving port: OpenAI's paths, limits on size and number of requests, one place where errors become answers."""
+"""The serving port: its paths, limits on size and number of requests, one place where errors become answers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Final
 import orjson
 
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError, ClientGone, Overloaded, error_object
+from promptrollout.gateway.errors import CallerError, ClientGone, Overloaded
 from promptrollout.gateway.http import JSON, Receive, Reply, Scope, Send, headers_of, read_body, unless_gone
+from promptrollout.gateway.protocols import PROTOCOLS
+from promptrollout.gateway.protocols.base import Protocol
+from promptrollout.gateway.protocols.chat import CHAT
 from promptrollout.gateway.registry import Registry
-from promptrollout.gateway.serve import ChatCompletions
+from promptrollout.gateway.serve import Requests
 
 logger = logging.getLogger(__name__)
 
-CHAT_PATH: Final = "/v1/chat/completions"
 MODELS_PATH: Final = "/v1/models"
 
 
@@ -33,12 +35,13 @@ class ServingApp:
         self._registry = registry
         self._counters = counters
         self._limits = limits
-        self._chat = ChatCompletions(registry, counters)
+        self._requests = Requests(registry, counters)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         reply = Reply(send)
+        protocol = PROTOCOLS.get(scope["path"], CHAT)  # whose callers read errors in its shape
         try:
             await self._dispatch(scope, receive, reply)
         except CallerError as error:
@@ -46,7 +49,8 @@ class ServingApp:
             headers = {"content-type": JSON}
             if isinstance(error, Overloaded):
                 headers["retry-after"] = "1"
-            await reply.whole(error.status, headers, error.body())
+            body = protocol.error_body(error.status, str(error), error.code, error.param)
+            await reply.whole(error.status, headers, body)
         except ClientGone:
             self._counters.disconnects += 1
         except Exception:
@@ -54,14 +58,14 @@ class ServingApp:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             self._counters.rejected["internal"] += 1
             if not reply.begun:
-                body = error_object(500, "the gateway failed; its log says why", "internal")
+                body = protocol.error_body(500, "the gateway failed; its log says why", "internal")
                 await reply.whole(500, {"content-type": JSON}, body)
 
     async def _dispatch(self, scope: Scope, receive: Receive, reply: Reply) -> None:
         method, path = scope["method"], scope["path"]
-        if path == CHAT_PATH:
+        if protocol := PROTOCOLS.get(path):
             _require(method, "POST")
-            await self._complete(scope, receive, reply)
+            await self._answer(protocol, scope, receive, reply)
         elif path == MODELS_PATH:
             _require(method, "GET")
             models = [_model(name) for name in self._registry.names()]
@@ -75,14 +79,14 @@ class ServingApp:
         else:
             raise CallerError(404, "unknown_url", f"unknown request URL: {method} {path[:200]}")
 
-    async def _complete(self, scope: Scope, receive: Receive, reply: Reply) -> None:
+    async def _answer(self, protocol: Protocol, scope: Scope, receive: Receive, reply: Reply) -> None:
         headers = headers_of(scope)
         if self._counters.in_flight >= self._limits.max_concurrent_requests:
             raise Overloaded(self._limits.max_concurrent_requests)
         self._counters.in_flight += 1
         try:
             payload = await read_body(headers, receive, self._limits.max_request_bytes)
-            await unless_gone(self._chat.answer(headers, payload, reply), receive, reply)
+            await unless_gone(self._requests.answer(protocol, headers, payload, reply), receive, reply)
         finally:
             self._counters.in_flight -= 1
 

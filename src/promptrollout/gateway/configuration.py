@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from promptrollout.api.delivery import ArmConfig, DeliverySpec, ProviderConfig
 from promptrollout.api.names import FORMAT_VERSION, short_digest
 from promptrollout.gateway.account import Price
-from promptrollout.gateway.providers.openai import OpenAIProvider
+from promptrollout.gateway.providers import KINDS
+from promptrollout.gateway.providers.endpoint import Endpoint
 from promptrollout.gateway.render import CompiledPrompt, compile_prompt
 from promptrollout.gateway.route import Routing
 
@@ -43,7 +44,7 @@ class Arm:
     """The short digest."""
     digest: str
     prompt: CompiledPrompt
-    provider: OpenAIProvider
+    provider: Endpoint
     provider_config: ProviderConfig
     price: Price | None
 
@@ -75,16 +76,16 @@ class Providers:
 
     def __init__(self, keys_dir: Path) -> None:
         self._keys_dir = keys_dir
-        self._known: dict[tuple[str, str], OpenAIProvider] = {}
+        self._known: dict[tuple[str, str], Endpoint] = {}
         self._key_states: dict[str, tuple[int, int]] = {}
         self._idle_since: dict[tuple[str, str], float] = {}
         self._probe_due = 0.0
 
-    def get(self, config: ProviderConfig) -> OpenAIProvider:
+    def get(self, config: ProviderConfig) -> Endpoint:
         """The endpoint with its key. Raises KeyMissing."""
         provider = self._known.get((config.name, config.base_url))
         if provider is None:
-            provider = OpenAIProvider(config.name, config.base_url)
+            provider = KINDS[config.type](config.name, config.base_url)
         if config.needs_key:
             if provider.key is None:
                 provider.key = self._read_key(config.name)

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import jsonschema_rs
 import orjson
 
 from promptrollout.gateway.choices import MAX_CONTENT_BYTES, Choice
-
-
-def applies(body: Mapping[str, Any]) -> bool:
-    """Whether the caller left the format of the answer to the prompt."""
-    asked = body.get("response_format")
-    return asked is None or (isinstance(asked, dict) and asked.get("type") == "json_object")
 
 
 def kept(validator: jsonschema_rs.Validator, choices: Iterable[Choice]) -> bool | None:

@@ -41,9 +41,6 @@ class CallerError(Exception):
         self.code = code
         self.param = param
 
-    def body(self) -> bytes:
-        return error_object(self.status, str(self), self.code, self.param)
-
 
 class Unfilled(Exception):
     """A version's prompt cannot be filled with this request. The caller's fault if no other version can take it."""
@@ -94,9 +91,6 @@ class ProviderError(Exception):
         self.retry_after_seconds = retry_after_seconds
         self.about_stream_options = about_stream_options
         """The provider refuses the request and names that field, which callers seldom send and we always do."""
-
-    def body(self) -> bytes:
-        return error_object(self.status, str(self), self.code, self.param)
 
 
 def upstream_error(body: bytes) -> dict[str, Any]:

@@ -15,8 +15,13 @@ Variant = Literal["stable", "canary", "stable-outside"]
 Headers = Mapping[str, bytes]
 """Lower-case names; values as they came, since their bytes are what is hashed."""
 
+Fields = tuple[tuple[str, ...], ...]
+"""Paths into a body, in the order in which they are looked at."""
+
 USER_HEADER = "x-user-id"
 CONVERSATION_HEADER = "x-conversation-id"
+OPENAI_USER: Fields = (("safety_identifier",), ("user",))
+OPENAI_CONVERSATION: Fields = (("metadata", "conversation_id"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +44,51 @@ class Assignment:
     """The request brought no stickiness key."""
 
 
-def assign(routing: Routing, headers: Headers, body: Mapping[str, Any], random_unit: Callable[[], bytes]) -> Assignment:
+def assign(
+    routing: Routing,
+    headers: Headers,
+    body: Mapping[str, Any],
+    random_unit: Callable[[], bytes],
+    user_fields: Fields = OPENAI_USER,
+    conversation_fields: Fields = OPENAI_CONVERSATION,
+) -> Assignment:
     """The arm of this request. The same unit gets the same arm for as long as weight and salt stand."""
     if routing.audience is not None and not _within(routing.audience, headers):
         return Assignment("stable-outside")
-    unit = random_unit() if routing.stickiness.by == "Request" else unit_of(routing.stickiness, headers, body)
+    if routing.stickiness.by == "Request":
+        unit = random_unit()
+    else:
+        unit = unit_of(routing.stickiness, headers, body, user_fields, conversation_fields)
     if not unit:
         return Assignment("stable-outside", keyless=True)
     variant: Variant = "canary" if on_canary(routing.salt, unit, routing.weight) else "stable"
     return Assignment(variant, shard(routing.salt, unit))
 
 
-def unit_of(stickiness: Stickiness, headers: Headers, body: Mapping[str, Any]) -> bytes:
+def unit_of(
+    stickiness: Stickiness,
+    headers: Headers,
+    body: Mapping[str, Any],
+    user_fields: Fields = OPENAI_USER,
+    conversation_fields: Fields = OPENAI_CONVERSATION,
+) -> bytes:
     """The key that is bucketed: a header, else the body's own field for it; empty if there is none."""
     if stickiness.by == "User":
-        return headers.get(USER_HEADER) or _text(body.get("safety_identifier")) or _text(body.get("user"))
+        return headers.get(USER_HEADER) or _first(body, user_fields)
     if stickiness.by == "Conversation":
-        metadata = body.get("metadata")
-        named = metadata.get("conversation_id") if isinstance(metadata, dict) else None
-        return headers.get(CONVERSATION_HEADER) or _text(named)
+        return headers.get(CONVERSATION_HEADER) or _first(body, conversation_fields)
     return headers.get((stickiness.header or "").lower(), b"")
+
+
+def _first(body: Mapping[str, Any], fields: Fields) -> bytes:
+    """The first of these fields that is a key."""
+    for path in fields:
+        found: Any = body
+        for name in path:
+            found = found.get(name) if isinstance(found, dict) else None
+        if key := _text(found):
+            return key
+    return b""
 
 
 def _text(value: Any) -> bytes:

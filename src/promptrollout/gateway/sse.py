@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from abc import ABC, abstractmethod
+from typing import Any, Final, Protocol
 
 import orjson
 
@@ -17,25 +18,50 @@ class StreamError(Exception):
     """What arrives is no stream of chat completion events."""
 
 
-class StreamReader:
+class StreamTranslator(Protocol):
+    """Turns the events of a provider's stream into those of the caller's protocol, as they come."""
+
+    def event(self, found: dict[str, Any]) -> bytes:
+        """What the caller gets for this event; empty if nothing."""
+
+    def error(self, message: str) -> bytes:
+        """What the caller gets where the provider says in the stream that it failed."""
+
+    def end(self) -> bytes:
+        """What the caller still gets when the provider's stream is whole."""
+
+
+class StreamReader(ABC):
     """Takes the provider's bytes, gives back the bytes for the caller: whole events, as they came.
 
-    An event that carries only the usage is kept back unless the caller asked for it: we did.
+    A protocol says by `note` what its events mean.
     """
 
-    def __init__(self, *, forward_usage: bool, collect_content: bool) -> None:
-        self._forward_usage = forward_usage
-        self._collect_content = collect_content
+    def __init__(self) -> None:
         self._rest = b""
-        self._choices: dict[int, Choice] = {}
+        self.translator: StreamTranslator | None = None
+        """Where the caller speaks another protocol."""
         self.usage: Usage | None = None
         self.done = False
-        """`[DONE]` was seen."""
+        """The end marker was seen."""
         self.error: str | None = None
         """The provider said in the stream that it failed."""
         self.events = 0
         self.begun = False
         """Something of the answer was seen: more than its role."""
+
+    @property
+    @abstractmethod
+    def complete(self) -> bool:
+        """The answer is whole."""
+
+    @abstractmethod
+    def choices(self) -> list[Choice]:
+        """What was answered, as far as it has arrived."""
+
+    @abstractmethod
+    def note(self, found: dict[str, Any]) -> bool:
+        """Take in what an event says; whether it goes on to the caller."""
 
     def feed(self, chunk: bytes) -> bytes:
         """Whole events that `chunk` completes. Raises StreamError."""
@@ -45,8 +71,7 @@ class StreamReader:
         while (end := _event_end(data, start)) != -1:
             event = data[start:end]
             start = end
-            if self._read(event):
-                forward.append(event)
+            forward.append(self._read(event))
         self._rest = data[start:]
         if len(self._rest) > MAX_EVENT_BYTES:
             raise StreamError(f"an event is longer than {MAX_EVENT_BYTES} bytes")
@@ -55,26 +80,21 @@ class StreamReader:
     def finish(self) -> bytes:
         """What is left when the provider closed: an event without its blank line, or nothing."""
         rest, self._rest = self._rest, b""
-        return rest + b"\n\n" if rest.strip() and self._read(rest) else b""
+        last = self._read(rest + b"\n\n") if rest.strip() else b""
+        if self.translator is not None and self.complete and self.error is None:
+            last += self.translator.end()
+        return last
 
-    @property
-    def complete(self) -> bool:
-        """The answer is whole: the end marker was seen, or each choice said why it ended."""
-        return self.done or (bool(self._choices) and all(c.finish_reason for c in self._choices.values()))
-
-    def choices(self) -> list[Choice]:
-        return list(self._choices.values())
-
-    def _read(self, event: bytes) -> bool:
-        """Note what the event says; whether it is forwarded."""
+    def _read(self, event: bytes) -> bytes:
+        """Note what the event says; what goes on for it."""
         payload = b"\n".join(
             line[5:].lstrip(b" ") for line in event.replace(b"\r", b"\n").split(b"\n") if line.startswith(b"data:")
         )
         if not payload:
-            return True  # a comment that keeps the connection alive
+            return event  # a comment that keeps the connection alive
         if payload.strip() == b"[DONE]":
             self.done = True
-            return True
+            return event if self.translator is None else b""
         try:
             found = orjson.loads(payload)
         except orjson.JSONDecodeError as error:
@@ -82,24 +102,20 @@ class StreamReader:
         if not isinstance(found, dict):
             raise StreamError("an event is not a JSON object")
         self.events += 1
-        if failure := found.get("error"):
-            self.error = str(failure.get("message") if isinstance(failure, dict) else failure)[:1000]
-            return True
-        if usage := Usage.read(found.get("usage")):
-            self.usage = usage
-        choices = found.get("choices")
-        if not choices:
-            return self._forward_usage or not found.get("usage")
-        for choice in choices if isinstance(choices, list) else ():
-            if isinstance(choice, dict):
-                self._grow(choice)
-        return True
+        if failure := self.failure_of(found):
+            self.error = failure[:1000]
+            return event if self.translator is None else self.translator.error(self.error)
+        forwarded = self.note(found)
+        if self.translator is not None:
+            return self.translator.event(found)
+        return event if forwarded else b""
 
-    def _grow(self, choice: dict[str, Any]) -> None:
-        index = choice.get("index")
-        growing = self._choices.setdefault(index if isinstance(index, int) else 0, Choice())
-        if growing.add(choice.get("delta"), choice.get("finish_reason"), collect=self._collect_content):
-            self.begun = True
+    @staticmethod
+    def failure_of(found: dict[str, Any]) -> str | None:
+        """What an event says of the provider's failure, if it is such an event."""
+        if failure := found.get("error"):
+            return str(failure.get("message") if isinstance(failure, dict) else failure)
+        return None
 
 
 def _event_end(data: bytes, start: int) -> int:

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.gateway.providers import openai
+from promptrollout.gateway.providers import endpoint
 from tests.unit.gateway.kit import Caller, Provider
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "BACKOFF_FIRST_SECONDS", 0.001)
+    monkeypatch.setattr(endpoint, "BACKOFF_FIRST_SECONDS", 0.001)
 
 
 @pytest.fixture

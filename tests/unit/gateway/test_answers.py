@@ -4,7 +4,8 @@ import pytest
 
 from promptrollout.api.template import answer_validator
 from promptrollout.gateway.choices import MAX_CONTENT_BYTES, Choice, choices_of
-from promptrollout.gateway.contract import applies, kept
+from promptrollout.gateway.contract import kept
+from promptrollout.gateway.protocols.chat import CHAT
 from tests.unit.gateway.kit import SCHEMA, completion
 
 VALIDATOR = answer_validator(SCHEMA)
@@ -60,4 +61,4 @@ def test_choices_of_any_answer() -> None:
     ],
 )
 def test_a_caller_who_asks_for_another_format_is_not_judged_by_ours(body: dict[str, object], does: bool) -> None:
-    assert applies(body) is does
+    assert CHAT.leaves_format(body) is does

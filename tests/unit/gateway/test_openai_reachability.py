@@ -135,7 +135,7 @@ async def test_when_stables_provider_is_down_too_it_is_an_error_of_the_assigned_
 async def unreachable(endpoint: OpenAIProvider, config: ProviderConfig) -> None:
     for _ in range(3):
         with pytest.raises(ProviderError):
-            await endpoint.call(b"{}", config, {})
+            await endpoint.call(b"{}", config, {}, path="/chat/completions")
     assert endpoint.unreachable
 
 
@@ -175,7 +175,7 @@ async def test_a_probe_needs_an_answer_of_the_provider_itself(status: int, back:
         assert endpoint.may_try() is back
         assert not endpoint.may_try(), "one is enough to find out"
         with pytest.raises(ProviderError) as caught:
-            await endpoint.call(b"{}", config, {})
+            await endpoint.call(b"{}", config, {}, path="/chat/completions")
         assert caught.value.unreachable
         assert endpoint.unreachable
     finally:
@@ -250,10 +250,10 @@ async def test_where_no_completion_is_tried_the_list_of_models_is_believed_after
         for expected in (20, 40):
             provider.script.append(says(503, b""))
             with pytest.raises(ProviderError):
-                await endpoint.call(b"{}", config, {})
+                await endpoint.call(b"{}", config, {}, path="/chat/completions")
             assert endpoint.unreachable
             assert await seconds_until_believed() == expected
-        await (await endpoint.call(b"{}", config, {})).close()
+        await (await endpoint.call(b"{}", config, {}, path="/chat/completions")).close()
         provider.script.extend([says(503, b"")] * 3)
         await unreachable(endpoint, config)
         assert await seconds_until_believed() == 10
@@ -276,7 +276,7 @@ async def test_while_one_request_waits_to_find_out_no_other_does(provider: Provi
         await unreachable(endpoint, config)
         await endpoint.probe(config)
         assert endpoint.may_try()
-        waiting = asyncio.create_task(endpoint.call(b"{}", config, {}))
+        waiting = asyncio.create_task(endpoint.call(b"{}", config, {}, path="/chat/completions"))
         await arrived.wait()
         await endpoint.probe(config)
         assert not endpoint.may_try()
@@ -294,7 +294,7 @@ async def test_one_success_clears(provider: Provider) -> None:
     provider.script.extend([says(503, b"")] * 3)
     try:
         await unreachable(endpoint, config)
-        await (await endpoint.call(b"{}", config, {})).close()
+        await (await endpoint.call(b"{}", config, {}, path="/chat/completions")).close()
         assert not endpoint.unreachable
     finally:
         await endpoint.close()

@@ -6,7 +6,8 @@ import pytest
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.gateway.errors import CallerError
-from promptrollout.gateway.render import SystemMessageRefused, compile_prompt, fill, wants_usage
+from promptrollout.gateway.protocols.chat import CHAT, wants_usage
+from promptrollout.gateway.render import SystemMessageRefused, compile_prompt
 from tests.unit.gateway.kit import SCHEMA
 
 OURS = {"role": "system", "content": "Ours for {{ who }}"}
@@ -17,7 +18,7 @@ SYSTEM = {"role": "system", "content": "Theirs"}
 def filled(body: dict[str, Any], **prompt: Any) -> dict[str, Any]:
     spec = {"providerRef": {"name": "p"}, "model": "gpt", "messages": [OURS], **prompt}
     whole = {"model": "support", "prompt_variables": {"who": "you"}, **body}
-    return fill(compile_prompt(PromptSpec.model_validate(spec)), whole)
+    return CHAT.fill(compile_prompt(PromptSpec.model_validate(spec)), whole)
 
 
 def contents(request: dict[str, Any]) -> list[str]:

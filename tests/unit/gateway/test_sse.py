@@ -3,14 +3,15 @@
 import pytest
 
 from promptrollout.gateway.account import Usage
-from promptrollout.gateway.sse import StreamError, StreamReader
+from promptrollout.gateway.protocols.chat import ChatReader
+from promptrollout.gateway.sse import StreamError
 from tests.unit.gateway.kit import DONE, USAGE_CHUNK, chunk
 
 STREAM = chunk("{") + b": keep-alive\n\n" + chunk('"a":1}') + chunk(None, "stop") + USAGE_CHUNK + DONE
 
 
-def reader(forward_usage: bool = False) -> StreamReader:
-    return StreamReader(forward_usage=forward_usage, collect_content=True)
+def reader(forward_usage: bool = False) -> ChatReader:
+    return ChatReader(forward_usage=forward_usage, collect_content=True)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 100_000])

@@ -54,7 +54,7 @@ async def test_a_fault_while_the_request_is_put_together_is_the_versions_too(
     serving = gateway.registry.find("support")
     assert serving is not None
     assert serving.canary is not None
-    object.__setattr__(serving.canary.prompt, "overrides", None)
+    object.__setattr__(serving.canary.prompt, "overlays", None)
     answered = await caller.post(request())
     assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
     assert series(gateway, "canary").errors["render"] == 1

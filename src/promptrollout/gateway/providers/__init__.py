@@ -1,1 +1,10 @@
-"""The language models behind the gateway, one module per kind of API."""
+"""The language models behind the gateway: one module per kind of API. Another kind is one file and one line here."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from promptrollout.gateway.providers.endpoint import Endpoint
+from promptrollout.gateway.providers.openai import OpenAIProvider
+
+KINDS: Final[Mapping[str, type[Endpoint]]] = {kind.kind: kind for kind in (OpenAIProvider,)}
+"""By ModelProvider's `type`."""

@@ -1,0 +1,142 @@
+"""Fourth step of a request's way: pass the answer on and read it on the side, against the version's output schema."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import jsonschema_rs
+import orjson
+
+from promptrollout.gateway import contract
+from promptrollout.gateway.errors import ErrorType, ProviderError
+from promptrollout.gateway.http import JSON, Reply
+from promptrollout.gateway.providers.endpoint import Answer
+from promptrollout.gateway.request import Prepared
+from promptrollout.gateway.sse import StreamError, StreamReader
+
+EVENT_STREAM = "text/event-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is left to be sent when everything about an answer is known."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    async def send(self, reply: Reply) -> None:
+        if not reply.begun:
+            await reply.whole(self.status, self.headers, self.body)
+            return
+        if self.body:
+            await reply.piece(self.body)
+        await reply.end()
+
+
+async def check(prepared: Prepared, answer: Answer, reply: Reply) -> Ending:
+    """Note in the outcome what the answer is. Raises ProviderError where nothing was passed on yet."""
+    try:
+        if answer.content_type == EVENT_STREAM:
+            return await _relay(prepared, answer, reply)
+        return await _pass_on(prepared, answer)
+    finally:
+        await answer.close()
+
+
+def failed(prepared: Prepared, error: ProviderError) -> Ending:
+    """The answer to a request that its provider did not answer."""
+    prepared.outcome.error_type = prepared.outcome.error_type or error.error_type
+    headers = {**error.headers, **prepared.about(), "content-type": JSON}
+    body = prepared.request.protocol.error_body(error.status, str(error), error.code, error.param)
+    return Ending(error.status, headers, body)
+
+
+async def _pass_on(prepared: Prepared, answer: Answer) -> Ending:
+    """An answer that comes as a whole."""
+    outcome, way = prepared.outcome, prepared.filled.way
+    # the first bytes are here, or there were no answer
+    outcome.first_token_seconds = time.perf_counter() - prepared.request.started
+    payload = await answer.read()
+    whole = way.protocol.read(payload)
+    if whole is None:
+        raise ProviderError(
+            "bad_response", 502, f"provider {prepared.arm.provider.name} answered something else than a completion"
+        )
+    outcome.usage = whole.usage
+    outcome.answered(whole.choices)
+    validator = _validator(prepared)
+    if validator is not None:
+        outcome.contract_kept = contract.kept(validator, whole.choices)
+    if way.translation is not None:
+        payload = orjson.dumps(way.translation.answer(whole.parsed))
+    return Ending(200, {**answer.headers, **prepared.about(), "content-type": JSON}, payload)
+
+
+async def _relay(prepared: Prepared, answer: Answer, reply: Reply) -> Ending:
+    """An answer that streams: every event goes on at once, and is read on the side."""
+    outcome, filled = prepared.outcome, prepared.filled
+    validator = _validator(prepared)
+    reader = filled.way.protocol.reader(filled.asked, collect_content=validator is not None)
+    if filled.way.translation is not None:
+        reader.translator = filled.way.translation.stream(prepared.request.body)
+    failure = await _forward(prepared, reader, answer, reply)
+    outcome.usage = reader.usage
+    if failure is not None or reader.error is not None:
+        outcome.error_type = outcome.error_type or (failure[0] if failure else "stream_broken")
+    else:
+        choices = reader.choices()
+        outcome.answered(choices)
+        if validator is not None:
+            outcome.contract_kept = contract.kept(validator, choices)
+    last = b"" if failure is None else prepared.request.protocol.error_event(502, failure[1], failure[0])
+    return Ending(200, {}, last)
+
+
+async def _forward(
+    prepared: Prepared, reader: StreamReader, answer: Answer, reply: Reply
+) -> tuple[ErrorType, str] | None:
+    """Send the stream on as it comes; why it ended early, if it did. Raises ProviderError before its first event."""
+    outcome, started = prepared.outcome, prepared.request.started
+    try:
+        more = True
+        while more:
+            chunk = await answer.chunk()
+            more = bool(chunk)
+            piece = reader.feed(chunk) if more else reader.finish()
+            if reader.begun and outcome.first_token_seconds is None:
+                outcome.first_token_seconds = time.perf_counter() - started - reply.blocked_seconds
+            if piece:
+                await _send_piece(piece, prepared, answer, reply)
+    except StreamError as error:
+        if not reply.begun:
+            raise ProviderError("bad_response", 502, f"the provider's stream is none: {error}") from error
+        return "stream_broken", f"the provider's stream broke: {error}"
+    except ProviderError as error:
+        if not reply.begun:
+            raise
+        return "timeout" if error.error_type == "timeout" else "stream_broken", str(error)
+    if reader.error is None and not reader.complete:
+        if not reply.begun:
+            raise ProviderError("bad_response", 502, "the provider's stream ended before its first event")
+        return "stream_broken", "the provider's stream ended before the answer did"
+    return None
+
+
+async def _send_piece(piece: bytes, prepared: Prepared, answer: Answer, reply: Reply) -> None:
+    if not reply.begun:
+        about = {**answer.headers, **prepared.about(), "content-type": f"{EVENT_STREAM}; charset=utf-8"}
+        await reply.begin(200, about | {"cache-control": "no-cache", "x-accel-buffering": "no"})
+    blocked = reply.blocked_seconds
+    await reply.piece(piece)
+    answer.deadline += reply.blocked_seconds - blocked
+
+
+def _validator(prepared: Prepared) -> jsonschema_rs.Validator | None:
+    """What the answer is held against. Not where stable stands in for a canary that could not be filled: its answer
+    says nothing about the canary."""
+    filled = prepared.filled
+    if prepared.outcome.error_type is not None or not filled.way.protocol.leaves_format(filled.asked):
+        return None
+    return prepared.arm.prompt.validator

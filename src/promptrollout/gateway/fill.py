@@ -1,0 +1,79 @@
+"""Second step of a request's way: the assigned version's prompt and the caller's request become the provider's."""
+
+from __future__ import annotations
+
+import logging
+
+from promptrollout.gateway.account import Outcome
+from promptrollout.gateway.bounds import RenderError
+from promptrollout.gateway.configuration import Arm
+from promptrollout.gateway.counters import Counters
+from promptrollout.gateway.errors import CallerError, Unfilled
+from promptrollout.gateway.registry import Serving
+from promptrollout.gateway.render import VARIABLES, SystemMessageRefused
+from promptrollout.gateway.request import Filled, Prepared, Request
+from promptrollout.gateway.route import Assignment
+from promptrollout.gateway.templates import MissingVariable
+from promptrollout.gateway.translations.base import Untranslatable
+from promptrollout.gateway.ways import way
+
+logger = logging.getLogger(__name__)
+
+
+def fill(arm: Arm, request: Request) -> Filled:
+    """What this arm's provider is asked. Raises CallerError or Unfilled."""
+    found = way(request.protocol, arm.provider)
+    asked = request.body if found.translation is None else found.translation.request(request.body)
+    return Filled(found, found.protocol.fill(arm.prompt, asked), asked)
+
+
+def prepare(serving: Serving, request: Request, assignment: Assignment, counters: Counters) -> Prepared:
+    """The assigned arm's request. Who is at fault for a prompt that cannot be filled, or takes no system messages: the
+    caller, if it is so in both arms; the version, if only in one."""
+    canary = serving.canary
+    arm = canary if assignment.variant == "canary" and canary is not None else serving.stable
+    outcome = Outcome(shard=assignment.shard, price=arm.price)
+    filled = _filled(arm, request)
+    counted_as = serving.series(arm, assignment.variant)
+    if isinstance(filled, Exception):
+        other = serving.stable if arm is canary else canary
+        instead = None if other is None else _filled(other, request)
+        of_the_caller = isinstance(filled, MissingVariable | SystemMessageRefused | Untranslatable)
+        if isinstance(instead, Exception) or (other is None and of_the_caller):
+            raise _unfilled(filled)
+        outcome.error_type = filled.error_type
+        if instead is None or arm is serving.stable:
+            counted_as.count(outcome)
+            raise _unfilled(filled)
+        arm, filled = serving.stable, instead
+        outcome.price = arm.price
+    serving.window.note(assignment.keyless)
+    if assignment.keyless:
+        counters.unassigned[serving.configuration.spec.rollout_uid, serving.configuration.name] += 1
+    return Prepared(request, serving, arm, filled, counted_as, outcome)
+
+
+def _filled(arm: Arm, request: Request) -> Filled | Unfilled:
+    """The arm's request, or why there is none."""
+    try:
+        return fill(arm, request)
+    except Unfilled as error:
+        return error
+    except CallerError:
+        raise
+    except Exception as error:
+        logger.exception("version %s: its request cannot be put together", arm.version)
+        return RenderError(f"{type(error).__name__}: {error}")
+
+
+def _unfilled(error: Unfilled) -> CallerError:
+    """What the caller is told about a prompt that cannot be filled."""
+    if isinstance(error, SystemMessageRefused):
+        message = "this prompt takes no system or developer messages of callers: leave them out"
+        return CallerError(400, "system_message_refused", message, "messages")
+    if isinstance(error, MissingVariable):
+        message = f"the prompt needs the variable {error.name!r}: set it in {VARIABLES}"
+        return CallerError(400, "prompt_variable_missing", message, f"{VARIABLES}.{error.name}")
+    if isinstance(error, Untranslatable):
+        return CallerError(400, "untranslatable", f"{error.param}: {error}", error.param)
+    return CallerError(400, "prompt_render_failed", f"the prompt cannot be filled: {error}", VARIABLES)

@@ -1,0 +1,14 @@
+"""What callers speak: one module per protocol, and the table of paths. Another protocol is one file and one line."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from promptrollout.gateway.protocols.base import Protocol
+from promptrollout.gateway.protocols.chat import CHAT
+
+PROTOCOLS: Final[Mapping[str, Protocol]] = {
+    "/v1/chat/completions": CHAT,
+}
+"""By path."""
+
+BY_NAME: Final[Mapping[str, Protocol]] = {protocol.name: protocol for protocol in PROTOCOLS.values()}

@@ -1,0 +1,65 @@
+"""What the gateway asks of a protocol: who calls, how a prompt gets into a request, what an answer says, its errors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from promptrollout.gateway.account import Usage
+from promptrollout.gateway.choices import Choice
+from promptrollout.gateway.errors import CallerError
+from promptrollout.gateway.render import Body, CompiledPrompt
+from promptrollout.gateway.route import Fields
+from promptrollout.gateway.sse import StreamReader
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An answer that came as a whole, read."""
+
+    parsed: dict[str, Any]
+    choices: list[Choice]
+    usage: Usage | None
+
+
+class Protocol(ABC):
+    """One wire format. Callers speak it to the gateway, providers to whom it is native speak it too."""
+
+    name: ClassVar[str]
+    """In the tables of providers and translations."""
+    user_fields: ClassVar[Fields]
+    """Where a body names its user; the first that is there counts."""
+    conversation_fields: ClassVar[Fields]
+    """Where a body names its conversation."""
+
+    def rollout(self, body: Body) -> str:
+        """The rollout that a request names. Raises CallerError."""
+        name = body.get("model")
+        if not isinstance(name, str) or not name:
+            raise CallerError(400, "model_missing", "model must name a rollout; see GET /v1/models", "model")
+        return name
+
+    @abstractmethod
+    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
+        """The request with the version's prompt in it. Raises CallerError or Unfilled; leaves `body` as it is."""
+
+    @abstractmethod
+    def leaves_format(self, body: Body) -> bool:
+        """Whether the caller left the format of the answer to the prompt."""
+
+    @abstractmethod
+    def read(self, payload: bytes) -> Whole | None:
+        """An answer as a whole; None if it is none of this protocol."""
+
+    @abstractmethod
+    def reader(self, body: Body, *, collect_content: bool) -> StreamReader:
+        """For the stream that answers this request."""
+
+    @abstractmethod
+    def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
+        """What an error answer has for a body."""
+
+    @abstractmethod
+    def error_event(self, status: int, message: str, code: str | None = None) -> bytes:
+        """What a stream that has begun ends with where it fails."""

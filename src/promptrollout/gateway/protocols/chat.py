@@ -1,0 +1,169 @@
+"""OpenAI's chat completions: `POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final
+
+import orjson
+
+from promptrollout.api.prompt import PromptSpec
+from promptrollout.gateway.account import Usage
+from promptrollout.gateway.choices import Choice, choices_of
+from promptrollout.gateway.errors import CallerError, error_object
+from promptrollout.gateway.protocols.base import Protocol, Whole
+from promptrollout.gateway.render import (
+    SYSTEM_ROLES,
+    Body,
+    CompiledPrompt,
+    Overlay,
+    SystemMessageRefused,
+    messages_of,
+    parameters_of,
+)
+from promptrollout.gateway.route import OPENAI_CONVERSATION, OPENAI_USER, Fields
+from promptrollout.gateway.sse import StreamReader
+
+# parameters that mean the same: ours replaces either
+_RIVALS: Final = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+
+
+class Chat(Protocol):
+    """A request is a list of messages; an answer is a list of choices; a stream ends with `[DONE]`."""
+
+    name: ClassVar = "chat"
+    user_fields: ClassVar[Fields] = OPENAI_USER
+    conversation_fields: ClassVar[Fields] = OPENAI_CONVERSATION
+
+    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
+        before, after = messages_of(prompt, body)
+        history = history_of(body)
+        request = prompt.overlay(self.name, _overlay).over(body)
+        request["messages"] = _with_history(prompt, before, history, after)
+        if body.get("stream") is True:
+            options = body.get("stream_options")
+            request["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+        return request
+
+    def leaves_format(self, body: Body) -> bool:
+        asked = body.get("response_format")
+        return asked is None or (isinstance(asked, dict) and asked.get("type") == "json_object")
+
+    def read(self, payload: bytes) -> Whole | None:
+        try:
+            parsed = orjson.loads(payload)
+        except orjson.JSONDecodeError:
+            return None
+        if not isinstance(parsed, dict) or not isinstance(parsed.get("choices"), list):
+            return None
+        return Whole(parsed, choices_of(parsed), Usage.read(parsed.get("usage")))
+
+    def reader(self, body: Body, *, collect_content: bool) -> StreamReader:
+        return ChatReader(forward_usage=wants_usage(body), collect_content=collect_content)
+
+    def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
+        return error_object(status, message, code, param)
+
+    def error_event(self, status: int, message: str, code: str | None = None) -> bytes:
+        return b"data: " + error_object(status, message, code) + b"\n\n"
+
+
+class ChatReader(StreamReader):
+    """Reads chunks. One that carries only the usage is kept back unless the caller asked for it: we did."""
+
+    def __init__(self, *, forward_usage: bool, collect_content: bool) -> None:
+        super().__init__()
+        self._forward_usage = forward_usage
+        self._collect_content = collect_content
+        self._choices: dict[int, Choice] = {}
+
+    @property
+    def complete(self) -> bool:
+        """The answer is whole: the end marker was seen, or each choice said why it ended."""
+        return self.done or (bool(self._choices) and all(c.finish_reason for c in self._choices.values()))
+
+    def choices(self) -> list[Choice]:
+        return list(self._choices.values())
+
+    def note(self, found: dict[str, Any]) -> bool:
+        if usage := Usage.read(found.get("usage")):
+            self.usage = usage
+        choices = found.get("choices")
+        if not choices:
+            return self._forward_usage or not found.get("usage")
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict):
+                self._grow(choice)
+        return True
+
+    def _grow(self, choice: dict[str, Any]) -> None:
+        index = choice.get("index")
+        growing = self._choices.setdefault(index if isinstance(index, int) else 0, Choice())
+        if growing.add(choice.get("delta"), choice.get("finish_reason"), collect=self._collect_content):
+            self.begun = True
+
+
+def history_of(body: Body) -> list[Body]:
+    """The request's own messages. Raises CallerError."""
+    messages = body.get("messages")
+    if messages is None:
+        return []
+    if not isinstance(messages, list):
+        raise CallerError(400, "invalid_type", "messages must be a list of messages", "messages")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise CallerError(400, "invalid_type", f"messages[{index}] must be an object", f"messages[{index}]")
+    return messages
+
+
+def without_added_usage(request: Body, body: Body) -> Body:
+    """A stream's request with the caller's own `stream_options`, if any, for a provider that does not know ours."""
+    plain = {name: value for name, value in request.items() if name != "stream_options"}
+    if "stream_options" in body:
+        plain["stream_options"] = body["stream_options"]
+    return plain
+
+
+def wants_usage(body: Body) -> bool:
+    """Whether the caller of a stream asked for its usage."""
+    options = body.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def _with_history(prompt: CompiledPrompt, before: list[Body], history: list[Body], after: list[Body]) -> list[Body]:
+    """All messages in order; the caller's system messages as the prompt wants them."""
+    if not any(message.get("role") in SYSTEM_ROLES for message in history):
+        return [*before, *history, *after]
+    choice = prompt.spec.caller_system_message or "Append"
+    if choice == "Refuse":
+        raise SystemMessageRefused
+    if choice == "Replace":
+        return [*before, *(message for message in history if message.get("role") not in SYSTEM_ROLES), *after]
+    # Append: those that lead the request follow our own leading ones, because several providers take system messages
+    # at the beginning only; those in mid-conversation stay where they are
+    own, theirs = _leading(before), _leading(history)
+    return [*before[:own], *history[:theirs], *before[own:], *history[theirs:], *after]
+
+
+def _leading(messages: list[Body]) -> int:
+    """How many system messages stand at the beginning."""
+    for index, message in enumerate(messages):
+        if message.get("role") not in SYSTEM_ROLES:
+            return index
+    return len(messages)
+
+
+def _overlay(spec: PromptSpec) -> Overlay:
+    fields = parameters_of(
+        spec, "temperature", "top_p", "presence_penalty", "frequency_penalty", "max_tokens", "seed", "stop"
+    )
+    fields["model"] = spec.model
+    if spec.tools is not None:
+        fields["tools"] = spec.tools
+    removed = frozenset(_RIVALS[name] for name in fields if name in _RIVALS and _RIVALS[name] not in fields)
+    if spec.output_schema is None:
+        return Overlay(fields, removed)
+    schema = {"name": "answer", "strict": False, "schema": spec.output_schema}
+    return Overlay(fields, removed, {"response_format": {"type": "json_schema", "json_schema": schema}})
+
+
+CHAT: Final = Chat()

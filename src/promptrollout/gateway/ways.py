@@ -1,0 +1,52 @@
+"""How a request in a caller's protocol reaches a provider: in which protocol, on which path, translated by what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from promptrollout.gateway.protocols import BY_NAME
+from promptrollout.gateway.protocols.base import Protocol
+from promptrollout.gateway.providers import KINDS
+from promptrollout.gateway.providers.endpoint import Endpoint
+from promptrollout.gateway.translations import TRANSLATIONS
+from promptrollout.gateway.translations.base import Translation, Untranslatable
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """From a protocol to a kind of provider."""
+
+    protocol: Protocol
+    """That the provider is spoken to in."""
+    path: str
+    translation: Translation | None
+    """None: caller and provider speak the same."""
+
+
+def way(protocol: Protocol, provider: Endpoint) -> Way:
+    """How to reach this provider. Raises Untranslatable where there is none."""
+    found = WAYS.get((protocol.name, provider.kind))
+    if found is None:
+        message = f"its provider speaks {provider.kind}'s API, which has nothing like this URL"
+        raise Untranslatable("model", message)
+    return found
+
+
+def _ways() -> dict[tuple[str, str], Way]:
+    found: dict[tuple[str, str], Way] = {}
+    for kind, provider in KINDS.items():
+        for name in BY_NAME:
+            if name in provider.paths:
+                found[name, kind] = Way(BY_NAME[name], provider.paths[name], None)
+                continue
+            for native, path in provider.paths.items():
+                if translation := TRANSLATIONS.get((name, native)):
+                    found[name, kind] = Way(BY_NAME[native], path, translation)
+                    break
+    return found
+
+
+WAYS: Final[Mapping[tuple[str, str], Way]] = _ways()
+"""By the protocol's name and the provider's kind."""
