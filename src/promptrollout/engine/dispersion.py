@@ -29,8 +29,8 @@ LENGTHS = (1, 4, 16)
 SURPRISE = 25.0
 """A squared change counts at most this many times what was expected: one blip is no habit."""
 SHARED = 16.0
-"""A change of so many times what was expected, or more, is no unrest of stable's if the canary goes at least half of
-the way with it: what hits both arms is not between them."""
+"""A change of so many times what was expected, or more, is no unrest of stable's if the canary's is between half of
+it and twice as much: what hits both arms is not between them."""
 PRIOR = 10
 """Quiet changes that are presumed: of long blocks few are ever seen."""
 SKEWED = 3.0
@@ -80,8 +80,7 @@ class Blocks(NamedTuple):
             change = mean - self.last_mean
             square = change * change / variance
             if square > SHARED * expected and canary_n > 0 and self.last_canary_n > 0:
-                # (x - y/2) y >= 0: the same way, and half as far at least
-                shared = (canary_mean - self.last_canary_mean - change / 2) * change >= 0
+                shared = 0.5 <= (canary_mean - self.last_canary_mean) / change <= 2
                 square = expected if shared else square
             changes += 1
             excess += min(square, SURPRISE * expected) - alone

@@ -163,6 +163,14 @@ class MeanTest:
         known = variances(state.canary, state.stable) if state.dispersion.requests else None
         return state.dispersion.between_users(*known) if known else 1.0
 
+    def log_breach_relative(self, state: MeanState) -> float:
+        """ln evidence of "worse than stable by more than the bound for rollback"."""
+        return state.relative.log_evidence(_WEIGHTS)
+
+    def log_breach_absolute(self, state: MeanState) -> float:
+        """ln evidence of "beyond the absolute bound"; none while stable is under suspicion of the same."""
+        return -math.inf if state.suspicion >= SUSPECT else state.absolute.log_evidence(_WEIGHTS)
+
     def log_promote_relative(self, state: MeanState) -> float:
         """ln evidence against "worse than stable by the margin or more"."""
         if state.scale <= 0 or self.margin is None:
@@ -184,11 +192,13 @@ class MeanTest:
         return state.canary.n >= self.gate and state.scale > 0
 
     def breached(self, state: MeanState, levels: Levels) -> bool:
-        return (
-            self.judged(state)
-            and not state.coverage.differs
-            and any(finding.breached for finding in self._findings(state, levels))
-        )
+        if not self.judged(state) or state.coverage.differs:
+            return False
+        crossed = log_threshold(levels.breach / self.bounds)
+        evidence = [self.log_breach_relative(state)] if self.margin is not None else []
+        evidence += [self.log_breach_absolute(state)] if self.bound is not None else []
+        # most looks end here: what is not enough as it stands is not enough when users are weighed
+        return max(evidence) >= crossed and shrunk(max(evidence), self.users(state)) >= crossed
 
     def _findings(self, state: MeanState, levels: Levels) -> list[Finding]:
         crossed, passed = log_threshold(levels.breach / self.bounds), log_threshold(levels.promote)
@@ -197,7 +207,7 @@ class MeanTest:
         if self.margin is not None and self.rollback is not None:
             found.append(
                 Finding(
-                    breached=shrunk(state.relative.log_evidence(_WEIGHTS), users) >= crossed,
+                    breached=shrunk(self.log_breach_relative(state), users) >= crossed,
                     kept=self.log_promote_relative(state) >= passed,
                     breach_text=f"worse by more than {self._margin_text(self.rollback)}",
                     kept_text=f"worse by less than {self._margin_text(self.margin)}",
@@ -210,8 +220,7 @@ class MeanTest:
             text = f"its {name} of {wording.value(self.signal, self.bound)}"
             found.append(
                 Finding(
-                    breached=state.suspicion < SUSPECT
-                    and shrunk(state.absolute.log_evidence(_WEIGHTS), users) >= crossed,
+                    breached=shrunk(self.log_breach_absolute(state), users) >= crossed,
                     kept=self.log_promote_absolute(state) >= passed,
                     breach_text=f"{above} {text}",
                     kept_text=f"{below} {text}",

@@ -173,7 +173,11 @@ class RateTest:
     # ------------------------------------------------------------ verdicts
 
     def breached(self, state: RateState, levels: Levels) -> bool:
-        return any(finding.breached for finding in self._findings(state, levels))
+        crossed = log_threshold(levels.breach / self.bounds)
+        evidence = [self.log_breach_relative(state)] if self.margin_percent is not None else []
+        evidence += [self.log_breach_absolute(state)] if self.maximum is not None else []
+        # most looks end here: what is not enough as it stands is not enough when users are weighed
+        return max(evidence) >= crossed and shrunk(max(evidence), self.users(state)) >= crossed
 
     def _findings(self, state: RateState, levels: Levels) -> list[Finding]:
         crossed, passed = log_threshold(levels.breach / self.bounds), log_threshold(levels.promote)

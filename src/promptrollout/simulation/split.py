@@ -118,4 +118,4 @@ def _arm(sums: Floats, first: int, slices: Counted) -> Arm:
     for later, i in enumerate(slices[1:].tolist(), start=first + 1):
         found = found + sums[:, later, i]
     n, total, squared, whole, saved = found.sum(axis=1).tolist()
-    return Arm(n, total, squared, tuple(zip(found[0].tolist(), found[1].tolist(), strict=True)), whole, saved)
+    return Arm(n, total, squared, tuple(zip(*found[:2].tolist(), strict=True)), whole, saved)

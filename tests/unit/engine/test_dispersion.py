@@ -247,3 +247,4 @@ def test_what_hits_both_arms_is_no_unrest_of_stable() -> None:
     assert after(0.055) < 0.0001, "the canary goes more than half of the way"
     assert after(0.045) > 0.01, "less than half"
     assert after(0.0) > 0.01, "the other way"
+    assert after(0.15) > 0.01, "more than twice"

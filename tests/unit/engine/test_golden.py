@@ -80,7 +80,7 @@ def correlation(strata: Sequence[Counts], spreads: Sequence[float], kurtoses: Se
     """Of stable, by von Neumann's differences between the means of neighbouring blocks of 1, 4 and 16 intervals: what
     they show beyond independent requests by more than one standard error, over twice as many changes as were seen and
     ten quiet ones more. A correlation that lasts for a block counts once for each interval of it. What is 16 times
-    as much as was expected, and was half done by the canary as well, counts as expected."""
+    as much as was expected, and between half and twice was done by the canary, counts as expected."""
     found = [0.0]
     stable, canary = [counts.stable for counts in strata], [counts.canary for counts in strata]
     for length in (1, 4, 16):
@@ -98,7 +98,7 @@ def correlation(strata: Sequence[Counts], spreads: Sequence[float], kurtoses: Se
                 step = block.total / block.n - before.total / before.n
                 change = step**2 / v
                 of_canary = canary_block.total / canary_block.n - canary_before.total / canary_before.n
-                if change > 16 * expected and of_canary / step >= 0.5:
+                if change > 16 * expected and 0.5 <= of_canary / step <= 2:
                     change = expected
                 # a surprise counts at most 25 times what was expected
                 excess += min(change, 25 * expected) - widths
