@@ -31,6 +31,8 @@ PORT_HTTP: Final = 8080
 PORT_ADMIN: Final = 9090
 # where a gateway pod finds provider keys: <this>/<ModelProvider name>/api-key
 PROVIDER_KEYS_DIR: Final = "/var/run/promptrollout/providers"
+# and the hashes of its callers' keys: <this>/<caller's name>
+CALLER_KEYS_DIR: Final = "/var/run/promptrollout/callers"
 STATE_DIR: Final = "/var/lib/promptrollout"
 # the configuration formats that a gateway of this release reads (PromptDelivery spec.formatVersion)
 FORMAT_VERSION: Final = 1
@@ -43,6 +45,8 @@ ENV_SERVICEACCOUNT_DIR: Final = "PROMPTROLLOUT_SERVICEACCOUNT_DIR"
 HEADER_ROLLOUT: Final = "x-promptrollout-rollout"
 HEADER_VERSION: Final = "x-promptrollout-version"
 HEADER_VARIANT: Final = "x-promptrollout-variant"
+# of a request inside the gateway: the tenant of the key that it came with, for audiences; no caller can send it
+HEADER_TENANT: Final = "x-promptrollout-tenant"
 
 # metric names of the gateway; every series carries rollout_uid, rollout, version, variant, model, process
 METRIC_REQUESTS: Final = "promptrollout_requests_total"

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import click
 import uvloop
+from pydantic import TypeAdapter, ValidationError
 
-from promptrollout.api.names import ENV_BIND_ADDRESS, PROVIDER_KEYS_DIR, STATE_DIR
+from promptrollout.api.gateway import ServiceAccountCallers
+from promptrollout.api.names import CALLER_KEYS_DIR, ENV_BIND_ADDRESS, PROVIDER_KEYS_DIR, STATE_DIR
 from promptrollout.cluster import ClusterError, namespace
 from promptrollout.gateway.app import Limits
+from promptrollout.gateway.authenticate import Auth, AuthMode
 from promptrollout.gateway.process import Settings, run
+from promptrollout.gateway.token_reviews import ServiceAccountRule
 
 
 @click.command("gateway")
@@ -52,6 +56,62 @@ from promptrollout.gateway.process import Settings, run
     show_default=True,
 )
 @click.option(
+    "--max-queued-requests",
+    envvar="PROMPTROLLOUT_MAX_QUEUED_REQUESTS",
+    type=click.IntRange(min=0),
+    default=Limits.max_queued_requests,
+    show_default=True,
+)
+@click.option(
+    "--max-queue-milliseconds",
+    envvar="PROMPTROLLOUT_MAX_QUEUE_MILLISECONDS",
+    type=click.IntRange(min=1),
+    default=Limits.max_queue_milliseconds,
+    show_default=True,
+)
+@click.option(
+    "--requests-per-minute-per-key",
+    envvar="PROMPTROLLOUT_REQUESTS_PER_MINUTE_PER_KEY",
+    type=click.IntRange(min=1),
+    help="Default: no limit.",
+)
+@click.option(
+    "--burst-per-key",
+    envvar="PROMPTROLLOUT_BURST_PER_KEY",
+    type=click.IntRange(min=1),
+    default=Limits.burst_per_key,
+    show_default=True,
+)
+@click.option(
+    "--auth-mode",
+    envvar="PROMPTROLLOUT_AUTH_MODE",
+    type=click.Choice(["None", "Keys", "ServiceAccounts", "KeysAndServiceAccounts"]),
+    default="None",
+    show_default=True,
+    help="How callers say who they are.",
+)
+@click.option(
+    "--auth-audience",
+    envvar="PROMPTROLLOUT_AUTH_AUDIENCE",
+    default=Auth.audience,
+    show_default=True,
+    help="That ServiceAccount tokens must be made for.",
+)
+@click.option(
+    "--auth-service-accounts",
+    envvar="PROMPTROLLOUT_AUTH_SERVICE_ACCOUNTS",
+    default="[]",
+    help="Whose tokens are taken: JSON as in a PromptGateway's spec.auth.serviceAccounts.",
+)
+@click.option(
+    "--caller-keys-dir",
+    envvar="PROMPTROLLOUT_CALLER_KEYS_DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=CALLER_KEYS_DIR,
+    show_default=True,
+    help="Hashes of callers' keys are read from <this>/<caller>.",
+)
+@click.option(
     "--drain-seconds",
     envvar="PROMPTROLLOUT_DRAIN_SECONDS",
     type=click.IntRange(min=0),
@@ -67,19 +127,37 @@ def gateway(
     provider_keys_dir: Path,
     max_request_bytes: int,
     max_concurrent_requests: int,
+    max_queued_requests: int,
+    max_queue_milliseconds: int,
+    requests_per_minute_per_key: int | None,
+    burst_per_key: int,
+    auth_mode: AuthMode,
+    auth_audience: str,
+    auth_service_accounts: str,
+    caller_keys_dir: Path,
     drain_seconds: int,
 ) -> None:
     """Serve the rollouts of one PromptGateway."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
+        own = space or namespace()
         settings = Settings(
             gateway=name,
-            namespace=space or namespace(),
+            namespace=own,
             pod=pod_name,
             state_dir=state_dir,
             provider_keys_dir=provider_keys_dir,
-            limits=Limits(max_request_bytes, max_concurrent_requests),
+            caller_keys_dir=caller_keys_dir,
+            auth=Auth(auth_mode, auth_audience, _rules(auth_service_accounts, own)),
+            limits=Limits(
+                max_request_bytes,
+                max_concurrent_requests,
+                max_queued_requests,
+                max_queue_milliseconds,
+                requests_per_minute_per_key,
+                burst_per_key,
+            ),
             drain_seconds=drain_seconds,
             bind_address=os.environ.get(ENV_BIND_ADDRESS) or "0.0.0.0",
         )
@@ -87,3 +165,15 @@ def gateway(
             runner.run(run(settings))
     except ClusterError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _rules(text: str, own_namespace: str) -> tuple[ServiceAccountRule, ...]:
+    """Whose tokens are taken. Raises click.ClickException."""
+    try:
+        found = TypeAdapter(list[ServiceAccountCallers]).validate_json(text)
+    except ValidationError as error:
+        raise click.ClickException(f"--auth-service-accounts: {error.errors()[0]['msg']}") from error
+    return tuple(
+        ServiceAccountRule(one.namespace, one.name, one.tenant, frozenset(one.rollouts) if one.rollouts else None)
+        for one in found
+    ) or (ServiceAccountRule(own_namespace),)

@@ -8,8 +8,11 @@ from typing import Final
 
 import orjson
 
+from promptrollout.gateway.admit import Admission, Rates
+from promptrollout.gateway.authenticate import Authenticator
+from promptrollout.gateway.caller_keys import ANYBODY, Caller
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError, ClientGone, Overloaded
+from promptrollout.gateway.errors import CallerError, ClientGone
 from promptrollout.gateway.http import JSON, Receive, Reply, Scope, Send, headers_of, read_body, unless_gone
 from promptrollout.gateway.protocols import PROTOCOLS
 from promptrollout.gateway.protocols.base import Protocol
@@ -26,31 +29,43 @@ MODELS_PATH: Final = "/v1/models"
 class Limits:
     max_request_bytes: int = 4 * 1024 * 1024
     max_concurrent_requests: int = 1000
+    max_queued_requests: int = 1000
+    max_queue_milliseconds: int = 2000
+    requests_per_minute_per_key: int | None = None
+    """On this pod. None: no limit."""
+    burst_per_key: int = 60
 
 
 class ServingApp:
     """ASGI application of the port that callers use."""
 
-    def __init__(self, registry: Registry, counters: Counters, limits: Limits) -> None:
+    def __init__(
+        self, registry: Registry, counters: Counters, limits: Limits, authenticator: Authenticator | None = None
+    ) -> None:
         self._registry = registry
         self._counters = counters
         self._limits = limits
+        self._authenticator = authenticator or Authenticator()
+        self.admission = Admission(
+            counters, limits.max_concurrent_requests, limits.max_queued_requests, limits.max_queue_milliseconds / 1000
+        )
+        rate = limits.requests_per_minute_per_key
+        self.draining = False
+        """The pod is ending: callers are told to open their next connection elsewhere."""
+        self._rates = None if rate is None else Rates(rate, limits.burst_per_key)
         self._requests = Requests(registry, counters)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        reply = Reply(send)
+        reply = Reply(send, last=self.draining)
         protocol = PROTOCOLS.get(scope["path"], CHAT)  # whose callers read errors in its shape
         try:
             await self._dispatch(scope, receive, reply)
         except CallerError as error:
             self._counters.rejected[error.code] += 1
-            headers = {"content-type": JSON}
-            if isinstance(error, Overloaded):
-                headers["retry-after"] = "1"
             body = protocol.error_body(error.status, str(error), error.code, error.param)
-            await reply.whole(error.status, headers, body)
+            await reply.whole(error.status, {**error.headers, "content-type": JSON}, body)
         except ClientGone:
             self._counters.disconnects += 1
         except Exception:
@@ -63,32 +78,32 @@ class ServingApp:
 
     async def _dispatch(self, scope: Scope, receive: Receive, reply: Reply) -> None:
         method, path = scope["method"], scope["path"]
+        headers = headers_of(scope)
+        caller = await self._authenticator.caller(headers)
         if protocol := PROTOCOLS.get(path):
             _require(method, "POST")
-            await self._answer(protocol, scope, receive, reply)
+            await self._answer(protocol, caller, headers, receive, reply)
         elif path == MODELS_PATH:
             _require(method, "GET")
-            models = [_model(name) for name in self._registry.names()]
+            models = [_model(name) for name in self._registry.names() if caller.may_use(name)]
             await reply.whole(200, {"content-type": JSON}, orjson.dumps({"object": "list", "data": models}))
         elif path.startswith(f"{MODELS_PATH}/"):
             _require(method, "GET")
             name = path.removeprefix(f"{MODELS_PATH}/")
-            if self._registry.find(name) is None:
+            if self._registry.find(name) is None or not caller.may_use(name):
                 raise CallerError(404, "model_not_found", f"no rollout {name[:253]!r} here", "model")
             await reply.whole(200, {"content-type": JSON}, orjson.dumps(_model(name)))
         else:
             raise CallerError(404, "unknown_url", f"unknown request URL: {method} {path[:200]}")
 
-    async def _answer(self, protocol: Protocol, scope: Scope, receive: Receive, reply: Reply) -> None:
-        headers = headers_of(scope)
-        if self._counters.in_flight >= self._limits.max_concurrent_requests:
-            raise Overloaded(self._limits.max_concurrent_requests)
-        self._counters.in_flight += 1
-        try:
+    async def _answer(
+        self, protocol: Protocol, caller: Caller, headers: dict[str, bytes], receive: Receive, reply: Reply
+    ) -> None:
+        if self._rates is not None and caller is not ANYBODY:
+            self._rates.take(caller.name)
+        async with self.admission:
             payload = await read_body(headers, receive, self._limits.max_request_bytes)
-            await unless_gone(self._requests.answer(protocol, headers, payload, reply), receive, reply)
-        finally:
-            self._counters.in_flight -= 1
+            await unless_gone(self._requests.answer(protocol, headers, payload, reply, caller), receive, reply)
 
 
 def _require(method: str, wanted: str) -> None:

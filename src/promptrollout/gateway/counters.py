@@ -50,6 +50,8 @@ class Counters:
         self.retries: Counter[str] = Counter()
         """Further tries of calls, by provider."""
         self.in_flight = 0
+        self.queued = 0
+        """Requests that wait for a place among those."""
 
     def series(
         self, uid: str, rollout: str, version: str, variant: Variant, model: str, edges_seconds: Iterable[float] = ()

@@ -40,6 +40,32 @@ class CallerError(Exception):
         self.status = status
         self.code = code
         self.param = param
+        self.headers: dict[str, str] = {}
+        """Of the answer, besides its type."""
+
+
+class Unauthenticated(CallerError):
+    """The request brings no key, or none that is known."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(401, code, message)
+        self.headers["www-authenticate"] = "Bearer"
+
+
+class AuthenticationUnavailable(CallerError):
+    """Nobody can say now whose token it is."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(503, "authentication_unavailable", message)
+        self.headers["retry-after"] = "1"
+
+
+class RateLimited(CallerError):
+    """This caller has sent all the requests that it may for now."""
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        super().__init__(429, "rate_limit_exceeded", f"too many requests with this key: wait {retry_after_seconds} s")
+        self.headers["retry-after"] = str(retry_after_seconds)
 
 
 class Unfilled(Exception):
@@ -53,6 +79,7 @@ class Overloaded(CallerError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(503, "overloaded", f"this gateway pod is answering {limit} requests already: try again")
+        self.headers["retry-after"] = "1"
 
 
 class ClientGone(Exception):

@@ -31,6 +31,8 @@ class PodState:
     api_contact_at: float | None
     """On the monotonic clock."""
     ready: bool
+    caller_keys: int | None = None
+    """None: callers need none."""
 
 
 async def exposition(counters: Counters, state: PodState) -> AsyncIterator[bytes]:
@@ -128,6 +130,11 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
         [("", len(counters.withheld))],
     )
     yield from family(f"{gateway}_in_flight_requests", "gauge", "Requests under way.", [("", counters.in_flight)])
+    yield from family(
+        f"{gateway}_queued_requests", "gauge", "Requests that wait for their turn.", [("", counters.queued)]
+    )
+    if state.caller_keys is not None:
+        yield from family(f"{gateway}_caller_keys", "gauge", "Keys that are taken.", [("", state.caller_keys)])
     yield from family(f"{gateway}_ready", "gauge", "1 when the pod takes traffic.", [("", int(state.ready))])
     if state.api_contact_at is not None:
         yield from family(

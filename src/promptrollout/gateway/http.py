@@ -27,8 +27,10 @@ _DISCARD_SECONDS: Final = 5.0
 class Reply:
     """The answer to one request; the status line is sent once."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, *, last: bool = False) -> None:
         self._send = send
+        self._last = last
+        """The last one on its connection."""
         self.begun = False
         self.finished = False
         self.gone = False
@@ -45,6 +47,8 @@ class Reply:
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
         self.begun = True
         raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        if self._last:
+            raw.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def piece(self, body: bytes) -> None:

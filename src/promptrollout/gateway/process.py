@@ -6,23 +6,29 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
+from kubernetes.aio.client import ApiClient
 
 from promptrollout import cluster
-from promptrollout.api.names import PORT_ADMIN, PORT_HTTP, PROVIDER_KEYS_DIR, STATE_DIR
+from promptrollout.api.names import CALLER_KEYS_DIR, PORT_ADMIN, PORT_HTTP, PROVIDER_KEYS_DIR, STATE_DIR
+from promptrollout.gateway import token_reviews
 from promptrollout.gateway.admin import AdminApp
 from promptrollout.gateway.app import Limits, ServingApp
+from promptrollout.gateway.authenticate import Auth, made
+from promptrollout.gateway.caller_keys import CallerKeys
 from promptrollout.gateway.configuration import Loader, Providers
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.exposition import PodState
 from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.source import Source
 from promptrollout.gateway.store import Store
+from promptrollout.gateway.token_reviews import TokenReviews
+from promptrollout.gateway.wire import StrictProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +45,8 @@ class Settings:
     pod: str
     state_dir: Path = Path(STATE_DIR)
     provider_keys_dir: Path = Path(PROVIDER_KEYS_DIR)
+    caller_keys_dir: Path = Path(CALLER_KEYS_DIR)
+    auth: Auth = field(default_factory=Auth)
     limits: Limits = field(default_factory=Limits)
     drain_seconds: int = 30
     bind_address: str = "0.0.0.0"
@@ -66,8 +74,19 @@ class Gateway:
         self.registry = Registry(settings.pod, Loader(self.providers), store, self.counters)
         self.source: Source | None = None
         self.draining = False
-        self.serving_app = ServingApp(self.registry, self.counters, settings.limits)
+        auth = settings.auth
+        tokens = TokenReviews(auth.audience, auth.service_accounts, self._review)
+        self.authenticator = made(auth, CallerKeys(settings.caller_keys_dir), tokens)
+        self.authenticator.refresh()
+        self.client: ApiClient | None = None
+        self.serving_app = ServingApp(self.registry, self.counters, settings.limits, self.authenticator)
         self.admin_app = AdminApp(self.registry, self.counters, self.state)
+
+    async def _review(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Have the API server look at a token. Raises ApiException, ApiUnavailable."""
+        if self.client is None:
+            raise cluster.ApiUnavailable("not connected yet")
+        return await cluster.request(self.client, "POST", token_reviews.PATH, body=body, timeout_seconds=5.0)
 
     def state(self) -> PodState:
         return PodState(
@@ -75,6 +94,7 @@ class Gateway:
             retries=self.providers.retries(),
             api_contact_at=self.source.api_contact_at if self.source else None,
             ready=bool(self.source and self.source.ready) and not self.draining,
+            caller_keys=None if self.authenticator.keys is None else len(self.authenticator.keys),
         )
 
 
@@ -86,7 +106,15 @@ async def run(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     gateway = Gateway(settings)
     async with await cluster.connect() as client:
-        gateway.source = Source(client, settings.namespace, settings.gateway, gateway.registry, gateway.providers)
+        gateway.client = client
+        gateway.source = Source(
+            client,
+            settings.namespace,
+            settings.gateway,
+            gateway.registry,
+            gateway.providers,
+            also=gateway.authenticator.refresh,
+        )
         source = asyncio.create_task(gateway.source.run())
         try:
             await serve(gateway, stop, source)
@@ -99,13 +127,13 @@ async def run(settings: Settings) -> None:
 async def serve(gateway: Gateway, stop: asyncio.Event, source: asyncio.Task[None]) -> None:
     """Both ports, until `stop` is set or `source` fails; then in order: unready, endpoint lag, requests under way."""
     settings = gateway.settings
-    serving = _server(gateway.serving_app, settings.bind_address, settings.port, settings.drain_seconds)
-    admin = _server(gateway.admin_app, settings.bind_address, settings.admin_port, 1)
+    serving = server_of(gateway.serving_app, settings.bind_address, settings.port, settings.drain_seconds)
+    admin = server_of(gateway.admin_app, settings.bind_address, settings.admin_port, 1)
     tasks = [asyncio.create_task(server.serve()) for server in (serving, admin)]
     stopping = asyncio.create_task(stop.wait())
     logger.info("gateway %s: http %d, admin %d", settings.gateway, settings.port, settings.admin_port)
     await asyncio.wait([stopping, source, *tasks], return_when=asyncio.FIRST_COMPLETED)
-    gateway.draining = True
+    gateway.draining = gateway.serving_app.draining = True
     if stopping.done():
         logger.info("stopping: %d requests under way", gateway.counters.in_flight)
         await asyncio.sleep(settings.endpoint_lag_seconds)
@@ -117,13 +145,14 @@ async def serve(gateway: Gateway, stop: asyncio.Event, source: asyncio.Task[None
         source.result()
 
 
-def _server(app: Any, host: str, port: int, graceful_seconds: int) -> _Server:
+def server_of(app: Any, host: str, port: int, graceful_seconds: int) -> uvicorn.Server:
+    """A port as this process opens it."""
     return _Server(
         uvicorn.Config(
             app,
             host=host,
             port=port,
-            http="httptools",
+            http=StrictProtocol,
             ws="none",
             lifespan="off",
             access_log=False,

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-import orjson
-
 from promptrollout.api.names import HEADER_ROLLOUT, HEADER_VARIANT, HEADER_VERSION
+from promptrollout.gateway import json_body
 from promptrollout.gateway.account import Outcome
 from promptrollout.gateway.configuration import Arm
 from promptrollout.gateway.errors import CallerError, ClientGone
@@ -35,13 +34,7 @@ class Request:
 
 def parse(protocol: Protocol, headers: Headers, payload: bytes, started: float) -> Request:
     """The request, its body an object. Raises CallerError."""
-    try:
-        body = orjson.loads(payload)
-    except orjson.JSONDecodeError as error:
-        raise CallerError(400, "invalid_json", f"the request is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise CallerError(400, "invalid_json", "the request must be a JSON object")
-    return Request(protocol, headers, body, started)
+    return Request(protocol, headers, json_body.load(payload), started)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import orjson
 
+from promptrollout.gateway.caller_keys import ANYBODY, Caller
 from promptrollout.gateway.check import check, failed
 from promptrollout.gateway.configuration import Arm
 from promptrollout.gateway.counters import Counters
@@ -39,10 +40,12 @@ class Requests:
         self._counters = counters
         self._random_unit = random_unit
 
-    async def answer(self, protocol: Protocol, headers: Headers, payload: bytes, reply: Reply) -> None:
+    async def answer(
+        self, protocol: Protocol, headers: Headers, payload: bytes, reply: Reply, caller: Caller = ANYBODY
+    ) -> None:
         """Answer one request. Raises CallerError where nothing was sent yet."""
         request = parse(protocol, headers, payload, started=time.perf_counter())
-        serving = self._serving(request)
+        serving = self._serving(request, caller)
         assignment = self._assign(serving, request)
         prepared = prepare(serving, request, assignment, self._counters)
         with _UnderWay(prepared), Accounted(prepared, reply):
@@ -54,9 +57,10 @@ class Requests:
             prepared.account(reply)
             await ending.send(reply)
 
-    def _serving(self, request: Request) -> Serving:
+    def _serving(self, request: Request, caller: Caller) -> Serving:
         name = request.protocol.rollout(request.body)
-        if (serving := self._registry.find(name)) is None:
+        # a rollout that a key is not bound to is one that it cannot tell from none
+        if (serving := self._registry.find(name)) is None or not caller.may_use(name):
             raise CallerError(404, "model_not_found", f"no rollout {name[:253]!r} here; see GET /v1/models", "model")
         return serving
 

@@ -27,13 +27,21 @@ class Source:
     """Keeps the registry as the API server says. Runs for the life of the process."""
 
     def __init__(
-        self, client: ApiClient, namespace: str, gateway: str, registry: Registry, providers: Providers
+        self,
+        client: ApiClient,
+        namespace: str,
+        gateway: str,
+        registry: Registry,
+        providers: Providers,
+        also: Callable[[], None] = lambda: None,
     ) -> None:
+        """`also` is called every second: what else is read from files that rotate."""
         self._client = client
         self._namespace = namespace
         self._gateway = gateway
         self._registry = registry
         self._providers = providers
+        self._also = also
         self._overrides_listed = False
         self._served_from_disk = False
         self.api_contact_at: float | None = None
@@ -101,6 +109,7 @@ class Source:
         """Keys that rotate or appear, rollouts whose time is over, providers that may be reachable again."""
         for problem in self._providers.refresh_keys():
             logger.warning("%s: the last one stays in use", problem)
+        self._also()
         await self._registry.sweep()
         now = time.monotonic()
         arms = [arm for serving in self._registry.all() for arm in (serving.stable, serving.canary) if arm]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from promptrollout.api.gateway import GatewaySpec
+from promptrollout.api.gateway import Auth, GatewaySpec, Limits, SecretName
 from promptrollout.api.meta import SecretKeyRef
 from promptrollout.api.names import (
     API_VERSION,
+    CALLER_KEYS_DIR,
     LABEL_GATEWAY,
     LABEL_MANAGED_BY,
     MANAGED_BY,
@@ -25,6 +27,7 @@ Object = dict[str, Any]
 UID = 65532
 _KEY_FILE = "api-key"
 _KEY_VOLUME = "provider-keys"
+_CALLERS_VOLUME = "caller-keys"
 
 
 def gateway_objects(
@@ -126,7 +129,7 @@ def _deployment(
                     }
                 ],
                 "containers": [_container(name, spec, image)],
-                "volumes": _volumes(keys),
+                "volumes": _volumes(keys, _keys_ref(spec)),
             },
         },
     }
@@ -150,9 +153,9 @@ def _container(name: str, spec: GatewaySpec, image: str) -> Object:
             by_field("POD_NAMESPACE", "metadata.namespace"),
             {"name": "PROMPTROLLOUT_STATE_DIR", "value": STATE_DIR},
             {"name": "PROMPTROLLOUT_PROVIDER_KEYS_DIR", "value": PROVIDER_KEYS_DIR},
-            {"name": "PROMPTROLLOUT_MAX_REQUEST_BYTES", "value": str(spec.limits.max_request_bytes)},
-            {"name": "PROMPTROLLOUT_MAX_CONCURRENT_REQUESTS", "value": str(spec.limits.max_concurrent_requests)},
+            *_limits(spec.limits),
             {"name": "PROMPTROLLOUT_DRAIN_SECONDS", "value": str(spec.drain_seconds)},
+            *_auth(spec.auth),
         ],
         "ports": [
             {"name": "http", "containerPort": PORT_HTTP, "protocol": "TCP"},
@@ -171,16 +174,49 @@ def _container(name: str, spec: GatewaySpec, image: str) -> Object:
             {"name": "state", "mountPath": STATE_DIR},
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": _KEY_VOLUME, "mountPath": PROVIDER_KEYS_DIR, "readOnly": True},
+            *([{"name": _CALLERS_VOLUME, "mountPath": CALLER_KEYS_DIR, "readOnly": True}] if _keys_ref(spec) else []),
         ],
     }
 
 
-def _volumes(keys: Mapping[str, SecretKeyRef]) -> list[Object]:
-    return [
+def _limits(limits: Limits) -> list[Object]:
+    values = {
+        "MAX_REQUEST_BYTES": limits.max_request_bytes,
+        "MAX_CONCURRENT_REQUESTS": limits.max_concurrent_requests,
+        "MAX_QUEUED_REQUESTS": limits.max_queued_requests,
+        "MAX_QUEUE_MILLISECONDS": limits.max_queue_milliseconds,
+    }
+    if limits.requests_per_minute_per_key is not None:
+        values["REQUESTS_PER_MINUTE_PER_KEY"] = limits.requests_per_minute_per_key
+        values["BURST_PER_KEY"] = limits.burst_per_key
+    return [{"name": f"PROMPTROLLOUT_{name}", "value": str(value)} for name, value in values.items()]
+
+
+def _auth(auth: Auth) -> list[Object]:
+    if auth.mode == "None":
+        return []
+    found = [{"name": "PROMPTROLLOUT_AUTH_MODE", "value": auth.mode}]
+    if auth.mode != "Keys":
+        accounts = json.dumps([one.dump() for one in auth.service_accounts], sort_keys=True)
+        found.append({"name": "PROMPTROLLOUT_AUTH_AUDIENCE", "value": auth.audience})
+        found.append({"name": "PROMPTROLLOUT_AUTH_SERVICE_ACCOUNTS", "value": accounts})
+    return found
+
+
+def _keys_ref(spec: GatewaySpec) -> SecretName | None:
+    return spec.auth.keys_secret_ref if spec.auth.mode in ("Keys", "KeysAndServiceAccounts") else None
+
+
+def _volumes(keys: Mapping[str, SecretKeyRef], callers: SecretName | None) -> list[Object]:
+    found: list[Object] = [
         {"name": "state", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
         {"name": _KEY_VOLUME, "projected": {"sources": _key_sources(keys)}},
     ]
+    if callers is not None:
+        # optional: without it nobody is let in, but the pod starts and says so
+        found.append({"name": _CALLERS_VOLUME, "secret": {"secretName": callers.name, "optional": True}})
+    return found
 
 
 def _key_sources(keys: Mapping[str, SecretKeyRef]) -> list[Object]:

@@ -179,10 +179,26 @@ class GatewayReconciler:
             "readyReplicas": ready,
             "rollouts": len(self._rollouts(key)),
             "image": image,
-            "conditions": conditions(item, {"Ready": (truth, reason, message)}, time.time()),
+            "conditions": conditions(item, {"Ready": (truth, reason, message)} | _authenticated(spec), time.time()),
         }
         if not same_status(item, status):
             self._store.put("PromptGateway", await self._api.apply_status("PromptGateway", item, status), quiet=True)
+
+
+def _authenticated(spec: GatewaySpec | None) -> dict[str, tuple[bool, str, str]]:
+    """The condition that says whether callers must say who they are."""
+    if spec is None:
+        return {}
+    auth = spec.auth
+    if auth.mode == "None":
+        message = "spec.auth.mode is None: whoever reaches the gateway may call it, on the provider's account"
+        return {"Authenticated": (False, "AuthenticationOff", message)}
+    told = []
+    if auth.mode != "ServiceAccounts" and auth.keys_secret_ref is not None:
+        told.append(f"keys of Secret {auth.keys_secret_ref.name}")
+    if auth.mode != "Keys":
+        told.append(f"ServiceAccount tokens for the audience {auth.audience}")
+    return {"Authenticated": (True, auth.mode, f"callers need one of: {', '.join(told)}")}
 
 
 def covers(live: Any, wanted: Any) -> bool:

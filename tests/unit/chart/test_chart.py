@@ -14,6 +14,7 @@ import yaml
 
 from promptrollout.api.crds import KINDS, crd
 from promptrollout.api.names import GROUP, PORT_ADMIN
+from promptrollout.operator.acknowledge import deployment_name
 from promptrollout.operator.cluster_api import KINDS as KINDS_BY_NAME
 from promptrollout.operator.cluster_api import WATCHED
 from promptrollout.operator.config import load
@@ -306,6 +307,23 @@ def test_permissions_of_gateways(render: Render) -> None:
         for group, resource in ((GROUP, "promptdeliveries"), ("", "configmaps"))
         for verb in ("get", "list", "watch")
     }
+
+
+def test_only_named_gateways_review_tokens(render: Render, template: Helm) -> None:
+    manifests = render("gateway.tokenReviewers[0].namespace=support", "gateway.tokenReviewers[0].gateway=default")
+    name = "promptrollout-gateway-tokenreviews"
+    assert granted(only(manifests, "ClusterRole", name)["rules"]) == {
+        ("authentication.k8s.io", "tokenreviews", "create")
+    }
+    binding = only(manifests, "ClusterRoleBinding", name)
+    assert binding["roleRef"]["name"] == name
+    account = {"kind": "ServiceAccount", "name": deployment_name("default"), "namespace": "support"}
+    assert binding["subjects"] == [account]
+    # what the operator may hand out is as it was
+    (bind,) = [r for r in only(manifests, "ClusterRole", "promptrollout-operator")["rules"] if "bind" in r["verbs"]]
+    assert bind["resourceNames"] == ["promptrollout-gateway"]
+    assert not [m for m in render() if "tokenreviews" in str(m)]
+    assert template("gateway.tokenReviewers[0].namespace=support").returncode
 
 
 def test_namespaced_mode_has_the_same_rules_in_roles(render: Render) -> None:

@@ -1,12 +1,14 @@
 """A gateway's objects: restricted, stable, and written only when something of ours is missing."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
 
 from promptrollout.api.gateway import GatewaySpec
 from promptrollout.api.meta import SecretKeyRef
+from promptrollout.api.names import CALLER_KEYS_DIR
 from promptrollout.operator.gateway_objects import gateway_objects, mounted_keys
 from promptrollout.operator.gateways import GatewayReconciler, covers
 from promptrollout.operator.queue import Key
@@ -51,6 +53,43 @@ def test_keys_are_files_and_optional() -> None:
     secret = {"name": "openai", "items": [{"key": "token", "path": "model/api-key"}], "optional": True}
     assert volume["projected"]["sources"] == [{"secret": secret}]
     assert mounted_keys(deployment) == {"model": REF}
+
+
+def container_of(found: dict[str, dict[str, Any]]) -> tuple[dict[str, str], dict[str, Any]]:
+    """A gateway's settings, and its pods' volumes by name."""
+    spec = found["Deployment"]["spec"]["template"]["spec"]
+    env = {one["name"].removeprefix("PROMPTROLLOUT_"): one.get("value", "") for one in spec["containers"][0]["env"]}
+    return env, {volume["name"]: volume for volume in spec["volumes"]}
+
+
+def test_limits_reach_the_pods() -> None:
+    limits = {"maxConcurrentRequests": 7, "maxQueuedRequests": 0, "maxQueueMilliseconds": 100}
+    env, _ = container_of(objects(limits=limits))
+    assert (env["MAX_CONCURRENT_REQUESTS"], env["MAX_QUEUED_REQUESTS"], env["MAX_QUEUE_MILLISECONDS"]) == (
+        "7",
+        "0",
+        "100",
+    )
+    assert "BURST_PER_KEY" not in env
+    env, _ = container_of(objects(limits={"requestsPerMinutePerKey": 60}, auth={"mode": "ServiceAccounts"}))
+    assert (env["REQUESTS_PER_MINUTE_PER_KEY"], env["BURST_PER_KEY"]) == ("60", "60")
+
+
+def test_callers_keys_are_files_of_their_secret() -> None:
+    env, volumes = container_of(objects())
+    assert "AUTH_MODE" not in env
+    assert "caller-keys" not in volumes
+    found = objects(auth={"mode": "Keys", "keysSecretRef": {"name": "callers"}})
+    env, volumes = container_of(found)
+    assert (env["AUTH_MODE"], "AUTH_AUDIENCE" in env) == ("Keys", False)
+    assert volumes["caller-keys"]["secret"] == {"secretName": "callers", "optional": True}
+    mounts = found["Deployment"]["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    assert {"name": "caller-keys", "mountPath": CALLER_KEYS_DIR, "readOnly": True} in mounts
+    assert mounted_keys(found["Deployment"]) == {"model": REF}
+    rules = [{"namespace": "shop", "rollouts": ["support"]}]
+    env, volumes = container_of(objects(auth={"mode": "ServiceAccounts", "audience": "a", "serviceAccounts": rules}))
+    assert (env["AUTH_AUDIENCE"], json.loads(env["AUTH_SERVICE_ACCOUNTS"])) == ("a", rules)
+    assert "caller-keys" not in volumes
 
 
 @pytest.mark.parametrize(
@@ -154,7 +193,7 @@ async def reconcile(reconciler: GatewayReconciler) -> None:
 def ready_condition(store: Store) -> dict[str, Any]:
     item = store.get(*KEY)
     assert item is not None
-    (condition,) = item["status"]["conditions"]
+    (condition,) = [one for one in item["status"]["conditions"] if one["type"] == "Ready"]
     return dict(condition)
 
 
@@ -313,3 +352,22 @@ async def test_pods_that_do_not_become_ready_are_not_held(status: dict[str, Any]
     edit_gateway(store, {"image": "image:9"})
     await reconcile(reconciler)
     assert container(api)["image"] == "image:9"
+
+
+@pytest.mark.parametrize(
+    ("auth", "status", "reason", "told"),
+    [
+        ({}, "False", "AuthenticationOff", "whoever reaches the gateway"),
+        ({"mode": "Keys", "keysSecretRef": {"name": "callers"}}, "True", "Keys", "Secret callers"),
+        ({"mode": "ServiceAccounts"}, "True", "ServiceAccounts", "the audience promptrollout"),
+    ],
+)
+async def test_whether_callers_must_say_who_they_are(auth: dict[str, Any], status: str, reason: str, told: str) -> None:
+    store, api = store_with(), FakeApi()
+    edit_gateway(store, {"auth": auth})
+    await reconcile(GatewayReconciler(api, store, "image:1", {"default"}, "the-role"))  # type: ignore[arg-type]
+    item = store.get(*KEY)
+    assert item is not None
+    (found,) = [one for one in item["status"]["conditions"] if one["type"] == "Authenticated"]
+    assert (found["status"], found["reason"]) == (status, reason)
+    assert told in found["message"]

@@ -1,0 +1,95 @@
+"""Second step of a request's way: whether this pod takes it now, after a short wait, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Final
+
+from promptrollout.gateway.counters import Counters
+from promptrollout.gateway.errors import Overloaded, RateLimited
+
+MAX_BUCKETS: Final = 10_000
+"""Callers whose rate is remembered at once; the one that was seen longest ago is forgotten first."""
+
+
+class Admission:
+    """So many requests at once, so many that wait for a place, in order and not for long.
+
+    A pod that takes more than it can answer answers ever less: what is refused at once costs little and is tried
+    elsewhere, what waits costs memory only.
+    """
+
+    def __init__(self, counters: Counters, max_concurrent: int, max_queued: int, queue_seconds: float) -> None:
+        self._counters = counters
+        self._max_concurrent = max_concurrent
+        self._max_queued = max_queued
+        self._queue_seconds = queue_seconds
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def __aenter__(self) -> None:
+        """Take a place. Raises Overloaded."""
+        if self._counters.in_flight < self._max_concurrent:  # then nobody waits: places are handed on
+            self._counters.in_flight += 1
+            return
+        if self._counters.queued >= self._max_queued:
+            raise Overloaded(self._max_concurrent)
+        await self._wait()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Hand the place on to whoever waits longest."""
+        while self._waiting:
+            first = self._waiting.popleft()
+            if not first.done():
+                first.set_result(None)
+                return
+        self._counters.in_flight -= 1
+
+    async def _wait(self) -> None:
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        self._counters.queued += 1
+        try:
+            async with asyncio.timeout(self._queue_seconds):
+                await place
+        except BaseException as error:
+            if place.done() and not place.cancelled():
+                await self.__aexit__()  # it came at the very moment
+            else:
+                with contextlib.suppress(ValueError):  # passed over already
+                    self._waiting.remove(place)
+            if isinstance(error, TimeoutError):
+                raise Overloaded(self._max_concurrent) from None
+            raise
+        finally:
+            self._counters.queued -= 1
+
+
+class Rates:
+    """A token bucket for each caller: a minute's requests at a steady rate, `burst` of them at once."""
+
+    def __init__(self, per_minute: int, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second = per_minute / 60
+        self._burst = burst
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """By the caller's name: what is left, and when it was counted."""
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, caller: str) -> None:
+        """One request. Raises RateLimited, with the time after which there is one again."""
+        now = self._clock()
+        left, at = self._buckets.get(caller, (float(self._burst), now))
+        left = min(self._burst, left + (now - at) * self._per_second)
+        if left < 1:
+            raise RateLimited(math.ceil((1 - left) / self._per_second))
+        self._buckets[caller] = (left - 1, now)
+        self._buckets.move_to_end(caller)
+        while len(self._buckets) > MAX_BUCKETS:
+            self._buckets.popitem(last=False)

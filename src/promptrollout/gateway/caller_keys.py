@@ -1,0 +1,136 @@
+"""The callers' keys: hashes in the files of a Secret, read again when they change."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+MAX_FILES: Final = 10_000
+MAX_FILE_BYTES: Final = 16 * 1024
+MAX_HASHES: Final = 16
+"""Of one caller: the old key and the new one while it is rotated, and some more."""
+
+_NAME: Final = re.compile(r"[-._a-zA-Z0-9]{1,253}")
+_HASH: Final = re.compile(r"sha256:([0-9a-f]{64})")
+_ROLLOUT: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_TENANT: Final = re.compile(r"[-._a-zA-Z0-9]{1,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request, and what it may use."""
+
+    name: str
+    """Empty: nobody was asked."""
+    tenant: str | None = None
+    rollouts: frozenset[str] | None = None
+    """None: all of this gateway."""
+
+    def may_use(self, rollout: str) -> bool:
+        return self.rollouts is None or rollout in self.rollouts
+
+
+ANYBODY: Final = Caller("")
+
+
+class EntryError(ValueError):
+    """A caller's file cannot be used. Says which line and how it should look, never what stands there: somebody may
+    have put a key where its hash belongs."""
+
+
+def parse_entry(name: str, text: str) -> tuple[Caller, list[bytes]]:
+    """A caller and the hashes of its keys. Lines: `sha256:<64 hex digits>`, once for each key; `rollouts: a, b`;
+    `tenant: t`; empty ones and those that begin with # are skipped. Raises EntryError."""
+    if not _NAME.fullmatch(name):
+        raise EntryError(f"{name[:64]!r} is no name for a caller")
+    hashes: list[bytes] = []
+    rollouts: frozenset[str] | None = None
+    tenant: str | None = None
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        field, _, value = line.partition(":")
+        value = value.strip()
+        if not line or line.startswith("#"):
+            continue
+        if found := _HASH.fullmatch(line):
+            hashes.append(bytes.fromhex(found[1]))
+        elif field == "rollouts":
+            names = [part.strip() for part in value.split(",") if part.strip()]
+            if not names or not all(map(_ROLLOUT.fullmatch, names)):
+                raise EntryError(f"{name}: line {number}: rollouts must be names of PromptRollouts with commas between")
+            rollouts = frozenset(names)
+        elif field == "tenant" and _TENANT.fullmatch(value):
+            tenant = value
+        else:
+            raise EntryError(
+                f"{name}: line {number} is none of: sha256:<64 hexadecimal digits of the key's hash>, "
+                "rollouts: <names>, tenant: <letters, digits, '-', '_', '.'>"
+            )
+    if len(hashes) > MAX_HASHES:
+        raise EntryError(f"{name}: {len(hashes)} keys; one caller may have {MAX_HASHES}")
+    return Caller(name, tenant, rollouts), hashes
+
+
+def digest_of(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+class CallerKeys:
+    """Who a key belongs to. The keys themselves are never kept: only hashes of what callers send are compared."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._states: dict[str, tuple[int, int, int]] = {}
+        self._entries: dict[str, tuple[Caller, list[bytes]]] = {}
+        self._by_hash: dict[bytes, tuple[bytes, Caller]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_hash)
+
+    def find(self, key: bytes) -> Caller | None:
+        """The caller with this key. The time it takes says nothing of the keys: what is looked up is a hash, of which
+        nobody can choose a part, and what is found is compared as a whole."""
+        digest = digest_of(key)
+        known, caller = self._by_hash.get(digest, (b"", None))
+        return caller if hmac.compare_digest(known, digest) else None
+
+    def refresh(self) -> list[str]:
+        """Read what changed. A file that is gone takes its keys with it; of one that cannot be read as it should be,
+        the last good state stays. Returns what is wrong."""
+        problems: list[str] = []
+        states: dict[str, tuple[int, int, int]] = {}
+        changed = False
+        try:
+            paths = sorted(path for path in self._folder.iterdir() if not path.name.startswith("."))
+        except FileNotFoundError:
+            paths = []
+        except OSError as error:
+            return [f"the callers' keys cannot be read: {error.strerror}"]
+        if len(paths) > MAX_FILES:
+            problems.append(f"{len(paths)} callers; the first {MAX_FILES} are read")
+        for path in paths[:MAX_FILES]:
+            try:
+                stat = path.stat()
+                state = states[path.name] = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+                if self._states.get(path.name) == state:
+                    continue
+                changed = True
+                if stat.st_size > MAX_FILE_BYTES:
+                    raise EntryError(f"{path.name}: more than {MAX_FILE_BYTES} bytes")
+                self._entries[path.name] = parse_entry(path.name, path.read_text())
+            except FileNotFoundError:
+                states.pop(path.name, None)  # swapped meanwhile: seen the next time
+            except (OSError, UnicodeDecodeError):
+                problems.append(f"{path.name}: cannot be read as text")
+            except EntryError as error:
+                problems.append(str(error))
+        gone = self._entries.keys() - states.keys()
+        for name in gone:
+            del self._entries[name]
+        self._states = states
+        if changed or gone:
+            self._by_hash = {digest: (digest, caller) for caller, hashes in self._entries.values() for digest in hashes}
+        return problems

@@ -1,0 +1,42 @@
+"""A request's JSON within bounds: what is taken here, every later step can walk through and write again."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+
+from promptrollout.gateway.errors import CallerError
+
+MAX_DEPTH: Final = 64
+"""Of objects and arrays in each other. Tools' schemas are the deepest that callers send, and OpenAI takes 10 levels of
+them; writers of JSON stop at 254."""
+
+
+def load(payload: bytes) -> dict[str, Any]:
+    """The request as an object. Raises CallerError."""
+    try:
+        body = orjson.loads(payload)
+    except orjson.JSONDecodeError as error:
+        raise CallerError(400, "invalid_json", f"the request is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise CallerError(400, "invalid_json", "the request must be a JSON object")
+    # few brackets, and so most requests, cannot be deep: counting them costs next to nothing
+    if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and _deeper_than(body, MAX_DEPTH):
+        raise CallerError(400, "invalid_json", f"the request is nested too deeply: {MAX_DEPTH} levels are taken")
+    return body
+
+
+def _deeper_than(body: Any, levels: int) -> bool:
+    """Level by level, without recursion."""
+    containers = [body]
+    for _ in range(levels):
+        containers = [
+            inner
+            for outer in containers
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) is dict or type(inner) is list
+        ]
+        if not containers:
+            return False
+    return True

@@ -1,0 +1,145 @@
+"""HTTP/1.1 as strictly as a proxy in front could read it: what two servers may read differently is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from promptrollout.gateway.errors import error_object
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""Of the request line and the headers together, without what the parser strips."""
+MAX_HEADERS: Final = 128
+HEAD_SECONDS: Final = 20.0
+"""From a request's first byte to the end of its headers; also from the connection to its first byte."""
+
+# once only: which of two would hold is a matter of taste, and taste differs between servers
+_SINGLE: Final = frozenset([b"host", b"content-length", b"transfer-encoding", b"authorization", b"content-type"])
+
+
+class Refused(Exception):
+    """The request breaks HTTP, or a limit on its head."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class StrictProtocol(HttpToolsProtocol):
+    """uvicorn's connection with limits on a request's head. A request that is refused ends its connection: nobody
+    knows where the next one would begin."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_bytes = 0
+        self._head_begun = False
+        self._in_body = False
+        self._refused: Refused | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_timer()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused is not None:
+            return  # the answer is on its way, and the connection at its end
+        if not self._in_body:
+            # before the parser sees them: it keeps an unfinished line for as long as it grows
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and b"\r\n\r\n" not in data:
+                self._refuse(_TOO_LARGE)
+                return
+        super().data_received(data)
+        if self._head_begun and self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_begun = True
+
+    def on_headers_complete(self) -> None:
+        self._check_head()
+        self._head_begun, self._in_body = False, True
+        self._head_bytes = 0
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_body = False
+
+    def send_400_response(self, msg: str) -> None:
+        """The parser's or our own reason, in the shape of every other error."""
+        self._refuse(self._refused or Refused(400, "invalid_http", "this is no valid HTTP/1.1 request"))
+
+    def _check_head(self) -> None:
+        """What the parser leaves to us. It refuses by itself a content-length that comes twice or with a
+        transfer-encoding, folded lines, line ends without CR, control characters, odd sizes of chunks."""
+        headers = dict(self.headers)
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+            self._note(_TOO_LARGE)
+        if len(headers) < len(self.headers):
+            names = [name for name, _ in self.headers if name in _SINGLE]
+            if twice := {name.decode() for name in names if names.count(name) > 1}:
+                self._note(Refused(400, "invalid_http", f"headers that come twice: {', '.join(sorted(twice))}"))
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            self._note(Refused(400, "invalid_http", "this port takes HTTP/1.1"))
+        if self.parser.should_upgrade():
+            # the parser would take the body for the other protocol's
+            message = "this port takes HTTP/1.1 without Upgrade; with Java's HttpClient set version(HTTP_1_1)"
+            self._note(Refused(400, "upgrade_not_supported", message))
+        if b"host" not in headers and version == "1.1":
+            self._note(Refused(400, "invalid_http", "the header host is missing"))
+        encoding = headers.get(b"transfer-encoding")
+        if encoding is not None and (
+            encoding.lower() != b"chunked" or b"content-length" in headers or version != "1.1"
+        ):
+            self._note(Refused(400, "invalid_http", "transfer-encoding: only chunked, alone, and with HTTP/1.1"))
+
+    def _note(self, problem: Refused) -> None:
+        """Stop the parser. It swallows what is raised in its callbacks, so the reason is kept here."""
+        self._refused = problem
+        raise problem
+
+    def _refuse(self, problem: Refused) -> None:
+        self._refused = problem
+        self._stop_timer()
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started or self.pipeline or not cycle.more_body:
+                # in the middle of an answer, this one would be taken for a part of it
+                self.transport.close()
+                return
+            cycle.disconnected = True  # its body is what is wrong: it gets this answer and no other
+            cycle.message_event.set()
+        body = error_object(problem.status, str(problem), problem.code)
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[problem.status] + head + body)
+        self.transport.close()
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if not self._head_begun:
+            self.transport.close()  # a connection on which nothing came
+        elif not self.transport.is_closing():
+            self._refuse(Refused(408, "request_timeout", f"the headers were not here within {HEAD_SECONDS:.0f} s"))
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+_TOO_LARGE: Final = Refused(
+    431, "headers_too_large", f"a request's head may have {MAX_HEAD_BYTES} bytes in {MAX_HEADERS} headers"
+)
