@@ -14,6 +14,8 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_HEADERS: Final = 128
 HEAD_SECONDS: Final = 20.0
 """From a request's first byte to the end of its headers; also from the connection to its first byte."""
+LINGER_SECONDS: Final = 1.0
+"""After a refusal, whatever else is sent is read and dropped, until the caller closes the connection."""
 
 # once only: which of two would hold is a matter of taste, and taste differs between servers
 _SINGLE: Final = frozenset([b"host", b"content-length", b"transfer-encoding", b"authorization", b"content-type"])
@@ -125,7 +127,9 @@ class StrictProtocol(HttpToolsProtocol):
         body = error_object(problem.status, str(problem), problem.code)
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[problem.status] + head + body)
-        self.transport.close()
+        # closed at once, what is still coming in would reset the connection, and the answer be lost on its way
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _head_is_late(self) -> None:
         self._head_timer = None

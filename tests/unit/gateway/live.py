@@ -23,16 +23,22 @@ async def listening(app: Any) -> AsyncIterator[int]:
     server.lifespan = server.config.lifespan_class(server.config)
     await server.startup(sockets=[listener])
     yield listener.getsockname()[1]
+    for _ in range(20):  # the last callers hang up: shutdown looks for them every 0.1 s only
+        if not server.server_state.connections:
+            break
+        await asyncio.sleep(0.001)
     await server.shutdown(sockets=[listener])
 
 
-async def say(port: int, payload: bytes, seconds: float = 0.2) -> tuple[bytes, bool]:
-    """What comes back for these bytes, and whether the server then closed the connection."""
+async def say(port: int, *pieces: bytes, seconds: float = 0.2) -> tuple[bytes, bool]:
+    """What comes back for these pieces, and whether the server then closed the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answer, closed = b"", False
     try:
-        writer.write(payload)
-        await writer.drain()
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.005 if len(pieces) > 1 else 0)
         async with asyncio.timeout(seconds):
             while piece := await reader.read(65536):
                 answer += piece
