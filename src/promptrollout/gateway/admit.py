@@ -31,13 +31,18 @@ class Admission:
         self._queue_seconds = queue_seconds
         self._waiting: deque[asyncio.Future[None]] = deque()
 
+    @property
+    def full(self) -> bool:
+        """A further request would be refused at once."""
+        return self._counters.in_flight >= self._max_concurrent and self._counters.queued >= self._max_queued
+
     async def __aenter__(self) -> None:
         """Take a place. Raises Overloaded."""
         if self._counters.in_flight < self._max_concurrent:  # then nobody waits: places are handed on
             self._counters.in_flight += 1
             return
         if self._counters.queued >= self._max_queued:
-            raise Overloaded(self._max_concurrent)
+            raise Overloaded()
         await self._wait()
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -63,7 +68,7 @@ class Admission:
                 with contextlib.suppress(ValueError):  # passed over already
                     self._waiting.remove(place)
             if isinstance(error, TimeoutError):
-                raise Overloaded(self._max_concurrent) from None
+                raise Overloaded() from None
             raise
         finally:
             self._counters.queued -= 1

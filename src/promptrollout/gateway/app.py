@@ -55,6 +55,13 @@ class ServingApp:
         self._rates = None if rate is None else Rates(rate, limits.burst_per_key)
         self._requests = Requests(registry, counters)
 
+    def overloaded(self) -> bool:
+        """Whether the server shall refuse a request before anybody looks at it."""
+        if not self.admission.full:
+            return False
+        self._counters.rejected["overloaded"] += 1
+        return True
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return

@@ -75,10 +75,10 @@ class Unfilled(Exception):
 
 
 class Overloaded(CallerError):
-    """This pod has all the requests that it takes at once."""
+    """This pod has all the requests that it takes."""
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(503, "overloaded", f"this gateway pod is answering {limit} requests already: try again")
+    def __init__(self) -> None:
+        super().__init__(503, "overloaded", "this gateway pod is answering all the requests that it takes: try again")
         self.headers["retry-after"] = "1"
 
 

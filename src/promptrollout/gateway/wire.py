@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from promptrollout.gateway.errors import error_object
+from promptrollout.gateway.errors import Overloaded, error_object
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Of the request line and the headers together, without what the parser strips."""
@@ -16,6 +17,8 @@ HEAD_SECONDS: Final = 20.0
 """From a request's first byte to the end of its headers; also from the connection to its first byte."""
 LINGER_SECONDS: Final = 1.0
 """After a refusal, whatever else is sent is read and dropped, until the caller closes the connection."""
+SHED_SECONDS: Final = 1.0
+"""A connection whose request was refused because the pod is full is read again after what its Retry-After says."""
 
 # once only: which of two would hold is a matter of taste, and taste differs between servers
 _SINGLE: Final = frozenset([b"host", b"content-length", b"transfer-encoding", b"authorization", b"content-type"])
@@ -40,6 +43,8 @@ class StrictProtocol(HttpToolsProtocol):
         self._head_begun = False
         self._in_body = False
         self._refused: Refused | None = None
+        self._overloaded: Callable[[], bool] = getattr(self.app, "overloaded", _never)
+        self._shedding = False
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -72,11 +77,41 @@ class StrictProtocol(HttpToolsProtocol):
         self._head_begun, self._in_body = False, True
         self._head_bytes = 0
         self._stop_timer()
-        super().on_headers_complete()
+        if (self.cycle is None or self.cycle.response_complete) and not self.pipeline and self._overloaded():
+            self._shedding = True  # no task, no reading of what it wants: a refusal must cost next to nothing
+            if self.expect_100_continue:
+                self._shed()
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._shedding:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
         self._in_body = False
+        if self._shedding:
+            self._shed()
+        else:
+            super().on_message_complete()
+
+    def _shed(self) -> None:
+        """Answer that this pod has enough to do, and keep the connection: to open a new one costs more."""
+        self._shedding = False
+        if self.transport.is_closing():
+            return
+        if self.parser.should_keep_alive() and not self._in_body:
+            self.transport.write(_OVERLOADED)
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+            # a caller who cannot wait as he was told must not keep us from answering the others
+            self.flow.pause_reading()
+            self.loop.call_later(SHED_SECONDS, self.flow.resume_reading)
+        else:
+            self._refused = Refused(503, "overloaded", "")
+            self.transport.write(_OVERLOADED.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """The parser's or our own reason, in the shape of every other error."""
@@ -125,8 +160,7 @@ class StrictProtocol(HttpToolsProtocol):
             cycle.disconnected = True  # its body is what is wrong: it gets this answer and no other
             cycle.message_event.set()
         body = error_object(problem.status, str(problem), problem.code)
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[problem.status] + head + body)
+        self.transport.write(_whole(problem.status, {"connection": "close"}, body))
         # closed at once, what is still coming in would reset the connection, and the answer be lost on its way
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
@@ -144,6 +178,18 @@ class StrictProtocol(HttpToolsProtocol):
             self._head_timer = None
 
 
+def _never() -> bool:
+    return False
+
+
+def _whole(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
+    """An answer as it goes over the wire."""
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    length = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    return STATUS_LINE[status] + head.encode() + length.encode() + body
+
+
+_OVERLOADED: Final = _whole(503, Overloaded().headers, Overloaded().body())
 _TOO_LARGE: Final = Refused(
     431, "headers_too_large", f"a request's head may have {MAX_HEAD_BYTES} bytes in {MAX_HEADERS} headers"
 )

@@ -23,11 +23,13 @@ async def listening(app: Any) -> AsyncIterator[int]:
     server.lifespan = server.config.lifespan_class(server.config)
     await server.startup(sockets=[listener])
     yield listener.getsockname()[1]
-    for _ in range(20):  # the last callers hang up: shutdown looks for them every 0.1 s only
-        if not server.server_state.connections:
-            break
-        await asyncio.sleep(0.001)
-    await server.shutdown(sockets=[listener])
+    # uvicorn's own end sleeps for 0.1 s
+    for open_port in server.servers:
+        open_port.close()
+    for connection in list(server.server_state.connections):
+        connection.shutdown()
+    await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
+    listener.close()
 
 
 async def say(port: int, *pieces: bytes, seconds: float = 0.2) -> tuple[bytes, bool]:

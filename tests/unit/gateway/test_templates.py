@@ -113,6 +113,19 @@ def test_time_is_bounded(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
         compile_renderer(text)({})
 
 
+def test_a_pod_without_a_processor_is_no_slow_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the middle of a rendering for longer than it may take, as on a node that is overcommitted."""
+    monkeypatch.setattr(templates, "MAX_RENDER_SECONDS", 0.05)
+    render = compile_renderer("{% for name in names %}{{ name }} {% endfor %}")
+
+    class Stopping(str):
+        def __str__(self) -> str:
+            time.sleep(0.1)
+            return "late"
+
+    assert render({"names": [Stopping("late"), "late"]}).split() == ["late", "late"]
+
+
 def test_nothing_is_evaluated_while_it_is_compiled() -> None:
     compile_renderer("{{ 1|round(100000000000) }}{{ 1 // 0 }}")
 
