@@ -22,14 +22,16 @@ async def listening(app: Any) -> AsyncIterator[int]:
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
     await server.startup(sockets=[listener])
-    yield listener.getsockname()[1]
-    # uvicorn's own end sleeps for 0.1 s
-    for open_port in server.servers:
-        open_port.close()
-    for connection in list(server.server_state.connections):
-        connection.shutdown()
-    await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
-    listener.close()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        # uvicorn's own end sleeps for 0.1 s
+        for open_port in server.servers:
+            open_port.close()
+        for connection in list(server.server_state.connections):
+            connection.shutdown()
+        await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
+        listener.close()
 
 
 async def say(port: int, *pieces: bytes, seconds: float = 0.2) -> tuple[bytes, bool]:

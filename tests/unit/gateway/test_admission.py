@@ -1,0 +1,166 @@
+"""What a full pod does: requests wait their turn for a short time, the others are told when to come back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from promptrollout.gateway import wire
+from promptrollout.gateway.admit import Admission, Rates
+from promptrollout.gateway.app import Limits
+from promptrollout.gateway.counters import Counters
+from promptrollout.gateway.errors import Overloaded, RateLimited
+from promptrollout.gateway.process import Gateway, Settings
+from tests.unit.gateway.kit import DONE, Provider, arm, delivery, request, samples, series, streams, value
+from tests.unit.gateway.live import listening
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, provider: Provider, limits: Limits) -> AsyncIterator[tuple[Gateway, str]]:
+    gateway = Gateway(Settings("default", "ns", "pod-1", state_dir=tmp_path, limits=limits))
+    await gateway.registry.apply("support", delivery(stable=arm(url=provider.url)))
+    try:
+        async with listening(gateway.serving_app) as port:
+            yield gateway, f"http://127.0.0.1:{port}/v1/chat/completions"
+    finally:
+        await gateway.providers.close()
+
+
+async def until(gateway: Gateway, in_flight: int, queued: int) -> None:
+    async with asyncio.timeout(5):
+        while (gateway.counters.in_flight, gateway.counters.queued) != (in_flight, queued):  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+async def test_one_at_work_one_waits_and_the_third_comes_back_later(
+    tmp_path: Path, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "SHED_SECONDS", 0.05)
+    gate = asyncio.Event()
+    provider.script.append(streams(gate, DONE))
+    limits = Limits(max_concurrent_requests=1, max_queued_requests=1)
+    async with serving(tmp_path, provider, limits) as (gateway, url), aiohttp.ClientSession() as client:
+
+        async def ask() -> int:
+            async with client.post(url, json=request()) as answer:
+                await answer.read()
+                return answer.status
+
+        first = asyncio.create_task(ask())
+        await until(gateway, 1, 0)
+        second = asyncio.create_task(ask())
+        await until(gateway, 1, 1)
+        connector = aiohttp.TCPConnector(limit=1)
+        async with aiohttp.ClientSession(connector=connector) as third:
+            for _ in range(3):  # on one connection, which is kept
+                async with third.post(url, json=request(filler="x" * 300_000)) as answer:
+                    error = (await answer.json())["error"]
+                    assert (answer.status, error["code"], error["type"]) == (503, "overloaded", "server_error")
+                    assert answer.headers["retry-after"] == "1"
+            assert len(provider.requests) == 1
+            found = await samples(gateway)
+            assert value(found, "promptrollout_gateway_rejected_requests_total", code="overloaded") == 3
+            assert value(found, "promptrollout_gateway_queued_requests") == 1
+            gate.set()
+            assert await asyncio.gather(first, second) == [200, 200]
+            async with third.post(url, json=request()) as answer:
+                assert answer.status == 200
+        assert series(gateway, "stable").total.requests == 3
+        assert (gateway.counters.in_flight, gateway.counters.queued) == (0, 0)
+
+
+async def test_who_waits_too_long_is_told_so_and_who_hangs_up_leaves_the_queue(
+    tmp_path: Path, provider: Provider
+) -> None:
+    gate = asyncio.Event()
+    provider.script.append(streams(gate, DONE))
+    limits = Limits(max_concurrent_requests=1, max_queued_requests=10, max_queue_milliseconds=150)
+    async with serving(tmp_path, provider, limits) as (gateway, url), aiohttp.ClientSession() as client:
+
+        async def ask(seconds: float = 5) -> int:
+            async with client.post(url, json=request(), timeout=aiohttp.ClientTimeout(total=seconds)) as answer:
+                return answer.status
+
+        first = asyncio.create_task(ask())
+        await until(gateway, 1, 0)
+        waiting = [asyncio.create_task(ask()) for _ in range(3)]
+        impatient = asyncio.create_task(ask(0.02))
+        with pytest.raises(TimeoutError):
+            await impatient
+        assert await asyncio.gather(*waiting) == [503] * 3
+        gate.set()
+        await first
+        assert await ask() == 200
+        await until(gateway, 0, 0)
+    assert len(provider.requests) == 2
+
+
+async def test_places_are_never_lost_or_doubled() -> None:
+    """Hundreds of requests that come, go, time out and hang up at awkward moments."""
+    counters = Counters()
+    admission = Admission(counters, 4, 30, 0.01)
+    most = 0
+
+    async def one(number: int) -> None:
+        nonlocal most
+        await asyncio.sleep(number % 17 / 1000)
+        async with admission:
+            most = max(most, counters.in_flight)
+            await asyncio.sleep(number % 5 / 1000)
+
+    tasks = [asyncio.create_task(one(number)) for number in range(400)]
+    for number, task in enumerate(tasks):
+        if number % 7 == 0:
+            asyncio.get_running_loop().call_later(number % 23 / 1000, task.cancel)
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    refused = [one for one in ended if isinstance(one, Overloaded)]
+    assert refused
+    assert {type(one) for one in ended} <= {type(None), Overloaded, asyncio.CancelledError}
+    assert (most, counters.in_flight, counters.queued, len(admission._waiting)) == (4, 0, 0, 0)
+    async with admission:
+        assert counters.in_flight == 1
+
+
+async def test_those_who_wait_are_served_in_order() -> None:
+    admission = Admission(Counters(), 1, 10, 5)
+    served: list[int] = []
+
+    async def one(number: int) -> None:
+        async with admission:
+            served.append(number)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(one(number) for number in range(8)))
+    assert served == list(range(8))
+
+
+def test_rates_are_steady_with_a_burst_and_remember_few() -> None:
+    now = [0.0]
+    told: set[str] = set()
+    rates = Rates(per_minute=60, burst=3, clock=lambda: now[0])
+
+    def taken(caller: str, times: int) -> int:
+        count = 0
+        for _ in range(times):
+            try:
+                rates.take(caller)
+            except RateLimited as error:
+                told.add(error.headers["retry-after"])
+            else:
+                count += 1
+        return count
+
+    assert taken("a", 10) == 3
+    assert taken("b", 1) == 1
+    now[0] += 2
+    assert taken("a", 10) == 2
+    now[0] += 3600
+    assert taken("a", 10) == 3
+    for number in range(20_000):
+        rates.take(f"caller-{number}")
+    assert (len(rates), told) == (10_000, {"1"})
