@@ -120,7 +120,7 @@ class _GuardedEnvironment(PromptEnvironment):
     deadline: float = float("inf")
     """On `time.perf_counter`."""
     cpu_deadline: float | None = None
-    """On `time.thread_time`, once the other has passed: a pod that gets no processor for a while is no slow template."""
+    """On `time.thread_time`, once the other has passed: a pod without a processor for a while is no slow template."""
 
     def __init__(self) -> None:
         super().__init__(undefined=_NamedUndefined)

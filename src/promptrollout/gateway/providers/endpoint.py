@@ -7,6 +7,7 @@ import email.utils
 import io
 import os
 import random
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -40,6 +41,8 @@ _OWN_HEADERS: Final = frozenset(
     | {"openai-project", "server", "set-cookie", "strict-transport-security", "transfer-encoding", "via"}
 )
 _ERROR_HEADERS: Final = ("retry-after", "x-request-id")
+# in the value of a header it cannot be sent on, and was meant for no good
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Answer:
@@ -63,7 +66,9 @@ class Answer:
         return {
             name: value
             for name, value in found.items()
-            if name not in _OWN_HEADERS and not name.startswith(("cf-", "access-control-"))
+            if name not in _OWN_HEADERS
+            and not name.startswith(("cf-", "access-control-"))
+            and not _CONTROL.search(value)
         }
 
     async def chunk(self) -> bytes:
@@ -268,6 +273,9 @@ class Endpoint(ABC):
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> ProviderError:
         """What the caller is told about an answer that is an error."""
         status = response.status
+        if self.key is not None:
+            # some repeat the key that they refuse; it is ours, and none of the caller's business
+            body = body.replace(self.key.encode(), b"[key]")
         error = upstream_error(body)
         said = error.get("message")
         message = f"provider {self.name} answered {status}" + (f": {said}" if isinstance(said, str) else "")
@@ -280,7 +288,11 @@ class Endpoint(ABC):
             error_type, shown = "provider_5xx", 503 if status == 503 else 502
         else:
             error_type, shown = "bad_response", 502
-        headers = {name: response.headers[name] for name in _ERROR_HEADERS if name in response.headers}
+        headers = {
+            name: response.headers[name] if self.key is None else response.headers[name].replace(self.key, "[key]")
+            for name in _ERROR_HEADERS
+            if name in response.headers and not _CONTROL.search(response.headers[name])
+        }
         code, param = error.get("code"), error.get("param")
         return ProviderError(
             error_type,
