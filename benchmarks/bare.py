@@ -97,7 +97,7 @@ class Caller(asyncio.Protocol):
 
     def __init__(self, load: Load, request: bytes) -> None:
         self._load = load
-        self._request = request
+        self.request = request
         self._buffer = b""
         self._sent_at = 0.0
         self.done: asyncio.Future[int] | None = None
@@ -108,7 +108,7 @@ class Caller(asyncio.Protocol):
     def ask(self) -> asyncio.Future[int]:
         self.done = asyncio.get_running_loop().create_future()
         self._sent_at = time.perf_counter()
-        self.transport.write(self._request)
+        self.transport.write(self.request)
         return self.done
 
     def data_received(self, data: bytes) -> None:
