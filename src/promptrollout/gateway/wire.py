@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from promptrollout.gateway.errors import Overloaded, error_object
+from promptrollout.gateway.errors import Overloaded
+from promptrollout.gateway.protocols import PROTOCOLS
+from promptrollout.gateway.protocols.base import Protocol
+from promptrollout.gateway.protocols.chat import CHAT
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Of the request line and the headers together, without what the parser strips."""
@@ -100,8 +104,10 @@ class StrictProtocol(HttpToolsProtocol):
         self._shedding = False
         if self.transport.is_closing():
             return
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        answer = _overloaded_answer(PROTOCOLS.get(path, CHAT))
         if self.parser.should_keep_alive() and not self._in_body:
-            self.transport.write(_OVERLOADED)
+            self.transport.write(answer)
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
@@ -110,7 +116,7 @@ class StrictProtocol(HttpToolsProtocol):
             self.loop.call_later(SHED_SECONDS, self.flow.resume_reading)
         else:
             self._refused = Refused(503, "overloaded", "")
-            self.transport.write(_OVERLOADED.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
+            self.transport.write(answer.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
@@ -159,7 +165,7 @@ class StrictProtocol(HttpToolsProtocol):
                 return
             cycle.disconnected = True  # its body is what is wrong: it gets this answer and no other
             cycle.message_event.set()
-        body = error_object(problem.status, str(problem), problem.code)
+        body = CHAT.error_body(problem.status, str(problem), problem.code)
         self.transport.write(_whole(problem.status, {"connection": "close"}, body))
         # closed at once, what is still coming in would reset the connection, and the answer be lost on its way
         self.transport.write_eof()
@@ -189,7 +195,12 @@ def _whole(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
     return STATUS_LINE[status] + head.encode() + length.encode() + body
 
 
-_OVERLOADED: Final = _whole(503, Overloaded().headers, Overloaded().body())
+@cache
+def _overloaded_answer(protocol: Protocol) -> bytes:
+    error = Overloaded()
+    return _whole(error.status, error.headers, protocol.error_body(error.status, str(error), error.code))
+
+
 _TOO_LARGE: Final = Refused(
     431, "headers_too_large", f"a request's head may have {MAX_HEAD_BYTES} bytes in {MAX_HEADERS} headers"
 )
