@@ -59,7 +59,8 @@ class Auth(Model):
 
     rules: ClassVar = (
         (
-            "!(self.mode in ['Keys', 'KeysAndServiceAccounts']) || has(self.keysSecretRef)",
+            # the server checks the default of the whole, {}, before it fills in the mode's
+            "!has(self.mode) || !(self.mode in ['Keys', 'KeysAndServiceAccounts']) || has(self.keysSecretRef)",
             "this mode needs keysSecretRef: the Secret with the hashes of the callers' keys",
         ),
     )
