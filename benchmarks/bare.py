@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ import orjson
 import uvloop
 
 from promptrollout.gateway.app import Limits
-from promptrollout.gateway.process import Gateway, Settings, serve
+from promptrollout.gateway.process import Gateway, Settings, collect_seldom, serve
 
 COMPLETION = orjson.dumps(
     {
@@ -318,6 +319,7 @@ def _delivery(sequence: int, model_port: int) -> dict[str, Any]:
 async def _gateway(model: int, state: str, changes: float, limits: dict[str, int]) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    collect_seldom()
     ports = [_free_port(), _free_port()]
     pod = Gateway(
         Settings(
@@ -364,8 +366,6 @@ async def _model(seconds: float) -> None:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -76,11 +76,7 @@ def main() -> None:
     parser.add_argument("--versions", type=int, default=10_000)
     parser.add_argument("--per-second", type=float, default=1500.0, help="requests that this machine manages")
     options = parser.parse_args()
-    uvloop.run(_main(options.requests, options.versions, options.per_second))
-
-
-async def _main(requests: int, versions: int, per_second: float) -> None:
-    (await benchmark(requests, versions, per_second)).write()
+    uvloop.run(benchmark(options.requests, options.versions, options.per_second)).write()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import uvloop
 
 from benchmarks.bare import Load, Running, closed_loop, gateway, open_loop
 from benchmarks.report import Report, quantile
+from promptrollout.gateway.app import Limits
 
 MODEL_SECONDS = 0.02
 GOODPUT_SHARE = 0.9
@@ -39,9 +39,9 @@ async def measured(
     return answered / load.ran_seconds, answered / used
 
 
-async def benchmark(seconds: float) -> Report:
+async def benchmark(seconds: float, limits: dict[str, int]) -> Report:
     report = Report("overload")
-    async with gateway(MODEL_SECONDS) as pod:
+    async with gateway(MODEL_SECONDS, **limits) as pod:
         await closed_loop(pod.port, 64, 1)
         rate, capacity = await measured(report, pod, "capacity: 256 callers", closed_loop, 256, seconds)
         _, patient = await measured(
@@ -66,11 +66,11 @@ async def benchmark(seconds: float) -> Report:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each row")
-    uvloop.run(_main(parser.parse_args().seconds))
-
-
-async def _main(seconds: float) -> None:
-    (await asyncio.ensure_future(benchmark(seconds))).write()
+    parser.add_argument("--concurrent", type=int, default=Limits.max_concurrent_requests)
+    parser.add_argument("--queued", type=int, default=Limits.max_queued_requests)
+    options = parser.parse_args()
+    limits = {"max_concurrent_requests": options.concurrent, "max_queued_requests": options.queued}
+    uvloop.run(benchmark(options.seconds, limits)).write()
 
 
 if __name__ == "__main__":
