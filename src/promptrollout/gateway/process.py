@@ -101,7 +101,7 @@ class Gateway:
 
 def collect_seldom() -> None:
     """Python looks for cycles after every 700 new objects, and at all that is alive after a while: with 1,000 requests
-    under way that took as much time as answering them (measured: 410 to 570 µs of CPU a request, against 250 to 330)."""
+    under way that took as long as answering them (measured: 410 to 570 µs of CPU a request, against 250 to 330)."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
