@@ -39,8 +39,8 @@ class ProviderSpec(Model):
         ),
     )
 
-    type: Literal["OpenAI"] = "OpenAI"
-    """`OpenAI`: anything that speaks OpenAI's API (OpenAI, vLLM, Ollama, gateways)."""
+    type: Literal["OpenAI", "Anthropic"] = "OpenAI"
+    """`OpenAI`: anything that speaks OpenAI's API (OpenAI, vLLM, Ollama, gateways). `Anthropic`: its Messages API."""
     base_url: Annotated[
         str,
         Field(alias="baseURL", max_length=1024, pattern=r"^https?://[^\s?#]+[^/\s?#]$"),

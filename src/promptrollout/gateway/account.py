@@ -24,16 +24,20 @@ class Usage:
 
     @staticmethod
     def read(found: Any) -> Usage | None:
-        """From `usage` of an answer; None where there is none."""
+        """From `usage` of a chat completion; None where there is none."""
         if not isinstance(found, dict):
             return None
         prompt, completion = found.get("prompt_tokens"), found.get("completion_tokens")
         if prompt is None and completion is None:
             return None
         details = found.get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-        tokens = _clipped(prompt)
-        return Usage(tokens, min(tokens, _clipped(cached)), _clipped(completion))
+        return Usage.of(prompt, details.get("cached_tokens") if isinstance(details, dict) else 0, completion)
+
+    @staticmethod
+    def of(tokens: Any, cached: Any, output: Any) -> Usage:
+        """From what a provider says, whatever that is."""
+        clipped = _clipped(tokens)
+        return Usage(clipped, min(clipped, _clipped(cached)), _clipped(output))
 
 
 @dataclass(frozen=True, slots=True)

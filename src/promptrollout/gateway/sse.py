@@ -110,8 +110,7 @@ class StreamReader(ABC):
             return self.translator.event(found)
         return event if forwarded else b""
 
-    @staticmethod
-    def failure_of(found: dict[str, Any]) -> str | None:
+    def failure_of(self, found: dict[str, Any]) -> str | None:
         """What an event says of the provider's failure, if it is such an event."""
         if failure := found.get("error"):
             return str(failure.get("message") if isinstance(failure, dict) else failure)

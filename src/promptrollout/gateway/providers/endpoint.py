@@ -299,7 +299,7 @@ class Endpoint(ABC):
         return backoff if retry_after_seconds is None else retry_after_seconds + self._rng.uniform(0.0, 0.1)
 
     def _headers(self, further: Mapping[str, str]) -> dict[str, str]:
-        return {"content-type": "application/json", "accept-encoding": "identity", **further, **self.key_headers()}
+        return {"content-type": "application/json", "accept-encoding": "identity", **self.key_headers(), **further}
 
     def _sessions(self) -> aiohttp.ClientSession:
         if self._session is None:
