@@ -46,7 +46,8 @@ def prepare(serving: Serving, request: Request, assignment: Assignment, counters
             raise _unfilled(filled)
         arm, filled = serving.stable, instead
         outcome.price = arm.price
-    serving.window.note(assignment.keyless)
+    if request.protocol.compared:
+        serving.window.note(assignment.keyless)
     if assignment.keyless:
         counters.unassigned[serving.configuration.spec.rollout_uid, serving.configuration.name] += 1
     return Prepared(request, serving, arm, filled, counted_as, outcome)
