@@ -118,6 +118,7 @@ async def test_what_is_read_from_and_written_to_the_cache_is_input(
         "inputPerMillionUsd": "1",
         "outputPerMillionUsd": "4",
         "cachedInputPerMillionUsd": "0.1",
+        "cacheWritePerMillionUsd": "1.5",
     }
     await anthropic(gateway, provider, provider_price=price)
     provider.script.append(says(body=ANSWER))
@@ -125,7 +126,7 @@ async def test_what_is_read_from_and_written_to_the_cache_is_input(
     assert answered.json == ANSWER
     total = series(gateway, "stable").total
     assert (total.input_tokens, total.cached_input_tokens) == (100, 60)
-    assert total.cost_sum_usd == pytest.approx(40e-6 + 6e-6 + 20e-6)
+    assert total.cost_sum_usd == pytest.approx(10e-6 + 45e-6 + 6e-6 + 20e-6)
 
 
 async def test_a_version_that_anthropic_cannot_be_told_is_found_when_it_is_loaded(

@@ -404,3 +404,17 @@ async def test_embeddings_pass_through_to_stable_outside_the_analysis(world: Wor
     await world.serve("Anthropic")
     status, _, answer = await world.post("/v1/embeddings", {"model": "support", "input": "x"})
     assert (status, orjson.loads(answer)["error"]["code"]) == (400, "untranslatable")
+
+
+async def test_both_kinds_of_client_can_list_the_rollouts(world: World) -> None:
+    own = {"anthropic-version": "2023-06-01"}
+    async with world.client.get(f"{world.url}/v1/models", headers=own) as answer:
+        assert await answer.json() == {"data": [], "has_more": False, "first_id": None, "last_id": None}
+    await world.serve("OpenAI")
+    async with world.client.get(f"{world.url}/v1/models", headers=own) as answer:
+        found = await answer.json()
+    assert (found["first_id"], found["data"][0]["type"], found["data"][0]["id"]) == ("support", "model", "support")
+    async with world.client.get(f"{world.url}/v1/models/support", headers=own) as answer:
+        assert (await answer.json())["display_name"] == "support"
+    async with world.client.get(f"{world.url}/v1/models/support") as answer:
+        assert (await answer.json())["object"] == "model"

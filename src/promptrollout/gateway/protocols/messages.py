@@ -183,10 +183,8 @@ def usage_of(found: Any) -> Usage | None:
     """Anthropic counts what is read from and written to its cache beside `input_tokens`."""
     if not isinstance(found, dict) or (found.get("input_tokens") is None and found.get("output_tokens") is None):
         return None
-    counts = Usage.of(found.get("input_tokens"), 0, found.get("output_tokens"))
-    read = Usage.of(found.get("cache_read_input_tokens"), 0, 0).input
-    written = Usage.of(found.get("cache_creation_input_tokens"), 0, 0).input
-    return Usage.of(counts.input + read + written, read, counts.output)
+    read, written = found.get("cache_read_input_tokens"), found.get("cache_creation_input_tokens")
+    return Usage.beside(found.get("input_tokens"), read, written, found.get("output_tokens"))
 
 
 def _system(prompt: CompiledPrompt, own: list[str], theirs: Any) -> Any:

@@ -223,9 +223,7 @@ def _finish_of(response: dict[str, Any]) -> str:
 def _usage(found: Any) -> Usage | None:
     if not isinstance(found, dict) or (found.get("input_tokens") is None and found.get("output_tokens") is None):
         return None
-    details = found.get("input_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    return Usage.of(found.get("input_tokens"), cached, found.get("output_tokens"))
+    return Usage.of(found.get("input_tokens"), found.get("input_tokens_details"), found.get("output_tokens"))
 
 
 def _message_of(error: Any) -> str:
