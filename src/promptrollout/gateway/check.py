@@ -20,7 +20,7 @@ from promptrollout.gateway.translations.base import Translation
 EVENT_STREAM = "text/event-stream"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ending:
     """What is left to be sent when everything about an answer is known."""
 

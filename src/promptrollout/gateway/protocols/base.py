@@ -15,7 +15,7 @@ from promptrollout.gateway.route import Fields
 from promptrollout.gateway.sse import StreamReader
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Whole:
     """An answer that came as a whole, read."""
 
