@@ -8,7 +8,7 @@ import orjson
 
 from promptrollout.gateway.protocols.messages import MESSAGES
 from promptrollout.gateway.render import Body
-from promptrollout.gateway.translations.fields import arguments, count
+from promptrollout.gateway.translations.fields import arguments, count, listed
 
 _STOPS: Final = {
     "stop": "end_turn",
@@ -21,16 +21,15 @@ _STOPS: Final = {
 
 def answer(found: dict[str, Any]) -> dict[str, Any]:
     """The first choice as a message. Raises ValueError."""
-    choices = found["choices"]
-    choice = choices[0] if choices and isinstance(choices[0], dict) else {}
+    choice = next(iter(listed(found["choices"])), {})
     said = choice.get("message")
     message: Body = said if isinstance(said, dict) else {}
     content: list[Body] = []
     for text in (message.get("content"), message.get("refusal")):
         if isinstance(text, str) and text:
             content.append({"type": "text", "text": text})
-    for call in message.get("tool_calls") or ():
-        function = call.get("function") if isinstance(call, dict) else None
+    for call in listed(message.get("tool_calls")):
+        function = call.get("function")
         if not isinstance(function, dict):
             raise ValueError("a call of a tool names no function")
         given = arguments(function.get("arguments"))
@@ -56,7 +55,7 @@ class MessagesStream:
         self._open: int | None = None
         """The index of the block that is open."""
         self._blocks = 0
-        self._calls: dict[Any, int] = {}
+        self._calls: dict[str, int] = {}
         """Indexes of the blocks of calls, by the call's number."""
         self._stop_reason = "end_turn"
         self._refused = False
@@ -66,9 +65,8 @@ class MessagesStream:
         out = [] if self._started else [self._start(found)]
         if isinstance(found.get("usage"), dict):
             self._usage = _usage(found["usage"])
-        choices = found.get("choices")
-        for choice in choices if isinstance(choices, list) else ():
-            if isinstance(choice, dict) and not choice.get("index"):
+        for choice in listed(found.get("choices")):
+            if not choice.get("index"):
                 self._choice(choice, out)
         return b"".join(out)
 
@@ -106,17 +104,15 @@ class MessagesStream:
                 if self._open is None or self._open in self._calls.values():
                     self._begin({"type": "text", "text": ""}, out)
                 out.append(self._delta(self._open, {"type": "text_delta", "text": text}))
-        calls = delta.get("tool_calls")
-        for call in calls if isinstance(calls, list) else ():
-            if isinstance(call, dict):
-                self._call(call, out)
+        for call in listed(delta.get("tool_calls")):
+            self._call(call, out)
         if reason := choice.get("finish_reason"):
             self._stop_reason = _STOPS.get(str(reason), "end_turn")
 
     def _call(self, call: Body, out: list[bytes]) -> None:
         given = call.get("function")
         function = given if isinstance(given, dict) else {}
-        number = call.get("index", len(self._calls))
+        number = str(call.get("index", len(self._calls)))
         if number not in self._calls:
             block: Body = {"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": {}}
             self._calls[number] = self._begin(block, out)

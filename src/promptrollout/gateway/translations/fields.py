@@ -73,6 +73,19 @@ def arguments(value: Any) -> dict[str, Any]:
     return found
 
 
+def dumped(value: Any) -> str:
+    """A call's arguments as a text. Raises ValueError."""
+    try:
+        return orjson.dumps(value or {}).decode()
+    except orjson.JSONEncodeError as error:
+        raise ValueError("a call's arguments are nested too deeply") from error
+
+
+def listed(values: Any) -> list[Body]:
+    """The objects of what may be a list."""
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
+
+
 def count(found: Any, name: str) -> int:
     """A number of tokens; 0 where there is none."""
     value = found.get(name) if isinstance(found, dict) else None

@@ -11,7 +11,7 @@ from promptrollout.gateway.errors import error_object
 from promptrollout.gateway.protocols.chat import wants_usage
 from promptrollout.gateway.protocols.messages import finish_of
 from promptrollout.gateway.render import Body
-from promptrollout.gateway.translations.fields import count
+from promptrollout.gateway.translations.fields import count, dumped, listed
 
 _REASONS: Final = ("stop", "length", "tool_calls", "content_filter")
 
@@ -21,14 +21,14 @@ def answer(found: dict[str, Any]) -> dict[str, Any]:
     said: list[str] = []
     reasoning: list[str] = []
     calls: list[Body] = []
-    for block in found["content"]:
-        kind = block.get("type") if isinstance(block, dict) else None
+    for block in listed(found["content"]):
+        kind = block.get("type")
         if kind == "text":
             said.append(str(block.get("text") or ""))
         elif kind == "thinking":
             reasoning.append(str(block.get("thinking") or ""))
         elif kind == "tool_use":
-            function = {"name": block.get("name"), "arguments": orjson.dumps(block.get("input") or {}).decode()}
+            function = {"name": block.get("name"), "arguments": dumped(block.get("input"))}
             calls.append({"id": block.get("id"), "type": "function", "function": function})
     message: Body = {"role": "assistant", "content": "".join(said) if said or not calls else None, "refusal": None}
     if reasoning:
@@ -57,7 +57,7 @@ class ChatStream:
     def __init__(self, body: Body) -> None:
         self._usage_wanted = wants_usage(body)
         self._frame: Body = {}
-        self._calls: dict[Any, int] = {}
+        self._calls: dict[str, int] = {}
         """Numbers of the calls, by the index of their block."""
         self._usage: Body = {}
 
@@ -99,7 +99,7 @@ class ChatStream:
         if not isinstance(block, dict):
             return b""
         if block.get("type") == "tool_use":
-            number = self._calls.setdefault(found.get("index"), len(self._calls))
+            number = self._calls.setdefault(str(found.get("index")), len(self._calls))
             call = {"index": number, "id": block.get("id"), "type": "function"}
             return self._chunk({"tool_calls": [{**call, "function": {"name": block.get("name"), "arguments": ""}}]})
         return self._chunk({"content": block["text"]}) if block.get("text") else b""
@@ -113,7 +113,7 @@ class ChatStream:
             return self._chunk({"content": delta.get("text")})
         if kind == "thinking_delta":
             return self._chunk({"reasoning_content": delta.get("thinking")})
-        if kind == "input_json_delta" and (number := self._calls.get(found.get("index"))) is not None:
+        if kind == "input_json_delta" and (number := self._calls.get(str(found.get("index")))) is not None:
             arguments = delta.get("partial_json")
             return self._chunk({"tool_calls": [{"index": number, "function": {"arguments": arguments}}]})
         return b""

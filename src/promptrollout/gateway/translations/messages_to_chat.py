@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import orjson
-
 from promptrollout.gateway.errors import Untranslatable
 from promptrollout.gateway.protocols.chat import history_of
 from promptrollout.gateway.render import Body
-from promptrollout.gateway.translations.fields import Field, objects, only, same, text, translate
+from promptrollout.gateway.translations.fields import Field, dumped, objects, only, same, text, translate
 
 _API: Final = "OpenAI's chat API"
 _CHOICES: Final = {"auto": "auto", "any": "required", "none": "none"}
@@ -106,7 +104,10 @@ def _assistant(content: Any, path: str) -> list[Body]:
         if kind == "text":
             said.append(text(block.get("text"), f"{at}.text"))
         elif kind == "tool_use":
-            function = {"name": block.get("name"), "arguments": orjson.dumps(block.get("input") or {}).decode()}
+            try:
+                function = {"name": block.get("name"), "arguments": dumped(block.get("input"))}
+            except ValueError as error:
+                raise Untranslatable(f"{at}.input", str(error)) from error
             calls.append({"id": block.get("id"), "type": "function", "function": function})
         elif kind not in ("thinking", "redacted_thinking"):  # signed by another model, for itself
             raise Untranslatable(f"{at}.type", f"{_API} has nothing like {str(kind)[:100]}")
@@ -133,7 +134,7 @@ def _tool_choice(value: Any, found: Body) -> None:
     kind = value.get("type") if isinstance(value, dict) else None
     if kind == "tool":
         found["tool_choice"] = {"type": "function", "function": {"name": value.get("name")}}
-    elif kind in _CHOICES:
+    elif isinstance(kind, str) and kind in _CHOICES:
         found["tool_choice"] = _CHOICES[kind]
     else:
         raise Untranslatable("tool_choice.type", "must be auto, any, tool or none")
