@@ -88,7 +88,7 @@ def test_a_parameter_that_this_api_has_not_is_named(name: str) -> None:
     value: Any = {"seed": 1, "stop": ["x"], "presencePenalty": "0.5"}[name]
     with pytest.raises(Untranslatable) as caught:
         filled({"input": "x"}, parameters={name: value})
-    assert caught.value.param in ("parameters.seed", "parameters.stop", "parameters.presence_penalty")
+    assert caught.value.param == f"parameters.{name}"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 import orjson
 
 from promptrollout.api.prompt import PromptSpec
+from promptrollout.api.unsayable import unsayable
 from promptrollout.gateway.account import Usage
 from promptrollout.gateway.choices import Choice
 from promptrollout.gateway.errors import CallerError, Untranslatable
@@ -26,7 +27,6 @@ from promptrollout.gateway.sse import StreamReader
 
 DEFAULT_MAX_TOKENS: Final = 4096
 """Anthropic wants a limit in each request: this one, where neither version nor caller sets any."""
-_UNSAID: Final = ("seed", "presence_penalty", "frequency_penalty")
 _FINISH: Final = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -56,9 +56,8 @@ class Messages(Protocol):
     forwarded: ClassVar = ("anthropic-version", "anthropic-beta")
 
     def overlay(self, spec: PromptSpec) -> Overlay:
-        for name in _UNSAID:
-            if spec.parameters is not None and getattr(spec.parameters, name) is not None:
-                raise Untranslatable(f"parameters.{name}", "Anthropic's API has nothing like it")
+        for where, reason in unsayable(spec, "Anthropic"):
+            raise Untranslatable(where, reason)
         fields = parameters_of(spec, "temperature", "top_p", "max_tokens", "stop")
         if (stop := fields.pop("stop", None)) is not None:
             fields["stop_sequences"] = stop

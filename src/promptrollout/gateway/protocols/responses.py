@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Final
 
 import orjson
+from pydantic.alias_generators import to_camel
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.gateway.account import Usage
@@ -40,7 +41,7 @@ class Responses(Protocol):
         for name in _UNSAID:
             if spec.parameters is not None and getattr(spec.parameters, name) is not None:
                 raise Untranslatable(
-                    f"parameters.{name}", "the prompt sets it, and the Responses API has nothing like it"
+                    f"parameters.{to_camel(name)}", "the prompt sets it, and the Responses API has nothing like it"
                 )
         fields = parameters_of(spec, "temperature", "top_p", "max_tokens")
         if (longest := fields.pop("max_tokens", None)) is not None:
