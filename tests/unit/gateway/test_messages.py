@@ -121,9 +121,11 @@ async def test_what_is_read_from_and_written_to_the_cache_is_input(
         "cacheWritePerMillionUsd": "1.5",
     }
     await anthropic(gateway, provider, provider_price=price)
-    provider.script.append(says(body=ANSWER))
+    provider.script.append(says(body=ANSWER, **{"request-id": "r1", "anthropic-organization-id": "o"}))
     answered = await caller.post(ASKED, path="/v1/messages")
     assert answered.json == ANSWER
+    assert answered.headers["request-id"] == "r1"
+    assert "anthropic-organization-id" not in answered.headers
     total = series(gateway, "stable").total
     assert (total.input_tokens, total.cached_input_tokens) == (100, 60)
     assert total.cost_sum_usd == pytest.approx(10e-6 + 45e-6 + 6e-6 + 20e-6)

@@ -37,7 +37,15 @@ _RETRIED_STATUS: Final = _DOWN_STATUS | {429}
 # the account's, the connection's or our own: not for callers
 _OWN_HEADERS: Final = frozenset(
     {"alt-svc", "connection", "content-encoding", "content-length", "date", "keep-alive", "openai-organization"}
-    | {"openai-project", "server", "set-cookie", "strict-transport-security", "transfer-encoding", "via"}
+    | {
+        "openai-project",
+        "anthropic-organization-id",
+        "server",
+        "set-cookie",
+        "strict-transport-security",
+        "transfer-encoding",
+        "via",
+    }
 )
 _ERROR_HEADERS: Final = ("retry-after", "x-request-id")
 
