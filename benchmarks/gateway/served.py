@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import orjson
+import uvloop
 
 from promptrollout.gateway.process import Gateway, Settings, _server
 
@@ -113,7 +114,7 @@ def free_port() -> int:
 def main() -> None:
     what, provider_url = sys.argv[1:3]
     work = gateway(provider_url, int(sys.argv[3])) if what == "gateway" else floor(provider_url)
-    with asyncio.Runner(loop_factory=__import__("uvloop").new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(work)
 
 
