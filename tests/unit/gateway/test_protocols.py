@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -195,7 +196,8 @@ class World:
 
     async def behave(self, **rule: Any) -> None:
         rule = {"name": "rule", "answer": TEXT, "tokens": {"prompt": 40, "cachedShare": 0.25}, **rule}
-        async with self.client.put(f"{self.model}/control/behaviours", json=[rule]) as done:
+        body = io.BytesIO(orjson.dumps([rule]))
+        async with self.client.put(f"{self.model}/control/behaviours", data=body) as done:
             assert done.status == 200, await done.text()
 
     async def sent(self) -> dict[str, Any]:
@@ -418,3 +420,15 @@ async def test_both_kinds_of_client_can_list_the_rollouts(world: World) -> None:
         assert (await answer.json())["display_name"] == "support"
     async with world.client.get(f"{world.url}/v1/models/support") as answer:
         assert (await answer.json())["object"] == "model"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("protocol", "kind"), COMBINATIONS)
+async def test_an_answer_of_a_megabyte_arrives(world: World, protocol: str, kind: str, stream: bool) -> None:
+    long = "größer 東京 " * 60_000
+    await world.serve(kind)
+    await world.behave(answer=long)
+    body = ask(protocol, stream=stream)
+    body |= {"max_tokens": 1_000_000} if protocol != "responses" else {}
+    _, _, answer = await world.post(PATHS[protocol], body)
+    assert read(protocol, answer, stream=stream).text == long

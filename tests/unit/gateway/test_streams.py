@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -136,3 +137,25 @@ async def test_calls_that_are_no_json_cannot_be_told_to_anthropics_clients(
     assert (answered.status, answered.error["type"]) == (502, "api_error")
     assert "cannot be translated" in answered.error["message"]
     assert series(gateway, "stable").errors["bad_response"] == 1
+
+
+@pytest.mark.parametrize(("protocol", "kind"), COMBINATIONS)
+async def test_who_hangs_up_in_mid_stream_stops_the_provider(
+    gateway: Gateway, caller: Caller, provider: Provider, protocol: str, kind: str
+) -> None:
+    await serve(gateway, provider, kind)
+    sent = stream_of(native(protocol, kind))
+    half = sent[: sent.index(b"\n\n", len(sent) // 2) + 2]
+    gone = asyncio.Event()
+    provider.script.append(streams(half, asyncio.Event()))
+
+    async def on_piece(piece: bytes) -> None:
+        gone.set()
+
+    async with asyncio.timeout(5):
+        body = ask(protocol, stream=True)
+        answered = await caller.post(body, path=PATHS[protocol], hang_up=gone, on_piece=on_piece)
+        await provider.cancelled.wait()
+    assert b'"error":{' not in answered.body
+    stable = series(gateway, "stable")
+    assert (stable.total.requests, stable.abandoned, sum(stable.errors.values())) == (1, 1, 0)
