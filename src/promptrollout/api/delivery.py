@@ -56,7 +56,7 @@ class ProviderConfig(Model):
     """A ModelProvider as a gateway pod needs it. The key is a file: PROVIDER_KEYS_DIR/<name>/api-key."""
 
     name: Name
-    type: Literal["OpenAI"] = "OpenAI"
+    type: Literal["OpenAI", "Anthropic"] = "OpenAI"
     base_url: Annotated[str, Field(alias="baseURL", max_length=1024)]
     needs_key: bool = False
     timeouts: Timeouts = Timeouts()

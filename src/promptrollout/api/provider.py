@@ -29,6 +29,8 @@ class ModelPrice(Model):
     """Of output tokens, reasoning included."""
     cached_input_per_million_usd: Decimal | None = None
     """Absent: cached input costs as much as input."""
+    cache_write_per_million_usd: Decimal | None = None
+    """Of input that the provider put into its cache, where it bills that apart. Absent: as much as input."""
 
 
 class ProviderSpec(Model):
@@ -39,8 +41,8 @@ class ProviderSpec(Model):
         ),
     )
 
-    type: Literal["OpenAI"] = "OpenAI"
-    """`OpenAI`: anything that speaks OpenAI's API (OpenAI, vLLM, Ollama, gateways)."""
+    type: Literal["OpenAI", "Anthropic"] = "OpenAI"
+    """`OpenAI`: anything that speaks OpenAI's API (OpenAI, vLLM, Ollama, gateways). `Anthropic`: its Messages API."""
     base_url: Annotated[
         str,
         Field(alias="baseURL", max_length=1024, pattern=r"^https?://[^\s?#]+[^/\s?#]$"),

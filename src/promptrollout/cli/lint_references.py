@@ -10,6 +10,7 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import Analysis
 from promptrollout.api.slo import Objective
 from promptrollout.api.template import prompt_problems
+from promptrollout.api.unsayable import unsayable
 from promptrollout.cli.lint_queries import query_problems
 from promptrollout.cli.lint_schema import Path, Problem
 from promptrollout.engine.objectives import make_test
@@ -97,6 +98,7 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
                     "cluster has it",
                 )
             )
+    errors += _unsayable(manifest, ours)
     warnings += _objectives_that_wait(kind, spec)
     if kind == "PromptRollout":
         errors += _objectives_twice(manifest, ours)
@@ -117,6 +119,18 @@ def _objectives_twice(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -
             reason = f"objective {name} of PromptSLO {slo} is declared in {seen[name]} too"
             yield Problem(path, f"{reason}; rename one of them")
         seen[name] = f"PromptSLO {slo}"
+
+
+def _unsayable(manifest: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:
+    """What the prompt's provider cannot be told: the operator refuses it in these words."""
+    for path, prompt in _prompts(manifest["kind"], manifest["spec"]):
+        for provider in _named(manifest, ours, "ModelProvider", prompt["providerRef"]["name"]):
+            try:
+                parsed = PromptSpec.model_validate(prompt)
+            except ValidationError:
+                return  # said by content_problems
+            for where, reason in unsayable(parsed, _mapping(provider.get("spec")).get("type")):
+                yield Problem((*path, where), reason)
 
 
 def _objectives_that_wait(kind: str, spec: dict[str, Any]) -> Iterator[Problem]:

@@ -11,14 +11,16 @@ import orjson
 from promptrollout.gateway import contract
 from promptrollout.gateway.errors import ErrorType, ProviderError
 from promptrollout.gateway.http import JSON, Reply
+from promptrollout.gateway.protocols.base import Whole
 from promptrollout.gateway.providers.endpoint import Answer
 from promptrollout.gateway.request import Prepared
 from promptrollout.gateway.sse import StreamError, StreamReader
+from promptrollout.gateway.translations.base import Translation
 
 EVENT_STREAM = "text/event-stream"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ending:
     """What is left to be sent when everything about an answer is known."""
 
@@ -65,12 +67,15 @@ async def _pass_on(prepared: Prepared, answer: Answer) -> Ending:
             "bad_response", 502, f"provider {prepared.arm.provider.name} answered something else than a completion"
         )
     outcome.usage = whole.usage
-    outcome.answered(whole.choices)
-    validator = _validator(prepared)
-    if validator is not None:
-        outcome.contract_kept = contract.kept(validator, whole.choices)
+    if whole.failure is not None:
+        outcome.error_type = outcome.error_type or "provider_5xx"
+    elif way.protocol.compared:
+        outcome.answered(whole.choices)
+        validator = _validator(prepared)
+        if validator is not None:
+            outcome.contract_kept = contract.kept(validator, whole.choices)
     if way.translation is not None:
-        payload = orjson.dumps(way.translation.answer(whole.parsed))
+        payload = _translated(prepared, way.translation, whole)
     return Ending(200, {**answer.headers, **prepared.about(), "content-type": JSON}, payload)
 
 
@@ -90,7 +95,7 @@ async def _relay(prepared: Prepared, answer: Answer, reply: Reply) -> Ending:
         outcome.answered(choices)
         if validator is not None:
             outcome.contract_kept = contract.kept(validator, choices)
-    last = b"" if failure is None else prepared.request.protocol.error_event(502, failure[1], failure[0])
+    last = b"" if failure is None else prepared.request.protocol.error_event(502, failure[1], failure[0], reader.events)
     return Ending(200, {}, last)
 
 
@@ -131,6 +136,14 @@ async def _send_piece(piece: bytes, prepared: Prepared, answer: Answer, reply: R
     blocked = reply.blocked_seconds
     await reply.piece(piece)
     answer.deadline += reply.blocked_seconds - blocked
+
+
+def _translated(prepared: Prepared, translation: Translation, whole: Whole) -> bytes:
+    try:
+        return orjson.dumps(translation.answer(whole.parsed))
+    except ValueError as error:
+        message = f"the answer of provider {prepared.arm.provider.name} cannot be translated: {error}"
+        raise ProviderError("bad_response", 502, message) from error
 
 
 def _validator(prepared: Prepared) -> jsonschema_rs.Validator | None:

@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from promptrollout.api.delivery import ArmConfig, DeliverySpec, ProviderConfig
 from promptrollout.api.names import FORMAT_VERSION, short_digest
 from promptrollout.gateway.account import Price
+from promptrollout.gateway.errors import Untranslatable
+from promptrollout.gateway.protocols import BY_NAME
 from promptrollout.gateway.providers import KINDS
 from promptrollout.gateway.providers.endpoint import Endpoint
 from promptrollout.gateway.render import CompiledPrompt, compile_prompt
@@ -76,14 +78,15 @@ class Providers:
 
     def __init__(self, keys_dir: Path) -> None:
         self._keys_dir = keys_dir
-        self._known: dict[tuple[str, str], Endpoint] = {}
+        self._known: dict[tuple[str, str, str], Endpoint] = {}
         self._key_states: dict[str, tuple[int, int]] = {}
-        self._idle_since: dict[tuple[str, str], float] = {}
+        self._idle_since: dict[tuple[str, str, str], float] = {}
         self._probe_due = 0.0
 
     def get(self, config: ProviderConfig) -> Endpoint:
         """The endpoint with its key. Raises KeyMissing."""
-        provider = self._known.get((config.name, config.base_url))
+        key = (config.name, config.type, config.base_url)
+        provider = self._known.get(key)
         if provider is None:
             provider = KINDS[config.type](config.name, config.base_url)
         if config.needs_key:
@@ -91,7 +94,7 @@ class Providers:
                 provider.key = self._read_key(config.name)
         else:
             provider.key = None
-        return self._known.setdefault((config.name, config.base_url), provider)
+        return self._known.setdefault(key, provider)
 
     def refresh_keys(self) -> list[str]:
         """Read the keys whose files changed; a key that vanished or broke stays. Returns what is wrong."""
@@ -193,6 +196,12 @@ class Loader:
         return Configuration(name, raw, spec, stable, canary, problem)
 
     def _arm(self, variant: Literal["stable", "canary"], config: ArmConfig, prompt: CompiledPrompt) -> Arm:
+        # what its provider's own protocol cannot say is found here, not by a request
+        protocol = BY_NAME[next(iter(KINDS[config.provider.type].paths))]
+        try:
+            prompt.overlay(protocol.name, protocol.overlay)
+        except Untranslatable as error:
+            raise LoadError(f"{variant}.prompt.{error.param}: {error}") from error
         return Arm(
             variant=variant,
             version=short_digest(config.digest),

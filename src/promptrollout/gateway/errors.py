@@ -48,6 +48,15 @@ class Unfilled(Exception):
     error_type: ErrorType = "render"
 
 
+class Untranslatable(Unfilled):
+    """The provider's protocol cannot say what the request, or the version, asks."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+        """The field at fault."""
+
+
 class Overloaded(CallerError):
     """This pod has all the requests that it takes at once."""
 

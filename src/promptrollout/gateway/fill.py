@@ -8,13 +8,12 @@ from promptrollout.gateway.account import Outcome
 from promptrollout.gateway.bounds import RenderError
 from promptrollout.gateway.configuration import Arm
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError, Unfilled
+from promptrollout.gateway.errors import CallerError, Unfilled, Untranslatable
 from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.render import VARIABLES, SystemMessageRefused
 from promptrollout.gateway.request import Filled, Prepared, Request
 from promptrollout.gateway.route import Assignment
 from promptrollout.gateway.templates import MissingVariable
-from promptrollout.gateway.translations.base import Untranslatable
 from promptrollout.gateway.ways import way
 
 logger = logging.getLogger(__name__)
@@ -47,7 +46,8 @@ def prepare(serving: Serving, request: Request, assignment: Assignment, counters
             raise _unfilled(filled)
         arm, filled = serving.stable, instead
         outcome.price = arm.price
-    serving.window.note(assignment.keyless)
+    if request.protocol.compared:
+        serving.window.note(assignment.keyless)
     if assignment.keyless:
         counters.unassigned[serving.configuration.spec.rollout_uid, serving.configuration.name] += 1
     return Prepared(request, serving, arm, filled, counted_as, outcome)

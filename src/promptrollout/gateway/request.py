@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import re
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import orjson
 
-from promptrollout.api.names import HEADER_ROLLOUT, HEADER_VARIANT, HEADER_VERSION
+from promptrollout.api.names import HEADER_ROLLOUT, HEADER_TRACE, HEADER_VARIANT, HEADER_VERSION
 from promptrollout.gateway.account import Outcome
 from promptrollout.gateway.configuration import Arm
 from promptrollout.gateway.errors import CallerError, ClientGone
@@ -21,8 +23,12 @@ from promptrollout.gateway.route import Headers
 from promptrollout.gateway.series import Series
 from promptrollout.gateway.ways import Way
 
+_random: Final = random.Random()
+_FORWARDED: Final = ("tracestate", "x-client-request-id")
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)  # not frozen, as nothing that is made per request: that costs a microsecond each
 class Request:
     """As the caller sent it."""
 
@@ -31,6 +37,9 @@ class Request:
     body: Body
     started: float
     """On `time.perf_counter`."""
+    traceparent: str
+    """The caller's, or one made here. https://www.w3.org/TR/trace-context/"""
+    trace_id: str
 
 
 def parse(protocol: Protocol, headers: Headers, payload: bytes, started: float) -> Request:
@@ -41,10 +50,15 @@ def parse(protocol: Protocol, headers: Headers, payload: bytes, started: float) 
         raise CallerError(400, "invalid_json", f"the request is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise CallerError(400, "invalid_json", "the request must be a JSON object")
-    return Request(protocol, headers, body, started)
+    given = headers.get("traceparent", b"").decode("latin-1")
+    if given and _TRACEPARENT.fullmatch(given):
+        return Request(protocol, headers, body, started, given, given[3:35])
+    trace_id = f"{_random.getrandbits(128) or 1:032x}"
+    traceparent = given or f"00-{trace_id}-{_random.getrandbits(64) or 1:016x}-00"
+    return Request(protocol, headers, body, started, traceparent, trace_id)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Filled:
     """What a provider is asked."""
 
@@ -72,7 +86,22 @@ class Prepared:
     def about(self) -> dict[str, str]:
         """Headers that say what answered."""
         name, arm = self.serving.configuration.name, self.arm
-        return {HEADER_ROLLOUT: name, HEADER_VERSION: arm.version, HEADER_VARIANT: arm.variant}
+        return {
+            HEADER_ROLLOUT: name,
+            HEADER_VERSION: arm.version,
+            HEADER_VARIANT: arm.variant,
+            HEADER_TRACE: self.request.trace_id,
+        }
+
+    def forwarded(self) -> dict[str, str]:
+        """The caller's headers that go on. Traces should not end here; all else is between caller and gateway, but for
+        what the provider's own protocol says in headers."""
+        headers, way = self.request.headers, self.filled.way
+        found = {"traceparent": self.request.traceparent}
+        for name in _FORWARDED if way.translation is not None else _FORWARDED + way.protocol.forwarded:
+            if name in headers:
+                found[name] = headers[name].decode("latin-1")
+        return found
 
     def account(self, reply: Reply) -> None:
         """Count it: it is over."""

@@ -25,9 +25,6 @@ from promptrollout.gateway.route import Assignment, Headers, assign
 
 logger = logging.getLogger(__name__)
 
-# of the caller's headers only these go on: traces should not end here; everything else is between caller and gateway
-_FORWARDED = ("traceparent", "tracestate", "x-client-request-id")
-
 
 class Requests:
     """Answers requests for rollouts, whatever protocol they come in."""
@@ -62,13 +59,14 @@ class Requests:
 
     def _assign(self, serving: Serving, request: Request) -> Assignment:
         protocol = request.protocol
+        if not protocol.compared:
+            return Assignment("stable-outside")
         fields = protocol.user_fields, protocol.conversation_fields
         return assign(serving.routing, request.headers, request.body, self._random_unit, *fields)
 
     async def _call(self, serving: Serving, prepared: Prepared) -> Answer:
         """The provider's answer. While only the canary's provider is down, stable's answers in its place."""
-        headers = prepared.request.headers
-        forwarded = {name: headers[name].decode("latin-1") for name in _FORWARDED if name in headers}
+        forwarded = prepared.forwarded()
         arm = prepared.arm
         if arm is serving.canary and arm.provider.base_url != serving.stable.provider.base_url:
             if not serving.canary_provider_unreachable or arm.provider.may_try():

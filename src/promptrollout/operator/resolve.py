@@ -15,6 +15,7 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.api.slo import Objective, SLOSpec, VersusStable
 from promptrollout.api.template import Problem, prompt_problems
+from promptrollout.api.unsayable import unsayable
 from promptrollout.engine.facts import Desired
 from promptrollout.engine.objectives import make_test
 from promptrollout.operator.copies import digest_if_any, is_copy, prompt_of
@@ -162,6 +163,8 @@ def _own_copy(
     provider = prompt.provider_ref.name
     if store.get("ModelProvider", namespace, provider) is None:
         found.append(f"{path}.providerRef.name: there is no ModelProvider {provider} in {namespace}: create it")
+    kind = ((store.get("ModelProvider", namespace, prompt.provider_ref.name) or {}).get("spec") or {}).get("type")
+    found += [f"{path}.{where}: {reason}" for where, reason in unsayable(prompt, kind)]
     problems += found
     digest = digest_if_any(prompt)
     if digest is None:

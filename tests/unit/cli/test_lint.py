@@ -410,3 +410,15 @@ def test_examples_are_sound() -> None:
 def test_unknown_kind_of_ours() -> None:
     problem = schema_problems("PromptRolout", {"metadata": {"name": "x"}})[0]
     assert (written(problem.path), problem.reason) == ("kind", "PromptRolout is unknown; did you mean PromptRollout?")
+
+
+def test_what_the_prompts_provider_cannot_be_told_is_refused() -> None:
+    body = rollout()
+    template = body["spec"]["template"]
+    template["parameters"] = {"seed": 1}
+    body["spec"]["analysis"] = {"mode": "None"}
+    kind, name = "ModelProvider", template["providerRef"]["name"]
+    openai, anthropic = (contract(kind, name, type=each, baseURL="https://host/v1") for each in ("OpenAI", "Anthropic"))
+    assert errors(yaml.safe_dump_all([body, openai])) == []
+    (error,) = errors(yaml.safe_dump_all([body, anthropic]))
+    assert "spec.template.parameters.seed: Anthropic's API has nothing like it: remove it" in error

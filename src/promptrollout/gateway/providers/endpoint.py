@@ -37,7 +37,15 @@ _RETRIED_STATUS: Final = _DOWN_STATUS | {429}
 # the account's, the connection's or our own: not for callers
 _OWN_HEADERS: Final = frozenset(
     {"alt-svc", "connection", "content-encoding", "content-length", "date", "keep-alive", "openai-organization"}
-    | {"openai-project", "server", "set-cookie", "strict-transport-security", "transfer-encoding", "via"}
+    | {
+        "openai-project",
+        "anthropic-organization-id",
+        "server",
+        "set-cookie",
+        "strict-transport-security",
+        "transfer-encoding",
+        "via",
+    }
 )
 _ERROR_HEADERS: Final = ("retry-after", "x-request-id")
 
@@ -299,7 +307,7 @@ class Endpoint(ABC):
         return backoff if retry_after_seconds is None else retry_after_seconds + self._rng.uniform(0.0, 0.1)
 
     def _headers(self, further: Mapping[str, str]) -> dict[str, str]:
-        return {"content-type": "application/json", "accept-encoding": "identity", **further, **self.key_headers()}
+        return {"content-type": "application/json", "accept-encoding": "identity", **self.key_headers(), **further}
 
     def _sessions(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 
 from promptrollout.gateway.providers.endpoint import Endpoint
 
-_PATHS: Final = {"chat": "/chat/completions"}
+_PATHS: Final = {"chat": "/chat/completions", "responses": "/responses", "embeddings": "/embeddings"}
 
 
 class OpenAIProvider(Endpoint):
