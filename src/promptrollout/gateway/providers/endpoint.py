@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import io
 import math
 import os
@@ -18,9 +17,10 @@ import aiohttp
 
 from promptrollout.api.delivery import ProviderConfig
 from promptrollout.api.provider import RESERVED_HEADERS, Auth
-from promptrollout.gateway.errors import ErrorType, ProviderError, upstream_error
+from promptrollout.gateway.errors import ProviderError
 from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.keys import LIMITED_MAX_SECONDS, LIMITED_SECONDS, REFUSED_SECONDS, KeyRing
+from promptrollout.gateway.providers.refusal import DOWN_STATUS, refusal
 
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 PIECEWISE_BYTES: Final = 256 * 1024
@@ -35,9 +35,6 @@ COLD_AFTER_SECONDS: Final = 60.0
 LOADING_PAUSE_SECONDS: Final = 1.0
 LOADING_PAUSE_MAX_SECONDS: Final = 5.0
 
-# what a proxy or load balancer answers in the place of a provider that is down
-_DOWN_STATUS: Final = frozenset([502, 503, 504])
-_RETRIED_STATUS: Final = _DOWN_STATUS | {429}
 # the account's, the connection's or our own: not for callers
 _OWN_HEADERS: Final = frozenset(
     {"alt-svc", "connection", "content-encoding", "content-length", "date", "keep-alive", "openai-organization"}
@@ -51,7 +48,6 @@ _OWN_HEADERS: Final = frozenset(
         "via",
     }
 )
-_ERROR_HEADERS: Final = ("retry-after", "x-request-id")
 
 
 class Answer:
@@ -221,7 +217,7 @@ class Endpoint:
                 allow_redirects=False,
                 ssl=self.trust,
             ) as response:
-                return response.status < min(_DOWN_STATUS)
+                return response.status < min(DOWN_STATUS)
         except (aiohttp.ClientError, OSError, TimeoutError):
             return False
 
@@ -260,10 +256,11 @@ class Endpoint:
                     ssl=self.trust,
                 )
                 if response.status != 200:
-                    refusal = self._refusal(response, await _read_some(response))
-                    refusal.loading = response.status == 503 and time.perf_counter() < cold_until
-                    self._note(refusal, response.status, circuit, key)
-                    raise refusal
+                    body = await _read_some(response)
+                    refused = refusal(self.name, response.status, response.headers, body, self.keys.redacted)
+                    refused.loading = response.status == 503 and time.perf_counter() < cold_until
+                    self._note(refused, response.status, circuit, key)
+                    raise refused
                 first = await response.content.readany()
             circuit.answered()
             self.keys.works(key)
@@ -289,54 +286,23 @@ class Endpoint:
             if response is not None and not answered:
                 response.close()
 
-    def _note(self, refusal: ProviderError, status: int, circuit: Circuit, key: str | None) -> None:
+    def _note(self, refused: ProviderError, status: int, circuit: Circuit, key: str | None) -> None:
         """What an answer that is an error says of the provider and of the key."""
-        if refusal.loading:
+        if refused.loading:
             return
-        if status in _DOWN_STATUS:
-            _missed(circuit, refusal)
+        if status in DOWN_STATUS:
+            _missed(circuit, refused)
         elif status >= 500:
             circuit.erred()
         elif status == 429:
             circuit.limited()
-            seconds = refusal.retry_after_seconds
+            seconds = refused.retry_after_seconds
             self.keys.rest(key, LIMITED_SECONDS if seconds is None else min(seconds, LIMITED_MAX_SECONDS))
         else:
             circuit.answered()  # whatever it is: somebody is there
             if status == 401:
                 self.keys.rest(key, REFUSED_SECONDS)
-        refusal.of_the_key = status in (401, 429)
-
-    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> ProviderError:
-        """What the caller is told about an answer that is an error."""
-        status = response.status
-        error = upstream_error(body)
-        said, code, param = (
-            self.keys.redacted(found[:4096]) if isinstance(found := error.get(field), str) else None
-            for field in ("message", "code", "param")
-        )
-        message = f"provider {self.name} answered {status}" + ("" if said is None else f": {said}")
-        error_type: ErrorType
-        if status == 429:
-            error_type, shown = "rate_limited", 429
-        elif 400 <= status < 500:
-            error_type, shown = "provider_4xx", status
-        elif status >= 500:
-            error_type, shown = "provider_5xx", 503 if status == 503 else 502
-        else:
-            error_type, shown = "bad_response", 502
-        headers = {name: response.headers[name] for name in _ERROR_HEADERS if name in response.headers}
-        return ProviderError(
-            error_type,
-            shown,
-            message[:4096],
-            code=code,
-            param=param,
-            headers=headers,
-            retryable=status in _RETRIED_STATUS,
-            retry_after_seconds=_retry_after(response.headers.get("retry-after")),
-            about_stream_options=status in (400, 422) and b"stream_options" in body,
-        )
+        refused.of_the_key = status in (401, 429)
 
     def _pause_seconds(self, tries: int, retry_after_seconds: float | None) -> float:
         backoff: float = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2**tries) * self._rng.uniform(0.5, 1.0)
@@ -404,17 +370,3 @@ def _reason(error: BaseException) -> str:
     """Without the address: it is nobody's business outside."""
     number = getattr(getattr(error, "os_error", None) or error, "errno", None)
     return os.strerror(number) if isinstance(number, int) and number > 0 else type(error).__name__
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header: a number or a date."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
