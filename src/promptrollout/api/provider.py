@@ -30,8 +30,8 @@ class Timeouts(Model):
     """From the request to the first byte of the answer: reasoning models take their time."""
     total_seconds: Annotated[int, Field(ge=1, le=3600)] = 300
     """For the whole answer, retries included."""
-    idle_seconds: Annotated[int, Field(ge=1, le=600)] = 60
-    """Between two pieces of an answer that has begun."""
+    idle_seconds: Annotated[int, Field(ge=1, le=600)] = 120
+    """Between two pieces of an answer that has begun: some models say who speaks, and think then."""
     cold_start_seconds: Annotated[int, Field(ge=0, le=1800)] = 0
     """For an endpoint that scales to zero. Where it has answered nothing for a minute, the first byte may take so long,
     and 503 is asked again until then."""

@@ -150,3 +150,29 @@ async def test_an_outage_multiplies_no_load_and_ends_by_itself(world: World) -> 
         while await world.ask(1) != (200, "openai"):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert [await world.ask(n) for n in range(20)] == [(200, "openai")] * 20
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_a_fallback_may_speak_another_protocol(world: World, stream: bool) -> None:
+    stable = arm(url=f"{world.models[0]}/v1", provider_maxRetries=0)
+    spare = {"name": "spare", "type": "Anthropic", "baseURL": f"{world.models[1]}/v1"}
+    stable["fallbacks"] = [{"model": "claude", "provider": spare}]
+    await world.gateway.registry.apply("support", delivery(stable=stable))
+    await world.behave(*DOWN)
+    async with world.client.post(f"{world.url}/v1/chat/completions", json=request(stream=stream)) as answer:
+        body = await answer.text()
+        assert (answer.status, answer.headers[names.HEADER_PROVIDER]) == (200, "spare"), body
+    assert ("chat.completion.chunk" if stream else '"chat.completion"') in body
+    async with world.client.get(f"{world.models[1]}/control/requests") as kept:
+        (sent,) = await kept.json()
+    assert (sent["body"]["model"], sent["headers"]["anthropic-version"]) == ("claude", "2023-06-01")
+    counters = series(world.gateway, "stable")
+    assert (counters.total.fallbacks, counters.total.errors, counters.usage_missing) == (1, 1, 0)
+
+
+async def test_embeddings_of_another_model_are_no_fallback(world: World) -> None:
+    await world.serve(fallback=True, maxRetries=0)
+    await world.behave(*DOWN)
+    async with world.client.post(f"{world.url}/v1/embeddings", json={"model": "support", "input": "a"}) as answer:
+        assert answer.status == 503
+    assert (await world.stats(1))["requests"] == 0

@@ -241,3 +241,16 @@ async def test_when_stables_provider_is_down_too_the_canarys_fallback_answers_fo
     assert (answered.headers[names.HEADER_VARIANT], answered.headers[names.HEADER_PROVIDER]) == ("canary", "second")
     assert counted(gateway) == {"canary": (1, 1)}
     assert not gateway.counters.diverted.total()
+
+
+async def test_a_fallback_that_answers_garbage_has_answered_nobody(
+    gateway: Gateway, caller: Caller, provider: Provider, second: Provider
+) -> None:
+    await serve(gateway, provider, fallback(second))
+    provider.script.append(says(500, b""))
+    second.script.append(says(200, b"<html>"))
+    answered = await caller.post(request())
+    assert (answered.status, answered.error["code"]) == (502, "provider_bad_response")
+    assert "provider second" in answered.error["message"]
+    total = series(gateway, "stable").total
+    assert (total.requests, total.errors, total.fallbacks) == (1, 1, 0)

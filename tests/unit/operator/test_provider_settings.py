@@ -65,7 +65,7 @@ def test_an_arm_carries_its_fallbacks_with_all_that_calls_need() -> None:
             "connectSeconds": 5,
             "firstByteSeconds": 60,
             "totalSeconds": 300,
-            "idleSeconds": 60,
+            "idleSeconds": 120,
             "coldStartSeconds": 0,
         },
         "maxRetries": 2,
