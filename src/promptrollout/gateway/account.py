@@ -91,9 +91,11 @@ class Outcome:
     shard: int = 0
     """Of its unit."""
     error_type: ErrorType | None = None
+    fallback: bool = False
+    """A fallback answered; the error is the own provider's, and the answer's worth is counted all the same."""
     usage: Usage | None = None
     price: Price | None = None
-    """Of the arm that answered, which is not always the arm that is counted."""
+    """Of the model that answered, which is not always that of the arm that is counted."""
     seconds: float = 0.0
     """From the request to the last byte of the provider's answer, without the time that a slow reader took. Of an
     abandoned request: until the caller hung up, the least that the answer would have taken."""

@@ -49,7 +49,8 @@ async def check(prepared: Prepared, answer: Answer, reply: Reply) -> Ending:
 
 def failed(prepared: Prepared, error: ProviderError) -> Ending:
     """The answer to a request that its provider did not answer."""
-    prepared.outcome.error_type = prepared.outcome.error_type or error.error_type
+    outcome = prepared.outcome
+    outcome.error_type, outcome.fallback = outcome.error_type or error.error_type, False
     headers = {**error.headers, **prepared.about(), "content-type": JSON}
     body = prepared.request.protocol.error_body(error.status, str(error), error.code, error.param)
     return Ending(error.status, headers, body)
@@ -64,7 +65,7 @@ async def _pass_on(prepared: Prepared, answer: Answer) -> Ending:
     whole = way.protocol.read(payload)
     if whole is None:
         raise ProviderError(
-            "bad_response", 502, f"provider {prepared.arm.provider.name} answered something else than a completion"
+            "bad_response", 502, f"provider {prepared.target.provider.name} answered something else than a completion"
         )
     outcome.usage = whole.usage
     if whole.failure is not None:
@@ -142,14 +143,14 @@ def _translated(prepared: Prepared, translation: Translation, whole: Whole) -> b
     try:
         return orjson.dumps(translation.answer(whole.parsed))
     except ValueError as error:
-        message = f"the answer of provider {prepared.arm.provider.name} cannot be translated: {error}"
+        message = f"the answer of provider {prepared.target.provider.name} cannot be translated: {error}"
         raise ProviderError("bad_response", 502, message) from error
 
 
 def _validator(prepared: Prepared) -> jsonschema_rs.Validator | None:
     """What the answer is held against. Not where stable stands in for a canary that could not be filled: its answer
-    says nothing about the canary."""
-    filled = prepared.filled
-    if prepared.outcome.error_type is not None or not filled.way.protocol.leaves_format(filled.asked):
+    says nothing about the canary. A fallback's is part of the version."""
+    filled, outcome = prepared.filled, prepared.outcome
+    if (outcome.error_type is not None and not outcome.fallback) or not filled.way.protocol.leaves_format(filled.asked):
         return None
     return prepared.arm.prompt.validator

@@ -6,7 +6,7 @@ import logging
 
 from promptrollout.gateway.account import Outcome
 from promptrollout.gateway.bounds import RenderError
-from promptrollout.gateway.configuration import Arm
+from promptrollout.gateway.configuration import Arm, Target
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, Unfilled, Untranslatable
 from promptrollout.gateway.registry import Serving
@@ -19,11 +19,13 @@ from promptrollout.gateway.ways import way
 logger = logging.getLogger(__name__)
 
 
-def fill(arm: Arm, request: Request) -> Filled:
-    """What this arm's provider is asked. Raises CallerError or Unfilled."""
-    found = way(request.protocol, arm.provider)
+def fill(arm: Arm, request: Request, fallback: Target | None = None) -> Filled:
+    """What this arm's provider is asked, or one of its fallbacks. Raises CallerError or Unfilled."""
+    target = fallback or arm.own
+    found = way(request.protocol, target.provider)
     asked = request.body if found.translation is None else found.translation.request(request.body)
-    return Filled(found, found.protocol.fill(arm.prompt, asked), asked)
+    body = found.protocol.fill(arm.prompt, asked)
+    return Filled(found, body if fallback is None else {**body, "model": target.model}, asked)
 
 
 def prepare(serving: Serving, request: Request, assignment: Assignment, counters: Counters) -> Prepared:

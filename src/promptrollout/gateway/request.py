@@ -11,9 +11,16 @@ from typing import Final, Self
 
 import orjson
 
-from promptrollout.api.names import HEADER_ROLLOUT, HEADER_TRACE, HEADER_VARIANT, HEADER_VERSION
+from promptrollout.api.names import (
+    HEADER_MODEL,
+    HEADER_PROVIDER,
+    HEADER_ROLLOUT,
+    HEADER_TRACE,
+    HEADER_VARIANT,
+    HEADER_VERSION,
+)
 from promptrollout.gateway.account import Outcome
-from promptrollout.gateway.configuration import Arm
+from promptrollout.gateway.configuration import Arm, Target
 from promptrollout.gateway.errors import CallerError, ClientGone
 from promptrollout.gateway.http import Reply
 from promptrollout.gateway.protocols.base import Protocol
@@ -81,22 +88,31 @@ class Prepared:
     counted: Series | None
     """Of the arm that it was assigned to. None: answered by stable in the place of an unreachable canary."""
     outcome: Outcome
+    answered_by: Target | None = None
+    """None: the arm's own provider, or nobody."""
     accounted: bool = False
+
+    @property
+    def target(self) -> Target:
+        """That answers, or would have."""
+        return self.answered_by or self.arm.own
 
     def about(self) -> dict[str, str]:
         """Headers that say what answered."""
-        name, arm = self.serving.configuration.name, self.arm
+        arm, target = self.arm, self.target
         return {
-            HEADER_ROLLOUT: name,
+            HEADER_ROLLOUT: self.serving.configuration.name,
             HEADER_VERSION: arm.version,
             HEADER_VARIANT: arm.variant,
+            HEADER_PROVIDER: target.provider.name,
+            HEADER_MODEL: target.model,
             HEADER_TRACE: self.request.trace_id,
         }
 
-    def forwarded(self) -> dict[str, str]:
+    def forwarded(self, filled: Filled | None = None) -> dict[str, str]:
         """The caller's headers that go on. Traces should not end here; all else is between caller and gateway, but for
-        what the provider's own protocol says in headers."""
-        headers, way = self.request.headers, self.filled.way
+        what the provider's own protocol says in headers. `filled`: for another provider than the arm's own."""
+        headers, way = self.request.headers, (filled or self.filled).way
         found = {"traceparent": self.request.traceparent}
         for name in _FORWARDED if way.translation is not None else _FORWARDED + way.protocol.forwarded:
             if name in headers:

@@ -420,7 +420,7 @@ async def test_while_only_the_canarys_provider_is_down_stable_answers(
     assert serving.canary is not None
     # it comes back: after the next probe, one request finds out
     serving.canary.provider.base_url = provider.url
-    await serving.canary.provider.probe(serving.canary.provider_config)
+    serving.canary.circuit.probed(await serving.canary.provider.probe(serving.canary.provider_config))
     assert (await caller.post(request(user="u9"))).headers["x-promptrollout-variant"] == "canary"
     assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
 

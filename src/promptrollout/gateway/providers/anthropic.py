@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
+from promptrollout.api.provider import Auth
 from promptrollout.gateway.providers.endpoint import Endpoint
 
 VERSION: Final = "2023-06-01"
@@ -17,6 +18,5 @@ class AnthropicProvider(Endpoint):
 
     kind: ClassVar = "Anthropic"
     paths: ClassVar[Mapping[str, str]] = _PATHS
-
-    def key_headers(self) -> dict[str, str]:
-        return {"anthropic-version": VERSION} | ({} if self.key is None else {"x-api-key": self.key})
+    auth: ClassVar = Auth(header="x-api-key", scheme="")
+    constant_headers: ClassVar[Mapping[str, str]] = {"anthropic-version": VERSION}

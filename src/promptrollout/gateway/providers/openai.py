@@ -11,10 +11,7 @@ _PATHS: Final = {"chat": "/chat/completions", "responses": "/responses", "embedd
 
 
 class OpenAIProvider(Endpoint):
-    """Takes its key as a Bearer token."""
+    """Takes its key as a Bearer token, like most."""
 
     kind: ClassVar = "OpenAI"
     paths: ClassVar[Mapping[str, str]] = _PATHS
-
-    def key_headers(self) -> dict[str, str]:
-        return {} if self.key is None else {"authorization": f"Bearer {self.key}"}
