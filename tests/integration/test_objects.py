@@ -292,6 +292,25 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     ("temperature as a number", version, _set("parameters", "temperature", to=0.2), "temperature"),
     ("base URL without scheme", provider, _set("baseURL", to="api.openai.com/v1"), "spec.baseURL"),
+    (
+        "provider's header of the connection",
+        provider,
+        _set("headers", to=[{"name": "HOST", "value": "a"}]),
+        "connection",
+    ),
+    (
+        "provider's header of authentication",
+        provider,
+        _set("headers", to=[{"name": "Cookie", "value": "a"}]),
+        "carries",
+    ),
+    ("provider's header twice", provider, _set("headers", to=[{"name": "a", "value": "b"}] * 2), "Duplicate value"),
+    (
+        "provider with two CAs",
+        provider,
+        _set("tls", to={"caSecretRef": {"name": "a", "key": "b"}, "caConfigMapRef": {"name": "a", "key": "b"}}),
+        "a CA comes from caConfigMapRef or from caSecretRef, not from both",
+    ),
     ("base URL with a slash at the end", provider, _set("baseURL", to="https://api.openai.com/v1/"), "spec.baseURL"),
     (
         "two prices for one model",

@@ -22,7 +22,7 @@ from promptrollout.api.meta import (
     Timestamp,
 )
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.api.provider import ModelPrice, Timeouts
+from promptrollout.api.provider import Auth, ModelPrice, QueryParameter, StaticHeader, Timeouts
 
 
 class HeaderMatch(Model):
@@ -52,17 +52,37 @@ class Stickiness(Model):
     """With `by: Header`: the header whose value is the unit."""
 
 
+class TLSConfig(Model):
+    """Whom an endpoint must prove to be."""
+
+    has_ca: bool = False
+    """Its own CA: PROVIDER_KEYS_DIR/<name>/ca.crt."""
+    insecure_skip_verify: bool = False
+
+
 class ProviderConfig(Model):
-    """A ModelProvider as a gateway pod needs it. The key is a file: PROVIDER_KEYS_DIR/<name>/api-key."""
+    """A ModelProvider as a gateway pod needs it. Its keys are a file: PROVIDER_KEYS_DIR/<name>/api-key."""
 
     name: Name
-    type: Literal["OpenAI"] = "OpenAI"
+    type: Literal["OpenAI", "Anthropic"] = "OpenAI"
     base_url: Annotated[str, Field(alias="baseURL", max_length=1024)]
     needs_key: bool = False
+    auth: Auth | None = None
+    headers: Annotated[list[StaticHeader], Field(max_length=16)] = []
+    query: Annotated[list[QueryParameter], Field(max_length=8)] = []
+    tls: TLSConfig = TLSConfig()
     timeouts: Timeouts = Timeouts()
     max_retries: Annotated[int, Field(ge=0, le=5)] = 2
+    retry_budget_percent: Annotated[int, Field(ge=0, le=100)] = 20
     price: ModelPrice | None = None
-    """Of the arm's model; absent: unpriced."""
+    """Of the model; absent: unpriced."""
+
+
+class FallbackConfig(Model):
+    """Who answers where those before cannot."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    provider: ProviderConfig
 
 
 class ArmConfig(Model):
@@ -72,6 +92,8 @@ class ArmConfig(Model):
     digest: Digest
     prompt: PromptSpec
     provider: ProviderConfig
+    fallbacks: Annotated[list[FallbackConfig], Field(max_length=4)] = []
+    """In the order of the prompt's."""
 
 
 class RejectedVersion(Model):
@@ -178,6 +200,9 @@ class RolloutReport(Model):
     """Connections to the canary's provider fail while stable's works; canary users are answered by stable."""
     unassigned_share_percent: int = 0
     """Of the requests in the last minute: how many came without a stickiness key."""
+    circuits: dict[str, str] = {}
+    """By `<arm>/<provider>/<model>`: `Closed`, `Open` (not asked, but for a try now and then), or `HalfOpen` (a try
+    is under way)."""
     shards_withheld: bool = False
     """Its shards are not exported here, since those of as many other rollouts are as a pod exports at once."""
 

@@ -56,6 +56,15 @@ class SecretKeyRef(Model):
     """Key in the data of the Secret."""
 
 
+class ConfigMapKeyRef(Model):
+    """One key of a ConfigMap in the namespace."""
+
+    name: ObjectName
+    """Name of the ConfigMap."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+    """Key in the data of the ConfigMap."""
+
+
 class Condition(Model):
     """metav1.Condition."""
 

@@ -45,6 +45,9 @@ ENV_SERVICEACCOUNT_DIR: Final = "PROMPTROLLOUT_SERVICEACCOUNT_DIR"
 HEADER_ROLLOUT: Final = "x-promptrollout-rollout"
 HEADER_VERSION: Final = "x-promptrollout-version"
 HEADER_VARIANT: Final = "x-promptrollout-variant"
+HEADER_TRACE: Final = "x-promptrollout-trace-id"
+HEADER_PROVIDER: Final = "x-promptrollout-provider"
+HEADER_MODEL: Final = "x-promptrollout-model"
 # of a request inside the gateway: the tenant of the key that it came with, for audiences; no caller can send it
 HEADER_TENANT: Final = "x-promptrollout-tenant"
 
@@ -84,6 +87,8 @@ METRIC_LATENCY: Final = "promptrollout_request_duration_seconds"  # _bucket, _su
 METRIC_FIRST_TOKEN: Final = "promptrollout_time_to_first_token_seconds"  # _bucket, _sum, _count; also: cache
 METRIC_ABANDONED: Final = "promptrollout_abandoned_requests_total"  # the caller hung up; part of the requests
 METRIC_UNASSIGNED: Final = "promptrollout_unassigned_requests_total"
+METRIC_CIRCUIT_OPEN: Final = "promptrollout_circuit_open"  # by rollout, variant, provider, model
+METRIC_CIRCUIT_OPENED: Final = "promptrollout_circuit_opened_total"
 METRIC_DIVERTED: Final = "promptrollout_diverted_requests_total"
 # only sharded, while a canary is loaded: slower than `le`, an objective's edge
 METRIC_SHARD_LATENCY_SLOW: Final = "promptrollout_shard_latency_slow_total"

@@ -58,6 +58,15 @@ class Parameters(Model):
     """Any further fields of the provider's request, as they are (for example `reasoning_effort`)."""
 
 
+class Fallback(Model):
+    """Who answers where those before cannot."""
+
+    provider_ref: LocalRef
+    """The ModelProvider that answers."""
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    """As that provider names it."""
+
+
 class PromptSpec(Model):
     """What reaches the model or judges its answer. All of it is in the digest, none of it has a default."""
 
@@ -76,6 +85,9 @@ class PromptSpec(Model):
     """The ModelProvider that answers."""
     model: Annotated[str, Field(min_length=1, max_length=256)]
     """As the provider names it."""
+    fallbacks: Annotated[list[Fallback], Field(max_length=4)] | None = None
+    """In this order, with the same messages and parameters, before the first byte of an answer. Each failure of the
+    first still counts as an error of the version."""
     parameters: Parameters | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=64)]
     """In order; the request's own follow, unless a placeholder says where they go."""

@@ -240,6 +240,12 @@ def prompt_problems(spec: PromptSpec) -> list[Problem]:
     for key in sorted((spec.parameters and spec.parameters.extra) or ()):
         if key in _HOME_OF_EXTRA:
             found.append((f"parameters.extra.{key}", f"{key} belongs in {_HOME_OF_EXTRA[key]}: move it there"))
+    known = {(spec.provider_ref.name, spec.model)}
+    for index, fallback in enumerate(spec.fallbacks or ()):
+        place = fallback.provider_ref.name, fallback.model
+        if place in known:
+            found.append((f"fallbacks[{index}]", "this provider and model are asked before already: remove it"))
+        known.add(place)
     try:
         size = len(canonical_bytes(spec))
     except ValueError as error:

@@ -10,6 +10,7 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import Analysis
 from promptrollout.api.slo import Objective
 from promptrollout.api.template import prompt_problems
+from promptrollout.api.unsayable import unsayable
 from promptrollout.cli.lint_queries import query_problems
 from promptrollout.cli.lint_schema import Path, Problem
 from promptrollout.engine.objectives import make_test
@@ -53,6 +54,9 @@ def references(kind: str, spec: dict[str, Any]) -> Iterator[Reference]:
     """Every object that this one cannot do without."""
     for path, prompt in _prompts(kind, spec):
         yield Reference((*path, "providerRef", "name"), "ModelProvider", prompt["providerRef"]["name"])
+        for index, fallback in enumerate(prompt.get("fallbacks") or ()):
+            where = (*path, "fallbacks", index, "providerRef", "name")
+            yield Reference(where, "ModelProvider", fallback["providerRef"]["name"])
     if kind == "PromptRollout":
         yield Reference(("spec", "gatewayRef", "name"), "PromptGateway", spec["gatewayRef"]["name"])
         for field in ("versionRef", "baselineRef"):
@@ -62,6 +66,10 @@ def references(kind: str, spec: dict[str, Any]) -> Iterator[Reference]:
             yield Reference(("spec", "analysis", "sloRefs", index, "name"), "PromptSLO", ref["name"])
     if kind == "ModelProvider" and (key := spec.get("apiKeySecretRef")):
         yield Reference(("spec", "apiKeySecretRef", "name"), "Secret", key["name"], key["key"])
+    if kind == "ModelProvider":
+        for field, of in (("caConfigMapRef", "ConfigMap"), ("caSecretRef", "Secret")):
+            if ca := (spec.get("tls") or {}).get(field):
+                yield Reference(("spec", "tls", field, "name"), of, ca["name"], ca["key"])
 
 
 def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]]) -> tuple[list[Problem], list[Problem]]:
@@ -78,7 +86,7 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
             ):
                 path = (*ref.path[:-1], "key")
                 errors.append(
-                    Problem(path, f"Secret {ref.name} has no key {ref.key}; add it there or correct the name")
+                    Problem(path, f"{ref.kind} {ref.name} has no key {ref.key}; add it there or correct the name")
                 )
         elif named:
             other = metadata_of(named[0]).get("namespace")
@@ -97,6 +105,7 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
                     "cluster has it",
                 )
             )
+    errors += _unsayable(manifest, ours)
     warnings += _objectives_that_wait(kind, spec)
     if kind == "PromptRollout":
         errors += _objectives_twice(manifest, ours)
@@ -117,6 +126,19 @@ def _objectives_twice(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -
             reason = f"objective {name} of PromptSLO {slo} is declared in {seen[name]} too"
             yield Problem(path, f"{reason}; rename one of them")
         seen[name] = f"PromptSLO {slo}"
+
+
+def _unsayable(manifest: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:
+    """What the prompt's provider cannot be told: the operator refuses it in these words."""
+    for path, prompt in _prompts(manifest["kind"], manifest["spec"]):
+        try:
+            parsed = PromptSpec.model_validate(prompt)
+        except ValidationError:
+            return  # said by content_problems
+        refs = [parsed.provider_ref.name, *(each.provider_ref.name for each in parsed.fallbacks or ())]
+        providers = [each for name in refs for each in _named(manifest, ours, "ModelProvider", name)]
+        for kind in sorted({str(_mapping(each.get("spec")).get("type")) for each in providers}):
+            yield from (Problem((*path, where), reason) for where, reason in unsayable(parsed, kind))
 
 
 def _objectives_that_wait(kind: str, spec: dict[str, Any]) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from promptrollout.api.crds import KINDS, PRESERVE, RULES, kind_schema
+from promptrollout.api.provider import RESERVED_HEADERS
 
 Schema = Mapping[str, Any]
 Path = tuple[str | int, ...]
@@ -366,4 +367,11 @@ CEL: Final[dict[str, Callable[[Any], bool]]] = {
     "role and content go together": lambda s: ("role" in s) == ("content" in s),
     "placeholder: history may stand at most once": lambda s: sum("placeholder" in m for m in s["messages"]) <= 1,
     "all messages together may have at most 192 KiB": lambda s: _messages_length(s) <= MAX_MESSAGES_LENGTH,
+    # a provider
+    "this header belongs to the connection, or carries credentials: use apiKeySecretRef and auth for a key": lambda s: (
+        s["name"].lower() not in RESERVED_HEADERS
+    ),
+    "a CA comes from caConfigMapRef or from caSecretRef, not from both": lambda s: (
+        not {"caConfigMapRef", "caSecretRef"} <= s.keys()
+    ),
 }

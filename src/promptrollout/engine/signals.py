@@ -146,7 +146,6 @@ SIGNALS: dict[str, Signal] = {
         "fallback rate",
         _of_requests(names.METRIC_FALLBACKS),
         needs="fallbacks in the prompt",
-        exported=False,
     ),
     "NegativeFeedbackRate": Signal(
         "rate",

@@ -16,24 +16,40 @@ MAX_TOKENS: Final = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one call, clipped to what is possible; `cached_input` is part of `input`."""
+    """Tokens of one call, clipped to what is possible; `cached_input` and `written_input` are part of `input`."""
 
     input: int
     cached_input: int
     output: int
+    written_input: int = 0
+    """Put into the provider's cache, where it says so."""
 
     @staticmethod
     def read(found: Any) -> Usage | None:
-        """From `usage` of an answer; None where there is none."""
+        """From `usage` of a chat completion; None where there is none."""
         if not isinstance(found, dict):
             return None
         prompt, completion = found.get("prompt_tokens"), found.get("completion_tokens")
         if prompt is None and completion is None:
             return None
-        details = found.get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-        tokens = _clipped(prompt)
-        return Usage(tokens, min(tokens, _clipped(cached)), _clipped(completion))
+        return Usage.of(prompt, found.get("prompt_tokens_details"), completion)
+
+    @staticmethod
+    def of(tokens: Any, details: Any, output: Any) -> Usage:
+        """From what an API of OpenAI says, whatever that is."""
+        total = _clipped(tokens)
+        if not isinstance(details, dict):
+            return Usage(total, 0, _clipped(output))
+        cached = min(total, _clipped(details.get("cached_tokens")))
+        written = min(total - cached, _clipped(details.get("cache_write_tokens")))
+        return Usage(total, cached, _clipped(output), written)
+
+    @staticmethod
+    def beside(tokens: Any, read: Any, written: Any, output: Any) -> Usage:
+        """From what Anthropic says, which counts its cache beside the other input."""
+        cached = _clipped(read)
+        put = min(MAX_TOKENS - cached, _clipped(written))
+        return Usage(min(MAX_TOKENS, _clipped(tokens) + cached + put), cached, _clipped(output), put)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +59,23 @@ class Price:
     input_usd: float
     cached_input_usd: float
     output_usd: float
+    written_input_usd: float
 
     @staticmethod
     def of(row: ModelPrice) -> Price:
-        cached = row.cached_input_per_million_usd
+        cached, written = row.cached_input_per_million_usd, row.cache_write_per_million_usd
         return Price(
             input_usd=float(row.input_per_million_usd) / 1e6,
             cached_input_usd=float(row.input_per_million_usd if cached is None else cached) / 1e6,
             output_usd=float(row.output_per_million_usd) / 1e6,
+            written_input_usd=float(row.input_per_million_usd if written is None else written) / 1e6,
         )
 
     def cost_usd(self, usage: Usage) -> float:
         return (
-            (usage.input - usage.cached_input) * self.input_usd
+            (usage.input - usage.cached_input - usage.written_input) * self.input_usd
             + usage.cached_input * self.cached_input_usd
+            + usage.written_input * self.written_input_usd
             + usage.output * self.output_usd
         )
 
@@ -72,9 +91,11 @@ class Outcome:
     shard: int = 0
     """Of its unit."""
     error_type: ErrorType | None = None
+    fallback: bool = False
+    """A fallback answered; the error is the own provider's, and the answer's worth is counted all the same."""
     usage: Usage | None = None
     price: Price | None = None
-    """Of the arm that answered, which is not always the arm that is counted."""
+    """Of the model that answered, which is not always that of the arm that is counted."""
     seconds: float = 0.0
     """From the request to the last byte of the provider's answer, without the time that a slow reader took. Of an
     abandoned request: until the caller hung up, the least that the answer would have taken."""

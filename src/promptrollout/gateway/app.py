@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -92,14 +93,14 @@ class ServingApp:
             await self._answer(protocol, caller, headers, receive, reply)
         elif path == MODELS_PATH:
             _require(method, "GET")
-            models = [_model(name) for name in self._registry.names() if caller.may_use(name)]
-            await reply.whole(200, {"content-type": JSON}, orjson.dumps({"object": "list", "data": models}))
+            names = [name for name in self._registry.names() if caller.may_use(name)]
+            await reply.whole(200, {"content-type": JSON}, orjson.dumps(_models(names, scope)))
         elif path.startswith(f"{MODELS_PATH}/"):
             _require(method, "GET")
             name = path.removeprefix(f"{MODELS_PATH}/")
             if self._registry.find(name) is None or not caller.may_use(name):
                 raise CallerError(404, "model_not_found", f"no rollout {name[:253]!r} here", "model")
-            await reply.whole(200, {"content-type": JSON}, orjson.dumps(_model(name)))
+            await reply.whole(200, {"content-type": JSON}, orjson.dumps(_model(name, scope)))
         else:
             raise CallerError(404, "unknown_url", f"unknown request URL: {method} {path[:200]}")
 
@@ -118,5 +119,20 @@ def _require(method: str, wanted: str) -> None:
         raise CallerError(405, "method_not_allowed", f"this URL takes {wanted}, not {method}")
 
 
-def _model(name: str) -> dict[str, object]:
+def _models(names: Iterable[str], scope: Scope) -> dict[str, object]:
+    models = [_model(name, scope) for name in names]
+    if not _of_anthropic(scope):
+        return {"object": "list", "data": models}
+    ends = {"first_id": models[0]["id"], "last_id": models[-1]["id"]} if models else {"first_id": None, "last_id": None}
+    return {"data": models, "has_more": False, **ends}
+
+
+def _model(name: str, scope: Scope) -> dict[str, object]:
+    if _of_anthropic(scope):
+        return {"type": "model", "id": name, "display_name": name, "created_at": "1970-01-01T00:00:00Z"}
     return {"id": name, "object": "model", "created": 0, "owned_by": "promptrollout"}
+
+
+def _of_anthropic(scope: Scope) -> bool:
+    """Whether the caller speaks Anthropic's protocol: both have this path."""
+    return "anthropic-version" in headers_of(scope)

@@ -11,14 +11,16 @@ import orjson
 from promptrollout.gateway import contract
 from promptrollout.gateway.errors import ErrorType, ProviderError
 from promptrollout.gateway.http import JSON, Reply
+from promptrollout.gateway.protocols.base import Whole
 from promptrollout.gateway.providers.endpoint import Answer
 from promptrollout.gateway.request import Prepared
 from promptrollout.gateway.sse import StreamError, StreamReader
+from promptrollout.gateway.translations.base import Translation
 
 EVENT_STREAM = "text/event-stream"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ending:
     """What is left to be sent when everything about an answer is known."""
 
@@ -47,7 +49,8 @@ async def check(prepared: Prepared, answer: Answer, reply: Reply) -> Ending:
 
 def failed(prepared: Prepared, error: ProviderError) -> Ending:
     """The answer to a request that its provider did not answer."""
-    prepared.outcome.error_type = prepared.outcome.error_type or error.error_type
+    outcome = prepared.outcome
+    outcome.error_type, outcome.fallback = outcome.error_type or error.error_type, False
     headers = {**error.headers, **prepared.about(), "content-type": JSON}
     body = prepared.request.protocol.error_body(error.status, str(error), error.code, error.param)
     return Ending(error.status, headers, body)
@@ -62,15 +65,18 @@ async def _pass_on(prepared: Prepared, answer: Answer) -> Ending:
     whole = way.protocol.read(payload)
     if whole is None:
         raise ProviderError(
-            "bad_response", 502, f"provider {prepared.arm.provider.name} answered something else than a completion"
+            "bad_response", 502, f"provider {prepared.target.provider.name} answered something else than a completion"
         )
     outcome.usage = whole.usage
-    outcome.answered(whole.choices)
-    validator = _validator(prepared)
-    if validator is not None:
-        outcome.contract_kept = contract.kept(validator, whole.choices)
+    if whole.failure is not None:
+        outcome.error_type = outcome.error_type or "provider_5xx"
+    elif way.protocol.compared:
+        outcome.answered(whole.choices)
+        validator = _validator(prepared)
+        if validator is not None:
+            outcome.contract_kept = contract.kept(validator, whole.choices)
     if way.translation is not None:
-        payload = orjson.dumps(way.translation.answer(whole.parsed))
+        payload = _translated(prepared, way.translation, whole)
     return Ending(200, {**answer.headers, **prepared.about(), "content-type": JSON}, payload)
 
 
@@ -90,7 +96,7 @@ async def _relay(prepared: Prepared, answer: Answer, reply: Reply) -> Ending:
         outcome.answered(choices)
         if validator is not None:
             outcome.contract_kept = contract.kept(validator, choices)
-    last = b"" if failure is None else prepared.request.protocol.error_event(502, failure[1], failure[0])
+    last = b"" if failure is None else prepared.request.protocol.error_event(502, failure[1], failure[0], reader.events)
     return Ending(200, {}, last)
 
 
@@ -133,10 +139,18 @@ async def _send_piece(piece: bytes, prepared: Prepared, answer: Answer, reply: R
     answer.deadline += reply.blocked_seconds - blocked
 
 
+def _translated(prepared: Prepared, translation: Translation, whole: Whole) -> bytes:
+    try:
+        return orjson.dumps(translation.answer(whole.parsed))
+    except ValueError as error:
+        message = f"the answer of provider {prepared.target.provider.name} cannot be translated: {error}"
+        raise ProviderError("bad_response", 502, message) from error
+
+
 def _validator(prepared: Prepared) -> jsonschema_rs.Validator | None:
     """What the answer is held against. Not where stable stands in for a canary that could not be filled: its answer
-    says nothing about the canary."""
-    filled = prepared.filled
-    if prepared.outcome.error_type is not None or not filled.way.protocol.leaves_format(filled.asked):
+    says nothing about the canary. A fallback's is part of the version."""
+    filled, outcome = prepared.filled, prepared.outcome
+    if (outcome.error_type is not None and not outcome.fallback) or not filled.way.protocol.leaves_format(filled.asked):
         return None
     return prepared.arm.prompt.validator

@@ -5,24 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+import ssl
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
+from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
 from promptrollout.api.delivery import ArmConfig, DeliverySpec, ProviderConfig
 from promptrollout.api.names import FORMAT_VERSION, short_digest
 from promptrollout.gateway.account import Price
+from promptrollout.gateway.errors import Untranslatable
+from promptrollout.gateway.protocols import BY_NAME
 from promptrollout.gateway.providers import KINDS
+from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.endpoint import Endpoint
+from promptrollout.gateway.providers.keys import parse_keys
 from promptrollout.gateway.render import CompiledPrompt, compile_prompt
 from promptrollout.gateway.route import Routing
 
 logger = logging.getLogger(__name__)
 
 KEY_FILE: Final = "api-key"
+CA_FILE: Final = "ca.crt"
 PROBE_SECONDS: Final = 3.0
 _ROLLOUT_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
@@ -32,7 +39,18 @@ class LoadError(Exception):
 
 
 class KeyMissing(LoadError):
-    """A provider's key file is not there yet; worth another try when it is."""
+    """A provider's file of keys, or of its CA, is not there yet; worth another try when it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A provider and model that answer for an arm."""
+
+    model: str
+    provider: Endpoint
+    config: ProviderConfig
+    price: Price | None
+    circuit: Circuit
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +62,28 @@ class Arm:
     """The short digest."""
     digest: str
     prompt: CompiledPrompt
-    provider: Endpoint
-    provider_config: ProviderConfig
-    price: Price | None
+    targets: tuple[Target, ...]
+    """In the order in which they are asked: the version's own, then its fallbacks."""
+
+    @property
+    def own(self) -> Target:
+        return self.targets[0]
+
+    @property
+    def provider(self) -> Endpoint:
+        return self.own.provider
+
+    @property
+    def provider_config(self) -> ProviderConfig:
+        return self.own.config
+
+    @property
+    def price(self) -> Price | None:
+        return self.own.price
+
+    @property
+    def circuit(self) -> Circuit:
+        return self.own.circuit
 
     @property
     def model(self) -> str:
@@ -72,52 +109,69 @@ class Configuration:
 
 
 class Providers:
-    """The endpoints in use, each with one pool of connections, and the keys in the provider keys' folder."""
+    """The endpoints in use, each with one pool of connections, and their files: keys, and certificates of CAs."""
 
     def __init__(self, keys_dir: Path) -> None:
         self._keys_dir = keys_dir
-        self._known: dict[tuple[str, str], Endpoint] = {}
-        self._key_states: dict[str, tuple[int, int]] = {}
-        self._idle_since: dict[tuple[str, str], float] = {}
+        self._known: dict[tuple[str, str, str], Endpoint] = {}
+        self._file_states: dict[Path, tuple[int, int]] = {}
+        self._idle_since: dict[tuple[str, str, str], float] = {}
+        self._circuits: WeakValueDictionary[tuple[str, ...], Circuit] = WeakValueDictionary()
         self._probe_due = 0.0
 
     def get(self, config: ProviderConfig) -> Endpoint:
-        """The endpoint with its key. Raises KeyMissing."""
-        provider = self._known.get((config.name, config.base_url))
+        """The endpoint with its keys. Raises KeyMissing."""
+        key = (config.name, config.type, config.base_url)
+        provider = self._known.get(key)
         if provider is None:
             provider = KINDS[config.type](config.name, config.base_url)
-        if config.needs_key:
-            if provider.key is None:
-                provider.key = self._read_key(config.name)
-        else:
-            provider.key = None
-        return self._known.setdefault((config.name, config.base_url), provider)
+        if not config.needs_key:
+            provider.keys.replace(())
+        elif not len(provider.keys):
+            provider.keys.replace(self._read_keys(config.name))
+        if config.tls.insecure_skip_verify or not config.tls.has_ca:
+            provider.trust = not config.tls.insecure_skip_verify
+        elif not isinstance(provider.trust, ssl.SSLContext):
+            provider.trust = self._read_ca(config.name)
+        provider.configure(config)
+        return self._known.setdefault(key, provider)
 
-    def refresh_keys(self) -> list[str]:
-        """Read the keys whose files changed; a key that vanished or broke stays. Returns what is wrong."""
+    def circuit(self, uid: str, digest: str, model: str, config: ProviderConfig) -> Circuit:
+        """What an arm knows of a provider. It outlives changes of the configuration that keep the arm."""
+        return self._circuits.setdefault((uid, digest, config.name, config.base_url, model), Circuit())
+
+    def refresh_files(self) -> list[str]:
+        """Read the keys and CAs whose files changed; one that vanished or broke stays. Returns what is wrong."""
         problems: list[str] = []
         for provider in self._known.values():
-            if provider.key is None or self._key_state(provider.name) == self._key_states.get(provider.name):
-                continue
             try:
-                provider.key = self._read_key(provider.name)
+                if len(provider.keys) and self._changed(provider.name, KEY_FILE):
+                    provider.keys.replace(self._read_keys(provider.name))
+                if isinstance(provider.trust, ssl.SSLContext) and self._changed(provider.name, CA_FILE):
+                    provider.trust = self._read_ca(provider.name)
             except KeyMissing as error:
                 problems.append(str(error))
         return problems
 
-    async def probe_unreachable(self, configs: Mapping[int, ProviderConfig], now: float) -> None:
-        """Every few seconds, ask endpoints (by `id`, those in use) that could not be reached: requests are not sent
-        to them meanwhile, so nothing else would notice that they are back."""
+    async def probe(self, targets: Iterable[Target], now: float) -> None:
+        """Every few seconds, ask endpoints that could not be reached, or whose circuit is open: few requests are sent
+        to them meanwhile, so hardly anything else would notice that they are back."""
         if now < self._probe_due:
             return
-        asked = [
-            provider.probe(configs[id(provider)])
-            for provider in self._known.values()
-            if provider.unreachable and id(provider) in configs
-        ]
-        if asked:
-            await asyncio.gather(*asked)
-            self._probe_due = now + PROBE_SECONDS
+        waiting: dict[int, list[Target]] = {}
+        for target in targets:
+            if target.circuit.unreachable or not target.circuit.closed:
+                waiting.setdefault(id(target.provider), []).append(target)
+        if not waiting:
+            return
+
+        async def ask(those: list[Target]) -> None:
+            answered = await those[0].provider.probe(those[0].config)
+            for target in those:
+                target.circuit.probed(answered)
+
+        await asyncio.gather(*map(ask, waiting.values()))
+        self._probe_due = now + PROBE_SECONDS
 
     def retries(self) -> dict[str, int]:
         """Further tries of calls so far, by the provider's name."""
@@ -139,29 +193,47 @@ class Providers:
         for provider in self._known.values():
             await provider.close()
 
-    def _read_key(self, name: str) -> str:
-        path = self._keys_dir / name / KEY_FILE
-        state = self._key_state(name)
+    def _read_keys(self, name: str) -> list[str]:
+        content = self._read(name, KEY_FILE, "key", "apiKeySecretRef")
         try:
-            key = path.read_text().strip()
-        except FileNotFoundError as error:
-            raise KeyMissing(
-                f"the key of ModelProvider {name} is missing: create the Secret and key that its apiKeySecretRef names"
-            ) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise KeyMissing(f"the key of provider {name} cannot be read from {path}: {error}") from error
-        if not key or not key.isascii() or not key.isprintable():
-            raise KeyMissing(f"the key of provider {name} in {path} is empty or not one line of printable ASCII")
-        if state is not None:
-            self._key_states[name] = state
-        return key
+            return parse_keys(content)
+        except ValueError as error:
+            raise KeyMissing(f"the key of provider {name} in {self._keys_dir / name / KEY_FILE} {error}") from None
 
-    def _key_state(self, name: str) -> tuple[int, int] | None:
+    def _read_ca(self, name: str) -> ssl.SSLContext:
+        content = self._read(name, CA_FILE, "CA", "tls.caConfigMapRef or tls.caSecretRef")
         try:
-            found = (self._keys_dir / name / KEY_FILE).stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ino
+            return ssl.create_default_context(cadata=content)
+        except (ssl.SSLError, ValueError) as error:
+            path = self._keys_dir / name / CA_FILE
+            raise KeyMissing(f"the CA of provider {name} in {path} has no certificate in PEM: {error}") from error
+
+    def _read(self, name: str, file: str, what: str, field: str) -> str:
+        path = self._keys_dir / name / file
+        state = _state(path)
+        try:
+            content = path.read_text()
+        except FileNotFoundError as error:
+            message = f"the {what} of ModelProvider {name} is missing: create the object and key that its {field} names"
+            raise KeyMissing(message) from error
+        except (OSError, UnicodeDecodeError) as error:
+            message = f"the {what} of provider {name} cannot be read from {path}: {type(error).__name__}"
+            raise KeyMissing(message) from None  # the cause might show what was read
+        if state is not None:
+            self._file_states[path] = state
+        return content
+
+    def _changed(self, name: str, file: str) -> bool:
+        path = self._keys_dir / name / file
+        return _state(path) != self._file_states.get(path)
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
 
 
 class Loader:
@@ -181,26 +253,41 @@ class Loader:
             )
         known = [arm.prompt for arm in (previous.stable, previous.canary) if arm is not None] if previous else []
         spec, stable_prompt, canary_prompt = await asyncio.to_thread(_compile, raw, known)
-        stable = self._arm("stable", spec.stable, stable_prompt)
+        stable = self._arm("stable", spec.rollout_uid, spec.stable, stable_prompt)
         canary, problem = None, None
         if isinstance(canary_prompt, LoadError):
             problem = canary_prompt
         elif spec.canary is not None and canary_prompt is not None:
             try:
-                canary = self._arm("canary", spec.canary, canary_prompt)
+                canary = self._arm("canary", spec.rollout_uid, spec.canary, canary_prompt)
             except LoadError as error:
                 problem = error
         return Configuration(name, raw, spec, stable, canary, problem)
 
-    def _arm(self, variant: Literal["stable", "canary"], config: ArmConfig, prompt: CompiledPrompt) -> Arm:
+    def _arm(self, variant: Literal["stable", "canary"], uid: str, config: ArmConfig, prompt: CompiledPrompt) -> Arm:
+        asked = [(config.prompt.model, config.provider), *((each.model, each.provider) for each in config.fallbacks)]
+        for _, provider in asked:
+            # what its provider's own protocol cannot say is found here, not by a request
+            protocol = BY_NAME[next(iter(KINDS[provider.type].paths))]
+            try:
+                prompt.overlay(protocol.name, protocol.overlay)
+            except Untranslatable as error:
+                raise LoadError(f"{variant}.prompt.{error.param}: {error}") from error
         return Arm(
             variant=variant,
             version=short_digest(config.digest),
             digest=config.digest,
             prompt=prompt,
-            provider=self._providers.get(config.provider),
-            provider_config=config.provider,
-            price=None if config.provider.price is None else Price.of(config.provider.price),
+            targets=tuple(self._target(uid, config.digest, model, provider) for model, provider in asked),
+        )
+
+    def _target(self, uid: str, digest: str, model: str, config: ProviderConfig) -> Target:
+        return Target(
+            model=model,
+            provider=self._providers.get(config),
+            config=config,
+            price=None if config.price is None else Price.of(config.price),
+            circuit=self._providers.circuit(uid, digest, model, config),
         )
 
 

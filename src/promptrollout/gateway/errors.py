@@ -14,6 +14,7 @@ ErrorType = Literal[
     "provider_4xx",
     "provider_5xx",
     "bad_response",
+    "circuit_open",
     "render",
     "system_message",
     "stream_broken",
@@ -22,6 +23,10 @@ ErrorType = Literal[
 """Why a request failed, as a metric's label. The set is fixed: series exist at zero from the start."""
 
 ERROR_TYPES: tuple[ErrorType, ...] = get_args(ErrorType)
+
+_OF_THE_PROVIDER: frozenset[ErrorType] = frozenset(
+    ["connection", "timeout", "rate_limited", "provider_5xx", "bad_response", "circuit_open"]
+)
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}
 
@@ -74,6 +79,15 @@ class Unfilled(Exception):
     error_type: ErrorType = "render"
 
 
+class Untranslatable(Unfilled):
+    """The provider's protocol cannot say what the request, or the version, asks."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+        """The field at fault."""
+
+
 class Overloaded(CallerError):
     """This pod has all the requests that it takes."""
 
@@ -118,6 +132,15 @@ class ProviderError(Exception):
         self.retry_after_seconds = retry_after_seconds
         self.about_stream_options = about_stream_options
         """The provider refuses the request and names that field, which callers seldom send and we always do."""
+        self.loading = False
+        """The provider is there, and says that its model is not yet."""
+        self.of_the_key = False
+        """Another key may be taken."""
+
+    @property
+    def another_may_answer(self) -> bool:
+        """The request itself is not why it failed."""
+        return self.error_type in _OF_THE_PROVIDER
 
 
 def upstream_error(body: bytes) -> dict[str, Any]:

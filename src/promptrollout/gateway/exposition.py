@@ -72,6 +72,23 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
         "Canary requests answered by stable while only the canary's provider cannot be reached.",
         by_rollout(counters.diverted),
     )
+    circuits = [
+        (labels_text(rollout_uid=s.configuration.spec.rollout_uid, rollout=s.configuration.name, **of), circuit)
+        for s in state.servings
+        for of, circuit in s.circuits
+    ]
+    yield from family(
+        names.METRIC_CIRCUIT_OPEN,
+        "gauge",
+        "1 while a version's requests are kept from a provider that fails.",
+        ((labels, int(not circuit.closed)) for labels, circuit in circuits),
+    )
+    yield from family(
+        names.METRIC_CIRCUIT_OPENED,
+        "counter",
+        "How often a version's requests were kept from a provider that failed.",
+        ((labels, circuit.opened) for labels, circuit in circuits),
+    )
     yield from family(
         f"{gateway}_config_sequence",
         "gauge",

@@ -6,25 +6,26 @@ import logging
 
 from promptrollout.gateway.account import Outcome
 from promptrollout.gateway.bounds import RenderError
-from promptrollout.gateway.configuration import Arm
+from promptrollout.gateway.configuration import Arm, Target
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError, Unfilled
+from promptrollout.gateway.errors import CallerError, Unfilled, Untranslatable
 from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.render import VARIABLES, SystemMessageRefused
 from promptrollout.gateway.request import Filled, Prepared, Request
 from promptrollout.gateway.route import Assignment
 from promptrollout.gateway.templates import MissingVariable
-from promptrollout.gateway.translations.base import Untranslatable
 from promptrollout.gateway.ways import way
 
 logger = logging.getLogger(__name__)
 
 
-def fill(arm: Arm, request: Request) -> Filled:
-    """What this arm's provider is asked. Raises CallerError or Unfilled."""
-    found = way(request.protocol, arm.provider)
+def fill(arm: Arm, request: Request, fallback: Target | None = None) -> Filled:
+    """What this arm's provider is asked, or one of its fallbacks. Raises CallerError or Unfilled."""
+    target = fallback or arm.own
+    found = way(request.protocol, target.provider)
     asked = request.body if found.translation is None else found.translation.request(request.body)
-    return Filled(found, found.protocol.fill(arm.prompt, asked), asked)
+    body = found.protocol.fill(arm.prompt, asked)
+    return Filled(found, body if fallback is None else {**body, "model": target.model}, asked)
 
 
 def prepare(serving: Serving, request: Request, assignment: Assignment, counters: Counters) -> Prepared:
@@ -47,7 +48,8 @@ def prepare(serving: Serving, request: Request, assignment: Assignment, counters
             raise _unfilled(filled)
         arm, filled = serving.stable, instead
         outcome.price = arm.price
-    serving.window.note(assignment.keyless)
+    if request.protocol.compared:
+        serving.window.note(assignment.keyless)
     if assignment.keyless:
         counters.unassigned[serving.configuration.spec.rollout_uid, serving.configuration.name] += 1
     return Prepared(request, serving, arm, filled, counted_as, outcome)

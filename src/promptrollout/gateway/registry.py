@@ -21,6 +21,7 @@ from promptrollout.api.names import (
 )
 from promptrollout.gateway.configuration import Arm, Configuration, KeyMissing, Loader, LoadError
 from promptrollout.gateway.counters import Compared, Counters
+from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.route import Routing, Variant
 from promptrollout.gateway.series import Series
 from promptrollout.gateway.store import Store
@@ -94,8 +95,28 @@ class Serving:
     @property
     def canary_provider_unreachable(self) -> bool:
         """The canary's endpoint cannot be reached, and stable's is another one that can."""
-        stable, canary = self.stable.provider, self.canary and self.canary.provider
-        return bool(canary and canary.base_url != stable.base_url and canary.unreachable and not stable.unreachable)
+        stable, canary = self.stable, self.canary
+        if canary is None or canary.provider.base_url == stable.provider.base_url:
+            return False
+        return canary.circuit.unreachable and not stable.circuit.unreachable
+
+    @property
+    def circuits(self) -> list[tuple[dict[str, str], Circuit]]:
+        """With what each is of, as labels."""
+        return [
+            (
+                {
+                    "arm": arm.variant,
+                    "version": arm.version,
+                    "provider": target.provider.name,
+                    "model": target.model,
+                },
+                target.circuit,
+            )
+            for arm in (self.stable, self.canary)
+            if arm is not None
+            for target in arm.targets
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +338,7 @@ class Registry:
             problem_sequence=problem_sequence,
             canary_provider_unreachable=serving.canary_provider_unreachable,
             unassigned_share_percent=serving.window.share_percent(),
+            circuits={f"{of['arm']}/{of['provider']}/{of['model']}": circuit.state for of, circuit in serving.circuits},
             shards_withheld=(spec.rollout_uid, name) in self._counters.withheld,
         )
 

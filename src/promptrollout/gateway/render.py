@@ -132,3 +132,11 @@ def parameters_of(spec: PromptSpec, *names: str) -> dict[str, Any]:
         if value is not None:
             found[name] = value if isinstance(value, int | list) else float(value)
     return found
+
+
+def leading(messages: list[Body]) -> int:
+    """How many system messages stand at the beginning."""
+    for index, message in enumerate(messages):
+        if message.get("role") not in SYSTEM_ROLES:
+            return index
+    return len(messages)

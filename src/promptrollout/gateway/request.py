@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import random
+import re
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
-from promptrollout.api.names import HEADER_ROLLOUT, HEADER_VARIANT, HEADER_VERSION
+from promptrollout.api.names import (
+    HEADER_MODEL,
+    HEADER_PROVIDER,
+    HEADER_ROLLOUT,
+    HEADER_TRACE,
+    HEADER_VARIANT,
+    HEADER_VERSION,
+)
 from promptrollout.gateway import json_body
 from promptrollout.gateway.account import Outcome
-from promptrollout.gateway.configuration import Arm
+from promptrollout.gateway.configuration import Arm, Target
 from promptrollout.gateway.errors import CallerError, ClientGone
 from promptrollout.gateway.http import Reply
 from promptrollout.gateway.protocols.base import Protocol
@@ -20,8 +29,12 @@ from promptrollout.gateway.route import Headers
 from promptrollout.gateway.series import Series
 from promptrollout.gateway.ways import Way
 
+_random: Final = random.Random()
+_FORWARDED: Final = ("tracestate", "x-client-request-id")
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)  # not frozen, as nothing that is made per request: that costs a microsecond each
 class Request:
     """As the caller sent it."""
 
@@ -30,14 +43,23 @@ class Request:
     body: Body
     started: float
     """On `time.perf_counter`."""
+    traceparent: str
+    """The caller's, or one made here. https://www.w3.org/TR/trace-context/"""
+    trace_id: str
 
 
 def parse(protocol: Protocol, headers: Headers, payload: bytes, started: float) -> Request:
     """The request, its body an object. Raises CallerError."""
-    return Request(protocol, headers, json_body.load(payload), started)
+    body = json_body.load(payload)
+    given = headers.get("traceparent", b"").decode("latin-1")
+    if given and _TRACEPARENT.fullmatch(given):
+        return Request(protocol, headers, body, started, given, given[3:35])
+    trace_id = f"{_random.getrandbits(128) or 1:032x}"
+    traceparent = given or f"00-{trace_id}-{_random.getrandbits(64) or 1:016x}-00"
+    return Request(protocol, headers, body, started, traceparent, trace_id)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Filled:
     """What a provider is asked."""
 
@@ -60,12 +82,36 @@ class Prepared:
     counted: Series | None
     """Of the arm that it was assigned to. None: answered by stable in the place of an unreachable canary."""
     outcome: Outcome
+    answered_by: Target | None = None
+    """None: the arm's own provider, or nobody."""
     accounted: bool = False
+
+    @property
+    def target(self) -> Target:
+        """That answers, or would have."""
+        return self.answered_by or self.arm.own
 
     def about(self) -> dict[str, str]:
         """Headers that say what answered."""
-        name, arm = self.serving.configuration.name, self.arm
-        return {HEADER_ROLLOUT: name, HEADER_VERSION: arm.version, HEADER_VARIANT: arm.variant}
+        arm, target = self.arm, self.target
+        return {
+            HEADER_ROLLOUT: self.serving.configuration.name,
+            HEADER_VERSION: arm.version,
+            HEADER_VARIANT: arm.variant,
+            HEADER_PROVIDER: target.provider.name,
+            HEADER_MODEL: target.model,
+            HEADER_TRACE: self.request.trace_id,
+        }
+
+    def forwarded(self, filled: Filled | None = None) -> dict[str, str]:
+        """The caller's headers that go on. Traces should not end here; all else is between caller and gateway, but for
+        what the provider's own protocol says in headers. `filled`: for another provider than the arm's own."""
+        headers, way = self.request.headers, (filled or self.filled).way
+        found = {"traceparent": self.request.traceparent}
+        for name in _FORWARDED if way.translation is not None else _FORWARDED + way.protocol.forwarded:
+            if name in headers:
+                found[name] = headers[name].decode("latin-1")
+        return found
 
     def account(self, reply: Reply) -> None:
         """Count it: it is over."""

@@ -31,6 +31,7 @@ class Tally:
     refusals: int = 0
     truncated: int = 0
     empty_answers: int = 0
+    fallbacks: int = 0
     cost_count: int = 0
     cost_sum_usd: float = 0.0
     tokens_count: int = 0
@@ -49,6 +50,7 @@ class Tally:
         self.refusals += outcome.refused
         self.truncated += outcome.truncated
         self.empty_answers += outcome.empty
+        self.fallbacks += outcome.fallback
         if (usage := outcome.usage) is not None:
             self.tokens_count += 1
             self.tokens_sum += usage.input + usage.output
@@ -217,7 +219,7 @@ class Series:
         """Count what is kept of the whole arm only; the request's cost in USD, None where nobody knows it."""
         usage, price = outcome.usage, outcome.price
         if usage is None:
-            if outcome.abandoned or outcome.error_type in (None, "stream_broken"):
+            if outcome.abandoned or outcome.fallback or outcome.error_type in (None, "stream_broken"):
                 # nobody says how much was answered: counting nothing as free would make a version look cheap
                 self.usage_missing += 1
                 return None

@@ -64,6 +64,11 @@ _COUNTERS: Final = (
     ),
     _Counter(names.METRIC_REFUSALS, "total.refusals", "Answers that are a refusal, or that a filter held back."),
     _Counter(names.METRIC_TRUNCATED, "total.truncated", "Answers that were cut at the limit on their tokens."),
+    _Counter(
+        names.METRIC_FALLBACKS,
+        "total.fallbacks",
+        "Requests that a fallback answered; the failure of the version's own provider is among the errors.",
+    ),
     _Counter(names.METRIC_EMPTY_ANSWERS, "total.empty_answers", "Answers with neither text nor a call of a tool."),
     _Counter(
         names.METRIC_COST_SUMSQ,
@@ -120,6 +125,7 @@ _SHARDED: Final = (
     (names.METRIC_REFUSALS, "refusals"),
     (names.METRIC_TRUNCATED, "truncated"),
     (names.METRIC_EMPTY_ANSWERS, "empty_answers"),
+    (names.METRIC_FALLBACKS, "fallbacks"),
     (names.METRIC_COST_COUNT, "cost_count"),
     (names.METRIC_COST_SUM, "cost_sum_usd"),
     (names.METRIC_TOKENS_COUNT, "tokens_count"),

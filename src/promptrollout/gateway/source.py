@@ -107,14 +107,15 @@ class Source:
 
     async def _tick(self) -> None:
         """Keys that rotate or appear, rollouts whose time is over, providers that may be reachable again."""
-        for problem in self._providers.refresh_keys():
+        for problem in self._providers.refresh_files():
             logger.warning("%s: the last one stays in use", problem)
         self._also()
         await self._registry.sweep()
         now = time.monotonic()
         arms = [arm for serving in self._registry.all() for arm in (serving.stable, serving.canary) if arm]
-        await self._providers.close_unused({id(arm.provider) for arm in arms}, now)
-        await self._providers.probe_unreachable({id(arm.provider): arm.provider_config for arm in arms}, now)
+        targets = [target for arm in arms for target in arm.targets]
+        await self._providers.close_unused({id(target.provider) for target in targets}, now)
+        await self._providers.probe(targets, now)
 
     async def _serve_from_disk_alone(self, count: int) -> None:
         """Become ready with the disk's copy if the API server stays silent before the first lists are complete."""

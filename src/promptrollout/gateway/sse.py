@@ -11,6 +11,7 @@ from promptrollout.gateway.account import Usage
 from promptrollout.gateway.choices import Choice
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
+_USUAL_ENDS: Final = (b"\n\n",)
 _ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
@@ -68,7 +69,8 @@ class StreamReader(ABC):
         data = self._rest + chunk if self._rest else chunk
         forward: list[bytes] = []
         start = 0
-        while (end := _event_end(data, start)) != -1:
+        ends = _ENDS if b"\r" in data else _USUAL_ENDS
+        while (end := _event_end(data, start, ends)) != -1:
             event = data[start:end]
             start = end
             forward.append(self._read(event))
@@ -87,9 +89,7 @@ class StreamReader(ABC):
 
     def _read(self, event: bytes) -> bytes:
         """Note what the event says; what goes on for it."""
-        payload = b"\n".join(
-            line[5:].lstrip(b" ") for line in event.replace(b"\r", b"\n").split(b"\n") if line.startswith(b"data:")
-        )
+        payload = _payload(event)
         if not payload:
             return event  # a comment that keeps the connection alive
         if payload.strip() == b"[DONE]":
@@ -110,17 +110,28 @@ class StreamReader(ABC):
             return self.translator.event(found)
         return event if forwarded else b""
 
-    @staticmethod
-    def failure_of(found: dict[str, Any]) -> str | None:
+    def failure_of(self, found: dict[str, Any]) -> str | None:
         """What an event says of the provider's failure, if it is such an event."""
         if failure := found.get("error"):
             return str(failure.get("message") if isinstance(failure, dict) else failure)
         return None
 
 
-def _event_end(data: bytes, start: int) -> int:
+def _payload(event: bytes) -> bytes:
+    """What an event carries; empty of a comment."""
+    at = 0 if event.startswith(b"data: ") else event.find(b"\ndata: ") + 1
+    if (at or event.startswith(b"data: ")) and event.find(b"\n", at) == len(event) - 2 and b"\r" not in event:
+        return event[at + 6 : -2]  # one line, the last: as nearly always
+    lines = event.replace(b"\r", b"\n").split(b"\n")
+    return b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
+
+
+def _event_end(data: bytes, start: int, ends: tuple[bytes, ...]) -> int:
     """Where the event that begins at `start` ends, its blank line included; -1 if it is not complete."""
-    found = [(at, len(end)) for end in _ENDS if (at := data.find(end, start)) != -1]
+    if len(ends) == 1:
+        at = data.find(ends[0], start)
+        return at if at == -1 else at + 2
+    found = [(at, len(end)) for end in ends if (at := data.find(end, start)) != -1]
     if not found:
         return -1
     at, length = min(found)

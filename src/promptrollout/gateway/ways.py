@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from promptrollout.gateway.errors import Untranslatable
 from promptrollout.gateway.protocols import BY_NAME
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.providers import KINDS
 from promptrollout.gateway.providers.endpoint import Endpoint
 from promptrollout.gateway.translations import TRANSLATIONS
-from promptrollout.gateway.translations.base import Translation, Untranslatable
+from promptrollout.gateway.translations.base import Translation
 
 
 @dataclass(frozen=True, slots=True)

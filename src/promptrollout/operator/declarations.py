@@ -27,15 +27,17 @@ Verdict = tuple[bool, str, str]
 async def reconcile_declaration(key: Key, item: Object, api: Api, store: Store) -> None:
     """Write the status of a PromptVersion, ModelProvider or PromptSLO if it says something new."""
     digest: str | None = None
+    more: dict[str, Verdict] = {}
     if key.kind == "PromptVersion":
         truth, digest = version_verdict(item)
     elif key.kind == "ModelProvider":
         truth = provider_verdict(item)
+        more = tls_verdict(item)
     else:
         truth = slo_verdict(item)
     status: Object = {
         "observedGeneration": item["metadata"].get("generation", 0),
-        "conditions": conditions(item, {"Ready": truth}, time.time()),
+        "conditions": conditions(item, {"Ready": truth, **more}, time.time()),
     }
     if digest is not None:
         status["digest"] = digest
@@ -73,6 +75,17 @@ def provider_verdict(item: Object) -> Verdict:
         return _invalid(error)
     prices = f"{len(spec.prices)} model prices" if spec.prices else "no prices: its requests are unpriced"
     return True, "Valid", f"{spec.base_url}, {prices}"
+
+
+def tls_verdict(item: Object) -> dict[str, Verdict]:
+    """Nobody should trust whoever answers without its being seen."""
+    spec = item.get("spec") or {}
+    if not str(spec.get("baseURL", "")).startswith("https:"):
+        return {}
+    if (spec.get("tls") or {}).get("insecureSkipVerify"):
+        text = "spec.tls.insecureSkipVerify: prompts and keys go to whoever answers: give its CA instead"
+        return {"TLSVerified": (False, "InsecureSkipVerify", text)}
+    return {"TLSVerified": (True, "Verified", "the endpoint's certificate is verified")}
 
 
 def slo_verdict(item: Object) -> Verdict:

@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from promptrollout.api.delivery import (
     ArmConfig,
     DeliverySpec,
+    FallbackConfig,
     Memory,
     ProviderConfig,
+    TLSConfig,
     VersionRef,
 )
 from promptrollout.api.names import (
@@ -26,7 +28,7 @@ from promptrollout.api.names import (
     shard_metric,
 )
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.api.provider import ProviderSpec
+from promptrollout.api.provider import TLS, ProviderSpec
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.engine.facts import DeliveryIntent
 from promptrollout.engine.signals import edge_seconds, signal_of
@@ -165,33 +167,51 @@ def _arm(namespace: str, version: VersionRef, existing: DeliverySpec | None, sto
         if before is None:
             raise CannotCompile(f"PromptVersion {version.version}, the copy of what is to be served, is gone")
         prompt = before.prompt
+    known = [] if before is None else [before.provider, *(each.provider for each in before.fallbacks)]
     return ArmConfig(
         version=version.version,
         digest=version.digest,
         prompt=prompt,
-        provider=_provider(namespace, prompt, before, store),
+        provider=_provider(namespace, prompt.provider_ref.name, prompt.model, known, store),
+        fallbacks=[
+            FallbackConfig(
+                model=each.model, provider=_provider(namespace, each.provider_ref.name, each.model, known, store)
+            )
+            for each in prompt.fallbacks or ()
+        ],
     )
 
 
-def _provider(namespace: str, prompt: PromptSpec, before: ArmConfig | None, store: Store) -> ProviderConfig:
-    name = prompt.provider_ref.name
+def _provider(namespace: str, name: str, model: str, known: Collection[ProviderConfig], store: Store) -> ProviderConfig:
+    """`known`: as they are delivered now, for a ModelProvider that is gone."""
     item = store.get("ModelProvider", namespace, name)
     try:
         spec = ProviderSpec.model_validate(item.get("spec") or {}) if item is not None else None
     except ValidationError:
         spec = None
     if spec is None:
-        if before is None:
+        before = [each for each in known if each.name == name]
+        if not before:
             raise CannotCompile(f"ModelProvider {name} of a version that is to be served is missing: create it")
-        return before.provider
+        same_model = [each for each in before if each.price is not None and each.price.model == model]
+        return (same_model or before)[0]
+    tls = spec.tls or TLS()
     return ProviderConfig(
         name=name,
         type=spec.type,
         base_url=spec.base_url,
         needs_key=spec.api_key_secret_ref is not None,
+        auth=spec.auth,
+        headers=spec.headers,
+        query=spec.query,
+        tls=TLSConfig(
+            has_ca=tls.ca_config_map_ref is not None or tls.ca_secret_ref is not None,
+            insecure_skip_verify=tls.insecure_skip_verify,
+        ),
         timeouts=spec.timeouts,
         max_retries=spec.max_retries,
-        price=next((price for price in spec.prices if price.model == prompt.model), None),
+        retry_budget_percent=spec.retry_budget_percent,
+        price=next((price for price in spec.prices if price.model == model), None),
     )
 
 

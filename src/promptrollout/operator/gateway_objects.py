@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from promptrollout.api.gateway import Auth, GatewaySpec, Limits, SecretName
-from promptrollout.api.meta import SecretKeyRef
+from promptrollout.api.meta import ConfigMapKeyRef, SecretKeyRef
 from promptrollout.api.names import (
     API_VERSION,
     CALLER_KEYS_DIR,
@@ -23,15 +23,18 @@ from promptrollout.api.names import (
 from promptrollout.operator.acknowledge import deployment_name
 
 Object = dict[str, Any]
+Files = Mapping[str, SecretKeyRef | ConfigMapKeyRef]
+"""Where each file of the providers comes from, by its path below PROVIDER_KEYS_DIR: <provider>/api-key, …/ca.crt."""
 
 UID = 65532
-_KEY_FILE = "api-key"
-_KEY_VOLUME = "provider-keys"
+KEY_FILE = "api-key"
+CA_FILE = "ca.crt"
+_FILE_VOLUME = "provider-keys"
 _CALLERS_VOLUME = "caller-keys"
 
 
 def gateway_objects(
-    gateway: Object, spec: GatewaySpec, image: str, keys: Mapping[str, SecretKeyRef], cluster_role: str
+    gateway: Object, spec: GatewaySpec, image: str, files: Files, cluster_role: str
 ) -> list[tuple[str, Object]]:
     """(kind, object), in the order in which they are needed. `cluster_role`: what its pods may do."""
     namespace, name = gateway["metadata"]["namespace"], gateway["metadata"]["name"]
@@ -66,7 +69,7 @@ def gateway_objects(
                 "subjects": [{"kind": "ServiceAccount", "name": own, "namespace": namespace}],
             },
         ),
-        made("Deployment", "apps/v1", {"spec": _deployment(name, own, spec, image, keys, labels, selector)}),
+        made("Deployment", "apps/v1", {"spec": _deployment(name, own, spec, image, files, labels, selector)}),
         made(
             "Service",
             "v1",
@@ -91,7 +94,7 @@ def _deployment(
     own: str,
     spec: GatewaySpec,
     image: str,
-    keys: Mapping[str, SecretKeyRef],
+    files: Files,
     labels: dict[str, str],
     selector: dict[str, str],
 ) -> Object:
@@ -129,7 +132,7 @@ def _deployment(
                     }
                 ],
                 "containers": [_container(name, spec, image)],
-                "volumes": _volumes(keys, _keys_ref(spec)),
+                "volumes": _volumes(files, _keys_ref(spec)),
             },
         },
     }
@@ -173,7 +176,7 @@ def _container(name: str, spec: GatewaySpec, image: str) -> Object:
         "volumeMounts": [
             {"name": "state", "mountPath": STATE_DIR},
             {"name": "tmp", "mountPath": "/tmp"},
-            {"name": _KEY_VOLUME, "mountPath": PROVIDER_KEYS_DIR, "readOnly": True},
+            {"name": _FILE_VOLUME, "mountPath": PROVIDER_KEYS_DIR, "readOnly": True},
             *([{"name": _CALLERS_VOLUME, "mountPath": CALLER_KEYS_DIR, "readOnly": True}] if _keys_ref(spec) else []),
         ],
     }
@@ -207,11 +210,11 @@ def _keys_ref(spec: GatewaySpec) -> SecretName | None:
     return spec.auth.keys_secret_ref if spec.auth.mode in ("Keys", "KeysAndServiceAccounts") else None
 
 
-def _volumes(keys: Mapping[str, SecretKeyRef], callers: SecretName | None) -> list[Object]:
+def _volumes(files: Files, callers: SecretName | None) -> list[Object]:
     found: list[Object] = [
         {"name": "state", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
-        {"name": _KEY_VOLUME, "projected": {"sources": _key_sources(keys)}},
+        {"name": _FILE_VOLUME, "projected": {"sources": _sources(files)}},
     ]
     if callers is not None:
         # optional: without it nobody is let in, but the pod starts and says so
@@ -219,30 +222,30 @@ def _volumes(keys: Mapping[str, SecretKeyRef], callers: SecretName | None) -> li
     return found
 
 
-def _key_sources(keys: Mapping[str, SecretKeyRef]) -> list[Object]:
+def _sources(files: Files) -> list[Object]:
     """Keys come as files: neither operator nor gateway may read Secrets through the API. A missing one is optional, so
     that it keeps no pod from starting; the pod says which file it lacks."""
     return [
         {
-            "secret": {
+            "secret" if isinstance(ref, SecretKeyRef) else "configMap": {
                 "name": ref.name,
-                "items": [{"key": ref.key, "path": f"{name}/{_KEY_FILE}"}],
+                "items": [{"key": ref.key, "path": path}],
                 "optional": True,
             }
         }
-        for name, ref in sorted(keys.items())
+        for path, ref in sorted(files.items())
     ]
 
 
-def held_template(deployment: Object, keys: Mapping[str, SecretKeyRef]) -> Object:
-    """The pod template of a Deployment as it runs, with these keys: nothing else of it changes, so that at most a
-    missing key replaces pods."""
+def held_template(deployment: Object, files: Files) -> Object:
+    """The pod template of a Deployment as it runs, with these files: nothing else of it changes, so that at most a
+    missing one replaces pods."""
     template: Object = copy.deepcopy(deployment["spec"]["template"])
     template.get("metadata", {}).pop("creationTimestamp", None)
-    if mounted_keys(deployment) != keys:
+    if mounted_files(deployment) != files:
         for volume in template["spec"].get("volumes") or []:
-            if volume["name"] == _KEY_VOLUME:
-                volume["projected"]["sources"] = _key_sources(keys)
+            if volume["name"] == _FILE_VOLUME:
+                volume["projected"]["sources"] = _sources(files)
     return template
 
 
@@ -259,14 +262,14 @@ def _network_policy(selector: dict[str, str]) -> Object:
     }
 
 
-def mounted_keys(deployment: Object) -> dict[str, SecretKeyRef]:
-    """The providers whose keys a Deployment of ours mounts."""
-    found = {}
+def mounted_files(deployment: Object) -> dict[str, SecretKeyRef | ConfigMapKeyRef]:
+    """The providers' files that a Deployment of ours mounts."""
+    found: dict[str, SecretKeyRef | ConfigMapKeyRef] = {}
     for volume in deployment["spec"]["template"]["spec"].get("volumes") or []:
+        if volume["name"] != _FILE_VOLUME:
+            continue
         for source in (volume.get("projected") or {}).get("sources") or []:
-            secret = source.get("secret") or {}
-            for item in secret.get("items") or []:
-                name, _, file = item["path"].rpartition("/")
-                if file == _KEY_FILE:
-                    found[name] = SecretKeyRef(name=secret["name"], key=item["key"])
+            for kind, ref in (("secret", SecretKeyRef), ("configMap", ConfigMapKeyRef)):
+                for item in (source.get(kind) or {}).get("items") or []:
+                    found[item["path"]] = ref(name=source[kind]["name"], key=item["key"])
     return found

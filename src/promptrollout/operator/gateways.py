@@ -6,19 +6,25 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import ValidationError
 
 from promptrollout.api.gateway import GatewaySpec
 from promptrollout.api.invalid import first_problem
-from promptrollout.api.meta import SecretKeyRef
 from promptrollout.api.provider import ProviderSpec
 from promptrollout.operator.acknowledge import deployment_name
 from promptrollout.operator.cluster_api import WATCHED, Api
 from promptrollout.operator.conditions import conditions, same_status
-from promptrollout.operator.gateway_objects import gateway_objects, held_template, mounted_keys
+from promptrollout.operator.gateway_objects import (
+    CA_FILE,
+    KEY_FILE,
+    Files,
+    gateway_objects,
+    held_template,
+    mounted_files,
+)
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 
@@ -56,13 +62,14 @@ class GatewayReconciler:
             # applied together with it, but of another watch: without this its pods would soon be replaced
             for provider in await self._api.list("ModelProvider", key.namespace):
                 self._store.put("ModelProvider", provider)
-        mounted = mounted_keys(live) if live is not None else {}
-        image, keys = spec.image or self._default_image, self._keys(key, mounted)
+        mounted = mounted_files(live) if live is not None else {}
+        image, files = spec.image or self._default_image, self._files(key, mounted)
         held = live is not None and self._busy(key) and _is_serving(live)
         problems, waits = [], ""
-        for kind, wanted in gateway_objects(item, spec, image, keys, self._cluster_role):
+        for kind, wanted in gateway_objects(item, spec, image, files, self._cluster_role):
             if kind == "Deployment" and live is not None and held:
-                in_use = {name: ref for name, ref in keys.items() if name in self._in_use(key)}
+                providers = self._in_use(key)
+                in_use = {path: ref for path, ref in files.items() if _provider(path) in providers}
                 template = held_template(live, mounted | in_use)
                 if not self._is_settled(kind, live, wanted) and not covers(template, wanted["spec"]["template"]):
                     waits = "; its pods are replaced when no rollout of it is in progress"
@@ -98,26 +105,29 @@ class GatewayReconciler:
     def _in_use(self, key: Key) -> set[str]:
         """Names of the providers that this gateway's deliveries need."""
         return {
-            arm["provider"]["name"]
+            each["provider"]["name"]
             for delivery in self._store.in_namespace("PromptDelivery", key.namespace)
             if delivery["spec"].get("gateway") == key.name and not delivery["spec"].get("retiredAt")
             for arm in (delivery["spec"].get("stable"), delivery["spec"].get("canary"))
             if arm
+            for each in (arm, *arm.get("fallbacks", ()))
         }
 
-    def _keys(self, key: Key, mounted: Mapping[str, SecretKeyRef]) -> dict[str, SecretKeyRef]:
-        """Which Secret each provider's key comes from. One that was deleted while a rollout is served with it stays."""
+    def _files(self, key: Key, mounted: Files) -> Files:
+        """Where each provider's key and CA come from. What was deleted while a rollout is served with it stays."""
         in_use = self._in_use(key)
-        found = {name: ref for name, ref in mounted.items() if name in in_use}
+        found = {path: ref for path, ref in mounted.items() if _provider(path) in in_use}
         for item in self._store.in_namespace("ModelProvider", key.namespace):
             name = item["metadata"]["name"]
-            found.pop(name, None)
+            found = {path: ref for path, ref in found.items() if _provider(path) != name}
             try:
-                ref = ProviderSpec.model_validate(item.get("spec") or {}).api_key_secret_ref
+                spec = ProviderSpec.model_validate(item.get("spec") or {})
             except ValidationError:
                 continue  # its own status says so
-            if ref is not None:
-                found[name] = ref
+            ca = (spec.tls.ca_config_map_ref or spec.tls.ca_secret_ref) if spec.tls else None
+            for file, ref in ((KEY_FILE, spec.api_key_secret_ref), (CA_FILE, ca)):
+                if ref is not None:
+                    found[f"{name}/{file}"] = ref
         return found
 
     async def _ensure(self, kind: str, namespace: str, wanted: Object) -> None:
@@ -183,6 +193,11 @@ class GatewayReconciler:
         }
         if not same_status(item, status):
             self._store.put("PromptGateway", await self._api.apply_status("PromptGateway", item, status), quiet=True)
+
+
+def _provider(path: str) -> str:
+    """Whose file it is."""
+    return path.partition("/")[0]
 
 
 def _authenticated(spec: GatewaySpec | None) -> dict[str, tuple[bool, str, str]]:

@@ -381,7 +381,10 @@ def _in_use(facts: Facts, result: Plan) -> set[str]:
 
 
 def _providers(spec: DeliverySpec | None) -> set[str]:
-    return {arm.provider.name for arm in (spec.stable, spec.canary) if arm is not None} if spec is not None else set()
+    if spec is None:
+        return set()
+    arms = [arm for arm in (spec.stable, spec.canary) if arm is not None]
+    return {arm.provider.name for arm in arms} | {each.provider.name for arm in arms for each in arm.fallbacks}
 
 
 def _read_status(key: Key, item: Object) -> RolloutStatus | None:

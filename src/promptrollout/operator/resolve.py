@@ -15,6 +15,7 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.api.slo import Objective, SLOSpec, VersusStable
 from promptrollout.api.template import Problem, prompt_problems
+from promptrollout.api.unsayable import unsayable
 from promptrollout.engine.facts import Desired
 from promptrollout.engine.objectives import make_test
 from promptrollout.operator.copies import digest_if_any, is_copy, prompt_of
@@ -159,9 +160,15 @@ def _own_copy(
     if prompt is None:
         return None
     found = [f"{path}{'.' + where if where else ''}: {reason}" for where, reason in _problems(prompt)]
-    provider = prompt.provider_ref.name
-    if store.get("ModelProvider", namespace, provider) is None:
-        found.append(f"{path}.providerRef.name: there is no ModelProvider {provider} in {namespace}: create it")
+    refs = [("providerRef", prompt.provider_ref.name)]
+    refs += [(f"fallbacks[{n}].providerRef", each.provider_ref.name) for n, each in enumerate(prompt.fallbacks or ())]
+    kinds: set[str] = set()
+    for field, provider in refs:
+        if (item := store.get("ModelProvider", namespace, provider)) is None:
+            found.append(f"{path}.{field}.name: there is no ModelProvider {provider} in {namespace}: create it")
+        else:
+            kinds.add((item.get("spec") or {}).get("type", "OpenAI"))
+    found += [f"{path}.{where}: {reason}" for kind in sorted(kinds) for where, reason in unsayable(prompt, kind)]
     problems += found
     digest = digest_if_any(prompt)
     if digest is None:
@@ -266,19 +273,22 @@ def _objectives(
 def _check_price(
     namespace: str, prompt: PromptSpec, declared: dict[str, tuple[str, Objective]], store: Store, problems: list[str]
 ) -> None:
-    """Without a price nothing is known of the cost: the objective would wait for ever."""
-    provider = prompt.provider_ref.name
-    item = store.get("ModelProvider", namespace, provider)
-    if item is None:
-        return  # said already
-    priced = {row.get("model") for row in (item.get("spec") or {}).get("prices") or []}
+    """Without a price nothing is known of the cost: the objective would wait for ever, or see part of the cost."""
     costs = ((origin, each.name) for origin, each in declared.values() if each.signal == "CostPerRequest")
     first = next(costs, None)
-    if first is not None and prompt.model not in priced:
-        problems.append(
-            f"{first[0]}: the objective {first[1]} is on CostPerRequest, and ModelProvider {provider} has no price for "
-            f"the model {prompt.model}: add a row for exactly this name to its spec.prices, or remove the objective"
-        )
+    if first is None:
+        return
+    asked = [(prompt.provider_ref.name, prompt.model)]
+    asked += [(each.provider_ref.name, each.model) for each in prompt.fallbacks or ()]
+    for provider, model in asked:
+        item = store.get("ModelProvider", namespace, provider)
+        if item is None:
+            continue  # said already
+        if model not in {row.get("model") for row in (item.get("spec") or {}).get("prices") or []}:
+            problems.append(
+                f"{first[0]}: the objective {first[1]} is on CostPerRequest, and ModelProvider {provider} has no price "
+                f"for the model {model}: add a row for exactly this name to its spec.prices, or remove the objective"
+            )
 
 
 def _always_on(found: list[Objective], prompt: PromptSpec, stable: PromptSpec | None) -> list[Objective]:

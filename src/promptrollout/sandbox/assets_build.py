@@ -61,7 +61,7 @@ def build(names: list[str], cache: Path, target: Callable[[str, Path], Path], pr
     """Build the binaries `names` and move them to `target(name, cache)`."""
     if not names:
         return
-    go = _go(cache, progress)
+    compiler = go(cache, progress)
     for job in BUILDS:
         wanted = [name for name in job.names if name in names]
         if not wanted:
@@ -73,19 +73,30 @@ def build(names: list[str], cache: Path, target: Callable[[str, Path], Path], pr
             out.mkdir()
             packages = [package for name, package in zip(job.names, job.packages, strict=True) if name in wanted]
             flags = ["-tags", job.tags] if job.tags else []
-            total = _count_packages(go, module, flags, packages)
-            command = [go, "build", "-v", "-trimpath", *flags, "-ldflags", job.ldflags, "-o", f"{out}/", *packages]
+            total = _count_packages(compiler, module, flags, packages)
+            command = [
+                compiler,
+                "build",
+                "-v",
+                "-trimpath",
+                *flags,
+                "-ldflags",
+                job.ldflags,
+                "-o",
+                f"{out}/",
+                *packages,
+            ]
             _run(command, module, f"building {', '.join(wanted)}", total, progress)
             for name in wanted:
                 os.replace(out / name, target(name, cache))
     if "helm" in names:
         with tempfile.TemporaryDirectory(dir=cache / "bin", prefix=".build-") as temporary:
-            command = [go, "install", "-v", "-trimpath", "-ldflags", "-s -w", _HELM]
+            command = [compiler, "install", "-v", "-trimpath", "-ldflags", "-s -w", _HELM]
             _run(command, Path(temporary), "building helm", 0, progress, {"GOBIN": temporary})
             os.replace(Path(temporary) / "helm", target("helm", cache))
 
 
-def _go(cache: Path, progress: Progress) -> str:
+def go(cache: Path, progress: Progress) -> str:
     """A Go that is new enough: the one on PATH, or PyPI's in a private environment in the cache."""
     private = cache / "go" / "bin" / "go"
     for candidate in (shutil.which("go"), str(private)):

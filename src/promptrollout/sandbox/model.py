@@ -1,4 +1,4 @@
-"""A simulated model: an HTTP server that speaks OpenAI's chat API and behaves as its rules say.
+"""A simulated model: an HTTP server that speaks OpenAI's and Anthropic's APIs and behaves as its rules say.
 
 Run it with `python -m promptrollout.sandbox.model --port 8080`; docs/simulated-model.md describes the rules.
 Plain ASGI without a framework, because in benchmarks of the gateway the model must not be what is measured.
@@ -29,7 +29,8 @@ from promptrollout.sandbox.model_behaviour import (
     first_fit,
     parse_behaviours,
 )
-from promptrollout.sandbox.model_request import ChatRequest, RequestError, parse_chat_request
+from promptrollout.sandbox.model_request import RequestError
+from promptrollout.sandbox.model_wire import WIRES, ChatWire, Wire
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -43,7 +44,6 @@ REMEMBERED_REQUESTS = 1000
 _LARGEST_REMEMBERED_BYTES = 64 * 1024
 _LARGEST_STREAM_PIECES = 8
 _JSON: Headers = [(b"content-type", b"application/json")]
-_ERROR_TYPES = {401: "invalid_request_error", 403: "invalid_request_error", 429: "rate_limit_error"}
 _GARBAGE = b"<html><head><title>502 Bad Gateway</title></head><body>upstream went away</body></html>"
 
 
@@ -83,8 +83,9 @@ class SimulatedModel:
         models: Sequence[str] = ("simulated",),
     ) -> None:
         self._behaviours = list(behaviours)
-        self._authorizations = frozenset(f"Bearer {key}" for key in api_keys)
+        self._keys = frozenset(api_keys)
         self._models = list(models)
+        self._seed = seed
         self._draws = DrawSource(seed)
         self._requests: deque[ReceivedRequest] = deque(maxlen=REMEMBERED_REQUESTS)
         self._outcomes: Counter[tuple[str, Outcome]] = Counter()
@@ -95,22 +96,23 @@ class SimulatedModel:
         """ASGI entry point."""
         if scope["type"] != "http":
             return
+        api = WIRES.get(scope["path"].removeprefix("/v1"), ChatWire)
         try:
             await self._route(scope, receive, send)
         except BehaviourError as error:
-            await _send_error(send, 400, "invalid_behaviour", f"{error.path}: {error.reason}", error.path)
+            await _send_error(send, api, 400, "invalid_behaviour", f"{error.path}: {error.reason}", error.path)
         except RequestError as error:
-            await _send_error(send, error.status, error.code, str(error), error.param)
+            await _send_error(send, api, error.status, error.code, str(error), error.param)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
-        if path in {"/v1/chat/completions", "/chat/completions"}:
+        if api := WIRES.get(path.removeprefix("/v1")):
             _require(method, "POST")
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             self._authorize(headers)
             self._in_flight += 1
             try:
-                await self._chat(headers, receive, send)
+                await self._answer(api, headers, receive, send)
             finally:
                 self._in_flight -= 1
         elif path in {"/v1/models", "/models"}:
@@ -126,16 +128,17 @@ class SimulatedModel:
             raise RequestError(404, f"Unknown request URL: {method} {path}", code="unknown_url")
 
     def _authorize(self, headers: dict[str, str]) -> None:
-        if self._authorizations and headers.get("authorization") not in self._authorizations:
+        given = headers.get("x-api-key") or headers.get("authorization", "").partition("Bearer ")[2]
+        if self._keys and given not in self._keys:
             raise RequestError(401, "Incorrect API key provided.", code="invalid_api_key")
 
-    async def _chat(self, headers: dict[str, str], receive: Receive, send: Send) -> None:
+    async def _answer(self, api: type[Wire], headers: dict[str, str], receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         body = await _body(receive)
-        request = parse_chat_request(body)
+        request = api.parse(body)
         behaviour = first_fit(self._behaviours, request.instructions, request.model, headers)
         draws = self._draws.draw(behaviour.name, request.user, request.messages)
-        reply = compose(behaviour, draws, request.characters, request.schema, request.max_tokens)
+        reply = compose(behaviour, draws, request.characters, request.schema, request.max_tokens, request.tools)
         self._outcomes[behaviour.name, reply.outcome] += 1
         remembered = body[:_LARGEST_REMEMBERED_BYTES]
         self._requests.append(ReceivedRequest(time.time(), behaviour.name, reply.outcome.value, headers, remembered))
@@ -151,17 +154,15 @@ class SimulatedModel:
             (b"x-simulated-quality", f"{reply.quality:.3f}".encode()),
         ]
         if reply.error is not None:
-            await _send_provider_error(send, reply, marks)
+            await _send_provider_error(send, api, reply, marks)
             return
         if reply.outcome is Outcome.GARBAGE:
             await _sleep_until(started + reply.seconds)
             await _send(send, 200, [(b"content-type", b"text/html"), *marks], _GARBAGE)
             return
         self._tokens.update(prompt=reply.usage.prompt, completion=reply.usage.completion, cached=reply.usage.cached)
-        if request.stream:
-            await _stream(send, request, reply, marks, started)
-        else:
-            await _answer(send, request, reply, marks, started)
+        wire = api(request, reply, self._seed)
+        await (_stream if request.stream else _answer)(send, wire, marks, started)
 
     async def _control(self, method: str, what: str, scope: Scope, receive: Receive, send: Send) -> None:
         if what == "behaviours" and method == "PUT":
@@ -202,19 +203,9 @@ class SimulatedModel:
         }
 
 
-async def _answer(send: Send, request: ChatRequest, reply: Reply, marks: Headers, started: float) -> None:
-    message: dict[str, Any] = {"role": "assistant", "content": reply.content, "refusal": reply.refusal}
-    body = orjson.dumps(
-        {
-            "id": f"chatcmpl-{reply.request_id}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": request.model,
-            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reply.finish_reason}],
-            "usage": reply.usage.as_openai(),
-            "system_fingerprint": "fp_simulated",
-        }
-    )
+async def _answer(send: Send, wire: Wire, marks: Headers, started: float) -> None:
+    reply = wire.reply
+    body = orjson.dumps(wire.whole())
     await _sleep_until(started + reply.seconds)
     if reply.outcome is Outcome.DISCONNECT:
         await _start(send, 200, [*_JSON, (b"content-length", str(len(body)).encode()), *marks])
@@ -224,39 +215,21 @@ async def _answer(send: Send, request: ChatRequest, reply: Reply, marks: Headers
     await _send(send, 200, [*_JSON, *marks], body)
 
 
-async def _stream(send: Send, request: ChatRequest, reply: Reply, marks: Headers, started: float) -> None:
-    head = {
-        "id": f"chatcmpl-{reply.request_id}",
-        "object": "chat.completion.chunk",
-        "created": int(time.time()),
-        "model": request.model,
-        "system_fingerprint": "fp_simulated",
-    }
-
-    def event(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        chunk: dict[str, Any] = {**head, "choices": [choice]}
-        if request.include_usage:
-            chunk["usage"] = None
-        return b"data: " + orjson.dumps(chunk) + b"\n\n"
-
-    field, text = ("refusal", reply.refusal) if reply.refusal is not None else ("content", reply.content or "")
-    pieces = _pieces(text or "")
+async def _stream(send: Send, wire: Wire, marks: Headers, started: float) -> None:
+    reply = wire.reply
+    pieces = _pieces(reply.text)
     sent = len(pieces)
     if reply.outcome is Outcome.DISCONNECT:
         sent = int(len(pieces) * reply.cut_share)
     await _start(send, 200, [(b"content-type", b"text/event-stream; charset=utf-8"), *marks])
-    await send(_part(event({"role": "assistant", "content": "", "refusal": None})))
+    await send(_part(wire.head()))
     for number, piece in enumerate(pieces[:sent], start=1):
-        await send(_part(event({field: piece})))
+        await send(_part(wire.piece(piece)))
         share = number / len(pieces)
         await _sleep_until(started + reply.first_token_seconds + (reply.seconds - reply.first_token_seconds) * share)
     if reply.outcome is Outcome.DISCONNECT:
         return
-    end = event({}, reply.finish_reason)
-    if request.include_usage:
-        end += b"data: " + orjson.dumps({**head, "choices": [], "usage": reply.usage.as_openai()}) + b"\n\n"
-    await send({"type": "http.response.body", "body": end + b"data: [DONE]\n\n"})
+    await send({"type": "http.response.body", "body": wire.end()})
 
 
 def _pieces(text: str) -> list[str]:
@@ -264,21 +237,25 @@ def _pieces(text: str) -> list[str]:
     return [text[start : start + size] for start in range(0, len(text), size)]
 
 
-async def _send_provider_error(send: Send, reply: Reply, marks: Headers) -> None:
+async def _send_provider_error(send: Send, api: type[Wire], reply: Reply, marks: Headers) -> None:
     assert reply.error is not None
     headers = list(marks)
     if reply.error.retry_after_seconds is not None:
         headers.append((b"retry-after", f"{reply.error.retry_after_seconds:g}".encode()))
     status = reply.error.status
-    await _send_error(send, status, "simulated", f"Simulated error {status}.", None, headers)
+    await _send_error(send, api, status, "simulated", f"Simulated error {status}.", None, headers)
 
 
 async def _send_error(
-    send: Send, status: int, code: str | None, message: str, param: str | None, headers: Headers | None = None
+    send: Send,
+    api: type[Wire],
+    status: int,
+    code: str | None,
+    message: str,
+    param: str | None,
+    headers: Headers | None = None,
 ) -> None:
-    kind = _ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    error = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    await _send_json(send, status, error, headers)
+    await _send_json(send, status, api.error(status, code, message, param), headers)
 
 
 async def _send_json(send: Send, status: int, value: object, headers: Headers | None = None) -> None:
@@ -354,12 +331,12 @@ def _not_cut_on_purpose(record: logging.LogRecord) -> bool:
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed and requests, same behaviour.")
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSON or YAML rules.")
-@click.option("--api-key", "api_keys", multiple=True, help="Accept only these Bearer keys. Repeatable.")
+@click.option("--api-key", "api_keys", multiple=True, help="Accept only these keys. Repeatable.")
 @click.option("--model", "models", multiple=True, default=("simulated",), help="Names for GET /v1/models. Repeatable.")
 def main(
     host: str, port: int, seed: int, config: Path | None, api_keys: tuple[str, ...], models: tuple[str, ...]
 ) -> None:
-    """Serve a simulated, OpenAI-compatible model."""
+    """Serve a simulated model that speaks OpenAI's and Anthropic's APIs."""
     behaviours: list[Behaviour] = []
     if config is not None:
         try:

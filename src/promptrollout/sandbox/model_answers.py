@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -96,18 +97,35 @@ class Reply:
     first_token_seconds: float
     cut_share: float
     request_id: str
+    call: str | None = None
+    """The function that is called instead of answering."""
+    arguments: str = ""
+
+    @property
+    def text(self) -> str:
+        """What streams: the call's arguments, the refusal or the answer."""
+        if self.call is not None:
+            return self.arguments
+        return self.refusal if self.refusal is not None else self.content or ""
 
 
 def compose(
-    behaviour: Behaviour, draws: Draws, prompt_characters: int, schema: object, max_tokens: int | None
+    behaviour: Behaviour,
+    draws: Draws,
+    prompt_characters: int,
+    schema: object,
+    max_tokens: int | None,
+    tools: Collection[str] = (),
 ) -> Reply:
     """The reply a rule gives to a request with these draws.
 
-    `schema` is the request's response_format.json_schema.schema, or None; `max_tokens` its limit, or None.
+    `schema` is what the request wants the answer to fit, or None; `max_tokens` its limit, or None; `tools` the
+    functions that may be called.
     """
     outcome, error = behaviour.outcome(draws.outcome)
     content: str | None = good_answer(behaviour, schema)
-    refusal = None
+    refusal = call = None
+    arguments = ""
     finish_reason = "stop"
     if outcome is Outcome.CONTRACT_BREAK:
         content = broken_answer(behaviour, draws.kind, schema)
@@ -118,10 +136,14 @@ def compose(
     elif outcome is Outcome.TRUNCATION:
         assert content is not None
         content, finish_reason = content[: len(content) // 2], "length"
+    elif behaviour.tool_call is not None and behaviour.tool_call.name in tools:
+        call, arguments = behaviour.tool_call.name, _json(behaviour.tool_call.arguments)
+        content, finish_reason = None, "tool_calls"
 
-    completion = _completion_tokens(behaviour, draws, content if content is not None else REFUSAL)
+    completion = _completion_tokens(behaviour, draws, arguments or (REFUSAL if content is None else content))
     if max_tokens is not None and completion > max_tokens:
         # A real model stops at the caller's limit and says so; the text is cut in proportion.
+        call = None
         if content is not None:
             content = content[: len(content) * max_tokens // completion]
         completion, finish_reason = max_tokens, "length"
@@ -143,6 +165,8 @@ def compose(
         first_token_seconds=seconds * behaviour.latency.first_token_share,
         cut_share=draws.cut,
         request_id=draws.request_id,
+        call=call,
+        arguments=arguments,
     )
 
 

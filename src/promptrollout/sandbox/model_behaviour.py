@@ -151,6 +151,13 @@ class Quality(_Settings):
     spread: Annotated[float, Field(ge=0.0, le=5.0, allow_inf_nan=False)] = 0.5
 
 
+class ToolCall(_Settings):
+    """A call of a function that the request offers."""
+
+    name: Annotated[str, Field(min_length=1)]
+    arguments: dict[str, Any] = {}
+
+
 class Behaviour(_Settings):
     """One rule. Every rate is a share of all requests the rule answers, so together they stay within 1."""
 
@@ -168,6 +175,7 @@ class Behaviour(_Settings):
     contract_break_rate: Share = 0.0
     contract_break_kinds: Annotated[list[BreakKind], Field(min_length=1)] = list(BreakKind)
     answer: dict[str, Any] | str | None = None
+    tool_call: ToolCall | None = None
     latency: Latency = Latency(fixed_ms=2)
     tokens: Tokens = Tokens()
     quality: Quality = Quality()

@@ -410,3 +410,58 @@ def test_examples_are_sound() -> None:
 def test_unknown_kind_of_ours() -> None:
     problem = schema_problems("PromptRolout", {"metadata": {"name": "x"}})[0]
     assert (written(problem.path), problem.reason) == ("kind", "PromptRolout is unknown; did you mean PromptRollout?")
+
+
+def test_what_the_prompts_provider_cannot_be_told_is_refused() -> None:
+    body = rollout()
+    template = body["spec"]["template"]
+    template["parameters"] = {"seed": 1}
+    body["spec"]["analysis"] = {"mode": "None"}
+    kind, name = "ModelProvider", template["providerRef"]["name"]
+    openai, anthropic = (contract(kind, name, type=each, baseURL="https://host/v1") for each in ("OpenAI", "Anthropic"))
+    assert errors(yaml.safe_dump_all([body, openai])) == []
+    (error,) = errors(yaml.safe_dump_all([body, anthropic]))
+    assert "spec.template.parameters.seed: Anthropic's API has nothing like it: remove it" in error
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"headers": [{"name": "HOST", "value": "a"}]}, "this header belongs to the connection"),
+        ({"headers": [{"name": "X-Team", "value": "a"}]}, None),
+        (
+            {"tls": {"caSecretRef": {"name": "a", "key": "b"}, "caConfigMapRef": {"name": "a", "key": "b"}}},
+            "a CA comes from caConfigMapRef or from caSecretRef, not from both",
+        ),
+        ({"auth": {"header": "api-key", "scheme": ""}, "query": [{"name": "api-version", "value": "1"}]}, None),
+    ],
+)
+def test_what_a_provider_may_say_of_its_connection(spec: dict[str, Any], says: str | None) -> None:
+    found = errors(yaml.safe_dump(contract("ModelProvider", "m", baseURL="https://host/v1", **spec)))
+    assert (says in " ".join(found)) if says else found == []
+
+
+def test_fallbacks_and_cas_are_references() -> None:
+    body = rollout()
+    body["spec"]["template"]["fallbacks"] = [{"providerRef": {"name": "spare"}, "model": "big"}]
+    ca = {"caConfigMapRef": {"name": "corporate", "key": "ca.crt"}}
+    spare = contract("ModelProvider", "spare", baseURL="https://host/v1", tls=ca)
+
+    def missing(*bodies: Manifest) -> set[str]:
+        found = check(list(read("f.yaml", yaml.safe_dump_all(bodies))))
+        return {each.reason.partition(" is not in the given files")[0] for each in found if not each.is_error}
+
+    assert "ModelProvider spare" in missing(body)
+    assert "ConfigMap corporate" in missing(body, spare)
+    assert "ModelProvider spare" not in missing(body, spare)
+
+
+def test_a_fallback_must_be_able_to_say_the_prompt_too() -> None:
+    body = rollout()
+    body["spec"]["template"] |= {
+        "parameters": {"seed": 7},
+        "fallbacks": [{"providerRef": {"name": "spare"}, "model": "claude"}],
+    }
+    spare = contract("ModelProvider", "spare", type="Anthropic", baseURL="https://host/v1")
+    (error,) = errors(yaml.safe_dump_all([body, spare]))
+    assert "spec.template.parameters.seed: Anthropic's API has nothing like it: remove it" in error

@@ -204,11 +204,12 @@ class Provider:
     script: deque[Script] = field(default_factory=deque)
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=2**26)
-        app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_post("/v1/{path:.+}", self._complete)
         app.router.add_get("/v1/models", says(body={"data": []}))
         self._runner = web.AppRunner(app, shutdown_timeout=0.01, handler_cancellation=True)
         await self._runner.setup()
@@ -221,6 +222,7 @@ class Provider:
 
     async def _complete(self, incoming: web.Request) -> web.StreamResponse:
         self.requests.append(orjson.loads(await incoming.read()))
+        self.paths.append(incoming.path)
         self.headers.append({name.lower(): value for name, value in incoming.headers.items()})
         script = self.script.popleft() if self.script else says()
         try:

@@ -21,6 +21,10 @@ PRICE = Price.of(
         ({"prompt_tokens": 10, "completion_tokens": 2}, Usage(10, 0, 2)),
         ({"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 4}}, Usage(10, 4, 0)),
         ({"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 40}}, Usage(10, 10, 0)),
+        (
+            {"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 40}},
+            Usage(10, 4, 0, 6),
+        ),
         ({"prompt_tokens": -5, "completion_tokens": 1e30}, Usage(0, 0, MAX_TOKENS)),
         ({"prompt_tokens": "ten", "completion_tokens": True}, Usage(0, 0, 0)),
         ({}, None),
@@ -36,6 +40,16 @@ def test_cost_prices_cached_input_apart() -> None:
     assert PRICE.cost_usd(Usage(1000, 400, 100)) == pytest.approx(600 * 2e-6 + 400 * 0.5e-6 + 100 * 8e-6)
     plain = Price.of(ModelPrice(model="gpt", input_per_million_usd="2", output_per_million_usd="8"))
     assert plain.cost_usd(Usage(1000, 400, 0)) == pytest.approx(1000 * 2e-6)
+
+
+def test_cost_prices_what_is_written_to_the_cache_apart_and_never_below_nothing() -> None:
+    row = ModelPrice(
+        model="c", input_per_million_usd="2", output_per_million_usd="8", cache_write_per_million_usd="2.5"
+    )
+    assert Price.of(row).cost_usd(Usage(1000, 0, 0, 400)) == pytest.approx(600 * 2e-6 + 400 * 2.5e-6)
+    assert PRICE.cost_usd(Usage(1000, 0, 0, 400)) == pytest.approx(1000 * 2e-6)
+    broken = Usage.beside(10, MAX_TOKENS, MAX_TOKENS, 0)
+    assert broken == Usage(MAX_TOKENS, MAX_TOKENS, 0, 0)
 
 
 def test_a_request_counts_once_in_everything() -> None:

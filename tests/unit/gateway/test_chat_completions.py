@@ -420,7 +420,7 @@ async def test_while_only_the_canarys_provider_is_down_stable_answers(
     assert serving.canary is not None
     # it comes back: after the next probe, one request finds out
     serving.canary.provider.base_url = provider.url
-    await serving.canary.provider.probe(serving.canary.provider_config)
+    serving.canary.circuit.probed(await serving.canary.provider.probe(serving.canary.provider_config))
     assert (await caller.post(request(user="u9"))).headers["x-promptrollout-variant"] == "canary"
     assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
 
@@ -602,7 +602,7 @@ async def test_a_bad_request_gets_a_clear_error_and_counts_for_nobody(
 
 async def test_compressed_requests_and_other_urls_are_refused_in_openais_shape(caller: Caller) -> None:
     assert (await caller.post(request(), headers={"content-encoding": "gzip"})).status == 415
-    assert (await caller.post(request(), path="/v1/embeddings")).error["code"] == "unknown_url"
+    assert (await caller.post(request(), path="/v1/audio/speech")).error["code"] == "unknown_url"
     assert (await caller.get("/v1/chat/completions")).status == 405
 
 

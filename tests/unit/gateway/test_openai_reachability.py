@@ -10,8 +10,10 @@ import pytest
 from aiohttp import web
 
 from promptrollout.api.delivery import ProviderConfig
+from promptrollout.gateway.configuration import Target
 from promptrollout.gateway.errors import ProviderError
 from promptrollout.gateway.process import Gateway
+from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.openai import OpenAIProvider
 from tests.unit.gateway.kit import (
     CANARY,
@@ -37,7 +39,7 @@ async def other() -> Any:
 
 async def canary_on(
     other: Provider, gateway: Gateway, provider: Provider, max_retries: int = 2, first_byte_seconds: float = 10.0
-) -> OpenAIProvider:
+) -> Target:
     canary = arm(CANARY, other.url, provider_name="other", provider_maxRetries=max_retries)
     await gateway.registry.apply("support", delivery(weight=100, stable=arm(url=provider.url), canary=canary))
     serving = gateway.registry.find("support")
@@ -48,7 +50,7 @@ async def canary_on(
     object.__setattr__(
         config, "timeouts", config.timeouts.model_copy(update={"first_byte_seconds": first_byte_seconds})
     )
-    return serving.canary.provider
+    return serving.canary.own
 
 
 def silent() -> Script:
@@ -132,11 +134,11 @@ async def test_when_stables_provider_is_down_too_it_is_an_error_of_the_assigned_
 # ------------------------------------------------------------------------------------------- the way back
 
 
-async def unreachable(endpoint: OpenAIProvider, config: ProviderConfig) -> None:
+async def unreachable(endpoint: OpenAIProvider, config: ProviderConfig, circuit: Circuit) -> None:
     for _ in range(3):
         with pytest.raises(ProviderError):
-            await endpoint.call(b"{}", config, {}, path="/chat/completions")
-    assert endpoint.unreachable
+            await endpoint.call(b"{}", config, {}, circuit, path="/chat/completions")
+    assert circuit.unreachable
 
 
 def config_of(url: str) -> ProviderConfig:
@@ -165,19 +167,19 @@ async def test_a_probe_needs_an_answer_of_the_provider_itself(status: int, back:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     config = config_of(f"http://127.0.0.1:{runner.addresses[0][1]}/v1")
-    endpoint = OpenAIProvider(config.name, config.base_url)
-    endpoint.key = "k"
+    endpoint, circuit = OpenAIProvider(config.name, config.base_url), Circuit()
+    endpoint.keys.replace(["k"])
     try:
-        await unreachable(endpoint, config)
-        await endpoint.probe(config)
+        await unreachable(endpoint, config, circuit)
+        circuit.probed(await endpoint.probe(config))
         assert seen == ["Bearer k"]
-        assert endpoint.unreachable, "a list of models says little of completions"
-        assert endpoint.may_try() is back
-        assert not endpoint.may_try(), "one is enough to find out"
+        assert circuit.unreachable, "a list of models says little of completions"
+        assert circuit.may_find_out() is back
+        assert not circuit.may_find_out(), "one is enough to find out"
         with pytest.raises(ProviderError) as caught:
-            await endpoint.call(b"{}", config, {}, path="/chat/completions")
+            await endpoint.call(b"{}", config, {}, circuit, path="/chat/completions")
         assert caught.value.unreachable
-        assert endpoint.unreachable
+        assert circuit.unreachable
     finally:
         await endpoint.close()
         await runner.cleanup()
@@ -189,12 +191,12 @@ async def test_a_connection_that_is_taken_and_never_answered_does_not_clear() ->
 
     server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
     config = config_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
-    endpoint = OpenAIProvider(config.name, config.base_url)
+    endpoint, circuit = OpenAIProvider(config.name, config.base_url), Circuit()
     try:
-        await unreachable(endpoint, config)
-        await endpoint.probe(config)
-        assert endpoint.unreachable
-        assert not endpoint.may_try()
+        await unreachable(endpoint, config, circuit)
+        circuit.probed(await endpoint.probe(config))
+        assert circuit.unreachable
+        assert not circuit.may_find_out()
     finally:
         await endpoint.close()
         server.close()
@@ -206,14 +208,11 @@ async def test_while_models_are_listed_and_completions_are_down_it_stays_unreach
 ) -> None:
     """Or the operator, who asks for this every few seconds, would count its fifteen minutes anew each time."""
     other.script.extend(says(503, b"") for _ in range(3 + 4))
-    endpoint = await canary_on(other, gateway, provider)
-    serving = gateway.registry.find("support")
-    assert serving is not None
-    assert serving.canary is not None
+    target = await canary_on(other, gateway, provider)
     await caller.post(request())
     reported = []
     for n in range(4):
-        await endpoint.probe(serving.canary.provider_config)
+        target.circuit.probed(await target.provider.probe(target.config))
         reported.append(gateway.registry.report().rollouts[0].canary_provider_unreachable)
         for user in "abc":
             answered = await caller.post(request(user=f"{user}{n}"))
@@ -223,7 +222,7 @@ async def test_while_models_are_listed_and_completions_are_down_it_stays_unreach
     assert counted(gateway) == {}
     assert len(other.requests) == 3 + 4, "one try after each probe"
     # and now they are back
-    await endpoint.probe(serving.canary.provider_config)
+    target.circuit.probed(await target.provider.probe(target.config))
     assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
     assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
 
@@ -232,30 +231,30 @@ async def test_where_no_completion_is_tried_the_list_of_models_is_believed_after
     """A canary at weight 0 has no users who could find out, and its rollout waits for the provider."""
     now = 0.0
     config = config_of(provider.url)
-    endpoint = OpenAIProvider(config.name, config.base_url, clock=lambda: now)
+    endpoint, circuit = OpenAIProvider(config.name, config.base_url), Circuit(clock=lambda: now)
 
     async def seconds_until_believed() -> float:
         nonlocal now
         began = now
-        while endpoint.unreachable and now - began < 600:
-            await endpoint.probe(config)
+        while circuit.unreachable and now - began < 600:
+            circuit.probed(await endpoint.probe(config))
             now += 2.5
         return now - began - 2.5
 
     try:
         provider.script.extend([says(503, b"")] * 3)
-        await unreachable(endpoint, config)
+        await unreachable(endpoint, config, circuit)
         assert await seconds_until_believed() == 10
         # believed wrongly: the next time it takes longer, so that rare requests do not make it come and go for ever
         for expected in (20, 40):
             provider.script.append(says(503, b""))
             with pytest.raises(ProviderError):
-                await endpoint.call(b"{}", config, {}, path="/chat/completions")
-            assert endpoint.unreachable
+                await endpoint.call(b"{}", config, {}, circuit, path="/chat/completions")
+            assert circuit.unreachable
             assert await seconds_until_believed() == expected
-        await (await endpoint.call(b"{}", config, {}, path="/chat/completions")).close()
+        await (await endpoint.call(b"{}", config, {}, circuit, path="/chat/completions")).close()
         provider.script.extend([says(503, b"")] * 3)
-        await unreachable(endpoint, config)
+        await unreachable(endpoint, config, circuit)
         assert await seconds_until_believed() == 10
     finally:
         await endpoint.close()
@@ -263,7 +262,7 @@ async def test_where_no_completion_is_tried_the_list_of_models_is_believed_after
 
 async def test_while_one_request_waits_to_find_out_no_other_does(provider: Provider) -> None:
     config = config_of(provider.url)
-    endpoint = OpenAIProvider(config.name, config.base_url)
+    endpoint, circuit = OpenAIProvider(config.name, config.base_url), Circuit()
     arrived = asyncio.Event()
 
     async def hang(_: web.Request) -> web.Response:
@@ -273,28 +272,28 @@ async def test_while_one_request_waits_to_find_out_no_other_does(provider: Provi
 
     provider.script.extend([says(503, b"")] * 3 + [hang])
     try:
-        await unreachable(endpoint, config)
-        await endpoint.probe(config)
-        assert endpoint.may_try()
-        waiting = asyncio.create_task(endpoint.call(b"{}", config, {}, path="/chat/completions"))
+        await unreachable(endpoint, config, circuit)
+        circuit.probed(await endpoint.probe(config))
+        assert circuit.may_find_out()
+        waiting = asyncio.create_task(endpoint.call(b"{}", config, {}, circuit, path="/chat/completions"))
         await arrived.wait()
-        await endpoint.probe(config)
-        assert not endpoint.may_try()
+        circuit.probed(await endpoint.probe(config))
+        assert not circuit.may_find_out()
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        await endpoint.probe(config)
-        assert endpoint.may_try()
+        circuit.probed(await endpoint.probe(config))
+        assert circuit.may_find_out()
     finally:
         await endpoint.close()
 
 
 async def test_one_success_clears(provider: Provider) -> None:
     config = config_of(provider.url)
-    endpoint = OpenAIProvider(config.name, config.base_url)
+    endpoint, circuit = OpenAIProvider(config.name, config.base_url), Circuit()
     provider.script.extend([says(503, b"")] * 3)
     try:
-        await unreachable(endpoint, config)
-        await (await endpoint.call(b"{}", config, {}, path="/chat/completions")).close()
-        assert not endpoint.unreachable
+        await unreachable(endpoint, config, circuit)
+        await (await endpoint.call(b"{}", config, {}, circuit, path="/chat/completions")).close()
+        assert not circuit.unreachable
     finally:
         await endpoint.close()

@@ -105,10 +105,10 @@ async def test_a_key_that_appears_or_rotates_is_used(
     await caller.post(request())
     (key.parent / "next").write_text("second")
     (key.parent / "next").replace(key)
-    assert gateway.providers.refresh_keys() == []
+    assert gateway.providers.refresh_files() == []
     await caller.post(request())
     key.unlink()
-    assert "is missing" in gateway.providers.refresh_keys()[0]
+    assert "is missing" in gateway.providers.refresh_files()[0]
     await caller.post(request())
     sent = [headers["authorization"] for headers in provider.headers]
     assert sent == ["Bearer first", "Bearer second", "Bearer second"]

@@ -4,7 +4,7 @@ import pytest
 
 from promptrollout.gateway.account import Usage
 from promptrollout.gateway.protocols.chat import ChatReader
-from promptrollout.gateway.sse import StreamError
+from promptrollout.gateway.sse import StreamError, _payload
 from tests.unit.gateway.kit import DONE, USAGE_CHUNK, chunk
 
 STREAM = chunk("{") + b": keep-alive\n\n" + chunk('"a":1}') + chunk(None, "stop") + USAGE_CHUNK + DONE
@@ -78,3 +78,28 @@ def test_an_error_in_the_stream_is_noted_and_goes_on() -> None:
 def test_garbage_is_an_error(garbage: bytes) -> None:
     with pytest.raises(StreamError):
         reader().feed(garbage)
+
+
+@pytest.mark.parametrize(
+    ("event", "payload"),
+    [
+        (b"data: x\n\n", b"x"),
+        (b"data:x\n\n", b"x"),
+        (b"data:   x \n\n", b"  x "),
+        (b"event: e\ndata: x\n\n", b"x"),
+        (b"event: e\nid: 1\ndata: x\n\n", b"x"),
+        (b"data: x\nid: 1\n\n", b"x"),
+        (b"data: x\ndata: y\n\n", b"x\ny"),
+        (b"event: e\ndata: x\ndata: y\n\n", b"x\ny"),
+        (b"data: x\r\n\r\n", b"x"),
+        (b"data: x\rdata: y\r\r", b"x\ny"),
+        (b"event: e\r\ndata: x\r\n\r\n", b"x"),
+        (b": data: x\n\n", b""),
+        (b"event: data: x\n\n", b""),
+        (b"\ndata: x\n\n", b"x"),
+        (b"data: \n\n", b""),
+        (b"\n\n", b""),
+    ],
+)
+def test_an_event_carries_its_data_lines(event: bytes, payload: bytes) -> None:
+    assert _payload(event) == payload

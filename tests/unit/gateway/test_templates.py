@@ -1,5 +1,6 @@
 """Templates: filled with values, never with code; bounded in size and time."""
 
+import itertools
 import logging
 import time
 from typing import Any
@@ -97,6 +98,13 @@ def test_whatever_a_template_raises_is_a_render_error_and_logged_once_without_va
     (record,) = caplog.records
     assert "ZeroDivisionError" in record.getMessage()
     assert "secret" not in caplog.text
+
+
+def test_a_pod_that_waits_for_its_share_of_a_core_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that is busy with something else the clock goes on, and the CPU that was used does not."""
+    clock = itertools.count(step=10.0)
+    monkeypatch.setattr(templates.time, "perf_counter", lambda: next(clock))
+    assert compile_renderer("{{ a }} and {{ b.c }}")({"a": "x", "b": {"c": "y"}}) == "x and y"
 
 
 @pytest.mark.parametrize(

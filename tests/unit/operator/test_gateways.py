@@ -9,7 +9,7 @@ import pytest
 from promptrollout.api.gateway import GatewaySpec
 from promptrollout.api.meta import SecretKeyRef
 from promptrollout.api.names import CALLER_KEYS_DIR
-from promptrollout.operator.gateway_objects import gateway_objects, mounted_keys
+from promptrollout.operator.gateway_objects import gateway_objects, mounted_files
 from promptrollout.operator.gateways import GatewayReconciler, covers
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
@@ -22,7 +22,7 @@ REF = SecretKeyRef(name="openai", key="token")
 
 def objects(**changes: Any) -> dict[str, dict[str, Any]]:
     spec = GatewaySpec.model_validate({"replicas": 3} | changes)
-    return dict(gateway_objects(GATEWAY, spec, "image:1", {"model": REF}, "the-role"))
+    return dict(gateway_objects(GATEWAY, spec, "image:1", {"model/api-key": REF}, "the-role"))
 
 
 def test_everything_belongs_to_the_gateway() -> None:
@@ -52,7 +52,7 @@ def test_keys_are_files_and_optional() -> None:
     volume = deployment["spec"]["template"]["spec"]["volumes"][2]
     secret = {"name": "openai", "items": [{"key": "token", "path": "model/api-key"}], "optional": True}
     assert volume["projected"]["sources"] == [{"secret": secret}]
-    assert mounted_keys(deployment) == {"model": REF}
+    assert mounted_files(deployment) == {"model/api-key": REF}
 
 
 def container_of(found: dict[str, dict[str, Any]]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -85,7 +85,7 @@ def test_callers_keys_are_files_of_their_secret() -> None:
     assert volumes["caller-keys"]["secret"] == {"secretName": "callers", "optional": True}
     mounts = found["Deployment"]["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
     assert {"name": "caller-keys", "mountPath": CALLER_KEYS_DIR, "readOnly": True} in mounts
-    assert mounted_keys(found["Deployment"]) == {"model": REF}
+    assert mounted_files(found["Deployment"]) == mounted_files(objects()["Deployment"])
     rules = [{"namespace": "shop", "rollouts": ["support"]}]
     env, volumes = container_of(objects(auth={"mode": "ServiceAccounts", "audience": "a", "serviceAccounts": rules}))
     assert (env["AUTH_AUDIENCE"], json.loads(env["AUTH_SERVICE_ACCOUNTS"])) == ("a", rules)
@@ -245,10 +245,23 @@ async def test_the_key_of_a_deleted_provider_stays_while_it_serves() -> None:
     store.put("PromptDelivery", an_object("PromptDelivery", "app", {"gateway": "default", "stable": arm}))
     store.remove("ModelProvider", "ns", "model", "ModelProvider-model")
     await reconcile(reconciler)
-    assert mounted_keys(api.objects["Deployment", "default-gateway"]) == {"model": REF}
+    assert mounted_files(api.objects["Deployment", "default-gateway"]) == {"model/api-key": REF}
     store.remove("PromptDelivery", "ns", "app", "PromptDelivery-app")
     await reconcile(reconciler)
-    assert mounted_keys(api.objects["Deployment", "default-gateway"]) == {}
+    assert mounted_files(api.objects["Deployment", "default-gateway"]) == {}
+
+
+async def test_the_files_of_a_fallback_stay_while_it_serves() -> None:
+    store, api = store_with(), FakeApi()
+    ca = {"tls": {"caSecretRef": {"name": "openai", "key": "token"}}}
+    store.put("ModelProvider", an_object("ModelProvider", "spare", {"baseURL": "https://m/v1", **ca}))
+    arm = {"provider": {"name": "model"}, "fallbacks": [{"model": "m", "provider": {"name": "spare"}}]}
+    store.put("PromptDelivery", an_object("PromptDelivery", "app", {"gateway": "default", "stable": arm}))
+    reconciler = GatewayReconciler(api, store, "image:1", {"default"}, "the-role")  # type: ignore[arg-type]
+    await reconcile(reconciler)
+    store.remove("ModelProvider", "ns", "spare", "ModelProvider-spare")
+    await reconcile(reconciler)
+    assert mounted_files(api.objects["Deployment", "default-gateway"]) == {"spare/ca.crt": REF}
 
 
 async def test_an_unknown_metrics_source_is_said() -> None:
@@ -330,7 +343,7 @@ async def test_in_mid_canary_only_a_missing_key_replaces_pods() -> None:
     store.put("PromptDelivery", an_object("PromptDelivery", "app", {"gateway": "default"} | arms))
     await reconcile(reconciler)
     deployment = api.objects["Deployment", "default-gateway"]
-    assert mounted_keys(deployment).keys() == {"model", "other"}
+    assert mounted_files(deployment).keys() == {"model/api-key", "other/api-key"}
     assert container(api)["image"] == "image:1"
     ready(store, api)
     rollout(store, "Idle")

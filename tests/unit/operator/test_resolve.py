@@ -152,6 +152,24 @@ def test_cost_needs_a_price_for_exactly_this_model(analysis: dict[str, Any], pat
     assert resolved(store, analysis=analysis).desired.problems == ()
 
 
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"parameters": {"seed": 1}}, "spec.template.parameters.seed"),
+        ({"parameters": {"presencePenalty": "0.5"}}, "spec.template.parameters.presencePenalty"),
+        ({"tools": [{"type": "web_search"}]}, "spec.template.tools[0]"),
+    ],
+)
+def test_what_anthropic_has_no_word_for_is_refused_with_its_place(changes: dict[str, Any], path: str) -> None:
+    spec = {"type": "Anthropic", "baseURL": "https://host/v1"}
+    store = store_with()
+    store.put("ModelProvider", an_object("ModelProvider", "model", spec, resourceVersion="8"))
+    (problem,) = resolved(store, template=PROMPT | changes).desired.problems
+    assert problem.startswith(f"{path}: ")
+    assert resolved(template=PROMPT | changes).desired.problems == (), "OpenAI has"
+    assert resolved(store).desired.problems == ()
+
+
 def test_too_many_objectives() -> None:
     many = [{"name": f"o{n}", "signal": "CostPerRequest", "max": "1"} for n in range(20)]
     (problem,) = resolved(analysis={"objectives": many}).desired.problems

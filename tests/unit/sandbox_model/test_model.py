@@ -132,7 +132,7 @@ async def test_requests_and_stats_say_what_came_in(model: RunningModel) -> None:
         ("GET", "/healthz", 200),
         ("GET", "/v1/models", 200),
         ("GET", "/v1/chat/completions", 405),
-        ("GET", "/v1/embeddings", 404),
+        ("GET", "/v1/audio/speech", 404),
         ("GET", "/control/nothing", 404),
         ("POST", "/control/stats", 405),
         ("GET", "/control/requests?last=0", 400),

@@ -5,9 +5,15 @@ from typing import Final
 
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.protocols.chat import CHAT
+from promptrollout.gateway.protocols.embeddings import EMBEDDINGS
+from promptrollout.gateway.protocols.messages import MESSAGES
+from promptrollout.gateway.protocols.responses import RESPONSES
 
 PROTOCOLS: Final[Mapping[str, Protocol]] = {
     "/v1/chat/completions": CHAT,
+    "/v1/responses": RESPONSES,
+    "/v1/messages": MESSAGES,
+    "/v1/embeddings": EMBEDDINGS,
 }
 """By path."""
 

@@ -6,21 +6,24 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from promptrollout.api.prompt import PromptSpec
 from promptrollout.gateway.account import Usage
 from promptrollout.gateway.choices import Choice
-from promptrollout.gateway.errors import CallerError
-from promptrollout.gateway.render import Body, CompiledPrompt
+from promptrollout.gateway.errors import CallerError, ProviderError
+from promptrollout.gateway.render import Body, CompiledPrompt, Overlay
 from promptrollout.gateway.route import Fields
 from promptrollout.gateway.sse import StreamReader
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Whole:
     """An answer that came as a whole, read."""
 
     parsed: dict[str, Any]
     choices: list[Choice]
     usage: Usage | None
+    failure: str | None = None
+    """The provider says in a 200 that it failed."""
 
 
 class Protocol(ABC):
@@ -32,6 +35,10 @@ class Protocol(ABC):
     """Where a body names its user; the first that is there counts."""
     conversation_fields: ClassVar[Fields]
     """Where a body names its conversation."""
+    forwarded: ClassVar[tuple[str, ...]] = ()
+    """Headers of the caller that a provider of the same protocol gets too."""
+    compared: ClassVar[bool] = True
+    """Whether requests take part in the rollout; else stable answers them, outside the analysis."""
 
     def rollout(self, body: Body) -> str:
         """The rollout that a request names. Raises CallerError."""
@@ -39,6 +46,10 @@ class Protocol(ABC):
         if not isinstance(name, str) or not name:
             raise CallerError(400, "model_missing", "model must name a rollout; see GET /v1/models", "model")
         return name
+
+    @abstractmethod
+    def overlay(self, spec: PromptSpec) -> Overlay:
+        """What a version sets beside its messages. Raises Untranslatable for what this protocol cannot say."""
 
     @abstractmethod
     def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
@@ -52,14 +63,14 @@ class Protocol(ABC):
     def read(self, payload: bytes) -> Whole | None:
         """An answer as a whole; None if it is none of this protocol."""
 
-    @abstractmethod
     def reader(self, body: Body, *, collect_content: bool) -> StreamReader:
-        """For the stream that answers this request."""
+        """For the stream that answers this request. Raises ProviderError where this protocol has no streams."""
+        raise ProviderError("bad_response", 502, "the provider answered with a stream where there are none")
 
     @abstractmethod
     def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
         """What an error answer has for a body."""
 
-    @abstractmethod
-    def error_event(self, status: int, message: str, code: str | None = None) -> bytes:
-        """What a stream that has begun ends with where it fails."""
+    def error_event(self, status: int, message: str, code: str | None, events: int) -> bytes:
+        """What a stream that has begun ends with where it fails; `events` were seen before."""
+        return b"data: " + self.error_body(status, message, code) + b"\n\n"

@@ -17,6 +17,7 @@ from promptrollout.gateway.render import (
     CompiledPrompt,
     Overlay,
     SystemMessageRefused,
+    leading,
     messages_of,
     parameters_of,
 )
@@ -34,10 +35,23 @@ class Chat(Protocol):
     user_fields: ClassVar[Fields] = OPENAI_USER
     conversation_fields: ClassVar[Fields] = OPENAI_CONVERSATION
 
+    def overlay(self, spec: PromptSpec) -> Overlay:
+        fields = parameters_of(
+            spec, "temperature", "top_p", "presence_penalty", "frequency_penalty", "max_tokens", "seed", "stop"
+        )
+        fields["model"] = spec.model
+        if spec.tools is not None:
+            fields["tools"] = spec.tools
+        removed = frozenset(_RIVALS[name] for name in fields if name in _RIVALS and _RIVALS[name] not in fields)
+        if spec.output_schema is None:
+            return Overlay(fields, removed)
+        schema = {"name": "answer", "strict": False, "schema": spec.output_schema}
+        return Overlay(fields, removed, {"response_format": {"type": "json_schema", "json_schema": schema}})
+
     def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
         before, after = messages_of(prompt, body)
         history = history_of(body)
-        request = prompt.overlay(self.name, _overlay).over(body)
+        request = prompt.overlay(self.name, self.overlay).over(body)
         request["messages"] = _with_history(prompt, before, history, after)
         if body.get("stream") is True:
             options = body.get("stream_options")
@@ -62,9 +76,6 @@ class Chat(Protocol):
 
     def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
         return error_object(status, message, code, param)
-
-    def error_event(self, status: int, message: str, code: str | None = None) -> bytes:
-        return b"data: " + error_object(status, message, code) + b"\n\n"
 
 
 class ChatReader(StreamReader):
@@ -140,30 +151,8 @@ def _with_history(prompt: CompiledPrompt, before: list[Body], history: list[Body
         return [*before, *(message for message in history if message.get("role") not in SYSTEM_ROLES), *after]
     # Append: those that lead the request follow our own leading ones, because several providers take system messages
     # at the beginning only; those in mid-conversation stay where they are
-    own, theirs = _leading(before), _leading(history)
+    own, theirs = leading(before), leading(history)
     return [*before[:own], *history[:theirs], *before[own:], *history[theirs:], *after]
-
-
-def _leading(messages: list[Body]) -> int:
-    """How many system messages stand at the beginning."""
-    for index, message in enumerate(messages):
-        if message.get("role") not in SYSTEM_ROLES:
-            return index
-    return len(messages)
-
-
-def _overlay(spec: PromptSpec) -> Overlay:
-    fields = parameters_of(
-        spec, "temperature", "top_p", "presence_penalty", "frequency_penalty", "max_tokens", "seed", "stop"
-    )
-    fields["model"] = spec.model
-    if spec.tools is not None:
-        fields["tools"] = spec.tools
-    removed = frozenset(_RIVALS[name] for name in fields if name in _RIVALS and _RIVALS[name] not in fields)
-    if spec.output_schema is None:
-        return Overlay(fields, removed)
-    schema = {"name": "answer", "strict": False, "schema": spec.output_schema}
-    return Overlay(fields, removed, {"response_format": {"type": "json_schema", "json_schema": schema}})
 
 
 CHAT: Final = Chat()

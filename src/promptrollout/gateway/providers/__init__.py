@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Final
 
+from promptrollout.gateway.providers.anthropic import AnthropicProvider
 from promptrollout.gateway.providers.endpoint import Endpoint
 from promptrollout.gateway.providers.openai import OpenAIProvider
 
-KINDS: Final[Mapping[str, type[Endpoint]]] = {kind.kind: kind for kind in (OpenAIProvider,)}
+KINDS: Final[Mapping[str, type[Endpoint]]] = {kind.kind: kind for kind in (OpenAIProvider, AnthropicProvider)}
 """By ModelProvider's `type`."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import io
+import math
 import os
 import random
-import re
+import ssl
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Final
+from urllib.parse import urlencode
 
 import aiohttp
 
 from promptrollout.api.delivery import ProviderConfig
-from promptrollout.gateway.errors import ErrorType, ProviderError, upstream_error
+from promptrollout.api.provider import RESERVED_HEADERS, Auth
+from promptrollout.gateway.errors import ProviderError
+from promptrollout.gateway.providers.circuit import Circuit
+from promptrollout.gateway.providers.keys import LIMITED_MAX_SECONDS, LIMITED_SECONDS, REFUSED_SECONDS, KeyRing
+from promptrollout.gateway.providers.refusal import CONTROL, DOWN_STATUS, refusal
 
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 PIECEWISE_BYTES: Final = 256 * 1024
@@ -26,32 +30,36 @@ BACKOFF_FIRST_SECONDS: Final = 0.25
 BACKOFF_MAX_SECONDS: Final = 8.0
 RETRY_AFTER_MAX_SECONDS: Final = 60.0
 """A provider that asks for a longer pause is not waited for: the caller gets its answer, with its Retry-After."""
-UNREACHABLE_AFTER: Final = 3
-"""Failed tries in a row, of all requests: no connection, silence, or a status that says that nobody is there."""
-BELIEVED_AFTER_SECONDS: Final = 10.0
-"""For so long must probes be answered, and no completion be tried, until the endpoint is taken at its word. Doubled
-each time that a completion then fails."""
+COLD_AFTER_SECONDS: Final = 60.0
+"""An endpoint that has answered nothing for so long may have been scaled to zero."""
+LOADING_PAUSE_SECONDS: Final = 1.0
+LOADING_PAUSE_MAX_SECONDS: Final = 5.0
 
-# what a proxy or load balancer answers in the place of a provider that is down
-_DOWN_STATUS: Final = frozenset([502, 503, 504])
-_RETRIED_STATUS: Final = _DOWN_STATUS | {429}
 # the account's, the connection's or our own: not for callers
 _OWN_HEADERS: Final = frozenset(
     {"alt-svc", "connection", "content-encoding", "content-length", "date", "keep-alive", "openai-organization"}
-    | {"openai-project", "server", "set-cookie", "strict-transport-security", "transfer-encoding", "via"}
+    | {
+        "openai-project",
+        "anthropic-organization-id",
+        "server",
+        "set-cookie",
+        "strict-transport-security",
+        "transfer-encoding",
+        "via",
+    }
 )
-_ERROR_HEADERS: Final = ("retry-after", "x-request-id")
-# in the value of a header it cannot be sent on, and was meant for no good
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Answer:
     """The provider has begun to answer 200: the headers and the first bytes are here, the rest may follow."""
 
-    def __init__(self, provider: str, response: aiohttp.ClientResponse, first: bytes, deadline: float) -> None:
+    def __init__(
+        self, provider: str, response: aiohttp.ClientResponse, first: bytes, deadline: float, idle_seconds: float
+    ) -> None:
         self._provider = provider
         self._response = response
         self._first = first
+        self._idle_seconds = idle_seconds
         self.deadline = deadline
         """On `time.perf_counter`; the caller moves it by the time that a slow reader took."""
 
@@ -68,7 +76,7 @@ class Answer:
             for name, value in found.items()
             if name not in _OWN_HEADERS
             and not name.startswith(("cf-", "access-control-"))
-            and not _CONTROL.search(value)
+            and not CONTROL.search(value)
         }
 
     async def chunk(self) -> bytes:
@@ -76,11 +84,13 @@ class Answer:
         if self._first:
             first, self._first = self._first, b""
             return first
+        left = self.deadline - time.perf_counter()
         try:
-            async with asyncio.timeout(max(0.0, self.deadline - time.perf_counter())):
+            async with asyncio.timeout(max(0.0, min(left, self._idle_seconds))):
                 return await self._response.content.readany()
         except TimeoutError as error:
-            raise _timeout(self._provider, "the whole answer") from error
+            what = "the whole answer" if left <= self._idle_seconds else "the next piece of its answer"
+            raise _timeout(self._provider, what) from error
         except (aiohttp.ClientError, OSError) as error:
             raise _broken(self._provider, error) from error
 
@@ -102,8 +112,8 @@ class Answer:
         self._response.close() if not self._response.content.at_eof() else self._response.release()
 
 
-class Endpoint(ABC):
-    """One endpoint with its connections, its key and what is known of its reachability.
+class Endpoint:
+    """One endpoint with its connections and its keys.
 
     What is particular to a kind of API: the paths of the protocols that it speaks, and how it takes its key.
     """
@@ -112,10 +122,10 @@ class Endpoint(ABC):
     """As ModelProvider's `type`."""
     paths: ClassVar[Mapping[str, str]]
     """Behind the base URL, by the protocol's name, the one first that others are translated into."""
-
-    @abstractmethod
-    def key_headers(self) -> dict[str, str]:
-        """Headers that carry the key, and what else each request of this kind needs."""
+    auth: ClassVar[Auth] = Auth()
+    """How the key is sent, where the ModelProvider does not say."""
+    constant_headers: ClassVar[Mapping[str, str]] = {}
+    """What each request of this kind needs, unless the ModelProvider or the caller says otherwise."""
 
     def __init__(
         self,
@@ -126,192 +136,190 @@ class Endpoint(ABC):
     ) -> None:
         self.name = name
         self.base_url = base_url
-        self.key: str | None = None
+        self.keys = KeyRing(clock)
+        self.trust: ssl.SSLContext | bool = True
+        """For https: what its certificate is held against. True: the public authorities; False: nothing."""
         self.in_flight = 0
         self.retries = 0
         self.takes_stream_options = True
         """False once a request was refused for the `stream_options` that we added, and taken without."""
+        self._query = ""
+        self._own_headers: Mapping[str, str] = self.constant_headers
+        self._key_header, self._key_prefix = _auth_parts(self.auth)
         self._rng = rng or random.Random()
         self._session: aiohttp.ClientSession | None = None
         self._clock = clock
-        self._failures = 0
-        """Of reachability, in a row."""
-        self._under_way = 0
-        """Completions of which nobody knows yet whether they get through."""
-        self._answers_since: float | None = None
-        """Probes have been answered since then, and no completion has failed."""
-        self._one_may_try = False
-        self._believed = False
-        self._believed_after_seconds = BELIEVED_AFTER_SECONDS
+        self._answered_at: float | None = None
 
-    @property
-    def unreachable(self) -> bool:
-        """Several tries in a row failed as if nobody were there; requests of a canary are diverted meanwhile, until a
-        completion gets through."""
-        return self._failures >= UNREACHABLE_AFTER
-
-    def may_try(self) -> bool:
-        """Whether this request shall find out if completions get through again: one after each answered probe."""
-        may, self._one_may_try = self._one_may_try, False
-        return may
+    def configure(self, config: ProviderConfig) -> None:
+        """Take over what all requests have in common."""
+        self._query = "?" + urlencode([(each.name, each.value) for each in config.query]) if config.query else ""
+        self._key_header, self._key_prefix = _auth_parts(config.auth or self.auth)
+        further = {each.name.lower(): each.value for each in config.headers}
+        allowed = {name: value for name, value in further.items() if name not in RESERVED_HEADERS}
+        self._own_headers = {**self.constant_headers, **allowed}
 
     async def call(
         self,
         payload: bytes,
         config: ProviderConfig,
         headers: Mapping[str, str],
+        circuit: Circuit,
         *,
         path: str,
         wait_unreachable: bool = True,
+        patience_seconds: float = RETRY_AFTER_MAX_SECONDS,
     ) -> Answer:
         """Send a request to a path; return when the first bytes of a 200 are here. Raises ProviderError.
 
-        Tried again, within the total time: connection failures, 429, 502, 503, 504. With `wait_unreachable` off, a
-        provider that is known to be out of reach is not: somebody else answers.
+        Tried again, within the total time and the circuit's budget: connection failures, 429, 502, 503, 504; after a
+        pause of at most `patience_seconds`. With `wait_unreachable` off, a provider that is known to be out of reach is
+        not: somebody else answers.
         """
-        deadline = time.perf_counter() + config.timeouts.total_seconds
+        if not circuit.allows():
+            raise _circuit_open(self.name, circuit)
+        circuit.asked(config.retry_budget_percent)
+        started = time.perf_counter()
+        deadline = started + config.timeouts.total_seconds
+        cold_until = started + config.timeouts.cold_start_seconds if self._is_cold() else started
         tries = 0
         while True:
+            key = self.keys.next()
             try:
-                return await self._try(path, payload, config, headers, deadline)
+                return await self._try(path, payload, config, headers, circuit, key, deadline, cold_until)
             except ProviderError as error:
-                if not error.retryable or tries >= config.max_retries or (error.unreachable and not wait_unreachable):
+                now = time.perf_counter()
+                if error.loading and now < cold_until:
+                    pause = min(LOADING_PAUSE_MAX_SECONDS, error.retry_after_seconds or LOADING_PAUSE_SECONDS)
+                else:
+                    if error.of_the_key and tries < len(self.keys) - 1 and self.keys.another:
+                        pause = 0.0
+                    elif not error.retryable or tries >= config.max_retries:
+                        raise
+                    else:
+                        pause = self._pause_seconds(tries, error.retry_after_seconds)
+                    if (error.unreachable and not wait_unreachable) or pause > patience_seconds:
+                        raise
+                    tries += 1
+                    if now + pause >= deadline or not circuit.may_retry():
+                        raise
+                if now + pause >= deadline:
                     raise
-                pause = self._pause_seconds(tries, error.retry_after_seconds)
-                if pause > RETRY_AFTER_MAX_SECONDS or time.perf_counter() + pause >= deadline:
-                    raise
-            tries += 1
             self.retries += 1
             await asyncio.sleep(pause)
 
-    async def probe(self, config: ProviderConfig) -> None:
-        """See whether the endpoint itself answers again.
-
-        That it answers this does not mean that it completes chats, so all that follows is that one request may try.
-        Only where none comes for a while (the canary has no users) is the answer believed.
-        """
+    async def probe(self, config: ProviderConfig) -> bool:
+        """Whether the endpoint answers anything; that it answers this does not mean that it completes chats."""
         timeout = aiohttp.ClientTimeout(total=config.timeouts.connect_seconds + 5.0)
         try:
             async with self._sessions().get(
-                f"{self.base_url}/models", headers=self._headers({}), timeout=timeout, allow_redirects=False
+                f"{self.base_url}/models{self._query}",
+                headers=self._headers({}, self.keys.next()),
+                timeout=timeout,
+                allow_redirects=False,
+                ssl=self.trust,
             ) as response:
-                answered = response.status < min(_DOWN_STATUS)
+                return response.status < min(DOWN_STATUS)
         except (aiohttp.ClientError, OSError, TimeoutError):
-            answered = False
-        self._one_may_try = answered and self._under_way == 0
-        if not answered or self._under_way:
-            self._answers_since = None
-            return
-        now = self._clock()
-        if self._answers_since is None:
-            self._answers_since = now
-        elif now - self._answers_since >= self._believed_after_seconds and self.unreachable:
-            self._failures = UNREACHABLE_AFTER - 1
-            self._believed = True
+            return False
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
 
+    def _is_cold(self) -> bool:
+        return self._answered_at is None or self._clock() - self._answered_at > COLD_AFTER_SECONDS
+
     async def _try(
-        self, path: str, payload: bytes, config: ProviderConfig, headers: Mapping[str, str], deadline: float
+        self,
+        path: str,
+        payload: bytes,
+        config: ProviderConfig,
+        headers: Mapping[str, str],
+        circuit: Circuit,
+        key: str | None,
+        deadline: float,
+        cold_until: float,
     ) -> Answer:
         timeouts = config.timeouts
-        seconds = min(timeouts.first_byte_seconds, deadline - time.perf_counter())
+        now = time.perf_counter()
+        seconds = min(max(timeouts.first_byte_seconds, cold_until - now), deadline - now)
         response: aiohttp.ClientResponse | None = None
         answered = False
-        self._under_way += 1
+        circuit.under_way += 1
         try:
             async with asyncio.timeout(seconds):
                 response = await self._sessions().post(
-                    self.base_url + path,
+                    f"{self.base_url}{path}{self._query}",
                     data=payload if len(payload) <= PIECEWISE_BYTES else io.BytesIO(payload),
-                    headers=self._headers(headers),
+                    headers=self._headers(headers, key),
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect_seconds),
+                    ssl=self.trust,
                 )
                 if response.status != 200:
-                    refusal = self._refusal(response, await _read_some(response))
-                    if response.status in _DOWN_STATUS:
-                        raise self._failed(refusal)
-                    self._reached()  # whatever it is: somebody is there
-                    raise refusal
+                    body = await _read_some(response)
+                    refused = refusal(self.name, response.status, response.headers, body, self.keys.redacted)
+                    refused.loading = response.status == 503 and time.perf_counter() < cold_until
+                    self._note(refused, response.status, circuit, key)
+                    raise refused
                 first = await response.content.readany()
-            self._reached()
+            circuit.answered()
+            self.keys.works(key)
+            self._answered_at = self._clock()
             answered = True
-            return Answer(self.name, response, first, deadline)
+            return Answer(self.name, response, first, deadline, timeouts.idle_seconds)
+        except aiohttp.ClientConnectorCertificateError as error:
+            message = f"provider {self.name} cannot be trusted: its certificate is not valid; see tls of ModelProvider"
+            raise _missed(circuit, ProviderError("connection", 502, message, unreachable=True)) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             message = f"provider {self.name} cannot be reached: {_reason(error)}"
             # surely nothing was done for this request, so somebody else may answer it from the first failure on
-            raise self._failed(ProviderError("connection", 502, message, unreachable=True, retryable=True)) from error
+            failure = ProviderError("connection", 502, message, unreachable=True, retryable=True)
+            raise _missed(circuit, failure) from error
         except TimeoutError as error:
-            raise self._failed(_timeout(self.name, "the first byte")) from error
+            raise _missed(circuit, _timeout(self.name, "the first byte")) from error
         except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
             raise ProviderError("bad_response", 502, f"provider {self.name} does not speak HTTP") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise self._failed(_broken(self.name, error)) from error
+            raise _missed(circuit, _broken(self.name, error)) from error
         finally:
-            self._under_way -= 1
+            circuit.under_way -= 1
             if response is not None and not answered:
                 response.close()
 
-    def _reached(self) -> None:
-        self._failures = 0
-        self._answers_since, self._believed = None, False
-        self._believed_after_seconds = BELIEVED_AFTER_SECONDS
-
-    def _failed(self, error: ProviderError) -> ProviderError:
-        """Note a try that says that nobody is there. Only several in a row do: one may be this request's own."""
-        self._failures += 1
-        self._answers_since = None
-        if self._believed:
-            self._believed = False
-            self._believed_after_seconds *= 2
-        error.unreachable = error.unreachable or self.unreachable
-        return error
-
-    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> ProviderError:
-        """What the caller is told about an answer that is an error."""
-        status = response.status
-        if self.key is not None:
-            # some repeat the key that they refuse; it is ours, and none of the caller's business
-            body = body.replace(self.key.encode(), b"[key]")
-        error = upstream_error(body)
-        said = error.get("message")
-        message = f"provider {self.name} answered {status}" + (f": {said}" if isinstance(said, str) else "")
-        error_type: ErrorType
-        if status == 429:
-            error_type, shown = "rate_limited", 429
-        elif 400 <= status < 500:
-            error_type, shown = "provider_4xx", status
+    def _note(self, refused: ProviderError, status: int, circuit: Circuit, key: str | None) -> None:
+        """What an answer that is an error says of the provider and of the key."""
+        if refused.loading:
+            return
+        if status in DOWN_STATUS:
+            _missed(circuit, refused)
         elif status >= 500:
-            error_type, shown = "provider_5xx", 503 if status == 503 else 502
+            circuit.erred()
+        elif status == 429:
+            circuit.limited()
+            seconds = refused.retry_after_seconds
+            self.keys.rest(key, LIMITED_SECONDS if seconds is None else min(seconds, LIMITED_MAX_SECONDS))
         else:
-            error_type, shown = "bad_response", 502
-        headers = {
-            name: response.headers[name] if self.key is None else response.headers[name].replace(self.key, "[key]")
-            for name in _ERROR_HEADERS
-            if name in response.headers and not _CONTROL.search(response.headers[name])
-        }
-        code, param = error.get("code"), error.get("param")
-        return ProviderError(
-            error_type,
-            shown,
-            message[:4096],
-            code=code if isinstance(code, str) else None,
-            param=param if isinstance(param, str) else None,
-            headers=headers,
-            retryable=status in _RETRIED_STATUS,
-            retry_after_seconds=_retry_after(response.headers.get("retry-after")),
-            about_stream_options=status in (400, 422) and b"stream_options" in body,
-        )
+            circuit.answered()  # whatever it is: somebody is there
+            if status == 401:
+                self.keys.rest(key, REFUSED_SECONDS)
+        refused.of_the_key = status in (401, 429)
 
     def _pause_seconds(self, tries: int, retry_after_seconds: float | None) -> float:
         backoff: float = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2**tries) * self._rng.uniform(0.5, 1.0)
         return backoff if retry_after_seconds is None else retry_after_seconds + self._rng.uniform(0.0, 0.1)
 
-    def _headers(self, further: Mapping[str, str]) -> dict[str, str]:
-        return {"content-type": "application/json", "accept-encoding": "identity", **further, **self.key_headers()}
+    def _headers(self, further: Mapping[str, str], key: str | None) -> dict[str, str]:
+        headers = {
+            **self._own_headers,
+            "content-type": "application/json",
+            "accept-encoding": "identity",
+            **further,
+        }
+        if key is not None:
+            headers[self._key_header] = self._key_prefix + key
+        return headers
 
     def _sessions(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -324,12 +332,31 @@ class Endpoint(ABC):
         return self._session
 
 
+def _auth_parts(auth: Auth) -> tuple[str, str]:
+    """The header's name, and what stands in front of the key."""
+    return auth.header.lower(), f"{auth.scheme} " if auth.scheme else ""
+
+
 async def _read_some(response: aiohttp.ClientResponse) -> bytes:
     """The beginning of an error's body: enough for its message."""
     body = b""
     while len(body) < MAX_ERROR_BYTES and (piece := await response.content.readany()):
         body += piece
     return body
+
+
+def _missed(circuit: Circuit, error: ProviderError) -> ProviderError:
+    circuit.missed()
+    error.unreachable = error.unreachable or circuit.unreachable
+    return error
+
+
+def _circuit_open(provider: str, circuit: Circuit) -> ProviderError:
+    seconds = math.ceil(circuit.retry_after_seconds) or 1
+    message = f"provider {provider} failed most of the last requests, and is not asked for a while: try again later"
+    return ProviderError(
+        "circuit_open", 503, message, headers={"retry-after": str(seconds)}, unreachable=circuit.unreachable
+    )
 
 
 def _timeout(provider: str, what: str) -> ProviderError:
@@ -345,17 +372,3 @@ def _reason(error: BaseException) -> str:
     """Without the address: it is nobody's business outside."""
     number = getattr(getattr(error, "os_error", None) or error, "errno", None)
     return os.strerror(number) if isinstance(number, int) and number > 0 else type(error).__name__
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header: a number or a date."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None

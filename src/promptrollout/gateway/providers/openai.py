@@ -7,14 +7,11 @@ from typing import ClassVar, Final
 
 from promptrollout.gateway.providers.endpoint import Endpoint
 
-_PATHS: Final = {"chat": "/chat/completions"}
+_PATHS: Final = {"chat": "/chat/completions", "responses": "/responses", "embeddings": "/embeddings"}
 
 
 class OpenAIProvider(Endpoint):
-    """Takes its key as a Bearer token."""
+    """Takes its key as a Bearer token, like most."""
 
     kind: ClassVar = "OpenAI"
     paths: ClassVar[Mapping[str, str]] = _PATHS
-
-    def key_headers(self) -> dict[str, str]:
-        return {} if self.key is None else {"authorization": f"Bearer {self.key}"}

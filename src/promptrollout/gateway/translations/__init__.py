@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Final
 
+from promptrollout.gateway.translations import chat_answer, chat_to_messages, messages_answer, messages_to_chat
 from promptrollout.gateway.translations.base import Translation
 
-TRANSLATIONS: Final[Mapping[tuple[str, str], Translation]] = {}
+TRANSLATIONS: Final[Mapping[tuple[str, str], Translation]] = {
+    ("chat", "messages"): Translation(chat_to_messages.request, messages_answer.answer, messages_answer.ChatStream),
+    ("messages", "chat"): Translation(messages_to_chat.request, chat_answer.answer, chat_answer.MessagesStream),
+}
 """By the names of the caller's protocol and the provider's."""

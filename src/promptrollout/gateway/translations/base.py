@@ -6,18 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from promptrollout.gateway.errors import Unfilled
 from promptrollout.gateway.render import Body
 from promptrollout.gateway.sse import StreamTranslator
-
-
-class Untranslatable(Unfilled):
-    """The provider's protocol cannot say what the request asks."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(message)
-        self.param = param
-        """The request's field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,5 +17,6 @@ class Translation:
     request: Callable[[Body], Body]
     """Raises Untranslatable, CallerError. Leaves what it takes as it is."""
     answer: Callable[[dict[str, Any]], dict[str, Any]]
+    """Raises ValueError for an answer that cannot be said in the caller's protocol."""
     stream: Callable[[Body], StreamTranslator]
     """For the answer to this request of the caller."""

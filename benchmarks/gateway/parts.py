@@ -1,0 +1,72 @@
+"""CPU of a request by its parts: the gateway's own functions, called in a row without a network."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+
+from benchmarks.gateway.served import delivery
+from promptrollout.gateway.account import Usage
+from promptrollout.gateway.choices import choices_of
+from promptrollout.gateway.fill import prepare
+from promptrollout.gateway.http import Reply, headers_of
+from promptrollout.gateway.process import Gateway, Settings
+from promptrollout.gateway.protocols import chat
+from promptrollout.gateway.request import parse
+
+TIMES = 3_000
+ROUNDS = 7
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Microseconds of CPU of one call: the best of several rounds, as others share the machine."""
+    best = float("inf")
+    for _ in range(ROUNDS):
+        before = time.process_time()
+        for _ in range(TIMES):
+            work()
+        best = min(best, time.process_time() - before)
+    return 1e6 * best / TIMES
+
+
+def parts(payload: bytes, answer: bytes) -> dict[str, float]:
+    """Microseconds by part; what is not in it is the servers' and the client's sockets and protocols."""
+    return asyncio.run(_parts(payload, answer))
+
+
+async def _parts(payload: bytes, answer: bytes) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as state:
+        gateway = Gateway(Settings("bench", "default", "pod", Path(state), Path(state)))
+        await gateway.registry.apply("app-0", delivery(0, "http://127.0.0.1:1"))
+        requests, protocol = gateway.serving_app._requests, chat.CHAT
+        raw = [(b"host", b"x"), (b"content-type", b"application/json"), (b"content-length", b"250")]
+        headers = headers_of({"headers": raw})
+        request = parse(protocol, headers, payload, 0.0)
+        serving = requests._serving(request)
+        assignment = requests._assign(serving, request)
+        prepared = prepare(serving, request, assignment, gateway.counters)
+        parsed = orjson.loads(answer)
+
+        async def send(_: object) -> None: ...
+
+        def judge() -> None:
+            found = orjson.loads(answer)
+            prepared.outcome.usage = Usage.read(found.get("usage"))
+            prepared.outcome.answered(choices_of(found))
+
+        reply = Reply(send)
+        prepared.outcome.usage = Usage.read(parsed.get("usage"))
+        prepared.outcome.answered(choices_of(parsed))
+        return {
+            "parse": timed(lambda: parse(protocol, headers_of({"headers": raw}), payload, 0.0)),
+            "route": timed(lambda: requests._assign(requests._serving(request), request)),
+            "render": timed(lambda: prepare(serving, request, assignment, gateway.counters)),
+            "call: write": timed(lambda: orjson.dumps(prepared.filled.body)),
+            "check": timed(judge),
+            "account": timed(lambda: prepared.account(reply)),
+        }

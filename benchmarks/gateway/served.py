@@ -1,0 +1,122 @@
+"""What is measured, each as a process of its own on one core: our gateway, and a bare proxy as the floor.
+
+`python -m benchmarks.gateway.served gateway|floor PROVIDER_URL [ROLLOUTS]` prints the address of its serving port and,
+of the gateway, that of its admin port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import uvloop
+
+from promptrollout.gateway.process import Gateway, Settings, _server
+
+SYSTEM = "You are the support assistant of a shop. Answer in one short sentence and never promise a refund. " * 8
+
+
+def arm(digest: str, provider_url: str) -> dict[str, Any]:
+    return {
+        "version": f"support-{digest[:10]}",
+        "digest": f"sha256:{digest}",
+        "prompt": {
+            "providerRef": {"name": "stub"},
+            "model": "stub",
+            "messages": [{"role": "system", "content": SYSTEM + "The plan is {{ plan | default('free') }}."}],
+            "parameters": {"temperature": "0.2"},
+        },
+        "provider": {
+            "name": "stub",
+            "baseURL": f"{provider_url}/v1",
+            "price": {"model": "stub", "inputPerMillionUsd": "1", "outputPerMillionUsd": "4"},
+        },
+    }
+
+
+def delivery(number: int, provider_url: str) -> dict[str, Any]:
+    """A canary at 10 %, as it stands in the API server."""
+    return {
+        "formatVersion": 1,
+        "gateway": "bench",
+        "rolloutUID": f"uid-{number}",
+        "sequence": 1,
+        "weight": 10,
+        "salt": f"salt-{number}",
+        "shardMetrics": ["promptrollout_shard_requests_total", "promptrollout_shard_errors_total"],
+        "stable": arm(f"{number:032x}" + "a" * 32, provider_url),
+        "canary": arm(f"{number:032x}" + "b" * 32, provider_url),
+    }
+
+
+async def gateway(provider_url: str, rollouts: int) -> None:
+    with tempfile.TemporaryDirectory() as state:
+        settings = Settings(
+            "bench", "default", "pod", Path(state), Path(state), port=free_port(), admin_port=free_port()
+        )
+        found = Gateway(settings)
+        for number in range(rollouts):
+            await found.registry.apply(f"app-{number}", delivery(number, provider_url))
+        servers = [
+            _server(found.serving_app, "127.0.0.1", settings.port, 1),
+            _server(found.admin_app, "127.0.0.1", settings.admin_port, 1),
+        ]
+        print(f"http://127.0.0.1:{settings.port} http://127.0.0.1:{settings.admin_port}", flush=True)
+        await asyncio.gather(*(server.serve() for server in servers))
+
+
+class Floor:
+    """The least that a proxy in this stack does: parse, put a prompt in front, send on, hand back."""
+
+    def __init__(self, provider_url: str) -> None:
+        self._url = f"{provider_url}/v1/chat/completions"
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        pieces, more = [], True
+        while more:
+            message = await receive()
+            pieces.append(message["body"])
+            more = message["more_body"]
+        body = orjson.loads(b"".join(pieces))
+        body["messages"] = [{"role": "system", "content": SYSTEM}, *body["messages"]]
+        headers = {"content-type": "application/json"}
+        async with self._session.post(self._url, data=orjson.dumps(body), headers=headers) as answer:
+            kind = answer.headers["content-type"].encode()
+            await send({"type": "http.response.start", "status": answer.status, "headers": [(b"content-type", kind)]})
+            async for piece in answer.content.iter_any():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def floor(provider_url: str) -> None:
+    port = free_port()
+    server = _server(Floor(provider_url), "127.0.0.1", port, 1)
+    print(f"http://127.0.0.1:{port}", flush=True)
+    await server.serve()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def main() -> None:
+    what, provider_url = sys.argv[1:3]
+    work = gateway(provider_url, int(sys.argv[3])) if what == "gateway" else floor(provider_url)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work)
+
+
+if __name__ == "__main__":
+    main()

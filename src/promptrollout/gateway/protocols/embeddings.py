@@ -1,0 +1,47 @@
+"""OpenAI's embeddings: `POST /v1/embeddings`, passed through to stable's provider under stable's model."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+import orjson
+
+from promptrollout.api.prompt import PromptSpec
+from promptrollout.gateway.account import Usage
+from promptrollout.gateway.errors import error_object
+from promptrollout.gateway.protocols.base import Protocol, Whole
+from promptrollout.gateway.render import Body, CompiledPrompt, Overlay
+from promptrollout.gateway.route import OPENAI_CONVERSATION, OPENAI_USER, Fields
+
+
+class Embeddings(Protocol):
+    """There is no prompt in it, so nothing to compare: stable answers, outside the analysis."""
+
+    name: ClassVar = "embeddings"
+    user_fields: ClassVar[Fields] = OPENAI_USER
+    conversation_fields: ClassVar[Fields] = OPENAI_CONVERSATION
+    compared: ClassVar = False
+
+    def overlay(self, spec: PromptSpec) -> Overlay:
+        return Overlay({"model": spec.model})
+
+    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
+        return prompt.overlay(self.name, self.overlay).over(body)
+
+    def leaves_format(self, body: Body) -> bool:
+        return False
+
+    def read(self, payload: bytes) -> Whole | None:
+        try:
+            parsed = orjson.loads(payload)
+        except orjson.JSONDecodeError:
+            return None
+        if not isinstance(parsed, dict) or not isinstance(parsed.get("data"), list):
+            return None
+        return Whole(parsed, [], Usage.read(parsed.get("usage")))
+
+    def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
+        return error_object(status, message, code, param)
+
+
+EMBEDDINGS: Final = Embeddings()

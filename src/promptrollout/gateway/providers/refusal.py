@@ -1,0 +1,69 @@
+"""What an answer that is an error means: for the caller, for whoever counts, and for another try."""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from promptrollout.gateway.errors import ErrorType, ProviderError, upstream_error
+
+DOWN_STATUS: Final = frozenset([502, 503, 504])
+"""What a proxy or load balancer answers in the place of a provider that is down."""
+_RETRIED_STATUS: Final = DOWN_STATUS | {429}
+_SHOWN_HEADERS: Final = ("retry-after", "x-request-id")
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+"""In the value of a header it cannot be sent on, and was meant for no good."""
+_SHOWN_CHARACTERS: Final = 4096
+
+
+def refusal(
+    provider: str, status: int, headers: Mapping[str, str], body: bytes, redacted: Callable[[str], str]
+) -> ProviderError:
+    """The error to raise; `redacted` takes out what the caller must not see of the provider's words."""
+    error = upstream_error(body)
+    said, code, param = (
+        redacted(found)[:_SHOWN_CHARACTERS] if isinstance(found := error.get(field), str) else None
+        for field in ("message", "code", "param")
+    )
+    message = f"provider {provider} answered {status}" + ("" if said is None else f": {said}")
+    error_type: ErrorType
+    if status == 429:
+        error_type, shown = "rate_limited", 429
+    elif 400 <= status < 500:
+        error_type, shown = "provider_4xx", status
+    elif status >= 500:
+        error_type, shown = "provider_5xx", 503 if status == 503 else 502
+    else:
+        error_type, shown = "bad_response", 502
+    return ProviderError(
+        error_type,
+        shown,
+        message[:_SHOWN_CHARACTERS],
+        code=code,
+        param=param,
+        headers={
+            name: redacted(headers[name])
+            for name in _SHOWN_HEADERS
+            if name in headers and not CONTROL.search(headers[name])
+        },
+        retryable=status in _RETRIED_STATUS,
+        retry_after_seconds=_retry_after(headers.get("retry-after")),
+        about_stream_options=status in (400, 422) and b"stream_options" in body,
+    )
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header: a number or a date."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,154 @@
+"""Answers of OpenAI's chat API, whole and streamed, as Anthropic says them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+
+from promptrollout.gateway.protocols.messages import MESSAGES
+from promptrollout.gateway.render import Body
+from promptrollout.gateway.translations.fields import arguments, count, listed
+
+_STOPS: Final = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "function_call": "tool_use",
+    "content_filter": "refusal",
+}
+
+
+def answer(found: dict[str, Any]) -> dict[str, Any]:
+    """The first choice as a message. Raises ValueError."""
+    choice = next(iter(listed(found["choices"])), {})
+    said = choice.get("message")
+    message: Body = said if isinstance(said, dict) else {}
+    content: list[Body] = []
+    for text in (message.get("content"), message.get("refusal")):
+        if isinstance(text, str) and text:
+            content.append({"type": "text", "text": text})
+    for call in listed(message.get("tool_calls")):
+        function = call.get("function")
+        if not isinstance(function, dict):
+            raise ValueError("a call of a tool names no function")
+        given = arguments(function.get("arguments"))
+        content.append({"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": given})
+    stop_reason = "refusal" if message.get("refusal") else _STOPS.get(str(choice.get("finish_reason")), "end_turn")
+    return {
+        "id": found.get("id"),
+        "type": "message",
+        "role": "assistant",
+        "model": found.get("model"),
+        "content": content,
+        "stop_reason": stop_reason,
+        "stop_sequence": None,
+        "usage": _usage(found.get("usage")),
+    }
+
+
+class MessagesStream:
+    """Chunks of a chat completion as Anthropic's events. Of several choices the first is told."""
+
+    def __init__(self, body: Body) -> None:
+        self._started = False
+        self._open: int | None = None
+        """The index of the block that is open."""
+        self._blocks = 0
+        self._calls: dict[str, int] = {}
+        """Indexes of the blocks of calls, by the call's number."""
+        self._stop_reason = "end_turn"
+        self._refused = False
+        self._usage: Body = _usage(None)
+
+    def event(self, found: dict[str, Any]) -> bytes:
+        out = [] if self._started else [self._start(found)]
+        if isinstance(found.get("usage"), dict):
+            self._usage = _usage(found["usage"])
+        for choice in listed(found.get("choices")):
+            if not choice.get("index"):
+                self._choice(choice, out)
+        return b"".join(out)
+
+    def error(self, message: str) -> bytes:
+        return MESSAGES.error_event(502, message, None, 0)
+
+    def end(self) -> bytes:
+        out: list[bytes] = []
+        self._close(out)
+        delta = {"stop_reason": "refusal" if self._refused else self._stop_reason, "stop_sequence": None}
+        out.append(_event("message_delta", delta=delta, usage=self._usage))
+        out.append(_event("message_stop"))
+        return b"".join(out)
+
+    def _start(self, found: dict[str, Any]) -> bytes:
+        self._started = True
+        message: Body = {
+            "id": found.get("id"),
+            "type": "message",
+            "role": "assistant",
+            "model": found.get("model"),
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": _usage(None),  # OpenAI's comes at the end
+        }
+        return _event("message_start", message=message)
+
+    def _choice(self, choice: Body, out: list[bytes]) -> None:
+        given = choice.get("delta")
+        delta = given if isinstance(given, dict) else {}
+        for name in ("content", "refusal"):
+            if isinstance(text := delta.get(name), str) and text:
+                self._refused = self._refused or name == "refusal"
+                if self._open is None or self._open in self._calls.values():
+                    self._begin({"type": "text", "text": ""}, out)
+                out.append(self._delta(self._open, {"type": "text_delta", "text": text}))
+        for call in listed(delta.get("tool_calls")):
+            self._call(call, out)
+        if reason := choice.get("finish_reason"):
+            self._stop_reason = _STOPS.get(str(reason), "end_turn")
+
+    def _call(self, call: Body, out: list[bytes]) -> None:
+        given = call.get("function")
+        function = given if isinstance(given, dict) else {}
+        number = str(call.get("index", len(self._calls)))
+        if number not in self._calls:
+            block: Body = {"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": {}}
+            self._calls[number] = self._begin(block, out)
+        if arguments := function.get("arguments"):
+            out.append(self._delta(self._calls[number], {"type": "input_json_delta", "partial_json": arguments}))
+
+    def _begin(self, block: Body, out: list[bytes]) -> int:
+        self._close(out)
+        self._open = self._blocks
+        self._blocks += 1
+        out.append(_event("content_block_start", index=self._open, content_block=block))
+        return self._open
+
+    def _close(self, out: list[bytes]) -> None:
+        if self._open is not None:
+            out.append(_event("content_block_stop", index=self._open))
+            self._open = None
+
+    @staticmethod
+    def _delta(index: int | None, delta: Body) -> bytes:
+        return _event("content_block_delta", index=index, delta=delta)
+
+
+def _usage(found: Any) -> Body:
+    """OpenAI counts its cache within `prompt_tokens`, Anthropic beside `input_tokens`."""
+    details = found.get("prompt_tokens_details") if isinstance(found, dict) else None
+    prompt = count(found, "prompt_tokens")
+    read = min(prompt, count(details, "cached_tokens"))
+    written = min(prompt - read, count(details, "cache_write_tokens"))
+    return {
+        "input_tokens": prompt - read - written,
+        "cache_creation_input_tokens": written,
+        "cache_read_input_tokens": read,
+        "output_tokens": count(found, "completion_tokens"),
+    }
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps({"type": kind, **fields}) + b"\n\n"

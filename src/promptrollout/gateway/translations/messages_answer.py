@@ -1,0 +1,150 @@
+"""Anthropic's answers, whole and streamed, as OpenAI's chat API says them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+import orjson
+
+from promptrollout.gateway.errors import error_object
+from promptrollout.gateway.protocols.chat import wants_usage
+from promptrollout.gateway.protocols.messages import finish_of
+from promptrollout.gateway.render import Body
+from promptrollout.gateway.translations.fields import count, dumped, listed
+
+_REASONS: Final = ("stop", "length", "tool_calls", "content_filter")
+
+
+def answer(found: dict[str, Any]) -> dict[str, Any]:
+    """A message as a chat completion with one choice."""
+    said: list[str] = []
+    reasoning: list[str] = []
+    calls: list[Body] = []
+    for block in listed(found["content"]):
+        kind = block.get("type")
+        if kind == "text":
+            said.append(str(block.get("text") or ""))
+        elif kind == "thinking":
+            reasoning.append(str(block.get("thinking") or ""))
+        elif kind == "tool_use":
+            function = {"name": block.get("name"), "arguments": dumped(block.get("input"))}
+            calls.append({"id": block.get("id"), "type": "function", "function": function})
+    message: Body = {"role": "assistant", "content": "".join(said) if said or not calls else None, "refusal": None}
+    if reasoning:
+        message["reasoning_content"] = "".join(reasoning)
+    if calls:
+        message["tool_calls"] = calls
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": None,
+        "finish_reason": _finish_reason(found.get("stop_reason")),
+    }
+    return {
+        "id": found.get("id"),
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": found.get("model"),
+        "choices": [choice],
+        "usage": _usage(found.get("usage")),
+    }
+
+
+class ChatStream:
+    """Anthropic's events as chunks of a chat completion."""
+
+    def __init__(self, body: Body) -> None:
+        self._usage_wanted = wants_usage(body)
+        self._frame: Body = {}
+        self._calls: dict[str, int] = {}
+        """Numbers of the calls, by the index of their block."""
+        self._usage: Body = {}
+
+    def event(self, found: dict[str, Any]) -> bytes:
+        kind = found.get("type")
+        if kind == "content_block_delta":
+            return self._delta(found)
+        if kind == "content_block_start":
+            return self._block(found)
+        if kind == "message_start":
+            message = found.get("message")
+            message = message if isinstance(message, dict) else {}
+            self._count(message.get("usage"))
+            self._frame = {
+                "id": message.get("id"),
+                "object": "chat.completion.chunk",
+                "created": int(time.time()),
+                "model": message.get("model"),
+            }
+            return self._chunk({"role": "assistant", "content": ""})
+        if kind == "message_delta":
+            self._count(found.get("usage"))
+            delta = found.get("delta")
+            reason = delta.get("stop_reason") if isinstance(delta, dict) else None
+            return self._chunk({}, _finish_reason(reason)) if reason else b""
+        return b": ping\n\n" if kind == "ping" else b""
+
+    def error(self, message: str) -> bytes:
+        return b"data: " + error_object(502, message, "stream_broken") + b"\n\n"
+
+    def end(self) -> bytes:
+        last = b""
+        if self._usage_wanted:
+            last = _sent({**self._frame, "choices": [], "usage": _usage(self._usage)})
+        return last + b"data: [DONE]\n\n"
+
+    def _block(self, found: dict[str, Any]) -> bytes:
+        block = found.get("content_block")
+        if not isinstance(block, dict):
+            return b""
+        if block.get("type") == "tool_use":
+            number = self._calls.setdefault(str(found.get("index")), len(self._calls))
+            call = {"index": number, "id": block.get("id"), "type": "function"}
+            return self._chunk({"tool_calls": [{**call, "function": {"name": block.get("name"), "arguments": ""}}]})
+        return self._chunk({"content": block["text"]}) if block.get("text") else b""
+
+    def _delta(self, found: dict[str, Any]) -> bytes:
+        delta = found.get("delta")
+        kind = delta.get("type") if isinstance(delta, dict) else None
+        if not isinstance(delta, dict):
+            return b""
+        if kind == "text_delta":
+            return self._chunk({"content": delta.get("text")})
+        if kind == "thinking_delta":
+            return self._chunk({"reasoning_content": delta.get("thinking")})
+        if kind == "input_json_delta" and (number := self._calls.get(str(found.get("index")))) is not None:
+            arguments = delta.get("partial_json")
+            return self._chunk({"tool_calls": [{"index": number, "function": {"arguments": arguments}}]})
+        return b""
+
+    def _chunk(self, delta: Body, finish_reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return _sent({**self._frame, "choices": [choice]})
+
+    def _count(self, usage: Any) -> None:
+        if isinstance(usage, dict):
+            self._usage.update({name: value for name, value in usage.items() if value is not None})
+
+
+def _finish_reason(stop_reason: Any) -> str:
+    found = finish_of(stop_reason)
+    return found if found in _REASONS else "stop"
+
+
+def _usage(found: Any) -> Body | None:
+    """Anthropic counts its cache beside `input_tokens`, OpenAI within `prompt_tokens`."""
+    if not isinstance(found, dict) or not found:
+        return None
+    read, written = count(found, "cache_read_input_tokens"), count(found, "cache_creation_input_tokens")
+    prompt, completion = count(found, "input_tokens") + read + written, count(found, "output_tokens")
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},
+    }
+
+
+def _sent(chunk: Body) -> bytes:
+    return b"data: " + orjson.dumps(chunk) + b"\n\n"

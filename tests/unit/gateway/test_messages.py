@@ -1,0 +1,160 @@
+"""Prompts in requests of Anthropic's API, and what its providers are sent beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptrollout.api.prompt import PromptSpec
+from promptrollout.gateway.configuration import LoadError
+from promptrollout.gateway.errors import CallerError
+from promptrollout.gateway.process import Gateway
+from promptrollout.gateway.protocols.messages import DEFAULT_MAX_TOKENS, MESSAGES
+from promptrollout.gateway.render import SystemMessageRefused, compile_prompt
+from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, counted, delivery, says, series
+
+OURS = [{"role": "system", "content": "Of {{ company }}."}]
+EXAMPLE = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
+HELLO = {"role": "user", "content": "Hello"}
+ANSWER = {
+    "id": "msg_1",
+    "type": "message",
+    "content": [{"type": "text", "text": "Hi"}],
+    "stop_reason": "end_turn",
+    "usage": {
+        "input_tokens": 10,
+        "cache_creation_input_tokens": 30,
+        "cache_read_input_tokens": 60,
+        "output_tokens": 5,
+    },
+}
+
+
+def filled(body: dict[str, Any], messages: list[dict[str, Any]] | None = None, **changes: Any) -> dict[str, Any]:
+    spec = {"providerRef": {"name": "p"}, "model": "claude", "messages": messages or OURS, **changes}
+    prompt = compile_prompt(PromptSpec.model_validate(spec))
+    given = {"model": "support", "max_tokens": 9, "prompt_variables": {"company": "ACME"}, "messages": [HELLO], **body}
+    return MESSAGES.fill(prompt, given)
+
+
+def test_our_system_messages_are_the_system_prompt_wherever_they_stand() -> None:
+    assert filled({}) == {"model": "claude", "max_tokens": 9, "system": "Of ACME.", "messages": [HELLO]}
+    around = [*OURS, *EXAMPLE, {"placeholder": "history"}, {"role": "developer", "content": "Brief."}, EXAMPLE[0]]
+    found = filled({}, around)
+    assert found["system"] == "Of ACME.\n\nBrief."
+    assert found["messages"] == [*EXAMPLE, HELLO, EXAMPLE[0]]
+    assert "system" not in filled({}, EXAMPLE)
+
+
+def test_the_callers_system_prompt_goes_where_the_prompt_wants_it() -> None:
+    assert filled({"system": "theirs"})["system"] == "Of ACME.\n\ntheirs"
+    block = {"type": "text", "text": "theirs", "cache_control": {"type": "ephemeral"}}
+    assert filled({"system": [block]})["system"] == [{"type": "text", "text": "Of ACME."}, block]
+    assert filled({"system": [block]}, callerSystemMessage="Replace")["system"] == "Of ACME."
+    with pytest.raises(SystemMessageRefused):
+        filled({"system": "theirs"}, callerSystemMessage="Refuse")
+    with pytest.raises(CallerError) as caught:
+        filled({"system": 7})
+    assert caught.value.param == "system"
+
+
+def test_the_limit_on_tokens_is_the_versions_else_the_callers_else_a_default() -> None:
+    assert filled({}, parameters={"maxTokens": 5})["max_tokens"] == 5
+    assert filled({})["max_tokens"] == 9
+    assert filled({"max_tokens": None})["max_tokens"] == DEFAULT_MAX_TOKENS == 4096
+
+
+def test_the_versions_parameters_and_tools_are_said_as_anthropic_has_them() -> None:
+    function = {"name": "f", "description": "d", "parameters": {"type": "object"}}
+    tools = [{"type": "function", "function": function}, {"name": "g", "input_schema": {"type": "object"}}]
+    found = filled({"of_next_year": 1}, parameters={"temperature": "0.5", "topP": "0.9", "stop": ["x"]}, tools=tools)
+    assert (found["temperature"], found["top_p"], found["stop_sequences"]) == (0.5, 0.9, ["x"])
+    assert found["tools"] == [{"name": "f", "description": "d", "input_schema": {"type": "object"}}, tools[1]]
+    assert found["of_next_year"] == 1
+
+
+def test_a_caller_who_asks_for_another_format_is_not_judged_by_ours() -> None:
+    assert MESSAGES.leaves_format({"output_config": {"effort": "low"}}) is True
+    assert MESSAGES.leaves_format({"output_config": {"format": {"type": "json_schema"}}}) is False
+
+
+async def anthropic(gateway: Gateway, provider: Provider, **changes: Any) -> None:
+    made = arm(url=provider.url, provider_type="Anthropic", **changes)
+    await gateway.registry.apply("support", delivery(stable=made))
+
+
+ASKED = {"model": "support", "max_tokens": 9, "metadata": {"user_id": "u"}, "messages": [HELLO]}
+
+
+async def test_a_provider_gets_its_key_the_version_and_the_callers_betas(
+    gateway: Gateway, caller: Caller, provider: Provider, tmp_path: Path
+) -> None:
+    key = tmp_path / "keys" / "openai" / "api-key"
+    key.parent.mkdir(parents=True)
+    key.write_text("sk-ant-1\n")
+    await anthropic(gateway, provider, provider_needsKey=True)
+    provider.script.extend([says(body=ANSWER)] * 3)
+    theirs = {"x-api-key": "of-the-caller", "authorization": "Bearer of-the-caller"}
+    await caller.post(ASKED, path="/v1/messages", headers=theirs)
+    own = {"anthropic-version": "2024-01-01", "anthropic-beta": "a,b"}
+    await caller.post(ASKED, path="/v1/messages", headers=own)
+    await caller.post({"model": "support", "user": "u", "messages": [HELLO]}, headers=own)
+    assert provider.paths == ["/v1/messages"] * 3
+    sent = provider.headers
+    assert [one["x-api-key"] for one in sent] == ["sk-ant-1"] * 3
+    assert not any("authorization" in one for one in sent)
+    assert [one["anthropic-version"] for one in sent] == ["2023-06-01", "2024-01-01", "2023-06-01"]
+    assert [one.get("anthropic-beta") for one in sent] == [None, "a,b", None]
+    assert counted(gateway) == {"stable": (3, 0)}
+
+
+async def test_what_is_read_from_and_written_to_the_cache_is_input(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    price = {
+        "model": "gpt",
+        "inputPerMillionUsd": "1",
+        "outputPerMillionUsd": "4",
+        "cachedInputPerMillionUsd": "0.1",
+        "cacheWritePerMillionUsd": "1.5",
+    }
+    await anthropic(gateway, provider, provider_price=price)
+    provider.script.append(says(body=ANSWER, **{"request-id": "r1", "anthropic-organization-id": "o"}))
+    answered = await caller.post(ASKED, path="/v1/messages")
+    assert answered.json == ANSWER
+    assert answered.headers["request-id"] == "r1"
+    assert "anthropic-organization-id" not in answered.headers
+    total = series(gateway, "stable").total
+    assert (total.input_tokens, total.cached_input_tokens) == (100, 60)
+    assert total.cost_sum_usd == pytest.approx(10e-6 + 45e-6 + 6e-6 + 20e-6)
+
+
+async def test_a_version_that_anthropic_cannot_be_told_is_found_when_it_is_loaded(
+    gateway: Gateway, provider: Provider
+) -> None:
+    await anthropic(gateway, provider, parameters={"seed": 1})
+    assert gateway.registry.find("support") is None
+    canary = arm(CANARY, provider.url, provider_type="Anthropic", tools=[{"type": "web_search"}])
+    await gateway.registry.apply("support", delivery(2, stable=arm(url=provider.url), canary=canary))
+    serving = gateway.registry.find("support")
+    assert serving is not None
+    assert serving.canary is None
+    problem = serving.configuration.canary_problem
+    assert isinstance(problem, LoadError)
+    assert str(problem) == (
+        "canary.prompt.tools[0]: only functions can be offered to Anthropic's API, or tools as it has them itself"
+    )
+
+
+async def test_a_request_that_cannot_be_translated_counts_for_nobody(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await anthropic(gateway, provider)
+    answered = await caller.post({"model": "support", "user": "u", "messages": [HELLO], "seed": 1})
+    assert (answered.status, answered.error["code"], answered.error["param"]) == (400, "untranslatable", "seed")
+    assert answered.error["message"] == "seed: Anthropic's API has nothing like it"
+    answered = await caller.post({"model": "support", "input": "Hello"}, path="/v1/responses")
+    assert (answered.status, answered.error["code"]) == (400, "untranslatable")
+    assert (counted(gateway), provider.requests) == ({}, [])

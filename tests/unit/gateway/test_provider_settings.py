@@ -1,0 +1,310 @@
+"""What a ModelProvider says of keys, headers, certificates, patience and budget, as its endpoint meets it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+
+from promptrollout.gateway.process import Gateway
+from promptrollout.gateway.providers import endpoint
+from promptrollout.sandbox.pki import Authority
+from tests.unit.gateway.kit import (
+    Caller,
+    Provider,
+    arm,
+    chunk,
+    completion,
+    counted,
+    delivery,
+    request,
+    says,
+    series,
+    streams,
+)
+
+KEYS = ("sk-first-1111111111", "sk-second-2222222222", "sk-third-3333333333")
+
+
+async def serve(gateway: Gateway, url: str, sequence: int = 1, **provider: Any) -> None:
+    settings = {f"provider_{name}": value for name, value in provider.items()}
+    await gateway.registry.apply("support", delivery(sequence, stable=arm(url=url, **settings)))
+
+
+def write_keys(gateway: Gateway, *keys: str) -> None:
+    path = gateway.settings.provider_keys_dir / "openai" / "api-key"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # a Secret's volume is swapped, not written to
+    path.write_text("\n".join(keys))
+
+
+def authorizations(provider: Provider) -> list[str | None]:
+    return [headers.get("authorization") for headers in provider.headers]
+
+
+# ------------------------------------------------------------ keys
+
+
+async def test_keys_take_turns(gateway: Gateway, caller: Caller, provider: Provider) -> None:
+    write_keys(gateway, *KEYS)
+    await serve(gateway, provider.url, needsKey=True)
+    for _ in range(6):
+        assert (await caller.post(request())).status == 200
+    assert sorted(map(str, authorizations(provider))) == sorted([f"Bearer {key}" for key in KEYS] * 2)
+
+
+@pytest.mark.parametrize("status", [401, 429])
+async def test_a_key_that_is_refused_rests_and_another_answers_at_once(
+    status: int, gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    write_keys(gateway, *KEYS)
+    await serve(gateway, provider.url, needsKey=True, maxRetries=0)
+    provider.script.append(says(status, b"", **{"retry-after": "50"}))
+    began = time.monotonic()
+    for _ in range(7):
+        assert (await caller.post(request())).status == 200
+    assert time.monotonic() - began < 5
+    refused, *others = authorizations(provider)
+    assert refused not in others
+    assert set(others) == {f"Bearer {key}" for key in KEYS} - {refused}
+    assert counted(gateway) == {"stable": (7, 0)}
+
+
+async def test_where_every_key_is_refused_the_caller_hears_it(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    write_keys(gateway, *KEYS)
+    await serve(gateway, provider.url, needsKey=True)
+    provider.script.extend(says(401, b"") for _ in range(10))
+    assert (await caller.post(request())).status == 401
+    assert len(provider.requests) == 3
+
+
+async def test_keys_rotate_without_a_restart(gateway: Gateway, caller: Caller, provider: Provider) -> None:
+    write_keys(gateway, KEYS[0])
+    await serve(gateway, provider.url, needsKey=True)
+    await caller.post(request())
+    write_keys(gateway, KEYS[1], KEYS[2])
+    assert gateway.providers.refresh_files() == []
+    for _ in range(2):
+        await caller.post(request())
+    first, *later = authorizations(provider)
+    assert (first, set(later)) == (f"Bearer {KEYS[0]}", {f"Bearer {KEYS[1]}", f"Bearer {KEYS[2]}"})
+
+
+async def test_no_key_shows_anywhere(
+    gateway: Gateway,
+    caller: Caller,
+    provider: Provider,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever goes wrong: in answers, headers, logs, metrics, reports and files."""
+    caplog.set_level(logging.DEBUG)
+    write_keys(gateway, *KEYS)
+    await serve(gateway, provider.url, needsKey=True, maxRetries=1, timeouts={"firstByteSeconds": 1})
+    tells = {"error": {"message": f"wrong key {' '.join(KEYS)}", "code": KEYS[0], "param": KEYS[1]}}
+    provider.script.extend(
+        [
+            *(says(status, tells) for status in (400, 401, 401, 401, 403, 429, 500, 503) for _ in range(2)),
+            says(302, b"", location="http://127.0.0.1:1/"),
+            says(200, tells),
+            says(200, b"garbage"),
+            streams(cut=True),
+            streams(chunk("a"), cut=True),
+            streams(asyncio.Event()),
+        ]
+    )
+    seen = []
+    for n in range(30):
+        answered = await caller.post(request(user=f"u{n}", stream=n % 2 == 0))
+        seen.append(f"{answered.headers} {answered.body!r}")
+    assert provider.script == type(provider.script)()
+    write_keys(gateway, f"{KEYS[0]}\x07")
+    seen += gateway.providers.refresh_files()
+    await serve(gateway, "http://127.0.0.1:1/v1", 2, needsKey=True, name="other")
+    for page in ("/metrics", "/rollouts"):
+        seen.append((await Caller(gateway.admin_app).get(page)).body.decode())
+    seen += [repr(endpoint.__dict__) for endpoint in gateway.providers._known.values()]
+    seen += [caplog.text, *capfd.readouterr()]
+    seen += [path.read_text() for path in gateway.settings.state_dir.rglob("*") if path.is_file()]
+    assert len(seen) > 35
+    assert any("[key]" in text for text in seen), "the provider's words came through"
+    for text in seen:
+        for key in KEYS:
+            assert key not in text
+
+
+# ------------------------------------------------------------ the request's form
+
+
+async def test_azures_form(gateway: Gateway, caller: Caller, provider: Provider) -> None:
+    """A path per deployment, a version in the query, the key alone in a header of its own."""
+    seen: list[str] = []
+
+    async def answer(incoming: web.Request) -> web.Response:
+        seen.append(incoming.path_qs)
+        provider.headers.append({name.lower(): value for name, value in incoming.headers.items()})
+        return web.json_response(completion())
+
+    app = web.Application()
+    app.router.add_route("*", "/openai/deployments/gpt/{rest:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        write_keys(gateway, KEYS[0])
+        await serve(
+            gateway,
+            f"http://127.0.0.1:{runner.addresses[0][1]}/openai/deployments/gpt",
+            needsKey=True,
+            auth={"header": "api-key", "scheme": ""},
+            query=[{"name": "api-version", "value": "2024-10-21"}, {"name": "a", "value": "b c&d"}],
+            headers=[{"name": "X-Team", "value": "support"}, {"name": "Host", "value": "evil"}],
+        )
+        assert (await caller.post(request(), headers={"cookie": "c=1", "x-other": "1"})).status == 200
+        serving = gateway.registry.find("support")
+        assert serving is not None
+        assert await serving.stable.provider.probe(serving.stable.provider_config)
+    finally:
+        await runner.cleanup()
+    query = "?api-version=2024-10-21&a=b+c%26d"
+    assert seen == [f"/openai/deployments/gpt/chat/completions{query}", f"/openai/deployments/gpt/models{query}"]
+    headers = provider.headers[0]
+    assert headers["api-key"] == KEYS[0]
+    assert headers["x-team"] == "support"
+    assert headers["host"].startswith("127.0.0.1")
+    assert not {"authorization", "cookie", "x-other"} & headers.keys()
+
+
+# ------------------------------------------------------------ certificates
+
+
+@pytest.fixture
+async def secure(tmp_path: Path) -> AsyncIterator[tuple[str, Authority]]:
+    """An endpoint with a certificate of a private authority."""
+    authority = Authority(tmp_path / "pki")
+    certificate, key = authority.issue("server", common_name="model", addresses=("127.0.0.1",))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", says())
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    yield f"https://127.0.0.1:{runner.addresses[0][1]}/v1", authority
+    await runner.cleanup()
+
+
+async def test_a_certificate_of_nobody_known_is_refused(
+    gateway: Gateway, caller: Caller, secure: tuple[str, Authority]
+) -> None:
+    await serve(gateway, secure[0])
+    answered = await caller.post(request())
+    assert (answered.status, answered.error["code"]) == (502, "provider_connection")
+    assert "its certificate is not valid; see tls of ModelProvider" in answered.error["message"]
+
+
+async def test_insecure_skip_verify_takes_any(gateway: Gateway, caller: Caller, secure: tuple[str, Authority]) -> None:
+    await serve(gateway, secure[0], tls={"insecureSkipVerify": True})
+    assert (await caller.post(request())).status == 200
+    await serve(gateway, secure[0], 2)
+    assert (await caller.post(request())).status == 502, "no connection from before is used"
+
+
+async def test_a_ca_of_its_own_may_come_late_and_rotate(
+    gateway: Gateway, caller: Caller, secure: tuple[str, Authority], tmp_path: Path
+) -> None:
+    url, authority = secure
+    await serve(gateway, url, tls={"hasCa": True})
+    (report,) = gateway.registry.report().rollouts
+    assert "the CA of ModelProvider openai is missing" in (report.problem or "")
+    path = gateway.settings.provider_keys_dir / "openai" / "ca.crt"
+    path.parent.mkdir(parents=True)
+    path.write_text("no certificate")
+    await gateway.registry.sweep()
+    assert "has no certificate in PEM" in (gateway.registry.report().rollouts[0].problem or "")
+    path.write_bytes(authority.ca_file.read_bytes())
+    await gateway.registry.sweep()
+    assert (await caller.post(request())).status == 200
+    path.unlink()
+    path.write_bytes(Authority(tmp_path / "another").ca_file.read_bytes())
+    assert gateway.providers.refresh_files() == []
+    assert (await caller.post(request())).status == 502
+
+
+# ------------------------------------------------------------ patience and budget
+
+
+async def test_a_stream_that_stops_in_the_middle_is_given_up(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await serve(gateway, provider.url, timeouts={"idleSeconds": 1})
+    provider.script.append(streams(chunk("Hel"), asyncio.Event()))
+    began = time.monotonic()
+    answered = await caller.post(request(stream=True))
+    assert 1 <= time.monotonic() - began < 5
+    error = orjson.loads(answered.pieces[-1].removeprefix(b"data: "))["error"]
+    assert (error["code"], error["message"]) == (
+        "timeout",
+        "provider openai took too long for the next piece of its answer",
+    )
+    assert series(gateway, "stable").errors["timeout"] == 1
+
+
+async def test_a_cold_start_is_waited_for(
+    gateway: Gateway, caller: Caller, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "LOADING_PAUSE_SECONDS", 0.02)
+    await serve(gateway, provider.url, maxRetries=0, timeouts={"coldStartSeconds": 30})
+    provider.script.extend(says(503, {"error": "Model is loading"}) for _ in range(25))
+    assert (await caller.post(request())).status == 200
+    assert len(provider.requests) == 26
+    assert counted(gateway) == {"stable": (1, 0)}
+    assert gateway.registry.report().rollouts[0].circuits == {"stable/openai/gpt": "Closed"}
+    # it is warm now: 503 is a failure
+    provider.script.append(says(503, b""))
+    assert (await caller.post(request())).status == 503
+
+
+async def test_a_cold_endpoint_may_take_longer_for_its_first_byte(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    wakes = asyncio.Event()
+    await serve(gateway, provider.url, timeouts={"firstByteSeconds": 1, "coldStartSeconds": 30})
+
+    async def answer(incoming: web.Request) -> web.StreamResponse:
+        await wakes.wait()
+        return await says()(incoming)
+
+    provider.script.append(answer)
+    asyncio.get_running_loop().call_later(1.5, wakes.set)
+    assert (await caller.post(request())).status == 200
+    provider.script.append(streams(asyncio.Event()))
+    assert (await caller.post(request())).status == 504
+
+
+async def test_without_patience_a_cold_start_is_a_failure(gateway: Gateway, caller: Caller, provider: Provider) -> None:
+    await serve(gateway, provider.url, maxRetries=0)
+    provider.script.append(says(503, {"error": "Model is loading"}))
+    assert (await caller.post(request())).status == 503
+
+
+async def test_an_outage_does_not_multiply_the_load(gateway: Gateway, caller: Caller, provider: Provider) -> None:
+    await serve(gateway, provider.url, maxRetries=5, retryBudgetPercent=20)
+    rng = [says(429, b"", **{"retry-after": "0"}) for _ in range(1000)]
+    provider.script.extend(rng)
+    began = time.monotonic()
+    for n in range(100):
+        assert (await caller.post(request(user=f"u{n}"))).status == 429
+    seconds = time.monotonic() - began
+    further = len(provider.requests) - 100
+    assert 10 <= further <= 10 + 20 + seconds + 1
