@@ -23,6 +23,7 @@ from promptrollout.api.meta import (
 )
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.provider import ModelPrice, Timeouts
+from promptrollout.api.slo import LabelValue
 
 
 class HeaderMatch(Model):
@@ -125,6 +126,10 @@ class DeliverySpec(Model):
         list[Annotated[str, Field(max_length=64, pattern=r"^promptrollout_shard_[a-z_]+$")]], Field(max_length=40)
     ] = []
     """What objectives need divided by shards; pods export nothing else of that kind."""
+    scores: Annotated[list[LabelValue], Field(max_length=20)] = []
+    """Names of scores that objectives are on: pods export them from the start, at zero."""
+    response_key: Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Signs the response ids that callers get. Drawn once; to draw another one, take the field out."""
     retired_at: Timestamp | None = None
     """The rollout was deleted then: pods serve five more minutes, then answer 404."""
     memory: Memory = Memory()

@@ -16,7 +16,7 @@ SECONDS_KEPT = 120.0
 ROLLOUTS_WITH_SHARDS = 64
 """At once; a page of metrics must stay one that can be scraped."""
 
-Labels = tuple[str, str, str, str, str]
+Labels = tuple[str, str, str, Variant, str]
 
 
 class Compared(NamedTuple):
@@ -45,6 +45,8 @@ class Counters:
         """Requests answered with a caller's error, by its code (a fixed set)."""
         self.swaps = 0
         self.refused: Counter[str] = Counter()
+        self.votes_not_counted: Counter[str] = Counter()
+        """By why (a fixed set)."""
         self.disk_errors: Counter[str] = Counter()
         self.disconnects = 0
         self.retries: Counter[str] = Counter()

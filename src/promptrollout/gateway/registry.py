@@ -21,6 +21,7 @@ from promptrollout.api.names import (
 )
 from promptrollout.gateway.configuration import Arm, Configuration, KeyMissing, Loader, LoadError
 from promptrollout.gateway.counters import Compared, Counters
+from promptrollout.gateway.response_id import ResponseIds, parse
 from promptrollout.gateway.route import Routing, Variant
 from promptrollout.gateway.series import Series
 from promptrollout.gateway.store import Store
@@ -58,11 +59,15 @@ class Serving:
         self.stable = configuration.stable
         self.canary = configuration.canary
         self.window = window
+        key = configuration.spec.response_key
+        self.response_ids = None if key is None else ResponseIds(configuration.spec.rollout_uid, bytes.fromhex(key))
+        """None: of an operator that does not know them yet; callers get the provider's ids."""
         self.gone_at: float | None = None
         """Wall clock: from then on it is not served."""
         self._counters = counters
         self._series: dict[tuple[str, Variant], Series] = {}
         self._edges_seconds = [float(edge) for edge in configuration.spec.latency_edges_seconds]
+        self._scores = configuration.spec.scores
         used = [self.series(self.stable, "stable")]
         compared: list[Compared] = []
         if self.canary is not None:
@@ -88,8 +93,14 @@ class Serving:
         if found is None:
             spec, name = self.configuration.spec, self.configuration.name
             found = self._counters.series(spec.rollout_uid, name, arm.version, variant, arm.model, self._edges_seconds)
+            found.expect_scores(self._scores)
             self._series[arm.version, variant] = found
         return found
+
+    def voted(self, version: str, variant: Variant) -> Series | None:
+        """The counters for a vote on an answer of this version; None if they are of the past."""
+        arm = self.canary if variant == "canary" else self.stable
+        return None if arm is None or arm.version != version else self.series(arm, variant)
 
     @property
     def canary_provider_unreachable(self) -> bool:
@@ -141,6 +152,19 @@ class Registry:
         if serving is None or (serving.gone_at is not None and self._wall_clock() >= serving.gone_at):
             return None
         return serving
+
+    def that_gave(self, response_id: str) -> list[Serving]:
+        """Whose response id it may be; several only where their tags collide. Raises ValueError: nobody's."""
+        found = parse(response_id)
+        if found is None:
+            raise ValueError("no response id of a gateway")
+        return [
+            serving
+            for name, serving in self._serving.items()
+            if serving.response_ids is not None
+            and serving.response_ids.tag == found.tag
+            and self.find(name) is not None
+        ]
 
     def names(self) -> list[str]:
         return sorted(name for name in self._serving if self.find(name) is not None)

@@ -11,13 +11,14 @@ import orjson
 
 from promptrollout.api.names import HEADER_ROLLOUT, HEADER_VARIANT, HEADER_VERSION
 from promptrollout.gateway.account import Outcome
+from promptrollout.gateway.answer_id import AnswerId
 from promptrollout.gateway.configuration import Arm
 from promptrollout.gateway.errors import CallerError, ClientGone
 from promptrollout.gateway.http import Reply
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.render import Body
-from promptrollout.gateway.route import Headers
+from promptrollout.gateway.route import Headers, Variant
 from promptrollout.gateway.series import Series
 from promptrollout.gateway.ways import Way
 
@@ -73,6 +74,17 @@ class Prepared:
         """Headers that say what answered."""
         name, arm = self.serving.configuration.name, self.arm
         return {HEADER_ROLLOUT: name, HEADER_VERSION: arm.version, HEADER_VARIANT: arm.variant}
+
+    def answer_id(self) -> AnswerId | None:
+        """What callers get in the place of the provider's id: by it they vote, hours later and to any pod."""
+        ids = self.serving.response_ids
+        if ids is None:
+            return None
+        version: str = self.arm.version
+        variant: Variant | None = None
+        if self.counted is not None:
+            version, variant = self.counted.version, self.counted.variant
+        return AnswerId(ids, version, variant, self.outcome.shard)
 
     def account(self, reply: Reply) -> None:
         """Count it: it is over."""

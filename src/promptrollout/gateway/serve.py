@@ -43,6 +43,7 @@ class Requests:
         """Answer one request. Raises CallerError where nothing was sent yet."""
         request = parse(protocol, headers, payload, started=time.perf_counter())
         serving = self._serving(request)
+        unwrap_previous(serving, request.body)
         assignment = self._assign(serving, request)
         prepared = prepare(serving, request, assignment, self._counters)
         with _UnderWay(prepared), Accounted(prepared, reply):
@@ -113,6 +114,13 @@ class Requests:
 
     def _count_diverted(self, serving: Serving) -> None:
         self._counters.diverted[serving.configuration.spec.rollout_uid, serving.configuration.name] += 1
+
+
+def unwrap_previous(serving: Serving, body: Body) -> None:
+    """Have the provider's own id where the request goes on from an earlier answer: the provider knows no other."""
+    previous, ids = body.get("previous_response_id"), serving.response_ids
+    if ids is not None and isinstance(previous, str) and (given := ids.unwrap(previous)):
+        body["previous_response_id"] = given.upstream
 
 
 class _UnderWay:

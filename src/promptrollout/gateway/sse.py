@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import orjson
 
 from promptrollout.gateway.account import Usage
+from promptrollout.gateway.answer_id import AnswerId
 from promptrollout.gateway.choices import Choice
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
@@ -37,10 +38,15 @@ class StreamReader(ABC):
     A protocol says by `note` what its events mean.
     """
 
+    id_path: ClassVar[tuple[str, ...]] = ("id",)
+    """Where events say the id of the answer, those that do."""
+
     def __init__(self) -> None:
         self._rest = b""
         self.translator: StreamTranslator | None = None
         """Where the caller speaks another protocol."""
+        self.answer_id: AnswerId | None = None
+        """What stands in the place of the provider's id."""
         self.usage: Usage | None = None
         self.done = False
         """The end marker was seen."""
@@ -106,6 +112,8 @@ class StreamReader(ABC):
             self.error = failure[:1000]
             return event if self.translator is None else self.translator.error(self.error)
         forwarded = self.note(found)
+        if self.answer_id is not None and self.answer_id.put(found, self.id_path):
+            event = self.answer_id.replaced(event) or _with_payload(event, orjson.dumps(found))
         if self.translator is not None:
             return self.translator.event(found)
         return event if forwarded else b""
@@ -116,6 +124,13 @@ class StreamReader(ABC):
         if failure := found.get("error"):
             return str(failure.get("message") if isinstance(failure, dict) else failure)
         return None
+
+
+def _with_payload(event: bytes, payload: bytes) -> bytes:
+    """The event with other data; its other fields as they are."""
+    lines = event.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    others = [line for line in lines if line and not line.startswith(b"data:")]
+    return b"\n".join([*others, b"data: " + payload, b"", b""])
 
 
 def _event_end(data: bytes, start: int) -> int:
