@@ -51,6 +51,9 @@ class Stickiness(Model):
     """`User` and `Conversation` are read from the request; `Request` assigns every request anew."""
     header: HeaderName | None = None
     """With `by: Header`: the header whose value is the unit."""
+    pin_max_age_seconds: Annotated[int, Field(ge=0, le=43_200)] = 3600
+    """For so long a conversation stays on the version that answered it first, if its requests name the answer before
+    (`previous_response_id`, or the header `x-promptrollout-pin`). 0: never."""
 
 
 class ProviderConfig(Model):

@@ -43,6 +43,8 @@ ENV_SERVICEACCOUNT_DIR: Final = "PROMPTROLLOUT_SERVICEACCOUNT_DIR"
 HEADER_ROLLOUT: Final = "x-promptrollout-rollout"
 HEADER_VERSION: Final = "x-promptrollout-version"
 HEADER_VARIANT: Final = "x-promptrollout-variant"
+# of requests: the response id of the conversation's last answer
+HEADER_PIN: Final = "x-promptrollout-pin"
 
 # metric names of the gateway; every series carries rollout_uid, rollout, version, variant, model, process
 METRIC_REQUESTS: Final = "promptrollout_requests_total"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,10 +18,13 @@ class AnswerId:
         version: str,
         variant: Variant | None,
         shard: int,
-        wall_clock: Callable[[], float] = time.time,
+        provider: bytes,
+        began_seconds: int | None,
+        wall_clock: Callable[[], float],
     ) -> None:
         self._ids = ids
         self._of = version, variant, shard
+        self._provider, self._began_seconds = provider, began_seconds
         self._wall_clock = wall_clock
         self._upstream = self._given = ""
         self._replacements: tuple[tuple[bytes, bytes], ...] = ()
@@ -53,9 +55,10 @@ class AnswerId:
         return None
 
     def _make(self, upstream: str, name: str) -> None:
-        version, variant, shard = self._of
+        at = int(self._wall_clock())
+        began = at if self._began_seconds is None else self._began_seconds
         self._upstream = upstream
-        self._given = self._ids.wrap(ResponseId(upstream, version, variant, shard, int(self._wall_clock())))
+        self._given = self._ids.wrap(ResponseId(upstream, *self._of, at, self._provider, began))
         # quotes inside of a text are escaped in JSON, so a bare `"id":"…"` is a field
         self._replacements = tuple(
             (f'"{name}":{space}"{upstream}"'.encode(), f'"{name}":{space}"{self._given}"'.encode())

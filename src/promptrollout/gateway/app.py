@@ -47,7 +47,7 @@ class ServingApp:
         self._registry = registry
         self._counters = counters
         self._limits = limits
-        self._requests = Requests(registry, counters)
+        self._requests = Requests(registry, counters, wall_clock=wall_clock)
         votes = VoteCounting(registry, counters, wall_clock)
         self._endpoints: dict[str, Endpoint] = {FEEDBACK_PATH: votes.feedback, SCORES_PATH: votes.score}
 

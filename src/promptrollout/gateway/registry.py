@@ -48,6 +48,7 @@ class Serving:
         counters: Counters,
         window: ShareWindow,
         acknowledged_before: int = 0,
+        weight_since: float = 0.0,
     ) -> None:
         self.configuration = configuration
         whole = configuration.canary_problem is None
@@ -59,6 +60,8 @@ class Serving:
         self.stable = configuration.stable
         self.canary = configuration.canary
         self.window = window
+        self.weight_since = weight_since
+        """Wall clock: since when units are assigned as they are now, as far as this pod knows."""
         key = configuration.spec.response_key
         self.response_ids = None if key is None else ResponseIds(configuration.spec.rollout_uid, bytes.fromhex(key))
         """None: of an operator that does not know them yet; callers get the provider's ids."""
@@ -99,7 +102,7 @@ class Serving:
 
     def voted(self, version: str, variant: Variant) -> Series | None:
         """The counters for a vote on an answer of this version; None if they are of the past."""
-        arm = self.canary if variant == "canary" else self.stable
+        arm = self.canary if variant in ("canary", "canary-outside") else self.stable
         return None if arm is None or arm.version != version else self.series(arm, variant)
 
     @property
@@ -352,7 +355,10 @@ class Registry:
             self._counters.rollout_gone(current.configuration.spec.rollout_uid, name)
             acknowledged = 0
         window = current.window if current else ShareWindow()
-        serving = Serving(configuration, name in self._overrides, self._counters, window, acknowledged)
+        since = self._wall_clock()
+        if current and _assigning(current.configuration) == _assigning(configuration):
+            since = current.weight_since
+        serving = Serving(configuration, name in self._overrides, self._counters, window, acknowledged, since)
         self._retire_or_revive(serving, {"retiredAt": configuration.spec.retired_at})
         self._serving[name] = serving
         self._counters.swaps += 1
@@ -374,6 +380,12 @@ class Registry:
     def _retired(self, raw: dict[str, Any]) -> bool:
         retired_at = _timestamp(raw.get("retiredAt"))
         return retired_at is not None and self._wall_clock() >= retired_at + RETIREMENT_SECONDS
+
+
+def _assigning(configuration: Configuration) -> tuple[object, ...]:
+    """What an arm is assigned by."""
+    spec = configuration.spec
+    return spec.weight, spec.salt, spec.stickiness, spec.audience, spec.canary and spec.canary.digest
 
 
 def _reason(error: LoadError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -18,6 +19,7 @@ from promptrollout.gateway.http import Reply
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.render import Body
+from promptrollout.gateway.response_id import provider_tag
 from promptrollout.gateway.route import Headers, Variant
 from promptrollout.gateway.series import Series
 from promptrollout.gateway.ways import Way
@@ -69,6 +71,9 @@ class Prepared:
     """Of the arm that it was assigned to. None: answered by stable in the place of an unreachable canary."""
     outcome: Outcome
     accounted: bool = False
+    began_seconds: int | None = None
+    """Since the epoch: when the conversation began that the request is pinned with."""
+    wall_clock: Callable[[], float] = time.time
 
     def about(self) -> dict[str, str]:
         """Headers that say what answered."""
@@ -84,7 +89,8 @@ class Prepared:
         variant: Variant | None = None
         if self.counted is not None:
             version, variant = self.counted.version, self.counted.variant
-        return AnswerId(ids, version, variant, self.outcome.shard)
+        provider = provider_tag(self.arm.provider.base_url)
+        return AnswerId(ids, version, variant, self.outcome.shard, provider, self.began_seconds, self.wall_clock)
 
     def account(self, reply: Reply) -> None:
         """Count it: it is over."""

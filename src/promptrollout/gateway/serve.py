@@ -15,6 +15,7 @@ from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, ProviderError, Unfilled
 from promptrollout.gateway.fill import fill, prepare
 from promptrollout.gateway.http import Reply
+from promptrollout.gateway.pin import hold, pin_of, require_no_state, require_state
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.protocols.chat import wants_usage, without_added_usage
 from promptrollout.gateway.providers.endpoint import Answer
@@ -33,19 +34,27 @@ class Requests:
     """Answers requests for rollouts, whatever protocol they come in."""
 
     def __init__(
-        self, registry: Registry, counters: Counters, random_unit: Callable[[], bytes] = lambda: os.urandom(16)
+        self,
+        registry: Registry,
+        counters: Counters,
+        random_unit: Callable[[], bytes] = lambda: os.urandom(16),
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._registry = registry
         self._counters = counters
         self._random_unit = random_unit
+        self._wall_clock = wall_clock
 
     async def answer(self, protocol: Protocol, headers: Headers, payload: bytes, reply: Reply) -> None:
         """Answer one request. Raises CallerError where nothing was sent yet."""
         request = parse(protocol, headers, payload, started=time.perf_counter())
         serving = self._serving(request)
-        unwrap_previous(serving, request.body)
-        assignment = self._assign(serving, request)
+        pin = pin_of(serving, request, self._wall_clock())
+        assignment = hold(serving, pin, self._assign(serving, request))
+        require_state(serving, pin, assignment)
         prepared = prepare(serving, request, assignment, self._counters)
+        prepared.wall_clock = self._wall_clock
+        prepared.began_seconds = pin.began_of(prepared.arm) if pin else None
         with _UnderWay(prepared), Accounted(prepared, reply):
             try:
                 answer = await self._call(serving, prepared)
@@ -93,6 +102,7 @@ class Requests:
     ) -> Answer:
         """Stable's answer to a request of the canary; counted for neither, unless stable cannot be reached either."""
         stable = serving.stable
+        require_no_state(prepared.request)
         try:
             filled = fill(stable, prepared.request)
         except Unfilled as error:
@@ -114,13 +124,6 @@ class Requests:
 
     def _count_diverted(self, serving: Serving) -> None:
         self._counters.diverted[serving.configuration.spec.rollout_uid, serving.configuration.name] += 1
-
-
-def unwrap_previous(serving: Serving, body: Body) -> None:
-    """Have the provider's own id where the request goes on from an earlier answer: the provider knows no other."""
-    previous, ids = body.get("previous_response_id"), serving.response_ids
-    if ids is not None and isinstance(previous, str) and (given := ids.unwrap(previous)):
-        body["previous_response_id"] = given.upstream
 
 
 class _UnderWay:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import string
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from promptrollout.gateway.answer_id import AnswerId
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.response_id import MAX_CHARACTERS, ResponseId, ResponseIds, parse
+from promptrollout.gateway.response_id import MAX_CHARACTERS, ResponseId, ResponseIds, parse, provider_tag
 from tests.unit.gateway.kit import (
     DONE,
     KEY,
@@ -30,6 +31,7 @@ from tests.unit.gateway.kit import (
 )
 
 IDS = ResponseIds("uid-1", bytes.fromhex(KEY))
+NOW = 1_700_000_000
 SAFE = string.ascii_letters + string.digits + "-_.~"
 
 upstream_ids = st.one_of(
@@ -38,28 +40,34 @@ upstream_ids = st.one_of(
     ),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
 )
+TAG = provider_tag("http://model/v1")
 answers = st.builds(
-    ResponseId,
+    lambda *of, at, earlier: ResponseId(*of, at_seconds=at, provider=TAG, began_seconds=at - earlier),
     upstream_ids,
     st.text("0123456789abcdef", min_size=10, max_size=10),
-    st.sampled_from(["stable", "canary", "stable-outside", None]),
+    st.sampled_from(["stable", "canary", "stable-outside", "canary-outside", None]),
     st.integers(0, 31),
-    st.integers(0, 2**32 - 1),
+    at=st.integers(2**17, 2**32 - 1),
+    earlier=st.integers(0, 2**16 - 1),
 )
+
+
+def an_answer(upstream: str = "chatcmpl-1") -> ResponseId:
+    return ResponseId(upstream, "a" * 10, "canary", 7, NOW, TAG, NOW)
 
 
 @given(answers)
 def test_it_says_what_was_put_in(answer: ResponseId) -> None:
     token = IDS.wrap(answer)
     assert IDS.unwrap(token) == answer
-    assert re.fullmatch(r"[A-Za-z0-9._~-]{36,}", token), "safe in a URL"
+    assert re.fullmatch(r"[A-Za-z0-9._~-]{40,}", token), "safe in a URL"
     assert len(token) <= MAX_CHARACTERS
 
 
 @given(answers)
 def test_a_token_in_a_token_is_one_too(answer: ResponseId) -> None:
     inner = IDS.wrap(answer)
-    outer = ResponseIds("uid-2", bytes(32)).wrap(ResponseId(inner, "0" * 10, "stable", 0, 1))
+    outer = ResponseIds("uid-2", bytes(32)).wrap(an_answer(inner))
     found = ResponseIds("uid-2", bytes(32)).unwrap(outer)
     assert found is not None
     assert found.upstream == inner
@@ -78,6 +86,14 @@ def test_no_changed_one_is_taken(answer: ResponseId, data: st.DataObject) -> Non
     assert IDS.unwrap(token[:at] + token[at + 1 :]) is None, "one character is missing"
 
 
+def test_a_conversation_began_at_most_eighteen_hours_before() -> None:
+    for began, said in ((NOW + 5, NOW), (NOW - 65_535, NOW - 65_535), (NOW - 100_000, NOW - 65_535)):
+        answer = dataclasses.replace(an_answer(), began_seconds=began)
+        found = IDS.unwrap(IDS.wrap(answer))
+        assert found is not None
+        assert found.began_seconds == said
+
+
 @given(st.text(max_size=600))
 def test_whatever_is_asked_gets_an_answer(text: str) -> None:
     assert IDS.unwrap(text) is None
@@ -85,26 +101,26 @@ def test_whatever_is_asked_gets_an_answer(text: str) -> None:
 
 def test_the_rest_cannot_become_the_prefix() -> None:
     """Text before and behind the signed part is signed for its place."""
-    token = IDS.wrap(ResponseId("ab-c", "0" * 10, "stable", 0, 1))
+    token = IDS.wrap(an_answer("ab-c"))
     signed = token.removeprefix("ab-").removesuffix("c")
     assert IDS.unwrap(f"{signed}ab-c") is None
     assert IDS.unwrap(f"c{signed}ab-") is None
 
 
 def test_it_is_short_and_keeps_the_prefix() -> None:
-    token = IDS.wrap(ResponseId("chatcmpl-AbCdEf0123456789", "a" * 10, "canary", 7, 1_700_000_000))
+    token = IDS.wrap(an_answer("chatcmpl-AbCdEf0123456789"))
     assert token.startswith("chatcmpl-P")
     assert token.endswith("AbCdEf0123456789")
-    assert len(token) == len("chatcmpl-AbCdEf0123456789") + 36
+    assert len(token) == len("chatcmpl-AbCdEf0123456789") + 40
 
 
 def test_an_id_that_is_too_long_stays_as_it_is() -> None:
     upstream = "chatcmpl-" + "x" * 257
-    assert IDS.wrap(ResponseId(upstream, "a" * 10, "canary", 7, 1)) == upstream
+    assert IDS.wrap(an_answer(upstream)) == upstream
 
 
 def test_another_key_or_rollout_takes_none() -> None:
-    token = IDS.wrap(ResponseId("chatcmpl-1", "a" * 10, "canary", 7, 1))
+    token = IDS.wrap(an_answer())
     assert ResponseIds("uid-1", bytes(32)).unwrap(token) is None
     found = parse(token)
     assert found is not None
@@ -120,27 +136,27 @@ def test_nothing_but_the_id_is_changed(answer: ResponseId, also: int, indented: 
     if again:
         parsed["choices"][0]["id"] = upstream
     payload = orjson.dumps(parsed, option=orjson.OPT_INDENT_2 if indented else None)
-    answer_id = AnswerId(IDS, answer.version, answer.variant, answer.shard, lambda: 1_700_000_000.5)
+    answer_id = AnswerId(IDS, answer.version, answer.variant, answer.shard, TAG, None, lambda: NOW + 0.5)
     found: dict[str, Any] = orjson.loads(payload)
     assert answer_id.put(found, ("id",))
     replaced = orjson.loads(answer_id.replaced(payload) or orjson.dumps(found))
     made = IDS.unwrap(replaced["id"])
-    assert made == ResponseId(upstream, answer.version, answer.variant, answer.shard, 1_700_000_000)
+    assert made == ResponseId(upstream, answer.version, answer.variant, answer.shard, NOW, TAG, NOW)
     assert {**replaced, "id": upstream} == parsed
 
 
 @pytest.mark.parametrize("parsed", [{}, {"id": None}, {"id": ""}, {"id": 5}, {"id": ["x"]}])
 def test_an_answer_without_an_id_gets_none(parsed: dict[str, Any]) -> None:
     before = dict(parsed)
-    assert not AnswerId(IDS, "a" * 10, "stable", 0).put(parsed, ("id",))
+    assert not AnswerId(IDS, "a" * 10, "stable", 0, TAG, None, lambda: NOW).put(parsed, ("id",))
     assert parsed == before
 
 
 def test_an_id_further_down_is_found_there() -> None:
     parsed: dict[str, Any] = {"type": "message_start", "message": {"id": "msg_1"}}
-    assert AnswerId(IDS, "a" * 10, "stable", 0).put(parsed, ("message", "id"))
+    assert AnswerId(IDS, "a" * 10, "stable", 0, TAG, None, lambda: NOW).put(parsed, ("message", "id"))
     assert parsed["message"]["id"].startswith("msg_P")
-    assert not AnswerId(IDS, "a" * 10, "stable", 0).put({"message": "x"}, ("message", "id"))
+    assert not AnswerId(IDS, "a" * 10, "stable", 0, TAG, None, lambda: NOW).put({"message": "x"}, ("message", "id"))
 
 
 async def test_every_chunk_of_a_stream_has_it(gateway: Gateway, caller: Caller, provider: Provider) -> None:

@@ -42,7 +42,9 @@ SHARDED.append(names.shard_metric("promptrollout_score_sum"))
 
 
 def token(age: float = 30, version: str = STABLE, variant: Any = "stable", of: int = 3, upstream: str = "x") -> str:
-    return IDS.wrap(ResponseId(f"chatcmpl-{upstream}", version[:10], variant, of, int(NOW - age)))
+    return IDS.wrap(
+        ResponseId(f"chatcmpl-{upstream}", version[:10], variant, of, int(NOW - age), b"..", int(NOW - age))
+    )
 
 
 @pytest.fixture
@@ -195,10 +197,12 @@ async def test_what_is_wrong_is_said_with_the_field(
 
 
 async def test_an_answer_of_a_rollout_that_is_not_served_here(voted: Caller) -> None:
-    other = ResponseIds("uid-2", bytes.fromhex(KEY)).wrap(ResponseId("chatcmpl-1", STABLE[:10], "stable", 0, NOW))
+    other = ResponseIds("uid-2", bytes.fromhex(KEY)).wrap(
+        ResponseId("chatcmpl-1", STABLE[:10], "stable", 0, NOW, b"..", NOW)
+    )
     answered = await thumb(voted, other)
     assert (answered.status, answered.error["code"]) == (404, "response_not_found")
-    forged = ResponseIds("uid-1", bytes(32)).wrap(ResponseId("chatcmpl-1", STABLE[:10], "stable", 0, NOW))
+    forged = ResponseIds("uid-1", bytes(32)).wrap(ResponseId("chatcmpl-1", STABLE[:10], "stable", 0, NOW, b"..", NOW))
     assert (await thumb(voted, forged)).error["code"] == "invalid_response_id"
     assert (await voted.get("/v1/feedback")).status == 405
 
