@@ -275,6 +275,8 @@ class Registry:
             logger.warning("emergency override of rollout %s is %s", name, "on" if name in rollouts else "off")
         self._overrides = set(rollouts)
         for name, serving in self._serving.items():
+            if serving.overridden != (name in rollouts):
+                serving.weight_since = self._wall_clock()
             serving.overridden = name in rollouts
             serving.routing = serving.configuration.routing(serving.overridden)
         await asyncio.to_thread(self._store.save_overrides, self._overrides)

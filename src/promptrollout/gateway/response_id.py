@@ -118,7 +118,8 @@ class ResponseIds:
         rest = found.rest
         if first & _CODED:
             rest = base64.urlsafe_b64decode(rest + "=" * (-len(rest) % 4)).decode()
-        upstream, variant = f"{found.prefix}{rest}", _VARIANTS[arm >> 5]
+        # one that this release does not know counts for neither arm
+        upstream, variant = f"{found.prefix}{rest}", dict(enumerate(_VARIANTS)).get(arm >> 5)
         return ResponseId(upstream, version.hex(), variant, arm & 31, at, provider, at - earlier)
 
     def _mac(self, prefix: str, head: bytes, rest: str) -> bytes:

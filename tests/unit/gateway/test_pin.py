@@ -114,6 +114,18 @@ async def test_neither_arm_counts_conversations_from_before_the_weight_of_now(ta
     assert counted(gateway)["canary"] == (7, 0), "nobody was assigned anew"
 
 
+async def test_nor_those_that_an_override_began(talk: Talk, gateway: Gateway) -> None:
+    await talk.load(50)
+    await talk.registry.set_overrides({"support"})
+    talk.now += 60
+    during = {user: await talk.ask(user) for user in (LATE, NEVER)}
+    talk.now += 60
+    await talk.registry.set_overrides(set())
+    for user, answered in during.items():
+        assert version(await talk.ask(user, answered)) == "stable"
+    assert counted(gateway) == {"stable": (2, 0), "stable-outside": (2, 0)}
+
+
 async def test_a_conversation_stays_on_the_canary_while_it_takes_part(talk: Talk, gateway: Gateway) -> None:
     await talk.load(50)
     first = await talk.ask(LATE)

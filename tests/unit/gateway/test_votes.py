@@ -13,6 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from promptrollout.api import names
+from promptrollout.api.slo import Objective
+from promptrollout.engine.signals import signal_of
 from promptrollout.gateway import feedback
 from promptrollout.gateway.app import Limits, ServingApp
 from promptrollout.gateway.bucketing import shard
@@ -228,6 +230,35 @@ async def test_an_objective_on_a_score_that_is_posted_already(gateway: Gateway, 
     found = await samples(gateway)
     assert value(found, names.METRIC_SCORE + "_count", score="polite") == 2
     assert value(found, names.shard_metric(names.METRIC_SCORE + "_count"), score="polite") == 1
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"signal": "NegativeFeedbackRate", "max": "0.1"},
+        {"signal": "FeedbackRate", "max": "0.1"},
+        {"signal": "Score", "score": "helpful", "min": "1"},
+    ],
+)
+async def test_what_the_operator_reads_is_what_stands_here(gateway: Gateway, voted: Caller, objective: Any) -> None:
+    signal = signal_of(Objective.model_validate({"name": "x", **objective}))
+    await load(gateway, 2, shardMetrics=[counter.metric for _, counter in signal.shard_counters])
+    await score(voted, token(), of=3)
+    await thumb(voted, token())
+    found = await samples(gateway)
+    roles = {
+        role: value(found, counter.metric, variant="stable", **dict(counter.labels))
+        for role, counter in signal.counters
+        if counter.metric != names.METRIC_REQUESTS
+    }
+    expected = {"NegativeFeedbackRate": {"n": 1, "total": 1}, "FeedbackRate": {"total": 1}}
+    assert roles == expected.get(objective["signal"], {"n": 1, "total": 3, "total_squared": 9})
+    for role, counter in signal.shard_counters:
+        for at in range(names.SHARDS):
+            n = value(found, counter.metric, variant="stable", shard=str(at), **dict(counter.labels))
+            assert n == (roles.get(role, 0) if at == 3 else 0)
+        read = {label for of in found[counter.metric] for label, _ in of}
+        assert {*signal.strata, names.LABEL_SHARD} <= read
 
 
 # ---------------------------------------------------------------- two pods, over HTTP
