@@ -38,8 +38,9 @@ class StreamReader(ABC):
     A protocol says by `note` what its events mean.
     """
 
-    id_path: ClassVar[tuple[str, ...]] = ("id",)
-    """Where events say the id of the answer, those that do."""
+    id_paths: ClassVar[tuple[tuple[str, ...], ...]] = (("id",), ("response", "id"), ("message", "id"))
+    """Where events say the id of the answer, those that do; the first that is there counts. Of chat completions, of
+    OpenAI's responses, of Anthropic's messages: none has one of the others' places for something else."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -112,8 +113,8 @@ class StreamReader(ABC):
             self.error = failure[:1000]
             return event if self.translator is None else self.translator.error(self.error)
         forwarded = self.note(found)
-        if self.answer_id is not None and self.answer_id.put(found, self.id_path):
-            event = self.answer_id.replaced(event) or _with_payload(event, orjson.dumps(found))
+        if (answer_id := self.answer_id) is not None and any(answer_id.put(found, path) for path in self.id_paths):
+            event = answer_id.replaced(event) or _with_payload(event, orjson.dumps(found))
         if self.translator is not None:
             return self.translator.event(found)
         return event if forwarded else b""

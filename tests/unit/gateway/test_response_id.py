@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from promptrollout.gateway.answer_id import AnswerId
 from promptrollout.gateway.process import Gateway
+from promptrollout.gateway.protocols.chat import CHAT
 from promptrollout.gateway.response_id import MAX_CHARACTERS, ResponseId, ResponseIds, parse, provider_tag
 from tests.unit.gateway.kit import (
     DONE,
@@ -174,6 +175,22 @@ async def test_every_chunk_of_a_stream_has_it(gateway: Gateway, caller: Caller, 
     assert made is not None
     assert (made.upstream, made.version, made.variant) == ("chatcmpl-1", "a" * 10, "stable")
     assert [event["choices"][0]["delta"].get("content") for event in found] == ["Hel", "!", "lo"]
+
+
+@pytest.mark.parametrize("place", ["response", "message"])
+def test_it_stands_where_other_protocols_have_it(place: str) -> None:
+    reader = CHAT.reader({"stream": True}, collect_content=False)
+    reader.answer_id = AnswerId(IDS, "a" * 10, "stable", 0, TAG, None, lambda: NOW)
+    event = {"type": "created", place: {"id": "x_1", "output": [{"id": "item_1"}]}}
+    delta = {"type": "delta", "item_id": "item_1", "delta": "x_1"}
+    sent = b"".join(b"event: e\ndata: " + orjson.dumps(each) + b"\n\n" for each in (event, delta))
+    first, second, _ = reader.feed(sent).split(b"\n\n")
+    found = orjson.loads(first.removeprefix(b"event: e\ndata: "))
+    made = IDS.unwrap(found[place]["id"])
+    assert made is not None
+    assert made.upstream == "x_1"
+    assert found[place]["output"] == [{"id": "item_1"}]
+    assert orjson.loads(second.removeprefix(b"event: e\ndata: ")) == delta
 
 
 async def test_without_a_key_answers_keep_the_provider_s_id(
