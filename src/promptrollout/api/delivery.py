@@ -23,6 +23,7 @@ from promptrollout.api.meta import (
 )
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.provider import Auth, ModelPrice, QueryParameter, StaticHeader, Timeouts
+from promptrollout.api.slo import LabelValue
 
 
 class HeaderMatch(Model):
@@ -50,6 +51,9 @@ class Stickiness(Model):
     """`User` and `Conversation` are read from the request; `Request` assigns every request anew."""
     header: HeaderName | None = None
     """With `by: Header`: the header whose value is the unit."""
+    pin_max_age_seconds: Annotated[int, Field(ge=0, le=43_200)] = 3600
+    """For so long a conversation stays on the version that answered it first, if its requests name the answer before
+    (`previous_response_id`, or the header `x-promptrollout-pin`). 0: never."""
 
 
 class TLSConfig(Model):
@@ -147,6 +151,10 @@ class DeliverySpec(Model):
         list[Annotated[str, Field(max_length=64, pattern=r"^promptrollout_shard_[a-z_]+$")]], Field(max_length=40)
     ] = []
     """What objectives need divided by shards; pods export nothing else of that kind."""
+    scores: Annotated[list[LabelValue], Field(max_length=20)] = []
+    """Names of scores that objectives are on: pods export them from the start, at zero."""
+    response_key: Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Signs the response ids that callers get. Drawn once; to draw another one, take the field out."""
     retired_at: Timestamp | None = None
     """The rollout was deleted then: pods serve five more minutes, then answer 404."""
     memory: Memory = Memory()

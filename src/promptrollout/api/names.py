@@ -46,6 +46,8 @@ HEADER_VARIANT: Final = "x-promptrollout-variant"
 HEADER_TRACE: Final = "x-promptrollout-trace-id"
 HEADER_PROVIDER: Final = "x-promptrollout-provider"
 HEADER_MODEL: Final = "x-promptrollout-model"
+# of requests: the response id of the conversation's last answer
+HEADER_PIN: Final = "x-promptrollout-pin"
 
 # metric names of the gateway; every series carries rollout_uid, rollout, version, variant, model, process
 METRIC_REQUESTS: Final = "promptrollout_requests_total"

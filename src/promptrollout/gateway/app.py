@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import orjson
 
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, ClientGone, Overloaded
+from promptrollout.gateway.feedback import FEEDBACK_PATH, SCORES_PATH, VoteCounting
 from promptrollout.gateway.http import JSON, Receive, Reply, Scope, Send, headers_of, read_body, unless_gone
 from promptrollout.gateway.protocols import PROTOCOLS
-from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.protocols.chat import CHAT
 from promptrollout.gateway.registry import Registry
+from promptrollout.gateway.route import Headers
 from promptrollout.gateway.serve import Requests
 
 logger = logging.getLogger(__name__)
 
 MODELS_PATH: Final = "/v1/models"
+
+Endpoint = Callable[[Headers, bytes, Reply], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,19 @@ class Limits:
 class ServingApp:
     """ASGI application of the port that callers use."""
 
-    def __init__(self, registry: Registry, counters: Counters, limits: Limits) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        counters: Counters,
+        limits: Limits,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self._registry = registry
         self._counters = counters
         self._limits = limits
-        self._requests = Requests(registry, counters)
+        self._requests = Requests(registry, counters, wall_clock=wall_clock)
+        votes = VoteCounting(registry, counters, wall_clock)
+        self._endpoints: dict[str, Endpoint] = {FEEDBACK_PATH: votes.feedback, SCORES_PATH: votes.score}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,7 +79,10 @@ class ServingApp:
         method, path = scope["method"], scope["path"]
         if protocol := PROTOCOLS.get(path):
             _require(method, "POST")
-            await self._answer(protocol, scope, receive, reply)
+            await self._answer(partial(self._requests.answer, protocol), scope, receive, reply)
+        elif endpoint := self._endpoints.get(path):
+            _require(method, "POST")
+            await self._answer(endpoint, scope, receive, reply)
         elif path == MODELS_PATH:
             _require(method, "GET")
             await reply.whole(200, {"content-type": JSON}, orjson.dumps(_models(self._registry.names(), scope)))
@@ -79,14 +95,14 @@ class ServingApp:
         else:
             raise CallerError(404, "unknown_url", f"unknown request URL: {method} {path[:200]}")
 
-    async def _answer(self, protocol: Protocol, scope: Scope, receive: Receive, reply: Reply) -> None:
+    async def _answer(self, endpoint: Endpoint, scope: Scope, receive: Receive, reply: Reply) -> None:
         headers = headers_of(scope)
         if self._counters.in_flight >= self._limits.max_concurrent_requests:
             raise Overloaded(self._limits.max_concurrent_requests)
         self._counters.in_flight += 1
         try:
             payload = await read_body(headers, receive, self._limits.max_request_bytes)
-            await unless_gone(self._requests.answer(protocol, headers, payload, reply), receive, reply)
+            await unless_gone(endpoint(headers, payload, reply), receive, reply)
         finally:
             self._counters.in_flight -= 1
 

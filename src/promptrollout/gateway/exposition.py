@@ -10,11 +10,13 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import get_args
 
 from prometheus_client import REGISTRY, generate_latest
 
 from promptrollout.api import names
 from promptrollout.gateway.counters import Counters
+from promptrollout.gateway.feedback import NotCounted
 from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.series_text import Copy, labels_text, series_lines, shard_lines
 
@@ -128,6 +130,13 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
         "counter",
         "Requests at fault themselves; they count for no arm.",
         by("code", counters.rejected),
+    )
+    not_counted = dict.fromkeys(get_args(NotCounted), 0)
+    yield from family(
+        f"{gateway}_votes_not_counted_total",
+        "counter",
+        "Feedback and scores that were taken, but counted for nobody, by why.",
+        by("reason", {**not_counted, **counters.votes_not_counted}),
     )
     yield from family(
         f"{gateway}_disconnects_total",

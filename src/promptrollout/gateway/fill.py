@@ -32,7 +32,7 @@ def prepare(serving: Serving, request: Request, assignment: Assignment, counters
     """The assigned arm's request. Who is at fault for a prompt that cannot be filled, or takes no system messages: the
     caller, if it is so in both arms; the version, if only in one."""
     canary = serving.canary
-    arm = canary if assignment.variant == "canary" and canary is not None else serving.stable
+    arm = canary if assignment.on_canary and canary is not None else serving.stable
     outcome = Outcome(shard=assignment.shard, price=arm.price)
     filled = _filled(arm, request)
     counted_as = serving.series(arm, assignment.variant)

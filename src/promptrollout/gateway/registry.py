@@ -22,6 +22,7 @@ from promptrollout.api.names import (
 from promptrollout.gateway.configuration import Arm, Configuration, KeyMissing, Loader, LoadError
 from promptrollout.gateway.counters import Compared, Counters
 from promptrollout.gateway.providers.circuit import Circuit
+from promptrollout.gateway.response_id import ResponseIds, parse
 from promptrollout.gateway.route import Routing, Variant
 from promptrollout.gateway.series import Series
 from promptrollout.gateway.store import Store
@@ -48,6 +49,7 @@ class Serving:
         counters: Counters,
         window: ShareWindow,
         acknowledged_before: int = 0,
+        weight_since: float = 0.0,
     ) -> None:
         self.configuration = configuration
         whole = configuration.canary_problem is None
@@ -59,11 +61,17 @@ class Serving:
         self.stable = configuration.stable
         self.canary = configuration.canary
         self.window = window
+        self.weight_since = weight_since
+        """Wall clock: since when units are assigned as they are now, as far as this pod knows."""
+        key = configuration.spec.response_key
+        self.response_ids = None if key is None else ResponseIds(configuration.spec.rollout_uid, bytes.fromhex(key))
+        """None: of an operator that does not know them yet; callers get the provider's ids."""
         self.gone_at: float | None = None
         """Wall clock: from then on it is not served."""
         self._counters = counters
         self._series: dict[tuple[str, Variant], Series] = {}
         self._edges_seconds = [float(edge) for edge in configuration.spec.latency_edges_seconds]
+        self._scores = configuration.spec.scores
         used = [self.series(self.stable, "stable")]
         compared: list[Compared] = []
         if self.canary is not None:
@@ -89,8 +97,14 @@ class Serving:
         if found is None:
             spec, name = self.configuration.spec, self.configuration.name
             found = self._counters.series(spec.rollout_uid, name, arm.version, variant, arm.model, self._edges_seconds)
+            found.expect_scores(self._scores)
             self._series[arm.version, variant] = found
         return found
+
+    def voted(self, version: str, variant: Variant) -> Series | None:
+        """The counters for a vote on an answer of this version; None if they are of the past."""
+        arm = self.canary if variant in ("canary", "canary-outside") else self.stable
+        return None if arm is None or arm.version != version else self.series(arm, variant)
 
     @property
     def canary_provider_unreachable(self) -> bool:
@@ -162,6 +176,19 @@ class Registry:
         if serving is None or (serving.gone_at is not None and self._wall_clock() >= serving.gone_at):
             return None
         return serving
+
+    def that_gave(self, response_id: str) -> list[Serving]:
+        """Whose response id it may be; several only where their tags collide. Raises ValueError: nobody's."""
+        found = parse(response_id)
+        if found is None:
+            raise ValueError("no response id of a gateway")
+        return [
+            serving
+            for name, serving in self._serving.items()
+            if serving.response_ids is not None
+            and serving.response_ids.tag == found.tag
+            and self.find(name) is not None
+        ]
 
     def names(self) -> list[str]:
         return sorted(name for name in self._serving if self.find(name) is not None)
@@ -269,6 +296,8 @@ class Registry:
             logger.warning("emergency override of rollout %s is %s", name, "on" if name in rollouts else "off")
         self._overrides = set(rollouts)
         for name, serving in self._serving.items():
+            if serving.overridden != (name in rollouts):
+                serving.weight_since = self._wall_clock()
             serving.overridden = name in rollouts
             serving.routing = serving.configuration.routing(serving.overridden)
         await asyncio.to_thread(self._store.save_overrides, self._overrides)
@@ -350,7 +379,10 @@ class Registry:
             self._counters.rollout_gone(current.configuration.spec.rollout_uid, name)
             acknowledged = 0
         window = current.window if current else ShareWindow()
-        serving = Serving(configuration, name in self._overrides, self._counters, window, acknowledged)
+        since = self._wall_clock()
+        if current and _assigning(current.configuration) == _assigning(configuration):
+            since = current.weight_since
+        serving = Serving(configuration, name in self._overrides, self._counters, window, acknowledged, since)
         self._retire_or_revive(serving, {"retiredAt": configuration.spec.retired_at})
         self._serving[name] = serving
         self._counters.swaps += 1
@@ -372,6 +404,12 @@ class Registry:
     def _retired(self, raw: dict[str, Any]) -> bool:
         retired_at = _timestamp(raw.get("retiredAt"))
         return retired_at is not None and self._wall_clock() >= retired_at + RETIREMENT_SECONDS
+
+
+def _assigning(configuration: Configuration) -> tuple[object, ...]:
+    """What an arm is assigned by."""
+    spec = configuration.spec
+    return spec.weight, spec.salt, spec.stickiness, spec.audience, spec.canary and spec.canary.digest
 
 
 def _reason(error: LoadError) -> str:

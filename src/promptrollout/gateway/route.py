@@ -9,8 +9,8 @@ from typing import Any, Literal
 from promptrollout.api.delivery import Audience, HeaderMatch, Stickiness
 from promptrollout.gateway.bucketing import on_canary, shard
 
-Variant = Literal["stable", "canary", "stable-outside"]
-"""`stable-outside`: answered by stable, but no part of the comparison (outside the audience, or without a key)."""
+Variant = Literal["stable", "canary", "stable-outside", "canary-outside"]
+"""`…-outside`: answered by that arm, but no part of the comparison (outside the audience, without a key, or pinned)."""
 
 Headers = Mapping[str, bytes]
 """Lower-case names; values as they came, since their bytes are what is hashed."""
@@ -39,9 +39,13 @@ class Routing:
 class Assignment:
     variant: Variant
     shard: int = 0
-    """The unit's group; without meaning for `stable-outside`."""
+    """The unit's group; without meaning outside the comparison."""
     keyless: bool = False
     """The request brought no stickiness key."""
+
+    @property
+    def on_canary(self) -> bool:
+        return self.variant in ("canary", "canary-outside")
 
 
 def assign(

@@ -13,6 +13,7 @@ from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, ProviderError
 from promptrollout.gateway.fill import prepare
 from promptrollout.gateway.http import Reply
+from promptrollout.gateway.pin import hold, pin_of, require_state
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.registry import Registry, Serving
 from promptrollout.gateway.request import Accounted, Request, parse
@@ -25,18 +26,27 @@ class Requests:
     """Answers requests for rollouts, whatever protocol they come in."""
 
     def __init__(
-        self, registry: Registry, counters: Counters, random_unit: Callable[[], bytes] = lambda: os.urandom(16)
+        self,
+        registry: Registry,
+        counters: Counters,
+        random_unit: Callable[[], bytes] = lambda: os.urandom(16),
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._registry = registry
         self._counters = counters
         self._random_unit = random_unit
+        self._wall_clock = wall_clock
 
     async def answer(self, protocol: Protocol, headers: Headers, payload: bytes, reply: Reply) -> None:
         """Answer one request. Raises CallerError where nothing was sent yet."""
         request = parse(protocol, headers, payload, started=time.perf_counter())
         serving = self._serving(request)
-        assignment = self._assign(serving, request)
+        pin = pin_of(serving, request, self._wall_clock())
+        assignment = hold(serving, pin, self._assign(serving, request))
+        require_state(serving, pin, assignment)
         prepared = prepare(serving, request, assignment, self._counters)
+        prepared.wall_clock = self._wall_clock
+        prepared.began_seconds = pin.began_of(prepared.arm) if pin else None
         with UnderWay(prepared), Accounted(prepared, reply):
             try:
                 answer = await call(self._counters, serving, prepared)
