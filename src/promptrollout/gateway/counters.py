@@ -73,7 +73,7 @@ class Counters:
         keep = {id(series) for series in used}
         now = self._clock()
         for labels, series in self._series.items():
-            outside = labels[3] == "stable-outside" and any(labels[2] == kept.labels[2] for kept in used)
+            outside = labels[3].endswith("-outside") and any(labels[2] == kept.labels[2] for kept in used)
             if labels[1] == rollout and id(series) not in keep and not outside and series.retired_at is None:
                 series.retired_at = now
             if labels[1] == rollout and not compared and series.shards and series.shards.retired_at is None:

@@ -7,7 +7,6 @@ import logging
 from promptrollout.gateway.account import Outcome
 from promptrollout.gateway.bounds import RenderError
 from promptrollout.gateway.configuration import Arm, Target
-from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, Unfilled, Untranslatable
 from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.render import VARIABLES, SystemMessageRefused
@@ -28,11 +27,11 @@ def fill(arm: Arm, request: Request, fallback: Target | None = None) -> Filled:
     return Filled(found, body if fallback is None else {**body, "model": target.model}, asked)
 
 
-def prepare(serving: Serving, request: Request, assignment: Assignment, counters: Counters) -> Prepared:
+def prepare(serving: Serving, request: Request, assignment: Assignment) -> Prepared:
     """The assigned arm's request. Who is at fault for a prompt that cannot be filled, or takes no system messages: the
     caller, if it is so in both arms; the version, if only in one."""
     canary = serving.canary
-    arm = canary if assignment.variant == "canary" and canary is not None else serving.stable
+    arm = canary if assignment.on_canary and canary is not None else serving.stable
     outcome = Outcome(shard=assignment.shard, price=arm.price)
     filled = _filled(arm, request)
     counted_as = serving.series(arm, assignment.variant)
@@ -49,9 +48,7 @@ def prepare(serving: Serving, request: Request, assignment: Assignment, counters
         arm, filled = serving.stable, instead
         outcome.price = arm.price
     if request.protocol.compared:
-        serving.window.note(assignment.keyless)
-    if assignment.keyless:
-        counters.unassigned[serving.configuration.spec.rollout_uid, serving.configuration.name] += 1
+        serving.assigned(assignment)
     return Prepared(request, serving, arm, filled, counted_as, outcome)
 
 

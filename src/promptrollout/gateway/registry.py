@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from promptrollout.api.delivery import PodReport, RolloutReport
+from promptrollout.api.delivery import HeavyUnit, PodReport, RolloutReport
 from promptrollout.api.names import (
     FORMAT_VERSION,
     METRIC_CONTRACT_CHECKS,
@@ -21,8 +21,9 @@ from promptrollout.api.names import (
 )
 from promptrollout.gateway.configuration import Arm, Configuration, KeyMissing, Loader, LoadError
 from promptrollout.gateway.counters import Compared, Counters
+from promptrollout.gateway.heavy import HeavyUnits
 from promptrollout.gateway.providers.circuit import Circuit
-from promptrollout.gateway.route import Routing, Variant
+from promptrollout.gateway.route import Assignment, Routing, Variant
 from promptrollout.gateway.series import Series
 from promptrollout.gateway.store import Store
 from promptrollout.gateway.window import ShareWindow
@@ -33,6 +34,8 @@ RETIREMENT_SECONDS: Final = 300.0
 """A deleted rollout is served this much longer, so that its callers can go first."""
 KEY_PATIENCE_SECONDS: Final = 60.0
 """A new pod is held unready for so long where it cannot serve what others surely do: a key's file may still come."""
+HEAVY_UNITS: Final = 4
+"""So many are reported to the operator, which adds up what pods say."""
 _NO_DIGEST: Final = "sha256:" + "0" * 64
 _SHARDS_OF_CONTRACT: Final = frozenset(map(shard_metric, (METRIC_CONTRACT_CHECKS, METRIC_CONTRACT_FAILURES)))
 _SHARDS_OF_COST: Final = frozenset(map(shard_metric, (METRIC_COST_COUNT, METRIC_COST_SUM)))
@@ -47,6 +50,7 @@ class Serving:
         overridden: bool,
         counters: Counters,
         window: ShareWindow,
+        heavy: HeavyUnits,
         acknowledged_before: int = 0,
     ) -> None:
         self.configuration = configuration
@@ -59,6 +63,7 @@ class Serving:
         self.stable = configuration.stable
         self.canary = configuration.canary
         self.window = window
+        self.heavy = heavy
         self.gone_at: float | None = None
         """Wall clock: from then on it is not served."""
         self._counters = counters
@@ -91,6 +96,14 @@ class Serving:
             found = self._counters.series(spec.rollout_uid, name, arm.version, variant, arm.model, self._edges_seconds)
             self._series[arm.version, variant] = found
         return found
+
+    def assigned(self, assignment: Assignment) -> None:
+        """Note whose request was assigned how."""
+        self.window.note(assignment.keyless)
+        if assignment.unit is not None:
+            self.heavy.note(assignment.unit)
+        if assignment.keyless:
+            self._counters.unassigned[self.configuration.spec.rollout_uid, self.configuration.name] += 1
 
     @property
     def canary_provider_unreachable(self) -> bool:
@@ -339,6 +352,8 @@ class Registry:
             canary_provider_unreachable=serving.canary_provider_unreachable,
             unassigned_share_percent=serving.window.share_percent(),
             circuits={f"{of['arm']}/{of['provider']}/{of['model']}": circuit.state for of, circuit in serving.circuits},
+            assigned_requests=serving.heavy.total(),
+            heavy_units=[HeavyUnit(unit=unit, requests=n) for unit, n in serving.heavy.heaviest(HEAVY_UNITS)],
             shards_withheld=(spec.rollout_uid, name) in self._counters.withheld,
         )
 
@@ -350,7 +365,9 @@ class Registry:
             self._counters.rollout_gone(current.configuration.spec.rollout_uid, name)
             acknowledged = 0
         window = current.window if current else ShareWindow()
-        serving = Serving(configuration, name in self._overrides, self._counters, window, acknowledged)
+        salt = configuration.spec.salt
+        heavy = current.heavy if current and current.heavy.salt == salt else HeavyUnits(salt)
+        serving = Serving(configuration, name in self._overrides, self._counters, window, heavy, acknowledged)
         self._retire_or_revive(serving, {"retiredAt": configuration.spec.retired_at})
         self._serving[name] = serving
         self._counters.swaps += 1

@@ -36,7 +36,7 @@ class Requests:
         request = parse(protocol, headers, payload, started=time.perf_counter())
         serving = self._serving(request)
         assignment = self._assign(serving, request)
-        prepared = prepare(serving, request, assignment, self._counters)
+        prepared = prepare(serving, request, assignment)
         with UnderWay(prepared), Accounted(prepared, reply):
             try:
                 answer = await call(self._counters, serving, prepared)
