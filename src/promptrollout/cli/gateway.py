@@ -21,6 +21,7 @@ from promptrollout.gateway.process import Settings, run
 @click.option("--gateway", "name", envvar="PROMPTROLLOUT_GATEWAY", required=True, help="Name of the PromptGateway.")
 @click.option("--namespace", "space", envvar="POD_NAMESPACE", help="Namespace of the deliveries; default: the pod's.")
 @click.option("--pod-name", envvar="POD_NAME", default=socket.gethostname, help="In reports; default: the host's name.")
+@click.option("--pod-ip", envvar="POD_IP", default="", help="Where the gateway's other pods reach this one.")
 @click.option(
     "--state-dir",
     envvar="PROMPTROLLOUT_STATE_DIR",
@@ -63,6 +64,7 @@ def gateway(
     name: str,
     space: str | None,
     pod_name: str,
+    pod_ip: str,
     state_dir: Path,
     provider_keys_dir: Path,
     max_request_bytes: int,
@@ -77,6 +79,7 @@ def gateway(
             gateway=name,
             namespace=space or namespace(),
             pod=pod_name,
+            pod_ip=pod_ip,
             state_dir=state_dir,
             provider_keys_dir=provider_keys_dir,
             limits=Limits(max_request_bytes, max_concurrent_requests),

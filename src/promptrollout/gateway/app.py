@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import orjson
 
+from promptrollout.gateway import ofrep, prompts, usage
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, ClientGone, Overloaded
 from promptrollout.gateway.http import JSON, Receive, Reply, Scope, Send, headers_of, read_body, unless_gone
+from promptrollout.gateway.ofrep import Ofrep
+from promptrollout.gateway.prompts import Prompts
 from promptrollout.gateway.protocols import PROTOCOLS
-from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.protocols.chat import CHAT
 from promptrollout.gateway.registry import Registry
+from promptrollout.gateway.render_id import RenderIds
+from promptrollout.gateway.route import Headers
 from promptrollout.gateway.serve import Requests
+from promptrollout.gateway.usage import UsageReports
 
 logger = logging.getLogger(__name__)
 
 MODELS_PATH: Final = "/v1/models"
+
+Endpoint = Callable[[Headers, bytes, Reply], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -32,17 +40,28 @@ class Limits:
 class ServingApp:
     """ASGI application of the port that callers use."""
 
-    def __init__(self, registry: Registry, counters: Counters, limits: Limits) -> None:
+    def __init__(
+        self, registry: Registry, counters: Counters, limits: Limits, ids: RenderIds | None = None, address: str = ""
+    ) -> None:
         self._registry = registry
         self._counters = counters
         self._limits = limits
         self._requests = Requests(registry, counters)
+        ids = ids or RenderIds()
+        self._prompts = Prompts(registry, counters, registry.renders, ids, address)
+        self._ofrep = Ofrep(registry, self._prompts)
+        self._usage = UsageReports(registry, counters, registry.renders, ids)
+
+    async def close(self) -> None:
+        await self._usage.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         reply = Reply(send)
-        protocol = PROTOCOLS.get(scope["path"], CHAT)  # whose callers read errors in its shape
+        path = scope["path"]
+        # whose callers read errors in its shape
+        protocol = ofrep.Errors(path) if path.startswith(ofrep.PATH) else PROTOCOLS.get(path, CHAT)
         try:
             await self._dispatch(scope, receive, reply)
         except CallerError as error:
@@ -66,7 +85,10 @@ class ServingApp:
         method, path = scope["method"], scope["path"]
         if protocol := PROTOCOLS.get(path):
             _require(method, "POST")
-            await self._answer(protocol, scope, receive, reply)
+            await self._answer(partial(self._requests.answer, protocol), scope, receive, reply)
+        elif endpoint := self._of_applications(path):
+            _require(method, "POST")
+            await self._answer(endpoint, scope, receive, reply)
         elif path == MODELS_PATH:
             _require(method, "GET")
             await reply.whole(200, {"content-type": JSON}, orjson.dumps(_models(self._registry.names(), scope)))
@@ -79,14 +101,26 @@ class ServingApp:
         else:
             raise CallerError(404, "unknown_url", f"unknown request URL: {method} {path[:200]}")
 
-    async def _answer(self, protocol: Protocol, scope: Scope, receive: Receive, reply: Reply) -> None:
+    def _of_applications(self, path: str) -> Endpoint | None:
+        """What answers applications that call the model themselves."""
+        if path.startswith(prompts.PREFIX) and path.endswith(prompts.SUFFIX):
+            return partial(self._prompts.answer, path[len(prompts.PREFIX) : -len(prompts.SUFFIX)])
+        if path == usage.PATH:
+            return self._usage.answer
+        if path == ofrep.PATH:
+            return self._ofrep.all
+        if path.startswith(f"{ofrep.PATH}/"):
+            return partial(self._ofrep.one, path[len(ofrep.PATH) + 1 :])
+        return None
+
+    async def _answer(self, endpoint: Endpoint, scope: Scope, receive: Receive, reply: Reply) -> None:
         headers = headers_of(scope)
         if self._counters.in_flight >= self._limits.max_concurrent_requests:
             raise Overloaded(self._limits.max_concurrent_requests)
         self._counters.in_flight += 1
         try:
             payload = await read_body(headers, receive, self._limits.max_request_bytes)
-            await unless_gone(self._requests.answer(protocol, headers, payload, reply), receive, reply)
+            await unless_gone(endpoint(headers, payload, reply), receive, reply)
         finally:
             self._counters.in_flight -= 1
 

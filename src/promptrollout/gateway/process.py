@@ -42,6 +42,8 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     drain_seconds: int = 30
     bind_address: str = "0.0.0.0"
+    pod_ip: str = ""
+    """Where the gateway's other pods reach this one; empty: not known."""
     port: int = PORT_HTTP
     admin_port: int = PORT_ADMIN
     endpoint_lag_seconds: float = ENDPOINT_LAG_SECONDS
@@ -66,13 +68,17 @@ class Gateway:
         self.registry = Registry(settings.pod, Loader(self.providers), store, self.counters)
         self.source: Source | None = None
         self.draining = False
-        self.serving_app = ServingApp(self.registry, self.counters, settings.limits)
+        address = f"[{settings.pod_ip}]" if ":" in settings.pod_ip else settings.pod_ip
+        self.serving_app = ServingApp(
+            self.registry, self.counters, settings.limits, address=f"{address}:{settings.port}" if address else ""
+        )
         self.admin_app = AdminApp(self.registry, self.counters, self.state)
 
     def state(self) -> PodState:
         return PodState(
             servings=list(self.registry.all()),
             retries=self.providers.retries(),
+            renders=self.registry.renders,
             api_contact_at=self.source.api_contact_at if self.source else None,
             ready=bool(self.source and self.source.ready) and not self.draining,
         )
@@ -93,6 +99,7 @@ async def run(settings: Settings) -> None:
         finally:
             source.cancel()
             await asyncio.gather(source, return_exceptions=True)
+            await gateway.serving_app.close()
             await gateway.providers.close()
 
 

@@ -22,6 +22,7 @@ from promptrollout.api.names import (
 from promptrollout.gateway.configuration import Arm, Configuration, KeyMissing, Loader, LoadError
 from promptrollout.gateway.counters import Compared, Counters
 from promptrollout.gateway.heavy import HeavyUnits
+from promptrollout.gateway.pending import PendingRenders
 from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.route import Assignment, Routing, Variant
 from promptrollout.gateway.series import Series
@@ -166,6 +167,7 @@ class Registry:
         self._problems: dict[str, Problem] = {}
         self._overrides: set[str] = set()
         self._lock = asyncio.Lock()
+        self.renders = PendingRenders(clock)
         self.loaded = False
         """The first list of deliveries is complete."""
 
@@ -287,7 +289,8 @@ class Registry:
         await asyncio.to_thread(self._store.save_overrides, self._overrides)
 
     async def sweep(self) -> None:
-        """Forget what is served no more; try again what waited for a key."""
+        """Forget what is served no more; try again what waited for a key; settle what was rendered."""
+        self.renders.settle()
         now = self._wall_clock()
         for name, serving in list(self._serving.items()):
             if serving.gone_at is not None and now >= serving.gone_at:

@@ -151,6 +151,7 @@ def _container(name: str, spec: GatewaySpec, image: str) -> Object:
             {"name": "PROMPTROLLOUT_GATEWAY", "value": name},
             by_field("POD_NAME", "metadata.name"),
             by_field("POD_NAMESPACE", "metadata.namespace"),
+            by_field("POD_IP", "status.podIP"),
             {"name": "PROMPTROLLOUT_STATE_DIR", "value": STATE_DIR},
             {"name": "PROMPTROLLOUT_PROVIDER_KEYS_DIR", "value": PROVIDER_KEYS_DIR},
             {"name": "PROMPTROLLOUT_MAX_REQUEST_BYTES", "value": str(spec.limits.max_request_bytes)},

@@ -12,9 +12,7 @@ from tests.unit.gateway.test_end_to_end import serving
 QA = {"x-team": "qa", "x-promptrollout-variant": "canary"}
 
 
-async def test_a_tester_meets_the_canary_at_weight_0_outside_the_analysis(
-    gateway: Gateway, provider: Provider
-) -> None:
+async def test_a_tester_meets_the_canary_at_weight_0_outside_the_analysis(gateway: Gateway, provider: Provider) -> None:
     raw = delivery(
         stable=arm(url=provider.url),
         canary=arm(CANARY, provider.url),
