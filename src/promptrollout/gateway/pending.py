@@ -12,7 +12,7 @@ from promptrollout.gateway.account import Outcome
 from promptrollout.gateway.series import Series
 
 MAX_PENDING: Final = 50_000
-"""Of a pod: about 25 MB. Further renders are counted for no arm; which ones that are says nothing of the arms."""
+"""Of a pod: about 20 MB. Further renders are counted for no arm; which ones that are says nothing of the arms."""
 
 
 @dataclass(slots=True)

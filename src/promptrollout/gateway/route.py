@@ -57,6 +57,7 @@ class Routing:
     """Lower case; with `by: Header`."""
     include: tuple[Rule, ...]
     exclude: tuple[Rule, ...]
+    has_audience: bool
     testers: tuple[Rule, ...]
     canary_loaded: bool
     """There is a canary that testers may ask for."""
@@ -78,12 +79,13 @@ class Routing:
             header=(stickiness.header or "").lower(),
             include=tuple(map(Rule.of, audience.include)) if audience else (),
             exclude=tuple(map(Rule.of, audience.exclude)) if audience else (),
+            has_audience=audience is not None,
             testers=tuple(map(Rule.of, testers)),
             canary_loaded=canary_loaded,
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: making one would take three times as long
 class Assignment:
     variant: Variant
     shard: int = 0
@@ -132,7 +134,7 @@ def assign(
     asked = _Asked(headers)
     if routing.testers and (forced := _forced(routing, asked)) is not None:
         return forced
-    if not all(map(asked.matches, routing.include)) or any(map(asked.matches, routing.exclude)):
+    if routing.has_audience and not _within(routing, asked):
         return Assignment("stable-outside")
     by_request = routing.by == "Request"
     unit = random_unit() if by_request else _unit(routing, asked, body, user_fields, conversation_fields)
@@ -141,6 +143,11 @@ def assign(
     hashed = unit_hash(routing.salt, unit)
     variant: Variant = "canary" if within(hashed, routing.weight) else "stable"
     return Assignment(variant, shard(routing.salt, unit), unit=None if by_request else hashed)
+
+
+def _within(routing: Routing, asked: _Asked) -> bool:
+    """Whether the request is in the audience."""
+    return all(map(asked.matches, routing.include)) and not any(map(asked.matches, routing.exclude))
 
 
 def _forced(routing: Routing, asked: _Asked) -> Assignment | None:

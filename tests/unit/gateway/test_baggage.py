@@ -1,6 +1,10 @@
 """W3C Baggage as its specification reads it."""
 
+from urllib.parse import quote
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from promptrollout.gateway.baggage import MAX_BYTES, MAX_MEMBERS, parse
 from promptrollout.gateway.http import headers_of
@@ -54,3 +58,17 @@ def test_several_headers_of_baggage_are_one_list_and_of_others_the_first_counts(
     headers = headers_of({"headers": raw})
     assert headers == {"baggage": b"a=1,b=2", "x-user-id": b"first"}
     assert parse(headers["baggage"]) == {b"a": b"1", b"b": b"2"}
+
+
+@given(st.binary(max_size=20_000))
+def test_no_header_is_too_much(header: bytes) -> None:
+    members = parse(header)
+    assert len(members) <= MAX_MEMBERS
+    for value in members.values():
+        value.decode()
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z.]{1,20}", fullmatch=True), st.text(max_size=30), max_size=20))
+def test_what_is_encoded_as_the_specification_says_comes_back(members: dict[str, str]) -> None:
+    header = ", ".join(f"{key}={quote(value, safe='')};property" for key, value in members.items())
+    assert parse(header.encode()) == {key.encode(): value.encode() for key, value in members.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from promptrollout.gateway import pending, usage
 from promptrollout.gateway.account import Outcome, Usage
@@ -388,6 +391,11 @@ def test_a_token_is_read_under_its_own_key_only() -> None:
     swapped = token[:40] + ("A" if token[40] != "A" else "B") + token[41:]
     for bad in ("", "a", token[:-2], token + "AAAA", swapped, "ü" * 50, token * 20):
         assert ids.read(bad) is None
+
+
+@hypothesis.given(st.text() | st.binary().map(lambda raw: base64.urlsafe_b64encode(raw).decode()))
+def test_no_text_is_a_token(text: str) -> None:
+    assert RenderIds(b"one").read(text) is None
 
 
 @pytest.mark.parametrize(
