@@ -48,12 +48,12 @@ class ServingApp:
         self._limits = limits
         self._requests = Requests(registry, counters)
         ids = ids or RenderIds()
-        self._prompts = Prompts(registry, counters, registry.renders, ids, address)
+        self._prompts = Prompts(registry, counters, ids, address)
         self._ofrep = Ofrep(registry, self._prompts)
-        self._usage = UsageReports(registry, counters, registry.renders, ids)
+        self.reports = UsageReports(registry, counters, ids)
 
     async def close(self) -> None:
-        await self._usage.close()
+        await self.reports.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -106,7 +106,7 @@ class ServingApp:
         if path.startswith(prompts.PREFIX) and path.endswith(prompts.SUFFIX):
             return partial(self._prompts.answer, path[len(prompts.PREFIX) : -len(prompts.SUFFIX)])
         if path == usage.PATH:
-            return self._usage.answer
+            return self.reports.answer
         if path == ofrep.PATH:
             return self._ofrep.all
         if path.startswith(f"{ofrep.PATH}/"):

@@ -16,7 +16,6 @@ from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.fill import prepare
 from promptrollout.gateway.http import JSON, Reply
-from promptrollout.gateway.pending import PendingRenders
 from promptrollout.gateway.protocols.chat import CHAT
 from promptrollout.gateway.registry import Registry, Serving
 from promptrollout.gateway.render import VARIABLES, Body
@@ -57,14 +56,12 @@ class Prompts:
         self,
         registry: Registry,
         counters: Counters,
-        pending: PendingRenders,
         ids: RenderIds,
         address: str,
         random_unit: Callable[[], bytes] = lambda: os.urandom(16),
     ) -> None:
         self._registry = registry
         self._counters = counters
-        self._pending = pending
         self._ids = ids
         self._address = address
         self._random_unit = random_unit
@@ -110,7 +107,7 @@ class Prompts:
             # the assigned version's prompt cannot be filled: whatever stable makes of it, that is known already
             series.count(outcome)
             return None
-        number = self._pending.add(series, outcome, settle_seconds)
+        number = self._registry.renders.add(series, outcome, settle_seconds)
         if number is None:
             return None
         uid, rollout, version, variant, _ = series.labels

@@ -15,7 +15,6 @@ from promptrollout.gateway.account import Outcome, Usage
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.http import JSON, Reply
-from promptrollout.gateway.pending import Pending, PendingRenders
 from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.render_id import RenderId, RenderIds
 from promptrollout.gateway.route import Headers
@@ -23,8 +22,9 @@ from promptrollout.gateway.route import Headers
 logger = logging.getLogger(__name__)
 
 PATH: Final = "/v1/usage"
-FORWARDED: Final = "x-promptrollout-forwarded"
-"""A report that another pod passed on: it goes no further."""
+POD_PATH: Final = "/usage"
+"""On the admin port: reports that other pods pass on."""
+MAX_BYTES: Final = 65_536
 _FORWARD_SECONDS: Final = 2.0
 _CONNECT_SECONDS: Final = 0.5
 _ORPHANS: Final = 10_000
@@ -66,41 +66,57 @@ class Report(BaseModel):
 class UsageReports:
     """Counts each render once, in the pod that rendered it; if that is gone, wherever the report arrives."""
 
-    def __init__(self, registry: Registry, counters: Counters, pending: PendingRenders, ids: RenderIds) -> None:
+    def __init__(self, registry: Registry, counters: Counters, ids: RenderIds) -> None:
         self._registry = registry
         self._counters = counters
-        self._pending = pending
         self._ids = ids
         self._orphans: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._session: aiohttp.ClientSession | None = None
 
     async def answer(self, headers: Headers, payload: bytes, reply: Reply) -> None:
-        """Answer one report. Raises CallerError."""
-        report = _parse(payload)
-        render = self._ids.read(report.token)
-        if render is None:
-            raise CallerError(400, "invalid_token", "token: take usage_token of the rendered prompt, as it is", "token")
-        if render.process == self._counters.process:
-            counted = _count(self._pending.take(render.number), report, self._pending.clock())
-        elif FORWARDED in headers:
+        """Answer an application's report. Raises CallerError."""
+        report, render = self._read(payload)
+        ours = render.process == self._counters.process
+        counted = self._here(render, report) if ours else await self._elsewhere(render, report, payload)
+        await _answer(counted, reply)
+
+    async def answer_pod(self, payload: bytes, reply: Reply) -> None:
+        """Answer a report that reached another pod of this gateway: it goes no further. Raises CallerError."""
+        report, render = self._read(payload)
+        if render.process != self._counters.process:
             raise CallerError(409, "other_pod", "token: this pod did not render it", "token")
-        else:
-            counted = await self._elsewhere(render, report, payload)
-        await reply.whole(200, {"content-type": JSON}, orjson.dumps({"object": "usage", "counted": counted}))
+        await _answer(self._here(render, report), reply)
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
 
+    def _read(self, payload: bytes) -> tuple[Report, RenderId]:
+        report = _parse(payload)
+        render = self._ids.read(report.token)
+        if render is None:
+            raise CallerError(400, "invalid_token", "token: take usage_token of the rendered prompt, as it is", "token")
+        return report, render
+
+    def _here(self, render: RenderId, report: Report) -> bool:
+        """False: it was counted before, or its time was over, which counted as a failure."""
+        renders = self._registry.renders
+        pending = renders.take(render.number)
+        if pending is None:
+            return False
+        report.into(pending.outcome, renders.clock() - pending.since)
+        pending.count()
+        return True
+
     async def _elsewhere(self, render: RenderId, report: Report, payload: bytes) -> bool:
-        """Have it counted by the pod that waits for it. If it is gone, nobody else is going to count it."""
+        """Have it counted by the pod that waits for it, on its admin port: what a caller may do here was looked at, and
+        its credentials go nowhere. If that pod is gone, nobody else is going to count it."""
         if render.address:
             if self._session is None:
                 timeout = aiohttp.ClientTimeout(total=_FORWARD_SECONDS, sock_connect=_CONNECT_SECONDS)
                 self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=64))
-            url = f"http://{render.address}{PATH}"
             try:
-                async with self._session.post(url, data=payload, headers={FORWARDED: "1"}) as answer:
+                async with self._session.post(f"http://{render.address}{POD_PATH}", data=payload) as answer:
                     body = await answer.read()
                     if answer.status == 200:
                         return bool(orjson.loads(body).get("counted"))
@@ -153,16 +169,13 @@ def usage_of(found: dict[str, Any] | None) -> Usage | None:
     )
 
 
-def _count(pending: Pending | None, report: Report, now: float) -> bool:
-    """False: it was counted before, or its time was over, which counted as a failure."""
-    if pending is None:
-        return False
-    report.into(pending.outcome, now - pending.since)
-    pending.count()
-    return True
+async def _answer(counted: bool, reply: Reply) -> None:
+    await reply.whole(200, {"content-type": JSON}, orjson.dumps({"object": "usage", "counted": counted}))
 
 
 def _parse(payload: bytes) -> Report:
+    if len(payload) > MAX_BYTES:
+        raise CallerError(413, "request_too_large", f"a report may have {MAX_BYTES} bytes")
     try:
         return Report.model_validate(orjson.loads(payload))
     except orjson.JSONDecodeError as error:

@@ -310,16 +310,22 @@ class Pod(Application):
 
 @asynccontextmanager
 async def a_pod(name: str, state: Path, client: aiohttp.ClientSession) -> AsyncIterator[Pod]:
-    gateway = Gateway(Settings("default", "ns", name, state_dir=state))
+    key = state.with_name("key")
+    key.write_text("shared\n")
+    made: list[Gateway] = []
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await gateway.serving_app(scope, receive, send)
+    async def admin(scope: Any, receive: Any, send: Any) -> None:
+        await made[0].admin_app(scope, receive, send)
 
-    async with serving(app) as url:
-        address = url.removeprefix("http://")
-        gateway.serving_app = ServingApp(gateway.registry, gateway.counters, Limits(), RenderIds(b"shared"), address)
-        await deliver(gateway, weight=50, canary=arm(CANARY), reporting=REPORTING)
-        yield Pod(url, client, gateway)
+    async with serving(admin) as admin_url:
+        port = int(admin_url.rpartition(":")[2])
+        settings = Settings(
+            "default", "ns", name, state_dir=state, signing_key_file=key, pod_ip="127.0.0.1", admin_port=port
+        )
+        made.append(gateway := Gateway(settings))
+        async with serving(gateway.serving_app) as url:
+            await deliver(gateway, weight=50, canary=arm(CANARY), reporting=REPORTING)
+            yield Pod(url, client, gateway)
     await gateway.serving_app.close()
     await gateway.providers.close()
 
@@ -342,6 +348,28 @@ async def test_a_report_that_reaches_another_pod_is_counted_where_it_was_rendere
     assert await second.report(token) is False
     assert await first.report(token) is False
     assert (counted(first.gateway), counted(second.gateway)) == ({"canary": (1, 1)}, {})
+
+
+async def test_the_admin_port_takes_reports_of_its_own_renders_only(pods: list[Pod]) -> None:
+    first, second = pods
+    token = (await first.render("0"))["usage_token"]
+    own, other = Caller(first.gateway.admin_app), Caller(second.gateway.admin_app)
+    for body, status, code in ({"token": token}, 409, "other_pod"), ({"token": "x"}, 400, "invalid_token"):
+        refused = await other.post(body, "/usage")
+        assert (refused.status, refused.error["code"]) == (status, code)
+    assert (await other.post({"token": "x" * 70_000}, "/usage")).status == 413
+    assert (await own.post({"token": token}, "/usage")).json == {"object": "usage", "counted": True}
+    assert (await own.post({}, "/rollouts")).status == 405
+    assert counted(second.gateway) == {}
+
+
+async def test_without_a_shared_key_each_pod_reads_its_own_tokens_only(pods: list[Pod], gateway: Gateway) -> None:
+    await deliver(gateway, reporting=REPORTING)
+    caller = Caller(gateway.serving_app)
+    token = (await caller.post({"user": "u"}, "/v1/prompts/support/render")).json["usage_token"]
+    status, found = await pods[0].post("/v1/usage", {"token": token})
+    assert (status, found["error"]["code"]) == (400, "invalid_token")
+    assert (await caller.post({"token": token}, "/v1/usage")).json["counted"] is True
 
 
 async def test_a_pod_that_is_silent_may_have_counted_it(pods: list[Pod], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +395,9 @@ async def test_a_report_whose_pod_is_gone_is_counted_where_it_arrives(pods: list
     sign = RenderIds(b"shared").sign
     assert await second.report(sign(gone)) is True
     assert await second.report(sign(gone)) is False, "once"
-    reused = RenderId(uid, "support", digest, "canary", 3, _now(), "deadbeef", first.url.removeprefix("http://"), 8)
+    reused = RenderId(
+        uid, "support", digest, "canary", 3, _now(), "deadbeef", f"127.0.0.1:{first.gateway.settings.admin_port}", 8
+    )
     assert await second.report(sign(reused)) is True, "another pod has its address now"
     old = RenderId(uid, "support", digest, "canary", 3, _now() - 121, "deadbeef", "", 9)
     other = RenderId(uid, "support", "0123456789", "canary", 3, _now(), "deadbeef", "", 10)
