@@ -375,7 +375,8 @@ def judge(expected: Expected, pods: list[Object], reports: list[RolloutReport | 
 
 
 def _heaviest(reports: list[RolloutReport]) -> int | None:
-    """Whatever pods a unit's requests went to, they are one unit's. A few requests say nothing of the traffic."""
+    """In percent, rounded up: whatever pods a unit's requests went to, they are one unit's. A few requests say nothing
+    of the traffic."""
     if not reports:
         return None
     total = sum(report.assigned_requests for report in reports)
@@ -384,7 +385,7 @@ def _heaviest(reports: list[RolloutReport]) -> int | None:
         by_unit.update({heavy.unit: heavy.requests for heavy in report.heavy_units})
     if total < HEAVY_REQUESTS or not by_unit:
         return 0
-    return 100 * max(by_unit.values()) // total
+    return -(-100 * max(by_unit.values()) // total)
 
 
 def _missing(expected: Expected, report: RolloutReport) -> str:

@@ -101,7 +101,8 @@ def test_a_provider_counts_as_unreachable_when_half_of_the_pods_say_so() -> None
         ([(100, {7: 20}), (100, {7: 30, 9: 40})], 25),
         ([(50, {7: 50}), (49, {})], 0),
         ([(99, {7: 99})], 0),
-        ([(100, {7: 21})], 21),
+        ([(100, {7: 20})], 20),
+        ([(1000, {7: 201})], 21),
     ],
 )
 def test_a_heavy_key_is_one_over_all_pods_and_a_few_requests_say_nothing(
