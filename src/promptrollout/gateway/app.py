@@ -11,15 +11,20 @@ from typing import Final
 
 import orjson
 
+from promptrollout.gateway import ofrep, prompts, usage
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, ClientGone, Overloaded
 from promptrollout.gateway.feedback import FEEDBACK_PATH, SCORES_PATH, VoteCounting
 from promptrollout.gateway.http import JSON, Receive, Reply, Scope, Send, headers_of, read_body, unless_gone
+from promptrollout.gateway.ofrep import Ofrep
+from promptrollout.gateway.prompts import Prompts
 from promptrollout.gateway.protocols import PROTOCOLS
 from promptrollout.gateway.protocols.chat import CHAT
 from promptrollout.gateway.registry import Registry
+from promptrollout.gateway.render_id import RenderIds
 from promptrollout.gateway.route import Headers
 from promptrollout.gateway.serve import Requests
+from promptrollout.gateway.usage import UsageReports
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +47,8 @@ class ServingApp:
         registry: Registry,
         counters: Counters,
         limits: Limits,
+        ids: RenderIds | None = None,
+        address: str = "",
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._registry = registry
@@ -50,12 +57,21 @@ class ServingApp:
         self._requests = Requests(registry, counters, wall_clock=wall_clock)
         votes = VoteCounting(registry, counters, wall_clock)
         self._endpoints: dict[str, Endpoint] = {FEEDBACK_PATH: votes.feedback, SCORES_PATH: votes.score}
+        ids = ids or RenderIds()
+        self._prompts = Prompts(registry, counters, ids, address)
+        self._ofrep = Ofrep(registry, self._prompts)
+        self.reports = UsageReports(registry, counters, ids)
+
+    async def close(self) -> None:
+        await self.reports.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         reply = Reply(send)
-        protocol = PROTOCOLS.get(scope["path"], CHAT)  # whose callers read errors in its shape
+        path = scope["path"]
+        # whose callers read errors in its shape
+        protocol = ofrep.Errors(path) if path.startswith(ofrep.PATH) else PROTOCOLS.get(path, CHAT)
         try:
             await self._dispatch(scope, receive, reply)
         except CallerError as error:
@@ -80,7 +96,7 @@ class ServingApp:
         if protocol := PROTOCOLS.get(path):
             _require(method, "POST")
             await self._answer(partial(self._requests.answer, protocol), scope, receive, reply)
-        elif endpoint := self._endpoints.get(path):
+        elif endpoint := self._endpoints.get(path) or self._of_applications(path):
             _require(method, "POST")
             await self._answer(endpoint, scope, receive, reply)
         elif path == MODELS_PATH:
@@ -94,6 +110,18 @@ class ServingApp:
             await reply.whole(200, {"content-type": JSON}, orjson.dumps(_model(name, scope)))
         else:
             raise CallerError(404, "unknown_url", f"unknown request URL: {method} {path[:200]}")
+
+    def _of_applications(self, path: str) -> Endpoint | None:
+        """What answers applications that call the model themselves."""
+        if path.startswith(prompts.PREFIX) and path.endswith(prompts.SUFFIX):
+            return partial(self._prompts.answer, path[len(prompts.PREFIX) : -len(prompts.SUFFIX)])
+        if path == usage.PATH:
+            return self.reports.answer
+        if path == ofrep.PATH:
+            return self._ofrep.all
+        if path.startswith(f"{ofrep.PATH}/"):
+            return partial(self._ofrep.one, path[len(ofrep.PATH) + 1 :])
+        return None
 
     async def _answer(self, endpoint: Endpoint, scope: Scope, receive: Receive, reply: Reply) -> None:
         headers = headers_of(scope)

@@ -56,7 +56,7 @@ def hold(serving: Serving, pin: Pin | None, assignment: Assignment) -> Assignmen
     While a canary takes part, neither arm counts conversations that began before the weight of now: those that it
     moved would be missing from the canary, and the others would be there.
     """
-    if pin is None or not pin.young:
+    if pin is None or not pin.young or assignment.forced:
         return assignment
     stable, canary = serving.stable, serving.canary
     held_by_stable = pin.given.version == stable.version

@@ -253,7 +253,8 @@ class Series:
         """Count what is kept of the whole arm only; the request's cost in USD, None where nobody knows it."""
         usage, price = outcome.usage, outcome.price
         if usage is None:
-            if outcome.abandoned or outcome.fallback or outcome.error_type in (None, "stream_broken"):
+            unknown = outcome.error_type in (None, "stream_broken", "reported", "unreported")
+            if outcome.abandoned or outcome.fallback or unknown:
                 # nobody says how much was answered: counting nothing as free would make a version look cheap
                 self.usage_missing += 1
                 return None

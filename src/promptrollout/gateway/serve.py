@@ -44,7 +44,7 @@ class Requests:
         pin = pin_of(serving, request, self._wall_clock())
         assignment = hold(serving, pin, self._assign(serving, request))
         require_state(serving, pin, assignment)
-        prepared = prepare(serving, request, assignment, self._counters)
+        prepared = prepare(serving, request, assignment)
         prepared.wall_clock = self._wall_clock
         prepared.began_seconds = pin.began_of(prepared.arm) if pin else None
         with UnderWay(prepared), Accounted(prepared, reply):

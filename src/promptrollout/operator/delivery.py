@@ -88,6 +88,8 @@ def compile_delivery(
         salt=intent.salt,
         stickiness=intent.stickiness,
         audience=intent.audience,
+        testers=list(intent.testers),
+        reporting=intent.reporting,
         stable=_arm(namespace, intent.stable, existing, store),
         canary=_arm(namespace, intent.canary, existing, store) if intent.canary else None,
         latency_edges_seconds=_edges(snapshots, existing),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from promptrollout.api.gateway import GatewaySpec
@@ -16,6 +17,7 @@ from promptrollout.api.names import (
     PORT_ADMIN,
     PORT_HTTP,
     PROVIDER_KEYS_DIR,
+    SIGNING_KEY_FILE,
     STATE_DIR,
 )
 from promptrollout.operator.acknowledge import deployment_name
@@ -28,6 +30,7 @@ UID = 65532
 KEY_FILE = "api-key"
 CA_FILE = "ca.crt"
 _FILE_VOLUME = "provider-keys"
+_SIGNING_VOLUME = "signing-key"
 
 
 def gateway_objects(
@@ -129,7 +132,7 @@ def _deployment(
                     }
                 ],
                 "containers": [_container(name, spec, image)],
-                "volumes": _volumes(files),
+                "volumes": _volumes(own, files),
             },
         },
     }
@@ -151,8 +154,10 @@ def _container(name: str, spec: GatewaySpec, image: str) -> Object:
             {"name": "PROMPTROLLOUT_GATEWAY", "value": name},
             by_field("POD_NAME", "metadata.name"),
             by_field("POD_NAMESPACE", "metadata.namespace"),
+            by_field("POD_IP", "status.podIP"),
             {"name": "PROMPTROLLOUT_STATE_DIR", "value": STATE_DIR},
             {"name": "PROMPTROLLOUT_PROVIDER_KEYS_DIR", "value": PROVIDER_KEYS_DIR},
+            {"name": "PROMPTROLLOUT_SIGNING_KEY_FILE", "value": SIGNING_KEY_FILE},
             {"name": "PROMPTROLLOUT_MAX_REQUEST_BYTES", "value": str(spec.limits.max_request_bytes)},
             {"name": "PROMPTROLLOUT_MAX_CONCURRENT_REQUESTS", "value": str(spec.limits.max_concurrent_requests)},
             {"name": "PROMPTROLLOUT_DRAIN_SECONDS", "value": str(spec.drain_seconds)},
@@ -174,15 +179,17 @@ def _container(name: str, spec: GatewaySpec, image: str) -> Object:
             {"name": "state", "mountPath": STATE_DIR},
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": _FILE_VOLUME, "mountPath": PROVIDER_KEYS_DIR, "readOnly": True},
+            {"name": _SIGNING_VOLUME, "mountPath": str(PurePosixPath(SIGNING_KEY_FILE).parent), "readOnly": True},
         ],
     }
 
 
-def _volumes(files: Files) -> list[Object]:
+def _volumes(own: str, files: Files) -> list[Object]:
     return [
         {"name": "state", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
         {"name": _FILE_VOLUME, "projected": {"sources": _sources(files)}},
+        {"name": _SIGNING_VOLUME, "secret": {"secretName": f"{own}-signing", "optional": True}},
     ]
 
 
