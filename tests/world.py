@@ -86,6 +86,7 @@ class World:
         self.silent: set[str] = set()
         """Objectives whose series are missing."""
         self.provider_unreachable: bool | None = False
+        self.heavy_key_share_percent: int | None = None
         self.stickiness = Stickiness()
         self.read_until: int | None = None
         """Intervals that end later are not read yet; None: all are."""
@@ -224,6 +225,7 @@ class World:
             laggards=tuple(Laggard(pod=p, reason="silent") for p in self.pods if p not in confirmed),
             overridden=self.overridden,
             canary_provider_unreachable=self.provider_unreachable,
+            heavy_key_share_percent=self.heavy_key_share_percent,
         )
 
     def facts(self) -> Facts:

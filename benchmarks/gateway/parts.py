@@ -49,7 +49,7 @@ async def _parts(payload: bytes, answer: bytes) -> dict[str, float]:
         request = parse(protocol, headers, payload, 0.0)
         serving = requests._serving(request)
         assignment = requests._assign(serving, request)
-        prepared = prepare(serving, request, assignment, gateway.counters)
+        prepared = prepare(serving, request, assignment)
         parsed = orjson.loads(answer)
 
         async def send(_: object) -> None: ...
@@ -65,7 +65,7 @@ async def _parts(payload: bytes, answer: bytes) -> dict[str, float]:
         return {
             "parse": timed(lambda: parse(protocol, headers_of({"headers": raw}), payload, 0.0)),
             "route": timed(lambda: requests._assign(requests._serving(request), request)),
-            "render": timed(lambda: prepare(serving, request, assignment, gateway.counters)),
+            "render": timed(lambda: prepare(serving, request, assignment)),
             "call: write": timed(lambda: orjson.dumps(prepared.filled.body)),
             "check": timed(judge),
             "account": timed(lambda: prepared.account(reply)),

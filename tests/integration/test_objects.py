@@ -57,9 +57,15 @@ def rollout() -> Manifest:
             "gatewayRef": {"name": "default"},
             "template": PROMPT,
             "stickiness": {"by": "User"},
+            "evidenceSource": "Reported",
+            "reporting": {"cacheSeconds": 0, "settleSeconds": 60},
             "strategy": {
                 "canary": {
-                    "audience": {"include": [{"header": "x-plan", "values": ["free"]}]},
+                    "audience": {
+                        "include": [{"header": "x-plan", "values": ["free"]}],
+                        "exclude": [{"baggage": "user.plan", "values": ["gold"]}],
+                    },
+                    "testers": [{"header": "x-team", "values": ["qa"]}],
                     "steps": [
                         {"weight": 5, "minDurationSeconds": 600},
                         {"pause": {}},
@@ -209,10 +215,22 @@ def _drop(*path: Any) -> Callable[[Manifest], None]:
 
 STEPS = ("strategy", "canary", "steps")
 OBJECTIVES = ("analysis", "objectives")
+TESTERS = ("strategy", "canary", "testers")
 Refusal = tuple[str, Callable[[], Manifest], Callable[[Manifest], None], str]
 REFUSALS: tuple[Refusal, ...] = (
     ("neither template nor versionRef", rollout, _drop("template"), "set exactly one of template"),
     ("both template and versionRef", rollout, _set("versionRef", to={"name": "v"}), "set exactly one of template"),
+    (
+        "reporting to nobody",
+        rollout,
+        _set("evidenceSource", to="Gateway"),
+        "reporting belongs to evidenceSource: Reported",
+    ),
+    ("reporting by default", rollout, _drop("evidenceSource"), "reporting belongs to evidenceSource: Reported"),
+    ("a match of two", rollout, _set(*TESTERS, 0, "baggage", to="team"), "a match names either header or baggage"),
+    ("a match of nothing", rollout, _drop(*TESTERS, 0, "header"), "a match names either header or baggage"),
+    ("a match without values", rollout, _set(*TESTERS, 0, "values", to=[]), "strategy.canary.testers[0].values"),
+    ("settled at once", rollout, _set("reporting", "settleSeconds", to=0), "spec.reporting.settleSeconds"),
     ("weight 0", rollout, _set(*STEPS, 0, "weight", to=0), "spec.strategy.canary.steps[0].weight"),
     ("weight 101", rollout, _set(*STEPS, 2, "weight", to=101), "spec.strategy.canary.steps[2].weight"),
     ("weights out of order", rollout, _set(*STEPS, 2, "weight", to=3), "weights must grow strictly"),

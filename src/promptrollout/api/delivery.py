@@ -4,7 +4,7 @@ A delivery has no ownerReference to its rollout: it must outlive a `kubectl repl
 because it carries what the status would otherwise be the only one to know (see `Memory`).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,24 +23,41 @@ from promptrollout.api.meta import (
 )
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.provider import Auth, ModelPrice, QueryParameter, StaticHeader, Timeouts
+from promptrollout.api.slo import LabelValue
 
 
-class HeaderMatch(Model):
-    """A request header and the values that match it."""
+class RequestMatch(Model):
+    """A header of a request, or a member of its W3C baggage, and the values that match it."""
 
-    header: HeaderName
+    rules: ClassVar = (("has(self.header) != has(self.baggage)", "a match names either header or baggage"),)
+
+    header: HeaderName | None = None
     """Name of the header, in any case."""
+    baggage: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")] | None = None
+    """Key of a member of the `baggage` header, for example `user.plan`."""
     values: Annotated[list[Annotated[str, Field(max_length=256)]], Field(min_length=1, max_length=64)]
-    """Any of them, compared exactly."""
+    """Any of them, compared exactly; those of baggage percent-decoded."""
 
 
 class Audience(Model):
     """Who may meet the canary. Steps apply within it; all others get stable, outside the analysis."""
 
-    include: Annotated[list[HeaderMatch], Field(max_length=16)] = []
+    include: Annotated[list[RequestMatch], Field(max_length=16)] = []
     """All of them must match. Empty: everybody."""
-    exclude: Annotated[list[HeaderMatch], Field(max_length=16)] = []
+    exclude: Annotated[list[RequestMatch], Field(max_length=16)] = []
     """Any match excludes."""
+
+
+Testers = Annotated[list[RequestMatch], Field(max_length=16)]
+
+
+class Reporting(Model):
+    """How applications that call the model themselves report what came of it."""
+
+    cache_seconds: Annotated[int, Field(ge=0, le=3600)] = 60
+    """How long they may keep a prompt. A step's evidence counts from so long after the pods confirmed it."""
+    settle_seconds: Annotated[int, Field(ge=1, le=3600)] = 300
+    """A rendered prompt of which nothing is reported within this time counts as a failure of its arm."""
 
 
 class Stickiness(Model):
@@ -50,6 +67,9 @@ class Stickiness(Model):
     """`User` and `Conversation` are read from the request; `Request` assigns every request anew."""
     header: HeaderName | None = None
     """With `by: Header`: the header whose value is the unit."""
+    pin_max_age_seconds: Annotated[int, Field(ge=0, le=43_200)] = 3600
+    """For so long a conversation stays on the version that answered it first, if its requests name the answer before
+    (`previous_response_id`, or the header `x-promptrollout-pin`). 0: never."""
 
 
 class TLSConfig(Model):
@@ -139,6 +159,9 @@ class DeliverySpec(Model):
     salt: Annotated[str, Field(min_length=1, max_length=128)]
     stickiness: Stickiness = Stickiness()
     audience: Audience | None = None
+    testers: Testers = []
+    reporting: Reporting | None = None
+    """Absent: what applications render counts for nothing."""
     stable: ArmConfig
     canary: ArmConfig | None = None
     latency_edges_seconds: Annotated[list[Decimal], Field(max_length=20)] = []
@@ -147,6 +170,10 @@ class DeliverySpec(Model):
         list[Annotated[str, Field(max_length=64, pattern=r"^promptrollout_shard_[a-z_]+$")]], Field(max_length=40)
     ] = []
     """What objectives need divided by shards; pods export nothing else of that kind."""
+    scores: Annotated[list[LabelValue], Field(max_length=20)] = []
+    """Names of scores that objectives are on: pods export them from the start, at zero."""
+    response_key: Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Signs the response ids that callers get. Drawn once; to draw another one, take the field out."""
     retired_at: Timestamp | None = None
     """The rollout was deleted then: pods serve five more minutes, then answer 404."""
     memory: Memory = Memory()
@@ -180,6 +207,15 @@ class PromptDelivery(CustomResource):
     status: DeliveryStatus | None = None
 
 
+class HeavyUnit(Model):
+    """A unit that many requests come from."""
+
+    unit: int
+    """Its hash: nothing else is kept of a unit."""
+    requests: int
+    """At least so many."""
+
+
 class RolloutReport(Model):
     """What one gateway pod says of one rollout, on its admin port under `GET /rollouts`."""
 
@@ -203,6 +239,10 @@ class RolloutReport(Model):
     circuits: dict[str, str] = {}
     """By `<arm>/<provider>/<model>`: `Closed`, `Open` (not asked, but for a try now and then), or `HalfOpen` (a try
     is under way)."""
+    assigned_requests: int = 0
+    """Of the last ten minutes: requests with a stickiness key that were assigned to an arm by it."""
+    heavy_units: list[HeavyUnit] = []
+    """The units with most of them, as far as they are known to have."""
     shards_withheld: bool = False
     """Its shards are not exported here, since those of as many other rollouts are as a pod exports at once."""
 

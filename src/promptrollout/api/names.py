@@ -33,6 +33,8 @@ PORT_ADMIN: Final = 9090
 PROVIDER_KEYS_DIR: Final = "/var/run/promptrollout/providers"
 # and the hashes of its callers' keys: <this>/<caller's name>
 CALLER_KEYS_DIR: Final = "/var/run/promptrollout/callers"
+# what its pods sign with, so that each reads the others' tokens: `key` of the Secret <PromptGateway>-gateway-signing
+SIGNING_KEY_FILE: Final = "/var/run/promptrollout/signing/key"
 STATE_DIR: Final = "/var/lib/promptrollout"
 # the configuration formats that a gateway of this release reads (PromptDelivery spec.formatVersion)
 FORMAT_VERSION: Final = 1
@@ -50,6 +52,8 @@ HEADER_PROVIDER: Final = "x-promptrollout-provider"
 HEADER_MODEL: Final = "x-promptrollout-model"
 # of a request inside the gateway: the tenant of the key that it came with, for audiences; no caller can send it
 HEADER_TENANT: Final = "x-promptrollout-tenant"
+# of requests: the response id of the conversation's last answer
+HEADER_PIN: Final = "x-promptrollout-pin"
 
 # metric names of the gateway; every series carries rollout_uid, rollout, version, variant, model, process
 METRIC_REQUESTS: Final = "promptrollout_requests_total"

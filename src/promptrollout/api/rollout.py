@@ -9,7 +9,9 @@ from promptrollout.api.delivery import (
     Audience,
     Laggard,
     RejectedVersion,
+    Reporting,
     Stickiness,
+    Testers,
     VersionRef,
 )
 from promptrollout.api.meta import (
@@ -50,6 +52,9 @@ class Step(Model):
 
 class Canary(Model):
     audience: Audience | None = None
+    testers: Testers = []
+    """Whose requests may name their variant in the header `x-promptrollout-variant`, if any of these match. They stay
+    outside the analysis."""
     steps: Annotated[
         list[Step],
         Field(
@@ -119,6 +124,10 @@ class RolloutSpec(Model):
             "!has(self.stickiness) || (self.stickiness.by == 'Header') == has(self.stickiness.header)",
             "stickiness.header belongs to by: Header, which needs it",
         ),
+        (
+            "!has(self.reporting) || (has(self.evidenceSource) && self.evidenceSource == 'Reported')",
+            "reporting belongs to evidenceSource: Reported",
+        ),
     )
 
     gateway_ref: LocalRef
@@ -131,6 +140,11 @@ class RolloutSpec(Model):
     """A PromptVersion to compare the first version with; without it the first version is served at once."""
     stickiness: Stickiness = Stickiness()
     """What stays on its arm."""
+    evidence_source: Literal["Gateway", "Reported"] = "Gateway"
+    """`Reported`: applications render prompts, call the model themselves and report to `POST /v1/usage`; what they
+    never report is a failure. `Gateway`: only what the gateway sees itself counts."""
+    reporting: Reporting | None = None
+    """With `evidenceSource: Reported`; absent: its defaults."""
     strategy: Strategy
     """How a change reaches the users."""
     analysis: Analysis
@@ -139,6 +153,11 @@ class RolloutSpec(Model):
     """Nothing advances; a breach still rolls back."""
     revision_history_limit: Annotated[int, Field(ge=0, le=50)] = 10
     """How many copies of versions are kept beside those in use and the one to go back to."""
+
+    @property
+    def reported(self) -> Reporting | None:
+        """How applications report; None where only what the gateway sees counts."""
+        return (self.reporting or Reporting()) if self.evidence_source == "Reported" else None
 
 
 # ---------------------------------------------------------------- status
@@ -163,6 +182,8 @@ class Snapshot(Model):
     """False with `analysis.mode: None`."""
     stickiness: Stickiness = Stickiness()
     audience: Audience | None = None
+    reporting: Reporting | None = None
+    """Only with `evidenceSource: Reported`."""
 
 
 class ObjectiveStatus(Model):
@@ -230,7 +251,8 @@ class Clock(Model):
     stage_since: Seconds | None = None
     """The present stage or step, whether acknowledged or not."""
     acknowledged_at: Seconds | None = None
-    """Every ready pod had confirmed the present step's configuration; promotion evidence counts from here."""
+    """Every ready pod had confirmed the present step's configuration, and what applications keep of the one before was
+    over (`reporting`; in the future until then); promotion evidence counts from here."""
     evaluated_until: Seconds | None = None
     """End of the last interval that is in the checkpoints. A multiple of the interval."""
     step_active_seconds: Seconds = 0

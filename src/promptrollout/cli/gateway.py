@@ -13,7 +13,13 @@ import uvloop
 from pydantic import TypeAdapter, ValidationError
 
 from promptrollout.api.gateway import ServiceAccountCallers
-from promptrollout.api.names import CALLER_KEYS_DIR, ENV_BIND_ADDRESS, PROVIDER_KEYS_DIR, STATE_DIR
+from promptrollout.api.names import (
+    CALLER_KEYS_DIR,
+    ENV_BIND_ADDRESS,
+    PROVIDER_KEYS_DIR,
+    SIGNING_KEY_FILE,
+    STATE_DIR,
+)
 from promptrollout.cluster import ClusterError, namespace
 from promptrollout.gateway.app import Limits
 from promptrollout.gateway.authenticate import Auth, AuthMode
@@ -25,6 +31,7 @@ from promptrollout.gateway.token_reviews import ServiceAccountRule
 @click.option("--gateway", "name", envvar="PROMPTROLLOUT_GATEWAY", required=True, help="Name of the PromptGateway.")
 @click.option("--namespace", "space", envvar="POD_NAMESPACE", help="Namespace of the deliveries; default: the pod's.")
 @click.option("--pod-name", envvar="POD_NAME", default=socket.gethostname, help="In reports; default: the host's name.")
+@click.option("--pod-ip", envvar="POD_IP", default="", help="Where the gateway's other pods reach this one.")
 @click.option(
     "--state-dir",
     envvar="PROMPTROLLOUT_STATE_DIR",
@@ -40,6 +47,14 @@ from promptrollout.gateway.token_reviews import ServiceAccountRule
     default=PROVIDER_KEYS_DIR,
     show_default=True,
     help="Keys are read from <this>/<ModelProvider>/api-key.",
+)
+@click.option(
+    "--signing-key-file",
+    envvar="PROMPTROLLOUT_SIGNING_KEY_FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=SIGNING_KEY_FILE,
+    show_default=True,
+    help="What all pods of the gateway sign with; without it each pod reads only what it signed itself.",
 )
 @click.option(
     "--max-request-bytes",
@@ -123,8 +138,10 @@ def gateway(
     name: str,
     space: str | None,
     pod_name: str,
+    pod_ip: str,
     state_dir: Path,
     provider_keys_dir: Path,
+    signing_key_file: Path,
     max_request_bytes: int,
     max_concurrent_requests: int,
     max_queued_requests: int,
@@ -146,8 +163,10 @@ def gateway(
             gateway=name,
             namespace=own,
             pod=pod_name,
+            pod_ip=pod_ip,
             state_dir=state_dir,
             provider_keys_dir=provider_keys_dir,
+            signing_key_file=signing_key_file,
             caller_keys_dir=caller_keys_dir,
             auth=Auth(auth_mode, auth_audience, _rules(auth_service_accounts, own)),
             limits=Limits(

@@ -293,6 +293,10 @@ CEL: Final[dict[str, Callable[[Any], bool]]] = {
     "stickiness.header belongs to by: Header, which needs it": lambda s: (
         "stickiness" not in s or (s["stickiness"].get("by", "User") == "Header") == ("header" in s["stickiness"])
     ),
+    "reporting belongs to evidenceSource: Reported": lambda s: (
+        "reporting" not in s or s.get("evidenceSource") == "Reported"
+    ),
+    "a match names either header or baggage": lambda s: ("header" in s) != ("baggage" in s),
     "weights must grow strictly from step to step": lambda s: _weights(s) == sorted(set(_weights(s))),
     "at least one step needs a weight": lambda s: bool(_weights(s)),
     "a step has either weight or pause": lambda s: ("weight" in s) != ("pause" in s),

@@ -7,6 +7,9 @@ from promptrollout.api.rollout import DeliveryState
 from promptrollout.engine.draft import ACTIVE, Draft, timestamp
 from promptrollout.engine.life import current_step, named, overdue
 
+HEAVY_PERCENT = 20
+"""One stickiness key with a larger part of the requests makes the arms' figures its own."""
+
 Truth = tuple[bool | None, str, str]
 """Status (None: Unknown), CamelCase reason, message."""
 
@@ -160,6 +163,7 @@ def truths(draft: Draft, phase: str, reason: str, message: str, insufficient: bo
             message if insufficient else "",
         ),
         "AssignmentKeyMissing": key_missing(draft, unassigned),
+        "HeavyKey": heavy_key(draft),
     }
 
 
@@ -172,6 +176,18 @@ def key_missing(draft: Draft, share_percent: int | None) -> Truth:
         return False, "KeysPresent", ""
     text = f"{share_percent} % of the requests came without a stickiness key: they get stable, outside the analysis"
     return True, "KeyMissing", text
+
+
+def heavy_key(draft: Draft) -> Truth:
+    """As it was while no pod is asked. Of requests that are each a unit of their own, no key is looked at."""
+    share_percent = draft.facts.delivered.heavy_key_share_percent if draft.facts.delivered else None
+    if share_percent is None:
+        old = next((c for c in draft.status.conditions if c.type == "HeavyKey"), None)
+        return (False, "KeysSpread", "") if old is None else (old.status == "True", old.reason, old.message)
+    if share_percent <= HEAVY_PERCENT:
+        return False, "KeysSpread", ""
+    text = f"one stickiness key makes {share_percent} % of the requests: the arms cannot be compared by users"
+    return True, "OneKeyDominates", text
 
 
 def set_conditions(draft: Draft, wanted: dict[str, Truth]) -> None:

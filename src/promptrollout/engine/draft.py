@@ -84,6 +84,8 @@ class Draft:
             stickiness=own.stickiness if own else spec.stickiness,
             audience=own.audience if own else spec.strategy.canary.audience,
             memory=self.memory(),
+            testers=tuple(spec.strategy.canary.testers),
+            reporting=own.reporting if own else spec.reported,
         )
 
     def memory(self) -> Memory:

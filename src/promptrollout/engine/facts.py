@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from promptrollout.api.command import Command
-from promptrollout.api.delivery import Audience, Laggard, Memory, Stickiness, VersionRef
+from promptrollout.api.delivery import Audience, Laggard, Memory, Reporting, RequestMatch, Stickiness, VersionRef
 from promptrollout.api.rollout import Decision, RolloutSpec, RolloutStatus, Snapshot
 from promptrollout.engine.evidence import Evidence
 
@@ -40,6 +40,8 @@ class Delivered:
     canary_provider_unreachable: bool | None = None
     unassigned_share_percent: int | None = None
     """None as above: what is known of it stays."""
+    heavy_key_share_percent: int | None = None
+    """Of the requests of the last minutes: what one stickiness key has at least. None as above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class DeliveryIntent:
     stickiness: Stickiness
     audience: Audience | None
     memory: Memory
+    testers: tuple[RequestMatch, ...] = ()
+    reporting: Reporting | None = None
 
 
 @dataclass(frozen=True, slots=True)

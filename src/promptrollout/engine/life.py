@@ -168,6 +168,12 @@ def adopt(draft: Draft, snapshot: Snapshot) -> None:
             "RolloutUpdated", "stickiness or audience was edited: other users, so it starts over from weight 0"
         )
         return
+    if old.reporting != snapshot.reporting:
+        reload(draft)
+        draft.record(
+            "RolloutUpdated", "evidenceSource or reporting was edited: other evidence, so it starts over from weight 0"
+        )
+        return
     here = s.current_step_index + 1
     if old.steps[:here] != snapshot.steps[:here] and s.stage == "Stepping":
         reach = [i for i, step in enumerate(snapshot.steps) if step.weight is not None and step.weight <= s.weight]

@@ -3,7 +3,7 @@
 from promptrollout.api.rollout import RolloutStatus, Snapshot
 from promptrollout.engine import sample_ratio
 from promptrollout.engine.analysis import WATCHED, fold, lacking, required
-from promptrollout.engine.conditions import describe
+from promptrollout.engine.conditions import describe, heavy_key
 from promptrollout.engine.draft import ACTIVE, Draft
 from promptrollout.engine.facts import Facts, Plan
 from promptrollout.engine.life import (
@@ -170,9 +170,14 @@ def follow_in_progress(draft: Draft) -> None:
 
 
 def watch_delivery(draft: Draft) -> None:
-    """Note when the present configuration was first confirmed by every ready pod; later pods reset nothing."""
+    """Note when the present configuration was first confirmed by every ready pod; later pods reset nothing.
+
+    Applications that call the model themselves may use a prompt that they keep for a while longer, and what they never
+    report is known later still: until then, what counts is of the configuration before."""
     if draft.clock.acknowledged_at is None and draft.status.stage is not None and draft.delivered():
-        draft.set_clock(acknowledged_at=draft.now)
+        reporting = draft.status.snapshot.reporting if draft.status.snapshot else None
+        lag_seconds = reporting.cache_seconds + reporting.settle_seconds if reporting else 0
+        draft.set_clock(acknowledged_at=draft.now + lag_seconds)
 
 
 def watch_provider(draft: Draft) -> None:
@@ -234,6 +239,9 @@ def gather_findings(draft: Draft) -> None:
     if s.stage == "Stepping" and not s.step_approved:
         mismatches = (row for row in s.analysis if row.name == sample_ratio.NAME and row.common_cause)
         draft.holds += [f"{row.message}; `promote` goes on in spite of it" for row in mismatches]
+        dominated, _, message = heavy_key(draft)
+        if dominated:
+            draft.holds.append(f"{message}; `promote` goes on in spite of it")
 
 
 # ---------------------------------------------------------------- where it goes
@@ -276,8 +284,9 @@ def tick(draft: Draft) -> None:
     draft.set_clock(ticked_at=draft.now)
     step = current_step(draft)
     by_time = (step is not None and step.pause is not None) or not snapshot.analyse
-    if by_time and s.stage in ("Stepping", "Baking") and draft.clock.acknowledged_at is not None and not draft.holds:
-        seconds = min(gap, 2 * snapshot.interval_seconds)
+    begun = draft.clock.acknowledged_at
+    if by_time and s.stage in ("Stepping", "Baking") and begun is not None and begun <= draft.now and not draft.holds:
+        seconds = min(gap, 2 * snapshot.interval_seconds, draft.now - begun)
         paused = step is not None and step.pause is not None
         draft.set_clock(
             step_active_seconds=draft.clock.step_active_seconds + seconds,
@@ -289,6 +298,8 @@ def progress_step(draft: Draft) -> None:
     s, step = draft.status, current_step(draft)
     snapshot = s.snapshot
     if step is None or snapshot is None or draft.clock.acknowledged_at is None:
+        return
+    if draft.now < draft.clock.acknowledged_at:
         return
     if step.pause is not None:
         seconds = step.pause.duration_seconds

@@ -155,7 +155,6 @@ SIGNALS: dict[str, Signal] = {
         strata=("age",),
         settle_seconds=3_600,
         needs="feedback posted to the gateway",
-        exported=False,
     ),
     # within a minute: of what comes later, a young canary cannot have had as much as stable
     "FeedbackRate": Signal(
@@ -165,7 +164,6 @@ SIGNALS: dict[str, Signal] = {
         (("n", Counter(names.METRIC_REQUESTS)), ("total", Counter(names.METRIC_FEEDBACK, (("age", "1m"),)))),
         settle_seconds=60,
         needs="feedback posted to the gateway",
-        exported=False,
     ),
     "ToolFailureRate": Signal(
         "rate",
@@ -209,7 +207,6 @@ SIGNALS: dict[str, Signal] = {
         gate=50,
         settle_seconds=3_600,
         needs="scores of this name posted to the gateway, none of them negative",
-        exported=False,
     ),
     "CostPerRequest": Signal(
         "mean",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from promptrollout.api.command import Command
 from promptrollout.engine import sample_ratio
+from promptrollout.engine.conditions import heavy_key
 from promptrollout.engine.draft import REMEMBERED, Draft
 from promptrollout.engine.life import begin, current_step, enter_step, named, withdraw
 
@@ -94,8 +95,10 @@ def promote(draft: Draft, command: Command) -> Refusal:
         return None
     asked = draft.status.snapshot is not None and draft.status.snapshot.on_insufficient_traffic == "RequireApproval"
     mismatch_found = any(row.name == sample_ratio.NAME and row.common_cause for row in draft.status.analysis)
-    waits = mismatch_found or (
-        asked and any(c.type == "InsufficientTraffic" and c.status == "True" for c in draft.status.conditions)
+    waits = (
+        mismatch_found
+        or heavy_key(draft)[0] is True
+        or (asked and any(c.type == "InsufficientTraffic" and c.status == "True" for c in draft.status.conditions))
     )
     draft.set(step_time_waived=True, step_approved=draft.status.step_approved or waits)
     what = "approved without enough evidence" if waits else "need not wait for the step's time, only for its evidence"

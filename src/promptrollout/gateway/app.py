@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import orjson
 
+from promptrollout.gateway import ofrep, prompts, usage
 from promptrollout.gateway.admit import Admission, Rates
 from promptrollout.gateway.authenticate import Authenticator
-from promptrollout.gateway.caller_keys import ANYBODY, Caller
+from promptrollout.gateway.caller_keys import ANYBODY, CALLER, Caller
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, ClientGone
+from promptrollout.gateway.feedback import FEEDBACK_PATH, SCORES_PATH, VoteCounting
 from promptrollout.gateway.http import JSON, Receive, Reply, Scope, Send, headers_of, read_body, unless_gone
+from promptrollout.gateway.ofrep import Ofrep
+from promptrollout.gateway.prompts import Prompts
 from promptrollout.gateway.protocols import PROTOCOLS
-from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.protocols.chat import CHAT
 from promptrollout.gateway.registry import Registry
+from promptrollout.gateway.render_id import RenderIds
+from promptrollout.gateway.route import Headers
 from promptrollout.gateway.serve import Requests
+from promptrollout.gateway.usage import UsageReports
 
 logger = logging.getLogger(__name__)
 
 MODELS_PATH: Final = "/v1/models"
+
+Endpoint = Callable[[Headers, bytes, Reply], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,14 @@ class ServingApp:
     """ASGI application of the port that callers use."""
 
     def __init__(
-        self, registry: Registry, counters: Counters, limits: Limits, authenticator: Authenticator | None = None
+        self,
+        registry: Registry,
+        counters: Counters,
+        limits: Limits,
+        ids: RenderIds | None = None,
+        address: str = "",
+        wall_clock: Callable[[], float] = time.time,
+        authenticator: Authenticator | None = None,
     ) -> None:
         self._registry = registry
         self._counters = counters
@@ -51,10 +68,19 @@ class ServingApp:
             counters, limits.max_concurrent_requests, limits.max_queued_requests, limits.max_queue_milliseconds / 1000
         )
         rate = limits.requests_per_minute_per_key
+        self._rates = None if rate is None else Rates(rate, limits.burst_per_key)
         self.draining = False
         """The pod is ending: callers are told to open their next connection elsewhere."""
-        self._rates = None if rate is None else Rates(rate, limits.burst_per_key)
-        self._requests = Requests(registry, counters)
+        self._requests = Requests(registry, counters, wall_clock=wall_clock)
+        votes = VoteCounting(registry, counters, wall_clock)
+        self._endpoints: dict[str, Endpoint] = {FEEDBACK_PATH: votes.feedback, SCORES_PATH: votes.score}
+        ids = ids or RenderIds()
+        self._prompts = Prompts(registry, counters, ids, address)
+        self._ofrep = Ofrep(registry, self._prompts)
+        self.reports = UsageReports(registry, counters, ids)
+
+    async def close(self) -> None:
+        await self.reports.close()
 
     def overloaded(self) -> bool:
         """Whether the server shall refuse a request before anybody looks at it."""
@@ -67,7 +93,9 @@ class ServingApp:
         if scope["type"] != "http":
             return
         reply = Reply(send, last=self.draining)
-        protocol = PROTOCOLS.get(scope["path"], CHAT)  # whose callers read errors in its shape
+        path = scope["path"]
+        # whose callers read errors in its shape
+        protocol = ofrep.Errors(path) if path.startswith(ofrep.PATH) else PROTOCOLS.get(path, CHAT)
         try:
             await self._dispatch(scope, receive, reply)
         except CallerError as error:
@@ -88,30 +116,45 @@ class ServingApp:
         method, path = scope["method"], scope["path"]
         headers = headers_of(scope)
         caller = await self._authenticator.caller(headers)
+        CALLER.set(caller)
         if protocol := PROTOCOLS.get(path):
             _require(method, "POST")
-            await self._answer(protocol, caller, headers, receive, reply)
+            await self._answer(partial(self._requests.answer, protocol), caller, headers, receive, reply)
+        elif endpoint := self._endpoints.get(path) or self._of_applications(path):
+            _require(method, "POST")
+            await self._answer(endpoint, caller, headers, receive, reply)
         elif path == MODELS_PATH:
             _require(method, "GET")
-            names = [name for name in self._registry.names() if caller.may_use(name)]
-            await reply.whole(200, {"content-type": JSON}, orjson.dumps(_models(names, scope)))
+            await reply.whole(200, {"content-type": JSON}, orjson.dumps(_models(self._registry.names(), scope)))
         elif path.startswith(f"{MODELS_PATH}/"):
             _require(method, "GET")
             name = path.removeprefix(f"{MODELS_PATH}/")
-            if self._registry.find(name) is None or not caller.may_use(name):
+            if self._registry.find(name) is None:
                 raise CallerError(404, "model_not_found", f"no rollout {name[:253]!r} here", "model")
             await reply.whole(200, {"content-type": JSON}, orjson.dumps(_model(name, scope)))
         else:
             raise CallerError(404, "unknown_url", f"unknown request URL: {method} {path[:200]}")
 
+    def _of_applications(self, path: str) -> Endpoint | None:
+        """What answers applications that call the model themselves."""
+        if path.startswith(prompts.PREFIX) and path.endswith(prompts.SUFFIX):
+            return partial(self._prompts.answer, path[len(prompts.PREFIX) : -len(prompts.SUFFIX)])
+        if path == usage.PATH:
+            return self.reports.answer
+        if path == ofrep.PATH:
+            return self._ofrep.all
+        if path.startswith(f"{ofrep.PATH}/"):
+            return partial(self._ofrep.one, path[len(ofrep.PATH) + 1 :])
+        return None
+
     async def _answer(
-        self, protocol: Protocol, caller: Caller, headers: dict[str, bytes], receive: Receive, reply: Reply
+        self, endpoint: Endpoint, caller: Caller, headers: dict[str, bytes], receive: Receive, reply: Reply
     ) -> None:
         if self._rates is not None and caller is not ANYBODY:
             self._rates.take(caller.name)
         async with self.admission:
             payload = await read_body(headers, receive, self._limits.max_request_bytes)
-            await unless_gone(self._requests.answer(protocol, headers, payload, reply, caller), receive, reply)
+            await unless_gone(endpoint(headers, payload, reply), receive, reply)
 
 
 def _require(method: str, wanted: str) -> None:

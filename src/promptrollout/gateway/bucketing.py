@@ -14,14 +14,24 @@ _SHARD_SEED: Final = 0x53484152
 """`SHAR`, big-endian."""
 
 
+def unit_hash(salt: str, unit: bytes) -> int:
+    """Unsigned MurmurHash3 x86 32 (seed 0) of salt and unit, UTF-8, concatenated."""
+    return mmh3.hash(salt.encode() + unit, 0, False)
+
+
 def bucket(salt: str, unit: bytes) -> int:
-    """The unit's bucket, 0..9999, from unsigned MurmurHash3 x86 32 (seed 0) of salt and unit, UTF-8, concatenated."""
-    return (mmh3.hash(salt.encode() + unit, 0, False) * TOTAL) >> 32
+    """The unit's bucket, 0..9999."""
+    return (unit_hash(salt, unit) * TOTAL) >> 32
+
+
+def within(hashed: int, weight: int) -> bool:
+    """Whether the unit of this hash is among the first `weight` percent. Growth only adds units: the canary's buckets
+    come first."""
+    return (hashed * TOTAL) >> 32 < weight * (TOTAL // 100)
 
 
 def on_canary(salt: str, unit: bytes, weight: int) -> bool:
-    """Whether the unit is among the first `weight` percent. Growth only adds units: the canary's buckets come first."""
-    return bucket(salt, unit) < weight * (TOTAL // 100)
+    return within(unit_hash(salt, unit), weight)
 
 
 def shard(salt: str, unit: bytes) -> int:

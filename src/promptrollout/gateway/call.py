@@ -12,6 +12,7 @@ from promptrollout.gateway.configuration import Target
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, ProviderError, Unfilled
 from promptrollout.gateway.fill import fill
+from promptrollout.gateway.pin import has_state, require_no_state
 from promptrollout.gateway.protocols.chat import wants_usage, without_added_usage
 from promptrollout.gateway.providers.endpoint import RETRY_AFTER_MAX_SECONDS, Answer
 from promptrollout.gateway.registry import Serving
@@ -68,6 +69,8 @@ async def _fall_back(prepared: Prepared, failure: ProviderError) -> Answer:
     like one that it can.
     """
     arm, outcome = prepared.arm, prepared.outcome
+    if has_state(prepared.request):
+        raise failure  # it goes on from what the arm's own provider keeps
     for target in arm.targets[1:]:
         patience = RETRY_AFTER_MAX_SECONDS if target is arm.targets[-1] else FALLBACK_PATIENCE_SECONDS
         try:
@@ -91,6 +94,7 @@ async def _divert(
 ) -> Answer:
     """Stable's answer to a request of the canary; counted for neither, unless stable cannot be reached either."""
     stable = serving.stable
+    require_no_state(prepared.request)
     try:
         filled = fill(stable, prepared.request)
     except Unfilled as error:

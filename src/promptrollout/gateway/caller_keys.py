@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -35,6 +36,8 @@ class Caller:
 
 
 ANYBODY: Final = Caller("")
+CALLER: Final = ContextVar("caller", default=ANYBODY)
+"""Whose request is answered here. The registry asks it, so that no path to a rollout can forget to."""
 
 
 class EntryError(ValueError):

@@ -75,6 +75,9 @@ async def _pass_on(prepared: Prepared, answer: Answer) -> Ending:
         validator = _validator(prepared)
         if validator is not None:
             outcome.contract_kept = contract.kept(validator, whole.choices)
+    answer_id = prepared.answer_id()
+    if answer_id is not None and answer_id.put(whole.parsed, ("id",)) and way.translation is None:
+        payload = answer_id.replaced(payload) or orjson.dumps(whole.parsed)
     if way.translation is not None:
         payload = _translated(prepared, way.translation, whole)
     return Ending(200, {**answer.headers, **prepared.about(), "content-type": JSON}, payload)
@@ -85,6 +88,7 @@ async def _relay(prepared: Prepared, answer: Answer, reply: Reply) -> Ending:
     outcome, filled = prepared.outcome, prepared.filled
     validator = _validator(prepared)
     reader = filled.way.protocol.reader(filled.asked, collect_content=validator is not None)
+    reader.answer_id = prepared.answer_id()
     if filled.way.translation is not None:
         reader.translator = filled.way.translation.stream(prepared.request.body)
     failure = await _forward(prepared, reader, answer, reply)

@@ -104,8 +104,11 @@ class Configuration:
     """Why the delivery's canary is missing here: stable serves alone, and the delivery is not acknowledged."""
 
     def routing(self, overridden: bool) -> Routing:
-        weight = 0 if overridden or self.canary is None else self.spec.weight
-        return Routing(weight, self.spec.salt, self.spec.stickiness, self.spec.audience)
+        loaded = self.canary is not None and not overridden
+        spec = self.spec
+        return Routing.of(
+            spec.weight if loaded else 0, spec.salt, spec.stickiness, spec.audience, spec.testers, canary_loaded=loaded
+        )
 
 
 class Providers:

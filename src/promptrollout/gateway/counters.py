@@ -16,7 +16,7 @@ SECONDS_KEPT = 120.0
 ROLLOUTS_WITH_SHARDS = 64
 """At once; a page of metrics must stay one that can be scraped."""
 
-Labels = tuple[str, str, str, str, str]
+Labels = tuple[str, str, str, Variant, str]
 
 
 class Compared(NamedTuple):
@@ -45,6 +45,8 @@ class Counters:
         """Requests answered with a caller's error, by its code (a fixed set)."""
         self.swaps = 0
         self.refused: Counter[str] = Counter()
+        self.votes_not_counted: Counter[str] = Counter()
+        """By why (a fixed set)."""
         self.disk_errors: Counter[str] = Counter()
         self.disconnects = 0
         self.retries: Counter[str] = Counter()
@@ -75,7 +77,7 @@ class Counters:
         keep = {id(series) for series in used}
         now = self._clock()
         for labels, series in self._series.items():
-            outside = labels[3] == "stable-outside" and any(labels[2] == kept.labels[2] for kept in used)
+            outside = labels[3].endswith("-outside") and any(labels[2] == kept.labels[2] for kept in used)
             if labels[1] == rollout and id(series) not in keep and not outside and series.retired_at is None:
                 series.retired_at = now
             if labels[1] == rollout and not compared and series.shards and series.shards.retired_at is None:

@@ -19,6 +19,8 @@ ErrorType = Literal[
     "system_message",
     "stream_broken",
     "internal",
+    "reported",
+    "unreported",
 ]
 """Why a request failed, as a metric's label. The set is fixed: series exist at zero from the start."""
 

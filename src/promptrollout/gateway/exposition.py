@@ -10,11 +10,14 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import get_args
 
 from prometheus_client import REGISTRY, generate_latest
 
 from promptrollout.api import names
 from promptrollout.gateway.counters import Counters
+from promptrollout.gateway.feedback import NotCounted
+from promptrollout.gateway.pending import PendingRenders
 from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.series_text import Copy, labels_text, series_lines, shard_lines
 
@@ -28,6 +31,7 @@ class PodState:
 
     servings: Iterable[Serving]
     retries: Mapping[str, int]
+    renders: PendingRenders
     api_contact_at: float | None
     """On the monotonic clock."""
     ready: bool
@@ -131,6 +135,13 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
         "Requests at fault themselves; they count for no arm.",
         by("code", counters.rejected),
     )
+    not_counted = dict.fromkeys(get_args(NotCounted), 0)
+    yield from family(
+        f"{gateway}_votes_not_counted_total",
+        "counter",
+        "Feedback and scores that were taken, but counted for nobody, by why.",
+        by("reason", {**not_counted, **counters.votes_not_counted}),
+    )
     yield from family(
         f"{gateway}_disconnects_total",
         "counter",
@@ -139,6 +150,18 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
     )
     yield from family(
         f"{gateway}_provider_retries_total", "counter", "Calls tried again.", by("provider", state.retries)
+    )
+    yield from family(
+        f"{gateway}_pending_renders",
+        "gauge",
+        "Rendered prompts of which nothing was reported yet.",
+        [("", len(state.renders))],
+    )
+    yield from family(
+        f"{gateway}_untracked_renders_total",
+        "counter",
+        "Rendered prompts that count for no arm, since so many others wait for a report.",
+        [("", state.renders.untracked)],
     )
     yield from family(
         names.METRIC_SHARDS_WITHHELD,

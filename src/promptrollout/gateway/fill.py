@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from promptrollout.gateway.account import Outcome
 from promptrollout.gateway.bounds import RenderError
 from promptrollout.gateway.configuration import Arm, Target
-from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, Unfilled, Untranslatable
 from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.render import VARIABLES, SystemMessageRefused
@@ -28,37 +28,41 @@ def fill(arm: Arm, request: Request, fallback: Target | None = None) -> Filled:
     return Filled(found, body if fallback is None else {**body, "model": target.model}, asked)
 
 
-def prepare(serving: Serving, request: Request, assignment: Assignment, counters: Counters) -> Prepared:
+Filling = Callable[[Arm, Request], Filled]
+
+
+def prepare(
+    serving: Serving, request: Request, assignment: Assignment, *, filling: Filling = fill, counts: bool = True
+) -> Prepared:
     """The assigned arm's request. Who is at fault for a prompt that cannot be filled, or takes no system messages: the
-    caller, if it is so in both arms; the version, if only in one."""
+    caller, if it is so in both arms; the version, if only in one. `counts`: whether the request is evidence at all."""
     canary = serving.canary
-    arm = canary if assignment.variant == "canary" and canary is not None else serving.stable
+    arm = canary if assignment.on_canary and canary is not None else serving.stable
     outcome = Outcome(shard=assignment.shard, price=arm.price)
-    filled = _filled(arm, request)
+    filled = _filled(arm, request, filling)
     counted_as = serving.series(arm, assignment.variant)
     if isinstance(filled, Exception):
         other = serving.stable if arm is canary else canary
-        instead = None if other is None else _filled(other, request)
+        instead = None if other is None else _filled(other, request, filling)
         of_the_caller = isinstance(filled, MissingVariable | SystemMessageRefused | Untranslatable)
         if isinstance(instead, Exception) or (other is None and of_the_caller):
             raise _unfilled(filled)
         outcome.error_type = filled.error_type
         if instead is None or arm is serving.stable:
-            counted_as.count(outcome)
+            if counts:
+                counted_as.count(outcome)
             raise _unfilled(filled)
         arm, filled = serving.stable, instead
         outcome.price = arm.price
-    if request.protocol.compared:
-        serving.window.note(assignment.keyless)
-    if assignment.keyless:
-        counters.unassigned[serving.configuration.spec.rollout_uid, serving.configuration.name] += 1
+    if counts and request.protocol.compared:
+        serving.assigned(assignment)
     return Prepared(request, serving, arm, filled, counted_as, outcome)
 
 
-def _filled(arm: Arm, request: Request) -> Filled | Unfilled:
+def _filled(arm: Arm, request: Request, filling: Filling) -> Filled | Unfilled:
     """The arm's request, or why there is none."""
     try:
-        return fill(arm, request)
+        return filling(arm, request)
     except Unfilled as error:
         return error
     except CallerError:

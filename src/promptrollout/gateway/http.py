@@ -69,10 +69,14 @@ class Reply:
 
 
 def headers_of(scope: Scope) -> dict[str, bytes]:
-    """The request's headers, lower-case names; the first of several wins."""
+    """The request's headers, lower-case names; the first of several wins, but several of baggage are one list."""
     found: dict[str, bytes] = {}
-    for name, value in scope["headers"]:
-        found.setdefault(name.decode("latin-1"), value)
+    for raw, value in scope["headers"]:
+        name = raw.decode("latin-1")
+        if name not in found:
+            found[name] = value
+        elif name == "baggage":
+            found[name] += b"," + value
     return found
 
 

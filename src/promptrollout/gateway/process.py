@@ -16,7 +16,14 @@ import uvicorn
 from kubernetes.aio.client import ApiClient
 
 from promptrollout import cluster
-from promptrollout.api.names import CALLER_KEYS_DIR, PORT_ADMIN, PORT_HTTP, PROVIDER_KEYS_DIR, STATE_DIR
+from promptrollout.api.names import (
+    CALLER_KEYS_DIR,
+    PORT_ADMIN,
+    PORT_HTTP,
+    PROVIDER_KEYS_DIR,
+    SIGNING_KEY_FILE,
+    STATE_DIR,
+)
 from promptrollout.gateway import token_reviews
 from promptrollout.gateway.admin import AdminApp
 from promptrollout.gateway.app import Limits, ServingApp
@@ -26,6 +33,7 @@ from promptrollout.gateway.configuration import Loader, Providers
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.exposition import PodState
 from promptrollout.gateway.registry import Registry
+from promptrollout.gateway.render_id import RenderIds
 from promptrollout.gateway.source import Source
 from promptrollout.gateway.store import Store
 from promptrollout.gateway.token_reviews import TokenReviews
@@ -50,7 +58,11 @@ class Settings:
     auth: Auth = field(default_factory=Auth)
     limits: Limits = field(default_factory=Limits)
     drain_seconds: int = 30
+    signing_key_file: Path = Path(SIGNING_KEY_FILE)
+    """Of the Secret that all pods of the gateway share, if there is one."""
     bind_address: str = "0.0.0.0"
+    pod_ip: str = ""
+    """Where the gateway's other pods reach this one; empty: not known."""
     port: int = PORT_HTTP
     admin_port: int = PORT_ADMIN
     endpoint_lag_seconds: float = ENDPOINT_LAG_SECONDS
@@ -80,8 +92,13 @@ class Gateway:
         self.authenticator = made(auth, CallerKeys(settings.caller_keys_dir), tokens)
         self.authenticator.refresh()
         self.client: ApiClient | None = None
-        self.serving_app = ServingApp(self.registry, self.counters, settings.limits, self.authenticator)
-        self.admin_app = AdminApp(self.registry, self.counters, self.state)
+        host = f"[{settings.pod_ip}]" if ":" in settings.pod_ip else settings.pod_ip
+        address = f"{host}:{settings.admin_port}" if host else ""
+        ids = RenderIds(_signing_key(settings.signing_key_file))
+        self.serving_app = ServingApp(
+            self.registry, self.counters, settings.limits, ids, address, authenticator=self.authenticator
+        )
+        self.admin_app = AdminApp(self.registry, self.counters, self.state, self.serving_app.reports)
 
     async def _review(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Have the API server look at a token. Raises ApiException, ApiUnavailable."""
@@ -93,6 +110,7 @@ class Gateway:
         return PodState(
             servings=list(self.registry.all()),
             retries=self.providers.retries(),
+            renders=self.registry.renders,
             api_contact_at=self.source.api_contact_at if self.source else None,
             ready=bool(self.source and self.source.ready) and not self.draining,
             caller_keys=None if self.authenticator.keys is None else len(self.authenticator.keys),
@@ -105,6 +123,17 @@ def collect_seldom() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def _signing_key(path: Path) -> bytes | None:
+    """None where the gateway has none: then this pod alone can read what it signs."""
+    try:
+        return path.read_bytes().strip() or None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        logger.error("the signing key cannot be read: %s: this pod alone can read what it signs", error)
+        return None
 
 
 async def run(settings: Settings) -> None:
@@ -131,6 +160,7 @@ async def run(settings: Settings) -> None:
         finally:
             source.cancel()
             await asyncio.gather(source, return_exceptions=True)
+            await gateway.serving_app.close()
             await gateway.providers.close()
 
 

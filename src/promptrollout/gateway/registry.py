@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from promptrollout.api.delivery import PodReport, RolloutReport
+from promptrollout.api.delivery import HeavyUnit, PodReport, RolloutReport
 from promptrollout.api.names import (
     FORMAT_VERSION,
     METRIC_CONTRACT_CHECKS,
@@ -19,10 +19,14 @@ from promptrollout.api.names import (
     METRIC_COST_SUM,
     shard_metric,
 )
+from promptrollout.gateway.caller_keys import CALLER
 from promptrollout.gateway.configuration import Arm, Configuration, KeyMissing, Loader, LoadError
 from promptrollout.gateway.counters import Compared, Counters
+from promptrollout.gateway.heavy import HeavyUnits
+from promptrollout.gateway.pending import PendingRenders
 from promptrollout.gateway.providers.circuit import Circuit
-from promptrollout.gateway.route import Routing, Variant
+from promptrollout.gateway.response_id import ResponseIds, parse
+from promptrollout.gateway.route import Assignment, Routing, Variant
 from promptrollout.gateway.series import Series
 from promptrollout.gateway.store import Store
 from promptrollout.gateway.window import ShareWindow
@@ -33,6 +37,8 @@ RETIREMENT_SECONDS: Final = 300.0
 """A deleted rollout is served this much longer, so that its callers can go first."""
 KEY_PATIENCE_SECONDS: Final = 60.0
 """A new pod is held unready for so long where it cannot serve what others surely do: a key's file may still come."""
+HEAVY_UNITS: Final = 4
+"""So many are reported to the operator, which adds up what pods say."""
 _NO_DIGEST: Final = "sha256:" + "0" * 64
 _SHARDS_OF_CONTRACT: Final = frozenset(map(shard_metric, (METRIC_CONTRACT_CHECKS, METRIC_CONTRACT_FAILURES)))
 _SHARDS_OF_COST: Final = frozenset(map(shard_metric, (METRIC_COST_COUNT, METRIC_COST_SUM)))
@@ -47,7 +53,9 @@ class Serving:
         overridden: bool,
         counters: Counters,
         window: ShareWindow,
+        heavy: HeavyUnits,
         acknowledged_before: int = 0,
+        weight_since: float = 0.0,
     ) -> None:
         self.configuration = configuration
         whole = configuration.canary_problem is None
@@ -59,11 +67,18 @@ class Serving:
         self.stable = configuration.stable
         self.canary = configuration.canary
         self.window = window
+        self.weight_since = weight_since
+        """Wall clock: since when units are assigned as they are now, as far as this pod knows."""
+        key = configuration.spec.response_key
+        self.response_ids = None if key is None else ResponseIds(configuration.spec.rollout_uid, bytes.fromhex(key))
+        """None: of an operator that does not know them yet; callers get the provider's ids."""
+        self.heavy = heavy
         self.gone_at: float | None = None
         """Wall clock: from then on it is not served."""
         self._counters = counters
         self._series: dict[tuple[str, Variant], Series] = {}
         self._edges_seconds = [float(edge) for edge in configuration.spec.latency_edges_seconds]
+        self._scores = configuration.spec.scores
         used = [self.series(self.stable, "stable")]
         compared: list[Compared] = []
         if self.canary is not None:
@@ -89,8 +104,22 @@ class Serving:
         if found is None:
             spec, name = self.configuration.spec, self.configuration.name
             found = self._counters.series(spec.rollout_uid, name, arm.version, variant, arm.model, self._edges_seconds)
+            found.expect_scores(self._scores)
             self._series[arm.version, variant] = found
         return found
+
+    def voted(self, version: str, variant: Variant) -> Series | None:
+        """The counters for a vote on an answer of this version; None if they are of the past."""
+        arm = self.canary if variant in ("canary", "canary-outside") else self.stable
+        return None if arm is None or arm.version != version else self.series(arm, variant)
+
+    def assigned(self, assignment: Assignment) -> None:
+        """Note whose request was assigned how."""
+        self.window.note(assignment.keyless)
+        if assignment.unit is not None:
+            self.heavy.note(assignment.unit)
+        if assignment.keyless:
+            self._counters.unassigned[self.configuration.spec.rollout_uid, self.configuration.name] += 1
 
     @property
     def canary_provider_unreachable(self) -> bool:
@@ -153,15 +182,33 @@ class Registry:
         self._problems: dict[str, Problem] = {}
         self._overrides: set[str] = set()
         self._lock = asyncio.Lock()
+        self.renders = PendingRenders(clock)
         self.loaded = False
         """The first list of deliveries is complete."""
 
     def find(self, name: str) -> Serving | None:
-        """The rollout, if it is served."""
+        """The rollout, if it is served, and the caller may use it: otherwise it is one that nobody has."""
         serving = self._serving.get(name)
-        if serving is None or (serving.gone_at is not None and self._wall_clock() >= serving.gone_at):
+        if (
+            serving is None
+            or not CALLER.get().may_use(name)
+            or (serving.gone_at is not None and self._wall_clock() >= serving.gone_at)
+        ):
             return None
         return serving
+
+    def that_gave(self, response_id: str) -> list[Serving]:
+        """Whose response id it may be; several only where their tags collide. Raises ValueError: nobody's."""
+        found = parse(response_id)
+        if found is None:
+            raise ValueError("no response id of a gateway")
+        return [
+            serving
+            for name, serving in self._serving.items()
+            if serving.response_ids is not None
+            and serving.response_ids.tag == found.tag
+            and self.find(name) is not None
+        ]
 
     def names(self) -> list[str]:
         return sorted(name for name in self._serving if self.find(name) is not None)
@@ -269,12 +316,15 @@ class Registry:
             logger.warning("emergency override of rollout %s is %s", name, "on" if name in rollouts else "off")
         self._overrides = set(rollouts)
         for name, serving in self._serving.items():
+            if serving.overridden != (name in rollouts):
+                serving.weight_since = self._wall_clock()
             serving.overridden = name in rollouts
             serving.routing = serving.configuration.routing(serving.overridden)
         await asyncio.to_thread(self._store.save_overrides, self._overrides)
 
     async def sweep(self) -> None:
-        """Forget what is served no more; try again what waited for a key."""
+        """Forget what is served no more; try again what waited for a key; settle what was rendered."""
+        self.renders.settle()
         now = self._wall_clock()
         for name, serving in list(self._serving.items()):
             if serving.gone_at is not None and now >= serving.gone_at:
@@ -339,6 +389,8 @@ class Registry:
             canary_provider_unreachable=serving.canary_provider_unreachable,
             unassigned_share_percent=serving.window.share_percent(),
             circuits={f"{of['arm']}/{of['provider']}/{of['model']}": circuit.state for of, circuit in serving.circuits},
+            assigned_requests=serving.heavy.total(),
+            heavy_units=[HeavyUnit(unit=unit, requests=n) for unit, n in serving.heavy.heaviest(HEAVY_UNITS)],
             shards_withheld=(spec.rollout_uid, name) in self._counters.withheld,
         )
 
@@ -350,7 +402,12 @@ class Registry:
             self._counters.rollout_gone(current.configuration.spec.rollout_uid, name)
             acknowledged = 0
         window = current.window if current else ShareWindow()
-        serving = Serving(configuration, name in self._overrides, self._counters, window, acknowledged)
+        salt = configuration.spec.salt
+        heavy = current.heavy if current and current.heavy.salt == salt else HeavyUnits(salt)
+        since = self._wall_clock()
+        if current and _assigning(current.configuration) == _assigning(configuration):
+            since = current.weight_since
+        serving = Serving(configuration, name in self._overrides, self._counters, window, heavy, acknowledged, since)
         self._retire_or_revive(serving, {"retiredAt": configuration.spec.retired_at})
         self._serving[name] = serving
         self._counters.swaps += 1
@@ -372,6 +429,12 @@ class Registry:
     def _retired(self, raw: dict[str, Any]) -> bool:
         retired_at = _timestamp(raw.get("retiredAt"))
         return retired_at is not None and self._wall_clock() >= retired_at + RETIREMENT_SECONDS
+
+
+def _assigning(configuration: Configuration) -> tuple[object, ...]:
+    """What an arm is assigned by."""
+    spec = configuration.spec
+    return spec.weight, spec.salt, spec.stickiness, spec.audience, spec.canary and spec.canary.digest
 
 
 def _reason(error: LoadError) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -19,13 +20,15 @@ from promptrollout.api.names import (
 )
 from promptrollout.gateway import json_body
 from promptrollout.gateway.account import Outcome
+from promptrollout.gateway.answer_id import AnswerId
 from promptrollout.gateway.configuration import Arm, Target
 from promptrollout.gateway.errors import CallerError, ClientGone
 from promptrollout.gateway.http import Reply
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.render import Body
-from promptrollout.gateway.route import Headers
+from promptrollout.gateway.response_id import provider_tag
+from promptrollout.gateway.route import Headers, Variant
 from promptrollout.gateway.series import Series
 from promptrollout.gateway.ways import Way
 
@@ -85,6 +88,9 @@ class Prepared:
     answered_by: Target | None = None
     """None: the arm's own provider, or nobody."""
     accounted: bool = False
+    began_seconds: int | None = None
+    """Since the epoch: when the conversation began that the request is pinned with."""
+    wall_clock: Callable[[], float] = time.time
 
     @property
     def target(self) -> Target:
@@ -112,6 +118,18 @@ class Prepared:
             if name in headers:
                 found[name] = headers[name].decode("latin-1")
         return found
+
+    def answer_id(self) -> AnswerId | None:
+        """What callers get in the place of the provider's id: by it they vote, hours later and to any pod."""
+        ids = self.serving.response_ids
+        if ids is None:
+            return None
+        version: str = self.arm.version
+        variant: Variant | None = None
+        if self.counted is not None:
+            version, variant = self.counted.version, self.counted.variant
+        provider = provider_tag(self.target.provider.base_url)
+        return AnswerId(ids, version, variant, self.outcome.shard, provider, self.began_seconds, self.wall_clock)
 
     def account(self, reply: Reply) -> None:
         """Count it: it is over."""

@@ -1,16 +1,19 @@
-"""First step of a request's way: whose unit it is, and which arm the unit is assigned to."""
+"""First step of a request's way: whose unit it is, and which arm the unit is assigned to (docs/stickiness.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from promptrollout.api.delivery import Audience, HeaderMatch, Stickiness
-from promptrollout.gateway.bucketing import on_canary, shard
+from promptrollout.api.delivery import Audience, RequestMatch, Stickiness
+from promptrollout.api.names import HEADER_VARIANT
+from promptrollout.gateway import baggage
+from promptrollout.gateway.bucketing import shard, unit_hash, within
 
-Variant = Literal["stable", "canary", "stable-outside"]
-"""`stable-outside`: answered by stable, but no part of the comparison (outside the audience, or without a key)."""
+Variant = Literal["stable", "canary", "stable-outside", "canary-outside"]
+"""`…-outside`: answered by that arm, but no part of the comparison (outside the audience, without a key, forced, or
+pinned)."""
 
 Headers = Mapping[str, bytes]
 """Lower-case names; values as they came, since their bytes are what is hashed."""
@@ -18,10 +21,29 @@ Headers = Mapping[str, bytes]
 Fields = tuple[tuple[str, ...], ...]
 """Paths into a body, in the order in which they are looked at."""
 
-USER_HEADER = "x-user-id"
-CONVERSATION_HEADER = "x-conversation-id"
-OPENAI_USER: Fields = (("safety_identifier",), ("user",))
-OPENAI_CONVERSATION: Fields = (("metadata", "conversation_id"),)
+USER_HEADER: Final = "x-user-id"
+CONVERSATION_HEADER: Final = "x-conversation-id"
+# never `prompt_cache_key`, which users share
+OPENAI_USER: Final[Fields] = (("safety_identifier",), ("user",), ("metadata", "user_id"))
+OPENAI_CONVERSATION: Final[Fields] = (("conversation",), ("conversation", "id"), ("metadata", "conversation_id"))
+# OpenTelemetry's names of the two
+USER_BAGGAGE: Final = b"user.id"
+CONVERSATION_BAGGAGE: Final = b"gen_ai.conversation.id"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A RequestMatch, ready to be looked up."""
+
+    header: str
+    """Lower case; empty: `baggage` is looked at."""
+    baggage: bytes
+    values: frozenset[bytes]
+
+    @staticmethod
+    def of(match: RequestMatch) -> Rule:
+        values = frozenset(value.encode() for value in match.values)
+        return Rule((match.header or "").lower(), (match.baggage or "").encode(), values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +53,74 @@ class Routing:
     weight: int
     """Percent on the canary; 0 where there is none or the emergency override is in force."""
     salt: str
-    stickiness: Stickiness
-    audience: Audience | None
+    by: Literal["User", "Conversation", "Request", "Header"]
+    header: str
+    """Lower case; with `by: Header`."""
+    include: tuple[Rule, ...]
+    exclude: tuple[Rule, ...]
+    has_audience: bool
+    testers: tuple[Rule, ...]
+    canary_loaded: bool
+    """There is a canary that testers may ask for."""
+
+    @staticmethod
+    def of(
+        weight: int,
+        salt: str,
+        stickiness: Stickiness,
+        audience: Audience | None = None,
+        testers: Iterable[RequestMatch] = (),
+        *,
+        canary_loaded: bool = True,
+    ) -> Routing:
+        return Routing(
+            weight=weight,
+            salt=salt,
+            by=stickiness.by,
+            header=(stickiness.header or "").lower(),
+            include=tuple(map(Rule.of, audience.include)) if audience else (),
+            exclude=tuple(map(Rule.of, audience.exclude)) if audience else (),
+            has_audience=audience is not None,
+            testers=tuple(map(Rule.of, testers)),
+            canary_loaded=canary_loaded,
+        )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: making one would take three times as long
 class Assignment:
     variant: Variant
     shard: int = 0
-    """The unit's group; without meaning for `stable-outside`."""
+    """The unit's group; without meaning outside the comparison."""
     keyless: bool = False
     """The request brought no stickiness key."""
+    unit: int | None = None
+    """The hash of its key; None where none was looked at."""
+    forced: bool = False
+    """A tester named the variant."""
+
+    @property
+    def on_canary(self) -> bool:
+        return self.variant in ("canary", "canary-outside")
+
+
+class _Asked:
+    """The request as far as rules look at it; its baggage is parsed once, and only if it is asked for."""
+
+    __slots__ = ("_members", "headers")
+
+    def __init__(self, headers: Headers) -> None:
+        self.headers = headers
+        self._members: Mapping[bytes, bytes] | None = None
+
+    def member(self, key: bytes) -> bytes | None:
+        if self._members is None:
+            found = self.headers.get("baggage")
+            self._members = baggage.parse(found) if found else {}
+        return self._members.get(key)
+
+    def matches(self, rule: Rule) -> bool:
+        value = self.headers.get(rule.header) if rule.header else self.member(rule.baggage)
+        return value is not None and value in rule.values
 
 
 def assign(
@@ -53,16 +132,32 @@ def assign(
     conversation_fields: Fields = OPENAI_CONVERSATION,
 ) -> Assignment:
     """The arm of this request. The same unit gets the same arm for as long as weight and salt stand."""
-    if routing.audience is not None and not _within(routing.audience, headers):
+    asked = _Asked(headers)
+    if routing.testers and (forced := _forced(routing, asked)) is not None:
+        return forced
+    if routing.has_audience and not _within(routing, asked):
         return Assignment("stable-outside")
-    if routing.stickiness.by == "Request":
-        unit = random_unit()
-    else:
-        unit = unit_of(routing.stickiness, headers, body, user_fields, conversation_fields)
+    by_request = routing.by == "Request"
+    unit = random_unit() if by_request else _unit(routing, asked, body, user_fields, conversation_fields)
     if not unit:
         return Assignment("stable-outside", keyless=True)
-    variant: Variant = "canary" if on_canary(routing.salt, unit, routing.weight) else "stable"
-    return Assignment(variant, shard(routing.salt, unit))
+    hashed = unit_hash(routing.salt, unit)
+    variant: Variant = "canary" if within(hashed, routing.weight) else "stable"
+    return Assignment(variant, shard(routing.salt, unit), unit=None if by_request else hashed)
+
+
+def _within(routing: Routing, asked: _Asked) -> bool:
+    """Whether the request is in the audience."""
+    return all(map(asked.matches, routing.include)) and not any(map(asked.matches, routing.exclude))
+
+
+def _forced(routing: Routing, asked: _Asked) -> Assignment | None:
+    """What a tester asks for; anybody else's wish, or another word, is none."""
+    wanted = asked.headers.get(HEADER_VARIANT)
+    if wanted not in (b"stable", b"canary") or not any(map(asked.matches, routing.testers)):
+        return None
+    variant: Variant = "canary-outside" if wanted == b"canary" and routing.canary_loaded else "stable-outside"
+    return Assignment(variant, forced=True)
 
 
 def unit_of(
@@ -72,12 +167,21 @@ def unit_of(
     user_fields: Fields = OPENAI_USER,
     conversation_fields: Fields = OPENAI_CONVERSATION,
 ) -> bytes:
-    """The key that is bucketed: a header, else the body's own field for it; empty if there is none."""
-    if stickiness.by == "User":
-        return headers.get(USER_HEADER) or _first(body, user_fields)
-    if stickiness.by == "Conversation":
-        return headers.get(CONVERSATION_HEADER) or _first(body, conversation_fields)
-    return headers.get((stickiness.header or "").lower(), b"")
+    """The key that is bucketed; empty if there is none."""
+    return _unit(Routing.of(0, "", stickiness), _Asked(headers), body, user_fields, conversation_fields)
+
+
+def _unit(
+    routing: Routing, asked: _Asked, body: Mapping[str, Any], user_fields: Fields, conversation_fields: Fields
+) -> bytes:
+    """The first of: the header, the body's own fields for it, the baggage of the trace."""
+    headers, by = asked.headers, routing.by
+    if by == "User":
+        return headers.get(USER_HEADER) or _first(body, user_fields) or asked.member(USER_BAGGAGE) or b""
+    if by == "Conversation":
+        found = headers.get(CONVERSATION_HEADER) or _first(body, conversation_fields)
+        return found or asked.member(CONVERSATION_BAGGAGE) or b""
+    return headers.get(routing.header, b"")
 
 
 def _first(body: Mapping[str, Any], fields: Fields) -> bytes:
@@ -96,14 +200,3 @@ def _text(value: Any) -> bytes:
     if isinstance(value, str):
         return value.encode()
     return str(value).encode() if isinstance(value, int) and not isinstance(value, bool) else b""
-
-
-def _within(audience: Audience, headers: Headers) -> bool:
-    return all(_matches(rule, headers) for rule in audience.include) and not any(
-        _matches(rule, headers) for rule in audience.exclude
-    )
-
-
-def _matches(rule: HeaderMatch, headers: Headers) -> bool:
-    value = headers.get(rule.header.lower())
-    return value is not None and value.decode(errors="replace") in rule.values

@@ -11,6 +11,8 @@ from typing import Final
 from promptrollout.api.names import SHARDS
 from promptrollout.gateway.account import Outcome
 from promptrollout.gateway.errors import ERROR_TYPES, ErrorType
+from promptrollout.gateway.route import Variant
+from promptrollout.gateway.votes import Rating, Votes
 
 # OpenTelemetry's advice for gen_ai.client.operation.duration
 DEFAULT_EDGES_SECONDS: Final[tuple[float, ...]] = (
@@ -109,6 +111,7 @@ class Shards:
     """By CACHE_VALUES, then by shard: requests whose time to the first token is known, from the first edge on."""
     first_token_slow: dict[float, list[list[int]]] = field(default_factory=dict)
     """By edges, by CACHE_VALUES, then by shard."""
+    votes: Votes = field(default_factory=lambda: Votes(SHARDS))
     metrics: frozenset[str] = frozenset()
     """What is exported of all this."""
     retired_at: float | None = None
@@ -139,6 +142,7 @@ class Shards:
             {edge: counts[:] for edge, counts in self.slow.items()},
             [counts[:] for counts in self.first_tokens],
             {edge: [counts[:] for counts in by_cache] for edge, by_cache in self.first_token_slow.items()},
+            self.votes.copy(),
             self.metrics,
         )
 
@@ -147,7 +151,7 @@ class Shards:
 class Series:
     """The counters of one version in one variant."""
 
-    labels: tuple[str, str, str, str, str]
+    labels: tuple[str, str, str, Variant, str]
     """rollout_uid, rollout, version, variant, model"""
     total: Tally = field(default_factory=Tally)
     errors: dict[ErrorType, int] = field(default_factory=lambda: dict.fromkeys(ERROR_TYPES, 0))
@@ -162,11 +166,22 @@ class Series:
     duration: Histogram = field(default_factory=Histogram)
     first_token: list[Histogram] = field(default_factory=lambda: [Histogram() for _ in CACHE_VALUES])
     """By CACHE_VALUES."""
+    votes: Votes = field(default_factory=Votes)
     shards: Shards | None = None
     """While a canary is loaded, and a while longer."""
+    expected_scores: frozenset[str] = frozenset()
+    """Names of those that objectives are on."""
     in_flight: int = 0
     retired_at: float | None = None
     """On the monotonic clock: since when no configuration uses it."""
+
+    @property
+    def version(self) -> str:
+        return self.labels[2]
+
+    @property
+    def variant(self) -> Variant:
+        return self.labels[3]
 
     def count(self, outcome: Outcome) -> None:
         """Count one request that is over."""
@@ -181,6 +196,23 @@ class Series:
         if self.shards is not None:
             self.shards.add(outcome, cost_usd)
 
+    def rate(self, rating: Rating, age: int, shard: int) -> None:
+        """Count a thumb; `age` in the order of names.AGES."""
+        self.votes.rate(rating, age)
+        if self.shards is not None:
+            self.shards.votes.rate(rating, age, shard)
+
+    def score(self, name: str, value: float, age: int, shard: int) -> None:
+        """Count a score. By shards only one that an objective is on: nobody reads the others so."""
+        self.votes.score(name, value, age)
+        if self.shards is not None and name in self.shards.votes.scores:
+            self.shards.votes.score(name, value, age, shard)
+
+    def expect_scores(self, names: Iterable[str]) -> None:
+        """Objectives are on these: they stand at zero from now on."""
+        self.expected_scores = frozenset(names)
+        self.votes.expect(self.expected_scores)
+
     def add_edges(self, edges_seconds: Iterable[float]) -> None:
         """Have these edges in every histogram too."""
         edges = list(edges_seconds)
@@ -193,6 +225,7 @@ class Series:
         if self.shards is None:
             self.shards = Shards()
         self.shards.add_edges(edges_seconds)
+        self.shards.votes.expect(self.expected_scores)
         self.shards.metrics = metrics
         self.shards.retired_at = None
 
@@ -212,6 +245,7 @@ class Series:
             self.usage_missing,
             self.duration.copy(),
             [histogram.copy() for histogram in self.first_token],
+            self.votes.copy(),
             None if self.shards is None else self.shards.copy(),
         )
 
@@ -219,7 +253,8 @@ class Series:
         """Count what is kept of the whole arm only; the request's cost in USD, None where nobody knows it."""
         usage, price = outcome.usage, outcome.price
         if usage is None:
-            if outcome.abandoned or outcome.fallback or outcome.error_type in (None, "stream_broken"):
+            unknown = outcome.error_type in (None, "stream_broken", "reported", "unreported")
+            if outcome.abandoned or outcome.fallback or unknown:
                 # nobody says how much was answered: counting nothing as free would make a version look cheap
                 self.usage_missing += 1
                 return None

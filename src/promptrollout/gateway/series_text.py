@@ -6,7 +6,7 @@ meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter
@@ -134,6 +134,13 @@ _SHARDED: Final = (
     (names.METRIC_CACHED_INPUT_TOKENS, "cached_input_tokens"),
 )
 _SHARD_LABELS: Final = tuple(f'{names.LABEL_SHARD}="{shard}"' for shard in range(names.SHARDS))
+_AGE_LABELS: Final = tuple(f'age="{age}"' for age in names.AGES)
+# what is counted of scores: the name's end, in Moments; the count stands in the same family as the sum
+_SCORES: Final = (
+    ("_sum", "sum", "summary", "Scores of answers, by their name and by how old the answer was at most."),
+    ("_count", "count", "", ""),
+    ("_sumsq", "sumsq", "untyped", "Sum of the squares of scores, for their variance."),
+)
 _CACHE_LABELS: Final = tuple(f'{names.LABEL_CACHE}="{value}"' for value in CACHE_VALUES)
 
 
@@ -172,6 +179,26 @@ def series_lines(copies: list[Copy]) -> Iterator[str]:
             for cache, histogram in zip(_CACHE_LABELS, c.series.first_token, strict=True)
         ),
     )
+    yield from _vote_lines(copies)
+
+
+def _vote_lines(copies: list[Copy]) -> Iterator[str]:
+    """Feedback of every version, from zero on; scores of those that have some, or objectives on them."""
+    yield from _head(names.METRIC_FEEDBACK, "counter", "Thumbs on answers, by how old the answer was at most.")
+    for c in copies:
+        for rating, counts in c.series.votes.feedback.items():
+            prefix = f'{names.METRIC_FEEDBACK}{{{c.labels},rating="{rating}",'
+            for age, n in zip(_AGE_LABELS, counts, strict=True):
+                yield f"{prefix}{age}}} {n}"
+    for suffix, field, kind, help_text in _SCORES:
+        name, values = names.METRIC_SCORE + suffix, attrgetter(field)
+        if suffix != "_count":
+            yield from _head(name.removesuffix("_sum"), kind, help_text)
+        for c in copies:
+            for score, moments in c.series.votes.scores.items():
+                prefix = f'{name}{{{c.labels},score="{score}",'
+                for age, value in zip(_AGE_LABELS, values(moments), strict=True):
+                    yield f"{prefix}{age}}} {value}"
 
 
 def shard_lines(copies: list[Copy]) -> Iterator[str]:
@@ -191,6 +218,7 @@ def shard_lines(copies: list[Copy]) -> Iterator[str]:
         for edge, counts in shards.slow.items():
             yield from _by_shard(slow, f'{labels},le="{names.le_label(edge)}"', counts)
     yield from _first_token_lines(compared)
+    yield from _vote_shard_lines(compared)
 
 
 def _exporting(name: str, compared: list[tuple[str, Shards]]) -> list[tuple[str, Shards]]:
@@ -218,7 +246,30 @@ def _first_token_lines(compared: list[tuple[str, Shards]]) -> Iterator[str]:
                 yield from _by_shard(slow, f'{labels},{cache},le="{names.le_label(edge)}"', counts)
 
 
-def _by_shard(name: str, labels: str, counts: list[int]) -> Iterator[str]:
+def _vote_shard_lines(compared: list[tuple[str, Shards]]) -> Iterator[str]:
+    """Feedback, and the scores that objectives are on."""
+    name = names.shard_metric(names.METRIC_FEEDBACK)
+    if exported := _exporting(name, compared):
+        yield from _head(name, "counter", f"{names.METRIC_FEEDBACK} by groups of units.")
+    for labels, shards in exported:
+        for rating, counts in shards.votes.feedback.items():
+            yield from _by_age_and_shard(name, f'{labels},rating="{rating}"', counts)
+    for suffix, values in (("_count", attrgetter("count")), ("_sum", attrgetter("sum"))):
+        name = names.shard_metric(names.METRIC_SCORE + suffix)
+        exported = [(labels, shards) for labels, shards in _exporting(name, compared) if shards.votes.scores]
+        if exported:
+            yield from _head(name, "untyped", f"{names.METRIC_SCORE}{suffix} by groups of units.")
+        for labels, shards in exported:
+            for score, moments in shards.votes.scores.items():
+                yield from _by_age_and_shard(name, f'{labels},score="{score}"', values(moments))
+
+
+def _by_age_and_shard(name: str, labels: str, counts: Sequence[float]) -> Iterator[str]:
+    for at, age in enumerate(_AGE_LABELS):
+        yield from _by_shard(name, f"{labels},{age}", counts[at * names.SHARDS : (at + 1) * names.SHARDS])
+
+
+def _by_shard(name: str, labels: str, counts: Sequence[float]) -> Iterator[str]:
     for shard, n in zip(_SHARD_LABELS, counts, strict=True):
         yield f"{name}{{{labels},{shard}}} {n}"
 

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 
 from promptrollout.gateway.call import UnderWay, call
-from promptrollout.gateway.caller_keys import ANYBODY, Caller
 from promptrollout.gateway.check import check, failed
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, ProviderError
 from promptrollout.gateway.fill import prepare
 from promptrollout.gateway.http import Reply
+from promptrollout.gateway.pin import hold, pin_of, require_state
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.registry import Registry, Serving
 from promptrollout.gateway.request import Accounted, Request, parse
@@ -26,20 +26,27 @@ class Requests:
     """Answers requests for rollouts, whatever protocol they come in."""
 
     def __init__(
-        self, registry: Registry, counters: Counters, random_unit: Callable[[], bytes] = lambda: os.urandom(16)
+        self,
+        registry: Registry,
+        counters: Counters,
+        random_unit: Callable[[], bytes] = lambda: os.urandom(16),
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._registry = registry
         self._counters = counters
         self._random_unit = random_unit
+        self._wall_clock = wall_clock
 
-    async def answer(
-        self, protocol: Protocol, headers: Headers, payload: bytes, reply: Reply, caller: Caller = ANYBODY
-    ) -> None:
+    async def answer(self, protocol: Protocol, headers: Headers, payload: bytes, reply: Reply) -> None:
         """Answer one request. Raises CallerError where nothing was sent yet."""
         request = parse(protocol, headers, payload, started=time.perf_counter())
-        serving = self._serving(request, caller)
-        assignment = self._assign(serving, request)
-        prepared = prepare(serving, request, assignment, self._counters)
+        serving = self._serving(request)
+        pin = pin_of(serving, request, self._wall_clock())
+        assignment = hold(serving, pin, self._assign(serving, request))
+        require_state(serving, pin, assignment)
+        prepared = prepare(serving, request, assignment)
+        prepared.wall_clock = self._wall_clock
+        prepared.began_seconds = pin.began_of(prepared.arm) if pin else None
         with UnderWay(prepared), Accounted(prepared, reply):
             try:
                 answer = await call(self._counters, serving, prepared)
@@ -49,10 +56,9 @@ class Requests:
             prepared.account(reply)
             await ending.send(reply)
 
-    def _serving(self, request: Request, caller: Caller) -> Serving:
+    def _serving(self, request: Request) -> Serving:
         name = request.protocol.rollout(request.body)
-        # a rollout that a key is not bound to is one that it cannot tell from none
-        if (serving := self._registry.find(name)) is None or not caller.may_use(name):
+        if (serving := self._registry.find(name)) is None:
             raise CallerError(404, "model_not_found", f"no rollout {name[:253]!r} here; see GET /v1/models", "model")
         return serving
 

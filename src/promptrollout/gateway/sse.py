@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import orjson
 
 from promptrollout.gateway.account import Usage
+from promptrollout.gateway.answer_id import AnswerId
 from promptrollout.gateway.choices import Choice
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
@@ -38,10 +39,16 @@ class StreamReader(ABC):
     A protocol says by `note` what its events mean.
     """
 
+    id_paths: ClassVar[tuple[tuple[str, ...], ...]] = (("id",), ("response", "id"), ("message", "id"))
+    """Where events say the id of the answer, those that do; the first that is there counts. Of chat completions, of
+    OpenAI's responses, of Anthropic's messages: none has one of the others' places for something else."""
+
     def __init__(self) -> None:
         self._rest = b""
         self.translator: StreamTranslator | None = None
         """Where the caller speaks another protocol."""
+        self.answer_id: AnswerId | None = None
+        """What stands in the place of the provider's id."""
         self.usage: Usage | None = None
         self.done = False
         """The end marker was seen."""
@@ -106,6 +113,8 @@ class StreamReader(ABC):
             self.error = failure[:1000]
             return event if self.translator is None else self.translator.error(self.error)
         forwarded = self.note(found)
+        if (answer_id := self.answer_id) is not None and any(answer_id.put(found, path) for path in self.id_paths):
+            event = answer_id.replaced(event) or _with_payload(event, orjson.dumps(found))
         if self.translator is not None:
             return self.translator.event(found)
         return event if forwarded else b""
@@ -124,6 +133,13 @@ def _payload(event: bytes) -> bytes:
         return event[at + 6 : -2]  # one line, the last: as nearly always
     lines = event.replace(b"\r", b"\n").split(b"\n")
     return b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
+
+
+def _with_payload(event: bytes, payload: bytes) -> bytes:
+    """The event with other data; its other fields as they are."""
+    lines = event.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    others = [line for line in lines if line and not line.startswith(b"data:")]
+    return b"\n".join([*others, b"data: " + payload, b"", b""])
 
 
 def _event_end(data: bytes, start: int, ends: tuple[bytes, ...]) -> int:

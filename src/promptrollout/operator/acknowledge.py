@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +30,8 @@ RECHECK_SECONDS = 60.0
 """How often pods are asked about what all have confirmed: somebody may have brought something else to them."""
 VERIFY_SECONDS = 10.0
 """So long pods that do not answer are asked whether a trusted status is true; then every RECHECK_SECONDS."""
+HEAVY_REQUESTS = 100
+"""Of all pods in their window: below, the part that one unit has says nothing."""
 DOUBT_SECONDS = 2.0
 """A pod that serves something else than it confirmed is believed after so long: it may just be starting."""
 NAMES_IN_QUERY = 20
@@ -63,6 +66,8 @@ class Acknowledgement:
     """None: no pod was asked, or none answered."""
     unassigned_share_percent: int | None = None
     """None as above."""
+    heavy_key_share_percent: int | None = None
+    """Of the requests of all pods: what the heaviest unit has at least. None as above."""
     highest: int = 0
     """The highest sequence that any pod knows for this rollout."""
     taken: int = 0
@@ -185,6 +190,7 @@ class Acknowledger:
                     answer.total,
                     canary_provider_unreachable=answer.canary_provider_unreachable,
                     unassigned_share_percent=answer.unassigned_share_percent,
+                    heavy_key_share_percent=answer.heavy_key_share_percent,
                 )
             place.questions[rollout] = question
             place.wake.set()
@@ -292,6 +298,7 @@ class Acknowledger:
             before,
             canary_provider_unreachable=answer.canary_provider_unreachable,
             unassigned_share_percent=answer.unassigned_share_percent,
+            heavy_key_share_percent=answer.heavy_key_share_percent,
             highest=answer.highest,
         )
 
@@ -361,9 +368,24 @@ def judge(expected: Expected, pods: list[Object], reports: list[RolloutReport | 
         laggards=tuple(laggards),
         canary_provider_unreachable=2 * sum(unreachable) >= total if unreachable else None,
         unassigned_share_percent=max(shares) if shares else None,
+        heavy_key_share_percent=_heaviest([report for report in reports if not isinstance(report, str)]),
         highest=highest,
         taken=taken,
     )
+
+
+def _heaviest(reports: list[RolloutReport]) -> int | None:
+    """In percent, rounded up: whatever pods a unit's requests went to, they are one unit's. A few requests say nothing
+    of the traffic."""
+    if not reports:
+        return None
+    total = sum(report.assigned_requests for report in reports)
+    by_unit: Counter[int] = Counter()
+    for report in reports:
+        by_unit.update({heavy.unit: heavy.requests for heavy in report.heavy_units})
+    if total < HEAVY_REQUESTS or not by_unit:
+        return 0
+    return -(-100 * max(by_unit.values()) // total)
 
 
 def _missing(expected: Expected, report: RolloutReport) -> str:

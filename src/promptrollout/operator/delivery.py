@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import secrets
+from collections.abc import Callable, Collection
 from decimal import Decimal
 from typing import Any
 
@@ -68,6 +69,7 @@ def compile_delivery(
     store: Store,
     at_least: int = 1,
     gateway: str = "",
+    draw_key: Callable[[], str] = lambda: secrets.token_hex(32),
 ) -> DeliverySpec:
     """The delivery of `intent`. Its sequence grows only when pods have something new to take over.
 
@@ -86,10 +88,15 @@ def compile_delivery(
         salt=intent.salt,
         stickiness=intent.stickiness,
         audience=intent.audience,
+        testers=list(intent.testers),
+        reporting=intent.reporting,
         stable=_arm(namespace, intent.stable, existing, store),
         canary=_arm(namespace, intent.canary, existing, store) if intent.canary else None,
         latency_edges_seconds=_edges(snapshots, existing),
         shard_metrics=_shard_metrics(snapshots, existing),
+        scores=_scores(snapshots, existing),
+        # of the rollout for good: a new one would refuse the votes on all answers so far
+        response_key=(existing.response_key if existing else None) or draw_key(),
         memory=intent.memory,
     )
     if existing is not None and _content(wanted) != _content(existing):
@@ -230,6 +237,14 @@ def _shard_metrics(snapshots: Collection[Snapshot | None], existing: DeliverySpe
     if not all(snapshots) and existing is not None:
         metrics |= set(existing.shard_metrics)
     return sorted(metrics | {shard_metric(METRIC_REQUESTS)})
+
+
+def _scores(snapshots: Collection[Snapshot | None], existing: DeliverySpec | None) -> list[str]:
+    found = (objective.score for snapshot in snapshots if snapshot for objective in snapshot.objectives)
+    scores = {score for score in found if score is not None}
+    if not all(snapshots) and existing is not None:
+        scores |= set(existing.scores)
+    return sorted(scores)[:20]
 
 
 def prompt_in(spec: DeliverySpec | None, version: VersionRef) -> PromptSpec | None:

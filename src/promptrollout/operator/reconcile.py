@@ -255,6 +255,7 @@ class RolloutReconciler:
             overridden=self._overridden(key),
             canary_provider_unreachable=answer.canary_provider_unreachable,
             unassigned_share_percent=answer.unassigned_share_percent,
+            heavy_key_share_percent=answer.heavy_key_share_percent,
         )
 
     def _overridden(self, key: Key) -> bool:

@@ -210,6 +210,7 @@ def _snapshot(
         analyse=analyse,
         stickiness=spec.stickiness,
         audience=canary.audience,
+        reporting=spec.reported,
     )
     return snapshot, note
 

@@ -27,13 +27,17 @@ def spec_of(delivery: DeliverySpec | None) -> RolloutSpec:
     return RolloutSpec(
         gateway_ref=LocalRef(name=delivery.gateway),
         stickiness=delivery.stickiness,
+        evidence_source="Gateway" if delivery.reporting is None else "Reported",
+        reporting=delivery.reporting,
         strategy=_strategy(delivery),
         analysis=_NO_ANALYSIS,
     )
 
 
 def _strategy(delivery: DeliverySpec | None) -> Strategy:
-    return Strategy(canary=Canary(steps=_STEPS, audience=delivery.audience if delivery is not None else None))
+    if delivery is None:
+        return Strategy(canary=Canary(steps=_STEPS))
+    return Strategy(canary=Canary(steps=_STEPS, audience=delivery.audience, testers=delivery.testers))
 
 
 _NO_ANALYSIS = Analysis(mode="None")

@@ -16,12 +16,12 @@ from promptrollout.api.delivery import (
     Audience,
     DeliverySpec,
     DeliveryStatus,
-    HeaderMatch,
     Laggard,
     Memory,
     PromptDelivery,
     ProviderConfig,
     RejectedVersion,
+    RequestMatch,
     VersionRef,
 )
 from promptrollout.api.gateway import GatewayStatus, PromptGateway
@@ -246,7 +246,7 @@ DELIVERY = DeliverySpec(
     salt="s",
     stable=ARM,
     canary=ARM,
-    audience=Audience(include=[HeaderMatch(header="x-plan", values=["free"])]),
+    audience=Audience(include=[RequestMatch(header="x-plan", values=["free"])]),
     latency_edges_seconds=["2.5"],
     shard_metrics=[names.shard_metric(names.METRIC_TOKENS_SUM)],
     memory=Memory(stable=VERSION),

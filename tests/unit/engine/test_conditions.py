@@ -296,7 +296,7 @@ def test_phase_reason_message_and_every_condition(situation: str) -> None:
     status = make().status
     assert (status.phase, status.message) == (phase, message)
     found = {c.type: c for c in status.conditions}
-    assert len(found) == 11
+    assert len(found) == 12
     assert {kind for kind, c in found.items() if c.status == "True"} == true
     for kind in ("Ready", "Reconciling"):
         assert (found[kind].reason, found[kind].message) == (reason, message)
@@ -308,6 +308,7 @@ def test_phase_reason_message_and_every_condition(situation: str) -> None:
     assert found["Delivered"].reason == ("Acknowledged" if "Delivered" in true else "Waiting")
     analysing = status.stage in ("Loading", "Stepping", "Promoting", "Baking")
     assert (found["AssignmentKeyMissing"].reason, found["AssignmentKeyMissing"].message) == ("KeysPresent", "")
+    assert (found["HeavyKey"].reason, found["HeavyKey"].message) == ("KeysSpread", "")
     metrics = found["MetricsAvailable"]
     if not analysing:
         assert (metrics.status, metrics.reason, metrics.message) == ("Unknown", "NotAnalysing", "")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from promptrollout.api.delivery import Audience, Stickiness
+from promptrollout.api.delivery import Audience, Reporting, Stickiness
 from promptrollout.api.rollout import Decision, ObjectiveStatus, RolloutStatus, Snapshot, Step
 from promptrollout.engine.draft import Draft, timestamp, trimmed
 from promptrollout.engine.plan import is_coherent, plan
@@ -449,6 +449,59 @@ def test_a_sample_ratio_mismatch_holds_a_step_but_not_who_goes_to_full_weight_in
     world.heard["pod-a"] = world.sequence
     world.settle()
     assert world.at == ("Baking", 100)
+
+
+def test_one_key_with_more_than_a_fifth_of_the_requests_holds_until_it_is_less_or_a_person_promotes() -> None:
+    world = started(snapshot({"weight": 50, "minDurationSeconds": 60}, LONG))
+    world.heavy_key_share_percent = 20
+    assert world.tick().status.phase == "Progressing"
+    world.heavy_key_share_percent = 21
+    world.tick(10)
+    assert world.at == ("Stepping", 50)
+    heavy = next(c for c in world.status.conditions if c.type == "HeavyKey")
+    assert (heavy.status, heavy.reason) == ("True", "OneKeyDominates")
+    text = "one stickiness key makes 21 % of the requests: the arms cannot be compared by users"
+    assert heavy.message == text
+    assert world.status.message == f"{TWO} at 50 %, held: {text}; `promote` goes on in spite of it"
+    world.heavy_key_share_percent = None
+    world.tick()
+    assert world.at == ("Stepping", 50), "nobody was asked: no news"
+    assert next(c for c in world.status.conditions if c.type == "HeavyKey") == heavy
+    world.tell("promote")
+    assert world.status.current_step_index == 1
+    assert "goes on in spite of it" in world.status.message, "of the next step, nobody said it yet"
+    world.heavy_key_share_percent = 0
+    world.tick()
+    assert "held" not in world.status.message
+
+
+@pytest.mark.parametrize("by_time", [False, True])
+def test_what_applications_keep_and_report_late_delays_the_evidence_of_a_step(by_time: bool) -> None:
+    step = {"weight": 10, "minDurationSeconds": 60}
+    reporting = Reporting(cache_seconds=60, settle_seconds=120)
+    rules = snapshot(step, {"weight": 50}, reporting=reporting, analyse=not by_time)
+    world = started(rules)
+    assert world.intent is not None
+    assert world.intent.reporting == reporting
+    since = world.now
+    while world.at == ("Stepping", 10):
+        world.tick()
+    assert since + 60 + 120 + 60 <= world.now <= since + 60 + 120 + 60 + 3 * rules.interval_seconds
+    world = started(rules.model_copy(update={"reporting": None}))
+    since = world.now
+    while world.at == ("Stepping", 10):
+        world.tick()
+    assert world.now <= since + 60 + 3 * rules.interval_seconds
+
+
+def test_evidence_of_another_kind_starts_over() -> None:
+    world = started(snapshot(LONG)).tick(3)
+    assert world.at == ("Stepping", 10)
+    assert world.rules is not None
+    world.rules = world.rules.model_copy(update={"reporting": Reporting()})
+    world.tick()
+    assert "evidenceSource or reporting was edited" in newest(world, "RolloutUpdated").message
+    assert all(row.canary_samples == 0 for row in world.status.analysis)
 
 
 @pytest.mark.parametrize(("intervals", "held"), [(3, False), (4, True)])

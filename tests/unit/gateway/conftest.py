@@ -21,6 +21,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
         Settings("default", "ns", "pod-1", state_dir=tmp_path / "state", provider_keys_dir=tmp_path / "keys")
     )
     yield made
+    await made.serving_app.close()
     await made.providers.close()
 
 

@@ -18,6 +18,8 @@ from promptrollout.gateway.series import Series
 
 STABLE = "a" * 64
 CANARY = "b" * 64
+KEY = "5e" * 32
+"""Of response ids."""
 SCHEMA = {"type": "object", "required": ["answer"], "properties": {"answer": {"type": "string"}}}
 
 

@@ -126,6 +126,36 @@ async def test_a_key_is_bound_to_rollouts_and_knows_of_no_others(tmp_path: Path,
         assert (await caller._call("GET", "/v1/models/billing", b"", shop, None, None)).status == 404
 
 
+@pytest.mark.parametrize("path", ["/v1/prompts/{}/render", "/ofrep/v1/evaluate/flags/{}"])
+async def test_a_bound_key_reaches_no_other_rollout_by_another_path(
+    tmp_path: Path, provider: Provider, path: str
+) -> None:
+    put(tmp_path / "callers", "shop", hashed(KEY), "rollouts: support")
+    async with gateway_with(tmp_path, provider, "Keys") as (_, caller):
+        shop = {"x-api-key": KEY}
+        body = {"context": {"targetingKey": "u1"}, "user": "u1"}
+        assert (await caller.post(body, path=path.format("support"), headers=shop)).status == 200
+        assert (await caller.post(body, path=path.format("billing"), headers=shop)).status == 404
+        flags = await caller.post(body, path="/ofrep/v1/evaluate/flags", headers=shop)
+        assert (b"support" in flags.body, b"billing" in flags.body) == (True, False)
+
+
+async def test_a_bound_key_votes_on_its_own_answers_only(tmp_path: Path, provider: Provider) -> None:
+    put(tmp_path / "callers", "shop", hashed(KEY), "rollouts: support")
+    put(tmp_path / "callers", "all", hashed("all"))
+    async with gateway_with(tmp_path, provider, "Keys") as (gateway, caller):
+        for name, uid in (("support", "uid-1"), ("billing", "uid-2")):
+            changed = delivery(2, rolloutUID=uid, responseKey=uid[-1] * 64, stable=arm(url=provider.url))
+            await gateway.registry.apply(name, changed)
+
+        async def vote(model: str, key: str) -> int:
+            answer = await caller.post(request(model=model), headers={"x-api-key": "all"})
+            body = {"response_id": answer.json["id"], "rating": "negative"}
+            return (await caller.post(body, path="/v1/feedback", headers={"x-api-key": key})).status
+
+        assert [await vote("support", KEY), await vote("billing", KEY), await vote("billing", "all")] == [200, 404, 200]
+
+
 async def test_a_tenant_is_whom_the_key_says_and_nobody_else(tmp_path: Path, provider: Provider) -> None:
     put(tmp_path / "callers", "acme", hashed("acme-key"), "tenant: acme")
     put(tmp_path / "callers", "other", hashed("other-key"))

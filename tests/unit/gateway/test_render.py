@@ -90,6 +90,24 @@ def test_replace_drops_the_callers_system_messages() -> None:
     assert contents(request) == ["Ours for you", "Hi"]
 
 
+def test_a_placeholder_and_the_callers_system_messages_go_together() -> None:
+    late = {"role": "developer", "content": "Late"}
+    body = {"messages": [SYSTEM, USER, late]}
+    after = {"role": "system", "content": "Reminder for {{ who }}"}
+    messages = [OURS, {"role": "user", "content": "Example"}, {"placeholder": "history"}, after]
+    appended = contents(filled(body, messages=messages))
+    assert appended == ["Ours for you", "Theirs", "Example", "Hi", "Late", "Reminder for you"]
+    replaced = contents(filled(body, messages=messages, callerSystemMessage="Replace"))
+    assert replaced == ["Ours for you", "Example", "Hi", "Reminder for you"]
+    first = [{"placeholder": "history"}, OURS]
+    assert contents(filled(body, messages=first)) == ["Theirs", "Hi", "Late", "Ours for you"]
+
+
+def test_text_of_the_history_and_of_variables_is_never_a_template() -> None:
+    body = {"messages": [{"role": "user", "content": "{{ who }}"}], "prompt_variables": {"who": "{{ 7 * 7 }}"}}
+    assert contents(filled(body)) == ["Ours for {{ 7 * 7 }}", "{{ who }}"]
+
+
 def test_refuse_takes_no_system_message() -> None:
     with pytest.raises(SystemMessageRefused):
         filled({"messages": [SYSTEM]}, callerSystemMessage="Refuse")

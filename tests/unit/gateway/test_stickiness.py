@@ -1,15 +1,19 @@
 """Buckets, units and audiences: docs/stickiness.md as tests."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from openfeature.contrib.tools.flagd.core.targeting.targeting import targeting
+from openfeature.evaluation_context import EvaluationContext
 
-from promptrollout.api.delivery import Audience, HeaderMatch, Stickiness
+from promptrollout.api.delivery import Audience, RequestMatch, Stickiness
 from promptrollout.gateway.bucketing import bucket, on_canary
 from promptrollout.gateway.route import Assignment, Routing, assign, unit_of
 
 DOCS = Path(__file__).parents[3] / "docs" / "stickiness.md"
+VECTORS = json.loads(DOCS.with_name("stickiness-vectors.json").read_text())
 
 
 def murmur3_x86_32(data: bytes, seed: int = 0) -> int:
@@ -45,6 +49,33 @@ def test_the_vectors_of_the_documentation_hold() -> None:
     assert [bucket(salt, unit.encode()) for salt, unit, _ in rows] == [int(found) for _, _, found in rows]
 
 
+def test_the_committed_vectors_hold() -> None:
+    assert len(VECTORS) >= 40
+    for vector in VECTORS:
+        salt, unit = vector["salt"], vector["unit"].encode()
+        assert bucket(salt, unit) == vector["bucket"], vector
+        assert [weight for weight in range(101) if on_canary(salt, unit, weight)][:1] == [vector["canaryFromWeight"]]
+
+
+@pytest.mark.parametrize("weight", [0, 1, 5, 10, 25, 50, 75, 99, 100])
+def test_flagd_itself_assigns_the_vectors_alike(weight: int) -> None:
+    """Its own evaluation, of the flag that docs/stickiness.md shows."""
+    rule = {
+        "fractional": [
+            {"cat": [{"var": "salt"}, {"var": "targetingKey"}]},
+            ["canary", weight * 100],
+            ["stable", 10_000 - weight * 100],
+        ]
+    }
+    assert json.loads(re.findall(r"```json\n(.*?)```", DOCS.read_text(), re.DOTALL)[0])["targeting"] == {
+        "fractional": [rule["fractional"][0], ["canary", 1000], ["stable", 9000]]
+    }
+    for vector in VECTORS:
+        context = EvaluationContext(vector["unit"], {"salt": vector["salt"]})
+        ours = "canary" if on_canary(vector["salt"], vector["unit"].encode(), weight) else "stable"
+        assert targeting("support", rule, context) == ours, vector
+
+
 def test_no_unit_flips_back_while_the_weight_grows() -> None:
     units = [f"user-{n}".encode() for n in range(20_000)]
     before: set[bytes] = set()
@@ -72,6 +103,14 @@ def test_another_salt_chooses_other_units() -> None:
         ("User", {}, {"user": 17}, b"17"),
         ("User", {}, {"user": {"id": 1}}, b""),
         ("User", {}, {"user": ""}, b""),
+        ("User", {"baggage": b"user.id=b"}, {"user": "u", "metadata": {"user_id": "m"}}, b"u"),
+        ("User", {"baggage": b"user.id=b"}, {"metadata": {"user_id": "m"}}, b"m"),
+        ("User", {"baggage": b"tier=1, user.id=Zo%C3%AB%20X;p=1"}, {"metadata": {"user_id": None}}, "Zoë X".encode()),
+        ("User", {"baggage": b"userid=b"}, {}, b""),
+        ("User", {}, {"prompt_cache_key": "shared"}, b""),
+        ("Conversation", {"baggage": b"gen_ai.conversation.id=b"}, {"conversation": "r"}, b"r"),
+        ("Conversation", {"baggage": b"gen_ai.conversation.id=b"}, {"conversation": {"id": "o"}}, b"o"),
+        ("Conversation", {"baggage": b"gen_ai.conversation.id=b"}, {"conversation": None}, b"b"),
         ("Conversation", {"x-conversation-id": b"c"}, {}, b"c"),
         ("Conversation", {}, {"metadata": {"conversation_id": "m"}}, b"m"),
         ("Conversation", {}, {"metadata": "m", "user": "u"}, b""),
@@ -85,7 +124,7 @@ def test_where_the_unit_comes_from(by: str, headers: dict[str, bytes], body: dic
 
 
 def routing(by: str = "User", weight: int = 100, audience: Audience | None = None) -> Routing:
-    return Routing(weight, "salt", Stickiness.model_validate({"by": by}), audience)
+    return Routing.of(weight, "salt", Stickiness.model_validate({"by": by}), audience)
 
 
 def never() -> bytes:
@@ -115,7 +154,55 @@ def test_by_request_every_request_is_its_own_unit() -> None:
 )
 def test_the_audience_needs_every_include_and_no_exclude(headers: dict[str, bytes], variant: str) -> None:
     audience = Audience(
-        include=[HeaderMatch(header="X-Plan", values=["free", "pro"]), HeaderMatch(header="x-region", values=["eu"])],
-        exclude=[HeaderMatch(header="x-internal", values=["yes"])],
+        include=[RequestMatch(header="X-Plan", values=["free", "pro"]), RequestMatch(header="x-region", values=["eu"])],
+        exclude=[RequestMatch(header="x-internal", values=["yes"])],
     )
     assert assign(routing(audience=audience), headers, {"user": "u"}, never).variant == variant
+
+
+def test_the_audience_looks_at_baggage_too() -> None:
+    audience = Audience(
+        include=[RequestMatch(baggage="user.plan", values=["free", "a b"])],
+        exclude=[RequestMatch(baggage="staff", values=["yes"])],
+    )
+
+    def variant(baggage: bytes | None) -> str:
+        headers = {} if baggage is None else {"baggage": baggage}
+        return assign(routing(audience=audience), headers, {"user": "u"}, never).variant
+
+    assert variant(b"user.plan=free") == variant(b"x=1,user.plan = a%20b ;q") == "canary"
+    assert variant(None) == variant(b"user.plan=gold") == variant(b"User.plan=free") == "stable-outside"
+    assert variant(b"user.plan=free,staff=yes") == "stable-outside"
+
+
+TESTERS = [RequestMatch(header="X-Team", values=["qa"]), RequestMatch(baggage="synthetic", values=["true"])]
+
+
+@pytest.mark.parametrize(
+    ("headers", "loaded", "found"),
+    [
+        ({"x-team": b"qa", "x-promptrollout-variant": b"canary"}, True, ("canary-outside", True)),
+        ({"x-team": b"qa", "x-promptrollout-variant": b"stable"}, True, ("stable-outside", True)),
+        ({"baggage": b"synthetic=true", "x-promptrollout-variant": b"canary"}, True, ("canary-outside", True)),
+        ({"x-team": b"qa", "x-promptrollout-variant": b"canary"}, False, ("stable-outside", True)),
+        ({"x-team": b"qa", "x-promptrollout-variant": b"other"}, True, ("stable", False)),
+        ({"x-team": b"qa"}, True, ("stable", False)),
+        ({"x-team": b"ops", "x-promptrollout-variant": b"canary"}, True, ("stable", False)),
+        ({"x-promptrollout-variant": b"canary"}, True, ("stable", False)),
+    ],
+)
+def test_a_tester_names_the_variant_and_nobody_else_does(
+    headers: dict[str, bytes], loaded: bool, found: tuple[str, bool]
+) -> None:
+    made = Routing.of(0, "salt", Stickiness(), None, TESTERS, canary_loaded=loaded)
+    assignment = assign(made, headers, {"user": "u"}, never)
+    assert (assignment.variant, assignment.forced) == found
+    nobody = Routing.of(0, "salt", Stickiness(), canary_loaded=loaded)
+    assert assign(nobody, headers, {"user": "u"}, never).variant == "stable"
+
+
+def test_a_tester_may_be_outside_of_the_audience_and_without_a_key() -> None:
+    audience = Audience(include=[RequestMatch(header="x-plan", values=["free"])])
+    made = Routing.of(0, "salt", Stickiness(), audience, TESTERS)
+    headers = {"x-team": b"qa", "x-promptrollout-variant": b"canary"}
+    assert assign(made, headers, {}, never) == Assignment("canary-outside", forced=True)

@@ -93,6 +93,30 @@ def test_a_provider_counts_as_unreachable_when_half_of_the_pods_say_so() -> None
     assert (one.canary_provider_unreachable, two.canary_provider_unreachable) == (False, True)
 
 
+@pytest.mark.parametrize(
+    ("said", "percent"),
+    [
+        ([(100, {}), (100, {})], 0),
+        ([(100, {7: 50, 8: 2}), (100, {8: 3})], 25),
+        ([(100, {7: 20}), (100, {7: 30, 9: 40})], 25),
+        ([(50, {7: 50}), (49, {})], 0),
+        ([(99, {7: 99})], 0),
+        ([(100, {7: 20})], 20),
+        ([(1000, {7: 201})], 21),
+    ],
+)
+def test_a_heavy_key_is_one_over_all_pods_and_a_few_requests_say_nothing(
+    said: list[tuple[int, dict[int, int]]], percent: int
+) -> None:
+    reports = [
+        report(1, assignedRequests=total, heavyUnits=[{"unit": u, "requests": n} for u, n in units.items()])
+        for total, units in said
+    ]
+    pods = [pod(str(n)) for n in range(len(reports))]
+    assert judge(expected(1), pods, list(reports)).heavy_key_share_percent == percent
+    assert judge(expected(1), pods[:1], ["no answer"]).heavy_key_share_percent is None
+
+
 async def test_pods_are_asked_until_they_confirm_and_then_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
     sequence = 1

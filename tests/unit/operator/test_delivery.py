@@ -70,6 +70,26 @@ def test_the_sequence_grows_only_with_something_new_for_pods() -> None:
     assert compiled(existing=first, wanted=other).sequence == 2
 
 
+def test_the_key_of_response_ids_is_drawn_once() -> None:
+    first = compiled()
+    assert first.response_key is not None
+    assert re.fullmatch(r"[0-9a-f]{64}", first.response_key)
+    assert compiled().response_key != first.response_key, "each rollout has its own"
+    assert compiled(existing=first, wanted=intent(50)).response_key == first.response_key
+    before = first.model_copy(update={"response_key": None})  # of a release that knew none
+    upgraded = compiled(existing=before)
+    assert (upgraded.sequence, len(upgraded.response_key or "")) == (2, 64)
+
+
+def test_pods_are_told_which_scores_are_objectives() -> None:
+    objectives = [{"name": each, "signal": "Score", "score": each, "min": "4"} for each in ("polite", "helpful")]
+    first = compiled(analysis={"objectives": objectives})
+    assert first.scores == ["helpful", "polite"]
+    # the spec is invalid just now: pods keep what they have
+    assert compile_delivery("ns", "uid", rollout_spec(), intent(), [None], first, store_with(V1, V2)) == first
+    assert compiled(existing=first).scores == []
+
+
 def test_a_sequence_that_pods_know_already_is_passed_over() -> None:
     first = compiled()
     assert compiled(existing=first, at_least=41).sequence == 41
@@ -151,11 +171,12 @@ def test_the_table_fits_the_list_of_a_delivery() -> None:
 
 def test_the_object_survives_a_round_trip_with_the_digest_of_its_prompts() -> None:
     existing = an_object("PromptDelivery", "app", {})
-    body = body_of("ns", "app", compiled(), existing)
+    made = compiled()
+    body = body_of("ns", "app", made, existing)
     assert body["metadata"]["resourceVersion"] == "7"
     assert body["metadata"]["labels"]["promptrollout.dev/gateway"] == "default"
     found = read(body)
-    assert found == compiled()
+    assert found == made
     assert found is not None
     assert digest_of(found.stable.prompt) == found.stable.digest
 

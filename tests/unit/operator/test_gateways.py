@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,6 +91,16 @@ def test_callers_keys_are_files_of_their_secret() -> None:
     env, volumes = container_of(objects(auth={"mode": "ServiceAccounts", "audience": "a", "serviceAccounts": rules}))
     assert (env["AUTH_AUDIENCE"], json.loads(env["AUTH_SERVICE_ACCOUNTS"])) == ("a", rules)
     assert "caller-keys" not in volumes
+
+
+def test_pods_know_where_they_are_and_share_a_key_to_sign_with_if_there_is_one() -> None:
+    spec = objects()["Deployment"]["spec"]["template"]["spec"]
+    assert spec["volumes"][3]["secret"] == {"secretName": "default-gateway-signing", "optional": True}
+    container = spec["containers"][0]
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "signing-key"}
+    env = {each["name"]: each for each in container["env"]}
+    assert mounted == {str(Path(env["PROMPTROLLOUT_SIGNING_KEY_FILE"]["value"]).parent)}
+    assert env["POD_IP"]["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
 
 
 @pytest.mark.parametrize(

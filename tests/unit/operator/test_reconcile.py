@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from kubernetes.aio.client.exceptions import ApiException
 
-from promptrollout.api.delivery import Laggard
+from promptrollout.api.delivery import Laggard, Reporting
 from promptrollout.api.rollout import RolloutStatus
 from promptrollout.cluster import ApiUnavailable
 from promptrollout.operator.acknowledge import Acknowledgement
@@ -160,6 +160,31 @@ async def in_canary() -> World:
     return world
 
 
+async def test_pods_are_told_of_testers_and_reporting_and_evidence_of_another_kind_starts_over() -> None:
+    world = await in_canary()
+
+    def told() -> tuple[object, object]:
+        spec = world.api.objects["PromptDelivery", "app"]["spec"]
+        return spec.get("testers"), spec.get("reporting")
+
+    assert told() == ([], None)
+    testers = [{"header": "x-team", "values": ["qa"]}]
+    canary = {"canary": {"steps": [{"weight": 10}], "testers": testers}}
+    changed = SPEC | {"template": PROMPT | {"model": "large"}, "strategy": canary}
+    world.edit(changed)
+    await world.reconcile(4)
+    assert told() == (testers, None)
+    assert (world.status().stage, world.status().weight) == ("Stepping", 10), "whose tests nobody counts"
+    world.edit(changed | {"evidenceSource": "Reported", "reporting": {"cacheSeconds": 5}})
+    await world.reconcile()
+    assert (world.status().stage, world.status().weight) == ("Loading", 0)
+    await world.reconcile(4)
+    assert told() == (testers, {"cacheSeconds": 5, "settleSeconds": 300})
+    snapshot = world.status().snapshot
+    assert snapshot is not None
+    assert snapshot.reporting == Reporting(cache_seconds=5)
+
+
 async def test_a_decision_whose_write_was_not_answered_has_its_event() -> None:
     world = await in_canary()
     world.api.lose.add(("PromptRollout", "status"))
@@ -254,7 +279,8 @@ UNREADABLE = SPEC | {"strategy": {"blueGreen": {}}}
 
 @pytest.mark.parametrize("restart", [False, True])
 async def test_a_spec_of_another_release_is_said_and_leaves_serving_alone(restart: bool) -> None:
-    world = World(stickiness={"by": "Conversation"})
+    kept = {"stickiness": {"by": "Conversation"}, "evidenceSource": "Reported"}
+    world = World(**kept)
     await world.reconcile(4)
     before = copy.deepcopy(world.api.objects["PromptDelivery", "app"]["spec"])
     world.edit(UNREADABLE)
@@ -265,7 +291,7 @@ async def test_a_spec_of_another_release_is_said_and_leaves_serving_alone(restar
     assert (condition.status, world.status().phase) == ("True", "Degraded")
     assert "spec.strategy.canary: required: add it: this release cannot read it" in world.status().message
     assert world.api.objects["PromptDelivery", "app"]["spec"] == before
-    world.edit(SPEC | {"stickiness": {"by": "Conversation"}})
+    world.edit(SPEC | kept)
     await world.reconcile(3)
     assert (world.status().phase, world.api.objects["PromptDelivery", "app"]["spec"]) == ("Healthy", before)
 

@@ -1,0 +1,103 @@
+"""A conversation keeps its version: by the id of the answer before, for a while, and never against a rollback."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from promptrollout.api.names import HEADER_PIN
+from promptrollout.gateway.configuration import Arm
+from promptrollout.gateway.errors import CallerError
+from promptrollout.gateway.registry import Serving
+from promptrollout.gateway.request import Request
+from promptrollout.gateway.response_id import ResponseId, provider_tag
+from promptrollout.gateway.route import Assignment
+
+PREVIOUS: Final = "previous_response_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """The answer before, as the request names it."""
+
+    given: ResponseId
+    young: bool
+    """The conversation began less than `pinMaxAgeSeconds` ago."""
+    needs_state: bool
+    """The request goes on from what the provider keeps of the conversation."""
+
+    def began_of(self, arm: Arm) -> int | None:
+        """When the conversation began that goes on with this arm; None where it begins anew."""
+        return self.given.began_seconds if self.young and arm.version == self.given.version else None
+
+
+def pin_of(serving: Serving, request: Request, now: float) -> Pin | None:
+    """The pin that a request brings; what is none of this rollout's is ignored. Has the provider's own id put back
+    into the request, since the provider knows no other."""
+    ids = serving.response_ids
+    if ids is None:
+        return None
+    body, header = request.body, request.headers.get(HEADER_PIN)
+    previous = body.get(PREVIOUS)
+    before = ids.unwrap(previous) if isinstance(previous, str) else None
+    if before is not None:
+        body[PREVIOUS] = before.upstream
+    # of two, the one that the provider goes on from
+    given = before or (ids.unwrap(header.decode("latin-1")) if header else None)
+    if given is None:
+        return None
+    max_age = serving.configuration.spec.stickiness.pin_max_age_seconds
+    return Pin(given, now - given.began_seconds < max_age, before is not None)
+
+
+def hold(serving: Serving, pin: Pin | None, assignment: Assignment) -> Assignment:
+    """The assignment, or the pinned version's arm in its place: outside the comparison where the two differ.
+
+    While a canary takes part, neither arm counts conversations that began before the weight of now: those that it
+    moved would be missing from the canary, and the others would be there.
+    """
+    if pin is None or not pin.young or assignment.forced:
+        return assignment
+    stable, canary = serving.stable, serving.canary
+    held_by_stable = pin.given.version == stable.version
+    held_by_canary = canary is not None and pin.given.version == canary.version
+    if held_by_stable and held_by_canary:
+        return assignment
+    weight = serving.routing.weight
+    if held_by_stable:
+        before = weight > 0 and pin.given.began_seconds < serving.weight_since
+        return replace(assignment, variant="stable-outside") if before or assignment.on_canary else assignment
+    # not where the audience excludes it, and not after a rollback or under an override
+    outside_audience = assignment.variant == "stable-outside" and not assignment.keyless
+    if not held_by_canary or weight == 0 or outside_audience:
+        return assignment
+    before = pin.given.began_seconds < serving.weight_since
+    return replace(assignment, variant="canary-outside") if before or not assignment.on_canary else assignment
+
+
+def require_state(serving: Serving, pin: Pin | None, assignment: Assignment) -> None:
+    """Raises CallerError where another provider keeps the conversation than the one that is to be asked."""
+    if pin is None or not pin.needs_state:
+        return
+    arm = serving.canary if assignment.on_canary and serving.canary is not None else serving.stable
+    if pin.given.provider != provider_tag(arm.provider.base_url):
+        raise _elsewhere()
+
+
+def has_state(request: Request) -> bool:
+    """Whether the request goes on from what one provider keeps."""
+    return request.body.get(PREVIOUS) is not None
+
+
+def require_no_state(request: Request) -> None:
+    """Raises CallerError where it does, and another provider is to be asked."""
+    if has_state(request):
+        raise _elsewhere()
+
+
+def _elsewhere() -> CallerError:
+    message = (
+        f"{PREVIOUS}: the provider that keeps this conversation does not answer for this rollout now; send the "
+        f"conversation's messages again, without {PREVIOUS}"
+    )
+    return CallerError(409, "conversation_elsewhere", message, PREVIOUS)

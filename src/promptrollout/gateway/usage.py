@@ -1,0 +1,186 @@
+"""`POST /v1/usage`: what became of a rendered prompt, as the application that used it reports."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from typing import Annotated, Any, Final, Literal
+
+import aiohttp
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from promptrollout.gateway.account import Outcome, Usage
+from promptrollout.gateway.counters import Counters
+from promptrollout.gateway.errors import CallerError
+from promptrollout.gateway.http import JSON, Reply
+from promptrollout.gateway.registry import Registry
+from promptrollout.gateway.render_id import RenderId, RenderIds
+from promptrollout.gateway.route import Headers
+
+logger = logging.getLogger(__name__)
+
+PATH: Final = "/v1/usage"
+POD_PATH: Final = "/usage"
+"""On the admin port: reports that other pods pass on."""
+MAX_BYTES: Final = 65_536
+_FORWARD_SECONDS: Final = 2.0
+_CONNECT_SECONDS: Final = 0.5
+_ORPHANS: Final = 10_000
+"""So many reports of renders whose pod is gone are remembered, so that none is counted twice."""
+_MAX_SECONDS: Final = 86_400.0
+
+Seconds = Annotated[float, Field(ge=0, le=_MAX_SECONDS, allow_inf_nan=False)]
+
+
+class Report(BaseModel):
+    """What an application says. Unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    token: Annotated[str, Field(min_length=1, max_length=2048)]
+    """`usage_token` of the rendered prompt."""
+    outcome: Literal["success", "error", "refusal", "truncated", "empty", "abandoned"] = "success"
+    usage: dict[str, Any] | None = None
+    """As the provider gave it: OpenAI's or Anthropic's."""
+    latency_seconds: Seconds | None = None
+    """To the last byte of the model's answer. Absent: the time since the prompt was rendered."""
+    first_token_seconds: Seconds | None = None
+    contract_kept: Annotated[bool, Field(strict=True)] | None = None
+    """Whether the answer kept the version's `outputSchema`; absent: not checked."""
+
+    def into(self, outcome: Outcome, since_seconds: float) -> None:
+        """Note it all."""
+        outcome.error_type = "reported" if self.outcome == "error" else None
+        outcome.refused = self.outcome == "refusal"
+        outcome.truncated = self.outcome == "truncated"
+        outcome.empty = self.outcome == "empty"
+        outcome.abandoned = self.outcome == "abandoned"
+        outcome.usage = usage_of(self.usage)
+        outcome.contract_kept = self.contract_kept
+        outcome.first_token_seconds = self.first_token_seconds
+        outcome.over(since_seconds if self.latency_seconds is None else self.latency_seconds)
+
+
+class UsageReports:
+    """Counts each render once, in the pod that rendered it; if that is gone, wherever the report arrives."""
+
+    def __init__(self, registry: Registry, counters: Counters, ids: RenderIds) -> None:
+        self._registry = registry
+        self._counters = counters
+        self._ids = ids
+        self._orphans: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def answer(self, headers: Headers, payload: bytes, reply: Reply) -> None:
+        """Answer an application's report. Raises CallerError."""
+        report, render = self._read(payload)
+        ours = render.process == self._counters.process
+        counted = self._here(render, report) if ours else await self._elsewhere(render, report, payload)
+        await _answer(counted, reply)
+
+    async def answer_pod(self, payload: bytes, reply: Reply) -> None:
+        """Answer a report that reached another pod of this gateway: it goes no further. Raises CallerError."""
+        report, render = self._read(payload)
+        if render.process != self._counters.process:
+            raise CallerError(409, "other_pod", "token: this pod did not render it", "token")
+        await _answer(self._here(render, report), reply)
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def _read(self, payload: bytes) -> tuple[Report, RenderId]:
+        report = _parse(payload)
+        render = self._ids.read(report.token)
+        if render is None:
+            raise CallerError(400, "invalid_token", "token: take usage_token of the rendered prompt, as it is", "token")
+        return report, render
+
+    def _here(self, render: RenderId, report: Report) -> bool:
+        """False: it was counted before, or its time was over, which counted as a failure."""
+        renders = self._registry.renders
+        pending = renders.take(render.number)
+        if pending is None:
+            return False
+        report.into(pending.outcome, renders.clock() - pending.since)
+        pending.count()
+        return True
+
+    async def _elsewhere(self, render: RenderId, report: Report, payload: bytes) -> bool:
+        """Have it counted by the pod that waits for it, on its admin port: what a caller may do here was looked at, and
+        its credentials go nowhere. If that pod is gone, nobody else is going to count it."""
+        if render.address:
+            if self._session is None:
+                timeout = aiohttp.ClientTimeout(total=_FORWARD_SECONDS, sock_connect=_CONNECT_SECONDS)
+                self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=64))
+            try:
+                async with self._session.post(f"http://{render.address}{POD_PATH}", data=payload) as answer:
+                    body = await answer.read()
+                    if answer.status == 200:
+                        return bool(orjson.loads(body).get("counted"))
+            except aiohttp.ConnectionTimeoutError as error:
+                logger.info("a report for %s: %s", render.address, error)
+            except TimeoutError as error:
+                # it may have counted it, or be about to: nobody may count it a second time
+                message = "the pod that rendered it is silent: report again"
+                raise CallerError(503, "other_pod_silent", message) from error
+            except (aiohttp.ClientError, OSError, orjson.JSONDecodeError, AttributeError) as error:
+                logger.info("a report for %s: %s", render.address, error)
+        return self._orphan(render, report)
+
+    def _orphan(self, render: RenderId, report: Report) -> bool:
+        serving = self._registry.find(render.rollout)
+        since_seconds = max(0.0, time.time() - render.at_seconds)
+        if serving is None or serving.configuration.spec.rollout_uid != render.rollout_uid:
+            return False
+        reporting = serving.configuration.spec.reporting
+        arm = next((arm for arm in (serving.stable, serving.canary) if arm and arm.version == render.version), None)
+        known = (render.process, render.number)
+        late = reporting is None or since_seconds > reporting.settle_seconds
+        if arm is None or late or known in self._orphans:
+            return False
+        self._orphans[known] = None
+        if len(self._orphans) > _ORPHANS:
+            self._orphans.popitem(last=False)
+        outcome = Outcome(shard=render.shard, price=arm.price)
+        report.into(outcome, since_seconds)
+        serving.series(arm, render.variant).count(outcome)  # type: ignore[arg-type]  # signed: a variant
+        return True
+
+
+def usage_of(found: dict[str, Any] | None) -> Usage | None:
+    """Tokens in OpenAI's or Anthropic's words. Anthropic leaves what its cache gave or took out of the input."""
+    if found is None or "input_tokens" not in found:
+        return Usage.read(found)
+    details = found.get("input_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else found.get("cache_read_input_tokens")
+    tokens = found.get("input_tokens")
+    if not isinstance(details, dict):
+        apart = (found.get("cache_read_input_tokens"), found.get("cache_creation_input_tokens"))
+        tokens = sum(n for n in (tokens, *apart) if isinstance(n, int | float))
+    return Usage.read(
+        {
+            "prompt_tokens": tokens,
+            "completion_tokens": found.get("output_tokens"),
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+    )
+
+
+async def _answer(counted: bool, reply: Reply) -> None:
+    await reply.whole(200, {"content-type": JSON}, orjson.dumps({"object": "usage", "counted": counted}))
+
+
+def _parse(payload: bytes) -> Report:
+    if len(payload) > MAX_BYTES:
+        raise CallerError(413, "request_too_large", f"a report may have {MAX_BYTES} bytes")
+    try:
+        return Report.model_validate(orjson.loads(payload))
+    except orjson.JSONDecodeError as error:
+        raise CallerError(400, "invalid_json", f"the report is not JSON: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "body"
+        raise CallerError(400, "invalid_type", f"{where}: {first['msg']}", where) from error
