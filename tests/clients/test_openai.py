@@ -33,9 +33,7 @@ def client(world: World) -> Iterator[Any]:
 
 @pytest.fixture
 async def async_client(world: World) -> AsyncIterator[Any]:
-    async with openai.AsyncOpenAI(
-        base_url=world.url, api_key="unused", max_retries=0, timeout=10, default_headers=USER
-    ) as client:
+    async with openai.AsyncOpenAI(base_url=world.url, max_retries=0, **OPTIONS) as client:
         yield client
 
 
