@@ -44,16 +44,17 @@ mutation: $(VENV)/.installed ## mutate a sample of the engine's code, report how
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/mutation.txt
 	@$(BIN)/python -m tests.mutation $(ARGS)
 
-generate: $(VENV)/.installed ## write crds/ and the chart's copy from the pydantic models
+generate: $(VENV)/.installed ## write crds/ and the chart's copy from the pydantic models, and docs/openapi.json
 	@$(BIN)/python -m promptrollout.api.crds
+	@$(BIN)/python -m promptrollout.gateway.openapi
 
 check: $(VENV)/.installed generate ## ruff, mypy, import arrows; fails if generated files differ from what is committed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@test -z "$$(git status --porcelain -- crds charts/promptrollout/templates/crds)" \
-	  || { git status --short -- crds charts; echo "generated files differ: commit the result of 'make generate'"; exit 1; }
+	@test -z "$$(git status --porcelain -- crds charts/promptrollout/templates/crds docs/openapi.json)" \
+	  || { git status --short -- crds charts docs/openapi.json; echo "generated files differ: commit the result of 'make generate'"; exit 1; }
 
 bench-%: $(VENV)/.installed ## run benchmarks/NAME, print its table, write benchmarks/results/NAME.json
 	@$(BIN)/python -m benchmarks.$(subst -,_,$*)

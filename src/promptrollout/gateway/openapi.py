@@ -1,0 +1,202 @@
+"""The serving port as an OpenAPI 3.1 document: what the gateway itself reads and refuses; the rest passes through.
+
+Served at `GET /openapi.json`; `python -m promptrollout.gateway.openapi` writes docs/openapi.json. A field has a type
+here only if the gateway refuses another one: everything else is between caller and provider.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from promptrollout import __version__
+from promptrollout.api.names import HEADER_ROLLOUT, HEADER_VARIANT, HEADER_VERSION
+
+PATH: Final = "/openapi.json"
+DOCS_COPY: Final = Path("docs/openapi.json")
+
+Schema = dict[str, Any]
+
+_JSON: Final = "application/json"
+_STREAM: Final = "text/event-stream"
+
+
+def _ref(kind: str, name: str) -> Schema:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+_ROLLOUT: Final[Schema] = {"type": "string", "minLength": 1, "description": "The rollout; see `GET /v1/models`."}
+_VARIABLES: Final[Schema] = {
+    "type": ["object", "null"],
+    "description": "Values for the variables of the version's templates; not sent on.",
+}
+_CHAT_REQUEST: Final[Schema] = {
+    "type": "object",
+    "required": ["model"],
+    "description": "OpenAI's chat completion request. Every field that is not here is sent on as it is.",
+    "properties": {
+        "model": _ROLLOUT,
+        "messages": {
+            "type": ["array", "null"],
+            "items": {"type": "object", "description": "A message, in any shape that the provider takes."},
+            "description": "What follows the version's own messages.",
+        },
+        "prompt_variables": _VARIABLES,
+        "user": {"description": "Who stays on one arm; `safety_identifier` or the header x-user-id go before it."},
+        "stream": {"description": "`true` for an answer as server-sent events."},
+        "stream_options": {"description": "`include_usage: true` for a last event with the usage."},
+        "response_format": {"description": "In the place of the version's `outputSchema`."},
+    },
+    "example": {"model": "support", "user": "u1", "messages": [{"role": "user", "content": "Hello"}]},
+}
+_CHAT_ANSWER: Final[Schema] = {
+    "type": "object",
+    "required": ["choices"],
+    "description": "The provider's chat completion, untouched.",
+    "properties": {"choices": {"type": "array"}},
+}
+_MODEL: Final[Schema] = {
+    "type": "object",
+    "required": ["id", "object", "created", "owned_by"],
+    "description": "A rollout.",
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"const": "model"},
+        "created": {"type": "integer"},
+        "owned_by": {"const": "promptrollout"},
+    },
+}
+_MODELS: Final[Schema] = {
+    "type": "object",
+    "required": ["object", "data"],
+    "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": _ref("schemas", "Model")}},
+}
+_ERROR: Final[Schema] = {
+    "type": "object",
+    "required": ["error"],
+    "description": "OpenAI's error object.",
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"], "description": "The field that is at fault."},
+                "code": {"type": ["string", "null"], "description": "See the table in docs/gateway.md."},
+            },
+        }
+    },
+}
+
+_RETRY_AFTER: Final[Schema] = {
+    "Retry-After": {"schema": {"type": "string"}, "description": "The provider's, or 1 of an overloaded pod."}
+}
+_WHAT_ANSWERED: Final[Schema] = {
+    HEADER_ROLLOUT: {"schema": {"type": "string"}},
+    HEADER_VERSION: {"schema": {"type": "string"}, "description": "The first ten characters of the digest."},
+    HEADER_VARIANT: {"schema": {"enum": ["stable", "canary"]}},
+}
+# what the gateway refuses on its own, and what a provider's errors become
+_REFUSALS: Final = {
+    "400": "The request is at fault, or the provider says so.",
+    "404": "No such rollout.",
+    "405": "Another method is meant.",
+    "408": "The request was not here in time.",
+    "413": "The request is over the gateway's limit.",
+    "415": "Compressed requests are not taken.",
+    "4XX": "The provider refused the request, with its status, code and message.",
+    "502": "The provider failed, cannot be reached, or answered something else.",
+    "503": "This pod, or the provider, is overloaded.",
+    "504": "The provider took too long.",
+    "5XX": "A fault of the gateway.",
+}
+
+
+def document() -> Schema:
+    """The document as plain values."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "PromptRollout gateway",
+            "version": __version__,
+            "description": "Models are rollouts: each request is answered by the version that its user is assigned to.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": {
+            "/v1/chat/completions": {"post": _completion("createChatCompletion", "Answer a chat", "Chat")},
+            "/v1/models": {
+                "get": {
+                    "operationId": "listModels",
+                    "summary": "All rollouts",
+                    "responses": {"200": _answer("The rollouts.", "Models"), "405": _refusal("405")},
+                }
+            },
+            "/v1/models/{model}": {
+                "get": {
+                    "operationId": "retrieveModel",
+                    "summary": "One rollout",
+                    "parameters": [{"name": "model", "in": "path", "required": True, "schema": _ROLLOUT}],
+                    "responses": {
+                        "200": _answer("The rollout.", "Model"),
+                        "404": _refusal("404"),
+                        "405": _refusal("405"),
+                    },
+                }
+            },
+            PATH: {
+                "get": {
+                    "operationId": "describe",
+                    "summary": "This document",
+                    "responses": {
+                        "200": {"description": "OpenAPI 3.1.", "content": {_JSON: {"schema": {"type": "object"}}}},
+                        "405": _refusal("405"),
+                    },
+                }
+            },
+        },
+        "components": {
+            "schemas": {
+                "ChatRequest": _CHAT_REQUEST,
+                "ChatAnswer": _CHAT_ANSWER,
+                "Model": _MODEL,
+                "Models": _MODELS,
+                "Error": _ERROR,
+            }
+        },
+    }
+
+
+def _completion(operation: str, summary: str, name: str) -> Schema:
+    """An endpoint that a model answers, as a whole or as a stream."""
+    answer = _answer("The answer.", f"{name}Answer")
+    answer["content"][_STREAM] = {"schema": {"type": "string", "description": "Events as they come."}}
+    answer["headers"] = _WHAT_ANSWERED
+    return {
+        "operationId": operation,
+        "summary": summary,
+        "requestBody": {"required": True, "content": {_JSON: {"schema": _ref("schemas", f"{name}Request")}}},
+        "responses": {"200": answer, **{status: _refusal(status) for status in _REFUSALS}},
+    }
+
+
+def _answer(description: str, schema: str) -> Schema:
+    return {"description": description, "content": {_JSON: {"schema": _ref("schemas", schema)}}}
+
+
+def _refusal(status: str) -> Schema:
+    found = _answer(_REFUSALS[status], "Error")
+    if status in ("4XX", "503"):
+        found["headers"] = _RETRY_AFTER
+    if status == "405":
+        found["headers"] = {"Allow": {"schema": {"type": "string"}, "required": True}}
+    return found
+
+
+DOCUMENT: Final = orjson.dumps(document())
+"""As it is served."""
+
+if __name__ == "__main__":
+    DOCS_COPY.write_bytes(orjson.dumps(document(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
