@@ -86,6 +86,8 @@ def edited(raw: dict[str, Any], edits: list[tuple[tuple[Any, ...], Any]]) -> dic
         try:
             for name in path[:-1]:
                 at = at[name]
+            if isinstance(at, list) != isinstance(path[-1], int):
+                continue  # something else stands there by now
             if isinstance(value, _Gone):
                 del at[path[-1]]
             elif path[-1] != "baseURL" or value in ADDRESSES:
@@ -109,6 +111,7 @@ EDITS = st.lists(st.tuples(st.sampled_from(PATHS), VALUES | st.builds(_Gone)), m
 @example([(("stable", "provider", "baseURL"), "http://127.0.0.1:1\r\nx: y")])
 @example([(("salt",), "\ud800")])
 @example([(("canary", "prompt", "outputSchema"), {"$ref": "#"})])
+@example([(("unknown",), 10**30)])
 def test_a_delivery_that_is_nearly_right_is_served_or_refused(
     world: Lab, edits: list[tuple[tuple[Any, ...], Any]]
 ) -> None:
