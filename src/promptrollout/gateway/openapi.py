@@ -6,6 +6,8 @@ here only if the gateway refuses another one: everything else is between caller 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +15,7 @@ import orjson
 
 from promptrollout import __version__
 from promptrollout.api.names import HEADER_ROLLOUT, HEADER_VARIANT, HEADER_VERSION
+from promptrollout.gateway.protocols import PROTOCOLS
 
 PATH: Final = "/openapi.json"
 DOCS_COPY: Final = Path("docs/openapi.json")
@@ -32,20 +35,22 @@ _VARIABLES: Final[Schema] = {
     "type": ["object", "null"],
     "description": "Values for the variables of the version's templates; not sent on.",
 }
+_MESSAGES: Final[Schema] = {
+    "type": ["array", "null"],
+    "items": {"type": "object", "description": "A message, in any shape that the provider takes."},
+    "description": "What follows the version's own messages.",
+}
+_STREAMED: Final[Schema] = {"description": "`true` for an answer as server-sent events."}
 _CHAT_REQUEST: Final[Schema] = {
     "type": "object",
     "required": ["model"],
     "description": "OpenAI's chat completion request. Every field that is not here is sent on as it is.",
     "properties": {
-        "model": _ROLLOUT,
-        "messages": {
-            "type": ["array", "null"],
-            "items": {"type": "object", "description": "A message, in any shape that the provider takes."},
-            "description": "What follows the version's own messages.",
-        },
+        "model": _ref("schemas", "Rollout"),
+        "messages": _MESSAGES,
         "prompt_variables": _VARIABLES,
         "user": {"description": "Who stays on one arm; `safety_identifier` or the header x-user-id go before it."},
-        "stream": {"description": "`true` for an answer as server-sent events."},
+        "stream": _STREAMED,
         "stream_options": {"description": "`include_usage: true` for a last event with the usage."},
         "response_format": {"description": "In the place of the version's `outputSchema`."},
     },
@@ -56,6 +61,64 @@ _CHAT_ANSWER: Final[Schema] = {
     "required": ["choices"],
     "description": "The provider's chat completion, untouched.",
     "properties": {"choices": {"type": "array"}},
+}
+_RESPONSES_REQUEST: Final[Schema] = {
+    "type": "object",
+    "required": ["model"],
+    "description": "OpenAI's request for a response. `background` is refused; every other field is sent on as it is.",
+    "properties": {
+        "model": _ref("schemas", "Rollout"),
+        "input": {
+            "type": ["string", "array", "null"],
+            "items": {"type": "object", "description": "An item, in any shape that the provider takes."},
+        },
+        "instructions": {"type": ["string", "null"], "description": "Follow the version's own."},
+        "prompt_variables": _VARIABLES,
+        "user": {"description": "Who stays on one arm; `safety_identifier` or the header x-user-id go before it."},
+        "stream": _STREAMED,
+        "text": {"description": "Its `format` stands in the place of the version's `outputSchema`."},
+    },
+    "example": {"model": "support", "user": "u1", "input": "Hello"},
+}
+_RESPONSES_ANSWER: Final[Schema] = {
+    "type": "object",
+    "required": ["output"],
+    "description": "The provider's response, untouched.",
+    "properties": {"output": {"type": "array"}},
+}
+_MESSAGES_REQUEST: Final[Schema] = {
+    "type": "object",
+    "required": ["model"],
+    "description": "Anthropic's request for a message. Fields that are not here are sent on as they are; where the "
+    "version's provider is of OpenAI's kind, what it has nothing like is refused by name.",
+    "properties": {
+        "model": _ref("schemas", "Rollout"),
+        "messages": _MESSAGES,
+        "system": {"type": ["string", "array", "null"], "items": {"type": "object"}, "description": "Follows ours."},
+        "prompt_variables": _VARIABLES,
+        "metadata": {"description": "Its `user_id` says who stays on one arm; the header x-user-id goes before it."},
+        "stream": _STREAMED,
+    },
+    "example": {"model": "support", "max_tokens": 100, "messages": [{"role": "user", "content": "Hello"}]},
+}
+_MESSAGES_ANSWER: Final[Schema] = {
+    "type": "object",
+    "required": ["content"],
+    "description": "A message: the provider's, untouched, or made of what it answered.",
+    "properties": {"content": {"type": "array"}},
+}
+_EMBEDDINGS_REQUEST: Final[Schema] = {
+    "type": "object",
+    "required": ["model"],
+    "description": "OpenAI's request for embeddings, sent on to stable's provider under stable's model.",
+    "properties": {"model": _ref("schemas", "Rollout")},
+    "example": {"model": "support", "input": "Hello"},
+}
+_EMBEDDINGS_ANSWER: Final[Schema] = {
+    "type": "object",
+    "required": ["data"],
+    "description": "The provider's embeddings, untouched.",
+    "properties": {"data": {"type": "array"}},
 }
 _MODEL: Final[Schema] = {
     "type": "object",
@@ -90,6 +153,19 @@ _ERROR: Final[Schema] = {
         }
     },
 }
+_MESSAGES_ERROR: Final[Schema] = {
+    "type": "object",
+    "required": ["type", "error"],
+    "description": "Anthropic's error object.",
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
 
 _RETRY_AFTER: Final[Schema] = {
     "Retry-After": {"schema": {"type": "string"}, "description": "The provider's, or 1 of an overloaded pod."}
@@ -115,6 +191,29 @@ _REFUSALS: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """An endpoint that a model answers."""
+
+    operation: str
+    summary: str
+    request: Schema
+    answer: Schema
+    error: str = "Error"
+    streams: bool = True
+
+
+_ANSWERED: Final[Mapping[str, _Answered]] = {
+    "chat": _Answered("createChatCompletion", "Answer a chat", _CHAT_REQUEST, _CHAT_ANSWER),
+    "responses": _Answered("createResponse", "Answer with a response", _RESPONSES_REQUEST, _RESPONSES_ANSWER),
+    "messages": _Answered(
+        "createMessage", "Answer with a message", _MESSAGES_REQUEST, _MESSAGES_ANSWER, "MessagesError"
+    ),
+    "embeddings": _Answered("createEmbedding", "Embed texts", _EMBEDDINGS_REQUEST, _EMBEDDINGS_ANSWER, streams=False),
+}
+"""By the protocol's name."""
+
+
 def document() -> Schema:
     """The document as plain values."""
     return {
@@ -126,7 +225,7 @@ def document() -> Schema:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": {
-            "/v1/chat/completions": {"post": _completion("createChatCompletion", "Answer a chat", "Chat")},
+            **{path: {"post": _answered(protocol.name)} for path, protocol in PROTOCOLS.items()},
             "/v1/models": {
                 "get": {
                     "operationId": "listModels",
@@ -138,7 +237,9 @@ def document() -> Schema:
                 "get": {
                     "operationId": "retrieveModel",
                     "summary": "One rollout",
-                    "parameters": [{"name": "model", "in": "path", "required": True, "schema": _ROLLOUT}],
+                    "parameters": [
+                        {"name": "model", "in": "path", "required": True, "schema": _ref("schemas", "Rollout")}
+                    ],
                     "responses": {
                         "200": _answer("The rollout.", "Model"),
                         "404": _refusal("404"),
@@ -159,26 +260,29 @@ def document() -> Schema:
         },
         "components": {
             "schemas": {
-                "ChatRequest": _CHAT_REQUEST,
-                "ChatAnswer": _CHAT_ANSWER,
+                "Rollout": _ROLLOUT,
+                **{f"{protocol.name}Request": _ANSWERED[protocol.name].request for protocol in PROTOCOLS.values()},
+                **{f"{protocol.name}Answer": _ANSWERED[protocol.name].answer for protocol in PROTOCOLS.values()},
                 "Model": _MODEL,
                 "Models": _MODELS,
                 "Error": _ERROR,
+                "MessagesError": _MESSAGES_ERROR,
             }
         },
     }
 
 
-def _completion(operation: str, summary: str, name: str) -> Schema:
-    """An endpoint that a model answers, as a whole or as a stream."""
-    answer = _answer("The answer.", f"{name}Answer")
-    answer["content"][_STREAM] = {"schema": {"type": "string", "description": "Events as they come."}}
+def _answered(protocol: str) -> Schema:
+    about = _ANSWERED[protocol]
+    answer = _answer("The answer.", f"{protocol}Answer")
+    if about.streams:
+        answer["content"][_STREAM] = {"schema": {"type": "string", "description": "Events as they come."}}
     answer["headers"] = _WHAT_ANSWERED
     return {
-        "operationId": operation,
-        "summary": summary,
-        "requestBody": {"required": True, "content": {_JSON: {"schema": _ref("schemas", f"{name}Request")}}},
-        "responses": {"200": answer, **{status: _refusal(status) for status in _REFUSALS}},
+        "operationId": about.operation,
+        "summary": about.summary,
+        "requestBody": {"required": True, "content": {_JSON: {"schema": _ref("schemas", f"{protocol}Request")}}},
+        "responses": {"200": answer, **{status: _refusal(status, about.error) for status in _REFUSALS}},
     }
 
 
@@ -186,8 +290,8 @@ def _answer(description: str, schema: str) -> Schema:
     return {"description": description, "content": {_JSON: {"schema": _ref("schemas", schema)}}}
 
 
-def _refusal(status: str) -> Schema:
-    found = _answer(_REFUSALS[status], "Error")
+def _refusal(status: str, error: str = "Error") -> Schema:
+    found = _answer(_REFUSALS[status], error)
     if status in ("4XX", "503"):
         found["headers"] = _RETRY_AFTER
     if status == "405":
