@@ -94,7 +94,7 @@ _MESSAGES_REQUEST: Final[Schema] = {
     "properties": {
         "model": _ref("schemas", "Rollout"),
         "messages": _MESSAGES,
-        "system": {"type": ["string", "array", "null"], "items": {"type": "object"}, "description": "Follows ours."},
+        "system": {"type": ["string", "array", "null"], "description": "Follows ours."},
         "prompt_variables": _VARIABLES,
         "metadata": {"description": "Its `user_id` says who stays on one arm; the header x-user-id goes before it."},
         "stream": _STREAMED,
