@@ -22,7 +22,7 @@ from tests.unit.gateway.kit import CANARY, Provider, Script, arm, delivery, serv
 
 Result = TypeVar("Result")
 
-ABSENT = "the SDKs are not installed: make .venv/.clients"
+ABSENT = "the SDKs are not installed: `make clients` does that"
 
 
 class World:

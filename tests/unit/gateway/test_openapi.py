@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import jsonschema_rs
@@ -13,6 +14,7 @@ from promptrollout.gateway.protocols import PROTOCOLS
 from tests.unit.gateway.kit import Caller
 
 DOCUMENT = openapi.document()
+PAGE = Path(__file__).parents[3] / "docs" / "gateway.md"
 COPY = Path(__file__).parents[3] / openapi.DOCS_COPY
 
 
@@ -24,6 +26,23 @@ async def test_the_document_is_served_and_its_copy_is_the_same(caller: Caller) -
 
 def test_it_names_every_path_that_is_served() -> None:
     assert set(DOCUMENT["paths"]) == {*PROTOCOLS, MODELS_PATH, MODELS_PATH + "/{model}", "/openapi.json"}
+
+
+def test_it_has_all_that_the_page_on_the_gateway_lists() -> None:
+    table = PAGE.read_text("utf-8").partition("| path (port 8080) |")[2].partition("\n\n")[0]
+    listed = []
+    method = ""
+    for named, path in re.findall(r"`(?:(GET|POST) )?(/[^`? ]+)`", table):
+        method = named or method
+        listed.append((method, path))
+    assert ("POST", "/v1/chat/completions") in listed
+    described = {(method.upper(), plain(path)) for path, methods in DOCUMENT["paths"].items() for method in methods}
+    assert {(method, plain(path)) for method, path in listed} == described
+
+
+def plain(path: str) -> str:
+    """Whatever stands for a name in it."""
+    return re.sub(r"\{[a-z_]+\}|[A-Z]+|<[a-z]+>", "*", path)
 
 
 def test_its_schemas_are_schemas_and_its_example_is_one() -> None:
