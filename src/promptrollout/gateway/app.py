@@ -11,9 +11,9 @@ from typing import Final
 
 import orjson
 
-from promptrollout.gateway import ofrep, prompts, usage
+from promptrollout.gateway import ofrep, openapi, prompts, usage
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError, ClientGone, Overloaded
+from promptrollout.gateway.errors import CallerError, ClientGone, MethodNotAllowed, Overloaded
 from promptrollout.gateway.feedback import FEEDBACK_PATH, SCORES_PATH, VoteCounting
 from promptrollout.gateway.http import JSON, Receive, Reply, Scope, Send, headers_of, read_body, unless_gone
 from promptrollout.gateway.ofrep import Ofrep
@@ -79,6 +79,8 @@ class ServingApp:
             headers = {"content-type": JSON}
             if isinstance(error, Overloaded):
                 headers["retry-after"] = "1"
+            elif isinstance(error, MethodNotAllowed):
+                headers["allow"] = error.allowed
             body = protocol.error_body(error.status, str(error), error.code, error.param)
             await reply.whole(error.status, headers, body)
         except ClientGone:
@@ -108,6 +110,9 @@ class ServingApp:
             if self._registry.find(name) is None:
                 raise CallerError(404, "model_not_found", f"no rollout {name[:253]!r} here", "model")
             await reply.whole(200, {"content-type": JSON}, orjson.dumps(_model(name, scope)))
+        elif path == openapi.PATH:
+            _require(method, "GET")
+            await reply.whole(200, {"content-type": JSON}, openapi.DOCUMENT)
         else:
             raise CallerError(404, "unknown_url", f"unknown request URL: {method} {path[:200]}")
 
@@ -137,7 +142,7 @@ class ServingApp:
 
 def _require(method: str, wanted: str) -> None:
     if method != wanted:
-        raise CallerError(405, "method_not_allowed", f"this URL takes {wanted}, not {method}")
+        raise MethodNotAllowed(method, wanted)
 
 
 def _models(names: Iterable[str], scope: Scope) -> dict[str, object]:

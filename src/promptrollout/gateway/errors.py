@@ -49,6 +49,15 @@ class CallerError(Exception):
         self.param = param
 
 
+class MethodNotAllowed(CallerError):
+    """The URL takes another method."""
+
+    def __init__(self, method: str, allowed: str) -> None:
+        super().__init__(405, "method_not_allowed", f"this URL takes {allowed}, not {method}")
+        self.allowed = allowed
+        """For the answer's `Allow`."""
+
+
 class Unfilled(Exception):
     """A version's prompt cannot be filled with this request. The caller's fault if no other version can take it."""
 
