@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 LOCK   := requirements/dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo kind-demo test unit mutation check generate lock fmt clean
+.PHONY: help demo kind-demo test unit clients mutation check generate lock fmt clean
 .SUFFIXES:
 
 help: ## list the targets
@@ -19,6 +19,11 @@ $(VENV)/.installed: $(LOCK) pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+$(VENV)/.clients: requirements/clients.txt $(VENV)/.installed
+	@echo "==> SDKs for tests/clients into $(VENV) (hashes pinned in $<)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
 demo: $(VENV)/.installed ## start the sandbox, canary a good and a bad prompt change (KEEP=1 leaves it running)
 	@$(BIN)/promptrollout demo $(if $(KEEP),--keep)
 	@echo "The command is $(BIN)/promptrollout here; after \`. $(BIN)/activate\` it is promptrollout."
@@ -26,26 +31,30 @@ demo: $(VENV)/.installed ## start the sandbox, canary a good and a bad prompt ch
 kind-demo: $(VENV)/.installed ## the same at full size: on a kind cluster, in containers (needs docker, kind, kubectl, helm)
 	@examples/kind/kind-demo
 
-test: check $(VENV)/.installed ## static checks, then all tests (starts one sandbox)
+test: check $(VENV)/.clients ## static checks, then all tests (starts one sandbox)
 	@$(BIN)/pytest $(ARGS)
 
 unit: $(VENV)/.installed ## the tests without I/O, in seconds
 	@$(BIN)/pytest tests/unit tests/properties $(ARGS)
 
+clients: $(VENV)/.clients ## real SDKs and schemathesis against a gateway on a port
+	@$(BIN)/pytest tests/clients $(ARGS)
+
 mutation: $(VENV)/.installed ## mutate a sample of the engine's code, report how much of it the unit tests notice (10 minutes)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/mutation.txt
 	@$(BIN)/python -m tests.mutation $(ARGS)
 
-generate: $(VENV)/.installed ## write crds/ and the chart's copy from the pydantic models
+generate: $(VENV)/.installed ## write crds/ and the chart's copy from the pydantic models, and docs/openapi.json
 	@$(BIN)/python -m promptrollout.api.crds
+	@$(BIN)/python -m promptrollout.gateway.openapi
 
 check: $(VENV)/.installed generate ## ruff, mypy, import arrows; fails if generated files differ from what is committed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@test -z "$$(git status --porcelain -- crds charts/promptrollout/templates/crds)" \
-	  || { git status --short -- crds charts; echo "generated files differ: commit the result of 'make generate'"; exit 1; }
+	@test -z "$$(git status --porcelain -- crds charts/promptrollout/templates/crds docs/openapi.json)" \
+	  || { git status --short -- crds charts docs/openapi.json; echo "generated files differ: commit the result of 'make generate'"; exit 1; }
 
 bench-%: $(VENV)/.installed ## run benchmarks/NAME, print its table, write benchmarks/results/NAME.json
 	@$(BIN)/python -m benchmarks.$(subst -,_,$*)
@@ -58,6 +67,7 @@ lock: ## compile the lock files (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --extra sandbox --group dev -c requirements/runtime.txt -o requirements/dev.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group mutation -c requirements/dev.txt -o requirements/mutation.txt
 	echo "litellm[proxy]==1.106.2" | uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-header - -o requirements/litellm.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group clients -c requirements/dev.txt -o requirements/clients.txt
 
 clean: ## remove the virtual environment (downloads and built binaries stay in the user's cache)
 	rm -rf $(VENV) mutants

@@ -11,12 +11,12 @@ from typing import Final
 
 import orjson
 
-from promptrollout.gateway import ofrep, prompts, usage
+from promptrollout.gateway import ofrep, openapi, prompts, usage
 from promptrollout.gateway.admit import Admission, Rates
 from promptrollout.gateway.authenticate import Authenticator
 from promptrollout.gateway.caller_keys import ANYBODY, CALLER, Caller
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError, ClientGone
+from promptrollout.gateway.errors import CallerError, ClientGone, MethodNotAllowed
 from promptrollout.gateway.feedback import FEEDBACK_PATH, SCORES_PATH, VoteCounting
 from promptrollout.gateway.http import JSON, Receive, Reply, Scope, Send, headers_of, read_body, unless_gone
 from promptrollout.gateway.ofrep import Ofrep
@@ -132,6 +132,9 @@ class ServingApp:
             if self._registry.find(name) is None:
                 raise CallerError(404, "model_not_found", f"no rollout {name[:253]!r} here", "model")
             await reply.whole(200, {"content-type": JSON}, orjson.dumps(_model(name, scope)))
+        elif path == openapi.PATH:
+            _require(method, "GET")
+            await reply.whole(200, {"content-type": JSON}, openapi.DOCUMENT)
         else:
             raise CallerError(404, "unknown_url", f"unknown request URL: {method} {path[:200]}")
 
@@ -159,7 +162,7 @@ class ServingApp:
 
 def _require(method: str, wanted: str) -> None:
     if method != wanted:
-        raise CallerError(405, "method_not_allowed", f"this URL takes {wanted}, not {method}")
+        raise MethodNotAllowed(method, wanted)
 
 
 def _models(names: Iterable[str], scope: Scope) -> dict[str, object]:

@@ -75,6 +75,14 @@ class RateLimited(CallerError):
         self.headers["retry-after"] = str(retry_after_seconds)
 
 
+class MethodNotAllowed(CallerError):
+    """The URL takes another method."""
+
+    def __init__(self, method: str, allowed: str) -> None:
+        super().__init__(405, "method_not_allowed", f"this URL takes {allowed}, not {method}")
+        self.headers["allow"] = allowed
+
+
 class Unfilled(Exception):
     """A version's prompt cannot be filled with this request. The caller's fault if no other version can take it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Final, Protocol
 
@@ -12,8 +13,8 @@ from promptrollout.gateway.answer_id import AnswerId
 from promptrollout.gateway.choices import Choice
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
-_USUAL_ENDS: Final = (b"\n\n",)
-_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
+# two ends of lines, of any kind and mix; the common ones are found without it
+_BLANK_LINE: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 
 
 class StreamError(Exception):
@@ -76,8 +77,8 @@ class StreamReader(ABC):
         data = self._rest + chunk if self._rest else chunk
         forward: list[bytes] = []
         start = 0
-        ends = _ENDS if b"\r" in data else _USUAL_ENDS
-        while (end := _event_end(data, start, ends)) != -1:
+        carriage_returns = b"\r" in data
+        while (end := _event_end(data, start, carriage_returns)) != -1:
             event = data[start:end]
             start = end
             forward.append(self._read(event))
@@ -142,13 +143,10 @@ def _with_payload(event: bytes, payload: bytes) -> bytes:
     return b"\n".join([*others, b"data: " + payload, b"", b""])
 
 
-def _event_end(data: bytes, start: int, ends: tuple[bytes, ...]) -> int:
+def _event_end(data: bytes, start: int, carriage_returns: bool) -> int:
     """Where the event that begins at `start` ends, its blank line included; -1 if it is not complete."""
-    if len(ends) == 1:
-        at = data.find(ends[0], start)
-        return at if at == -1 else at + 2
-    found = [(at, len(end)) for end in ends if (at := data.find(end, start)) != -1]
-    if not found:
-        return -1
-    at, length = min(found)
-    return at + length
+    if carriage_returns:
+        found = _BLANK_LINE.search(data, start)
+        return -1 if found is None else found.end()
+    at = data.find(b"\n\n", start)
+    return -1 if at == -1 else at + 2

@@ -59,13 +59,13 @@ class Store:
         return {name for name in content if isinstance(name, str)} if isinstance(content, list) else set()
 
     def _write(self, path: Path, content: Any) -> None:
-        payload = orjson.dumps(content)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
+            payload = orjson.dumps(content)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
             temporary.replace(path)
-        except OSError as error:
+        except (OSError, orjson.JSONEncodeError) as error:  # fields of a later release may hold what JSON cannot
             self._failed("write", f"{path} cannot be written: {error}")
 
     def _read(self, path: Path) -> Any:

@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import io
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import orjson
 import pytest
-import uvicorn
 
 from promptrollout.gateway.process import Gateway
 from promptrollout.sandbox.model import SimulatedModel
 from promptrollout.sandbox.model_behaviour import parse_behaviours
-from tests.unit.gateway.kit import CANARY, SCHEMA, arm, counted, delivery, request, series
-
-
-@asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[str]:
-    """The application on a port of its own, without the second that `uvicorn.run` takes to end."""
-    # asyncio turns Nagle's algorithm off only where the protocol is named; with it on, each answer waits 40 ms
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-    config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None, http="httptools", proxy_headers=False)
-    config.load()
-    server = uvicorn.Server(config)
-    server.lifespan = config.lifespan_class(config)
-    await server.startup(sockets=[listener])
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    await server.shutdown(sockets=[listener])
+from tests.unit.gateway.kit import CANARY, SCHEMA, arm, counted, delivery, request, series, serving
 
 
 class World:
