@@ -322,7 +322,12 @@ REFUSALS: tuple[Refusal, ...] = (
         _set("headers", to=[{"name": "Cookie", "value": "a"}]),
         "carries",
     ),
-    ("provider's header twice", provider, _set("headers", to=[{"name": "a", "value": "b"}] * 2), "Duplicate value"),
+    (
+        "provider's header twice",
+        provider,
+        _set("headers", to=[{"name": "a", "value": "b"}] * 2),
+        "duplicate entries for key",
+    ),
     (
         "provider with two CAs",
         provider,

@@ -91,9 +91,9 @@ class Blocks(NamedTuple):
 
     def correlation(self) -> float:
         """Of an arm's requests within a block, as far as it stands out by more than its error:
-        E d^2 / v = 1/n + 1/n' + 2 rho."""
+        E d^2 / v = 1/n + 1/n' + 2 rho. At most 1, when all requests of a block have one outcome."""
         surplus = self.excess - math.sqrt(self.error)
-        return surplus / (2 * (self.changes + PRIOR)) if surplus > 0 else 0.0
+        return min(1.0, surplus / (2 * (self.changes + PRIOR))) if surplus > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ from promptrollout.operator.source_access import SourceAccess
 from tests.world import started, version
 
 A, B = Key("PromptRollout", "ns", "a"), Key("PromptRollout", "ns", "b")
+NOW = 1_800_000_001.0
+"""What every clock shows, for ever: no interval ends during a test."""
 ARM = '{variant="{{ variant }}",version="{{ version }}"}'
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -42,7 +44,7 @@ class Fake:
         for part, answer in self.answers.items():
             if part in query:
                 return await answer(request)
-        return result([time.time(), str(time.time())] if query == "time()" else [])
+        return result([NOW, str(NOW)] if query == "time()" else [])
 
 
 def result(content: Any) -> web.Response:
@@ -92,7 +94,9 @@ async def fakes() -> AsyncIterator[tuple[Fake, Fake]]:
 @pytest.fixture
 async def sources(fakes: tuple[Fake, Fake]) -> AsyncIterator[dict[str, Source]]:
     found = {
-        name: Source(name, fake.url, Metrics(), timeout=0.4, access=SourceAccess({"X-Scope-OrgID": "secret"}, None))
+        name: Source(
+            name, fake.url, Metrics(), lambda: NOW, timeout=0.4, access=SourceAccess({"X-Scope-OrgID": "secret"}, None)
+        )
         for name, fake in zip(("default", "other"), fakes, strict=True)
     }
     yield found
@@ -172,8 +176,7 @@ def question(uid: str, *expressions: str, source: str = "default", errors: bool 
 
 
 def position() -> int:
-    now = int(time.time())
-    return now - now % 5 - 10
+    return int(NOW) - int(NOW) % 5 - 10
 
 
 def answers_of(start: int) -> dict[str, Answer]:
