@@ -31,8 +31,6 @@ PORT_HTTP: Final = 8080
 PORT_ADMIN: Final = 9090
 # where a gateway pod finds provider keys: <this>/<ModelProvider name>/api-key
 PROVIDER_KEYS_DIR: Final = "/var/run/promptrollout/providers"
-# what its pods sign with, so that each reads the others' tokens: `key` of the Secret <PromptGateway>-gateway-signing
-SIGNING_KEY_FILE: Final = "/var/run/promptrollout/signing/key"
 STATE_DIR: Final = "/var/lib/promptrollout"
 # the configuration formats that a gateway of this release reads (PromptDelivery spec.formatVersion)
 FORMAT_VERSION: Final = 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import uvloop
 
-from promptrollout.api.names import ENV_BIND_ADDRESS, PROVIDER_KEYS_DIR, SIGNING_KEY_FILE, STATE_DIR
+from promptrollout.api.names import ENV_BIND_ADDRESS, PROVIDER_KEYS_DIR, STATE_DIR
 from promptrollout.cluster import ClusterError, namespace
 from promptrollout.gateway.app import Limits
 from promptrollout.gateway.process import Settings, run
@@ -37,14 +37,6 @@ from promptrollout.gateway.process import Settings, run
     default=PROVIDER_KEYS_DIR,
     show_default=True,
     help="Keys are read from <this>/<ModelProvider>/api-key.",
-)
-@click.option(
-    "--signing-key-file",
-    envvar="PROMPTROLLOUT_SIGNING_KEY_FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=SIGNING_KEY_FILE,
-    show_default=True,
-    help="What all pods of the gateway sign with; without it each pod reads only what it signed itself.",
 )
 @click.option(
     "--max-request-bytes",
@@ -75,7 +67,6 @@ def gateway(
     pod_ip: str,
     state_dir: Path,
     provider_keys_dir: Path,
-    signing_key_file: Path,
     max_request_bytes: int,
     max_concurrent_requests: int,
     drain_seconds: int,
@@ -91,7 +82,6 @@ def gateway(
             pod_ip=pod_ip,
             state_dir=state_dir,
             provider_keys_dir=provider_keys_dir,
-            signing_key_file=signing_key_file,
             limits=Limits(max_request_bytes, max_concurrent_requests),
             drain_seconds=drain_seconds,
             bind_address=os.environ.get(ENV_BIND_ADDRESS) or "0.0.0.0",

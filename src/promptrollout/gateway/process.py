@@ -14,14 +14,13 @@ from typing import Any, Final
 import uvicorn
 
 from promptrollout import cluster
-from promptrollout.api.names import PORT_ADMIN, PORT_HTTP, PROVIDER_KEYS_DIR, SIGNING_KEY_FILE, STATE_DIR
+from promptrollout.api.names import PORT_ADMIN, PORT_HTTP, PROVIDER_KEYS_DIR, STATE_DIR
 from promptrollout.gateway.admin import AdminApp
 from promptrollout.gateway.app import Limits, ServingApp
 from promptrollout.gateway.configuration import Loader, Providers
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.exposition import PodState
 from promptrollout.gateway.registry import Registry
-from promptrollout.gateway.render_id import RenderIds
 from promptrollout.gateway.source import Source
 from promptrollout.gateway.store import Store
 
@@ -42,8 +41,6 @@ class Settings:
     provider_keys_dir: Path = Path(PROVIDER_KEYS_DIR)
     limits: Limits = field(default_factory=Limits)
     drain_seconds: int = 30
-    signing_key_file: Path = Path(SIGNING_KEY_FILE)
-    """Of the Secret that all pods of the gateway share, if there is one."""
     bind_address: str = "0.0.0.0"
     pod_ip: str = ""
     """Where the gateway's other pods reach this one; empty: not known."""
@@ -71,10 +68,9 @@ class Gateway:
         self.registry = Registry(settings.pod, Loader(self.providers), store, self.counters)
         self.source: Source | None = None
         self.draining = False
-        host = f"[{settings.pod_ip}]" if ":" in settings.pod_ip else settings.pod_ip
-        address = f"{host}:{settings.admin_port}" if host else ""
-        ids = RenderIds(_signing_key(settings.signing_key_file))
-        self.serving_app = ServingApp(self.registry, self.counters, settings.limits, ids, address)
+        self.serving_app = ServingApp(
+            self.registry, self.counters, settings.limits, settings.pod_ip, settings.admin_port
+        )
         self.admin_app = AdminApp(self.registry, self.counters, self.state, self.serving_app.reports)
 
     def state(self) -> PodState:
@@ -85,17 +81,6 @@ class Gateway:
             api_contact_at=self.source.api_contact_at if self.source else None,
             ready=bool(self.source and self.source.ready) and not self.draining,
         )
-
-
-def _signing_key(path: Path) -> bytes | None:
-    """None where the gateway has none: then this pod alone can read what it signs."""
-    try:
-        return path.read_bytes().strip() or None
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        logger.error("the signing key cannot be read: %s: this pod alone can read what it signs", error)
-        return None
 
 
 async def run(settings: Settings) -> None:

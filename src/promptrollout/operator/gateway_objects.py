@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from promptrollout.api.gateway import GatewaySpec
@@ -17,7 +16,6 @@ from promptrollout.api.names import (
     PORT_ADMIN,
     PORT_HTTP,
     PROVIDER_KEYS_DIR,
-    SIGNING_KEY_FILE,
     STATE_DIR,
 )
 from promptrollout.operator.acknowledge import deployment_name
@@ -30,7 +28,6 @@ UID = 65532
 KEY_FILE = "api-key"
 CA_FILE = "ca.crt"
 _FILE_VOLUME = "provider-keys"
-_SIGNING_VOLUME = "signing-key"
 
 
 def gateway_objects(
@@ -132,7 +129,7 @@ def _deployment(
                     }
                 ],
                 "containers": [_container(name, spec, image)],
-                "volumes": _volumes(own, files),
+                "volumes": _volumes(files),
             },
         },
     }
@@ -157,7 +154,6 @@ def _container(name: str, spec: GatewaySpec, image: str) -> Object:
             by_field("POD_IP", "status.podIP"),
             {"name": "PROMPTROLLOUT_STATE_DIR", "value": STATE_DIR},
             {"name": "PROMPTROLLOUT_PROVIDER_KEYS_DIR", "value": PROVIDER_KEYS_DIR},
-            {"name": "PROMPTROLLOUT_SIGNING_KEY_FILE", "value": SIGNING_KEY_FILE},
             {"name": "PROMPTROLLOUT_MAX_REQUEST_BYTES", "value": str(spec.limits.max_request_bytes)},
             {"name": "PROMPTROLLOUT_MAX_CONCURRENT_REQUESTS", "value": str(spec.limits.max_concurrent_requests)},
             {"name": "PROMPTROLLOUT_DRAIN_SECONDS", "value": str(spec.drain_seconds)},
@@ -179,17 +175,15 @@ def _container(name: str, spec: GatewaySpec, image: str) -> Object:
             {"name": "state", "mountPath": STATE_DIR},
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": _FILE_VOLUME, "mountPath": PROVIDER_KEYS_DIR, "readOnly": True},
-            {"name": _SIGNING_VOLUME, "mountPath": str(PurePosixPath(SIGNING_KEY_FILE).parent), "readOnly": True},
         ],
     }
 
 
-def _volumes(own: str, files: Files) -> list[Object]:
+def _volumes(files: Files) -> list[Object]:
     return [
         {"name": "state", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
         {"name": _FILE_VOLUME, "projected": {"sources": _sources(files)}},
-        {"name": _SIGNING_VOLUME, "secret": {"secretName": f"{own}-signing", "optional": True}},
     ]
 
 
