@@ -33,8 +33,6 @@ PORT_ADMIN: Final = 9090
 PROVIDER_KEYS_DIR: Final = "/var/run/promptrollout/providers"
 # and the hashes of its callers' keys: <this>/<caller's name>
 CALLER_KEYS_DIR: Final = "/var/run/promptrollout/callers"
-# what its pods sign with, so that each reads the others' tokens: `key` of the Secret <PromptGateway>-gateway-signing
-SIGNING_KEY_FILE: Final = "/var/run/promptrollout/signing/key"
 STATE_DIR: Final = "/var/lib/promptrollout"
 # the configuration formats that a gateway of this release reads (PromptDelivery spec.formatVersion)
 FORMAT_VERSION: Final = 1

@@ -17,7 +17,6 @@ from promptrollout.api.names import (
     CALLER_KEYS_DIR,
     ENV_BIND_ADDRESS,
     PROVIDER_KEYS_DIR,
-    SIGNING_KEY_FILE,
     STATE_DIR,
 )
 from promptrollout.cluster import ClusterError, namespace
@@ -47,14 +46,6 @@ from promptrollout.gateway.token_reviews import ServiceAccountRule
     default=PROVIDER_KEYS_DIR,
     show_default=True,
     help="Keys are read from <this>/<ModelProvider>/api-key.",
-)
-@click.option(
-    "--signing-key-file",
-    envvar="PROMPTROLLOUT_SIGNING_KEY_FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=SIGNING_KEY_FILE,
-    show_default=True,
-    help="What all pods of the gateway sign with; without it each pod reads only what it signed itself.",
 )
 @click.option(
     "--max-request-bytes",
@@ -141,7 +132,6 @@ def gateway(
     pod_ip: str,
     state_dir: Path,
     provider_keys_dir: Path,
-    signing_key_file: Path,
     max_request_bytes: int,
     max_concurrent_requests: int,
     max_queued_requests: int,
@@ -166,7 +156,6 @@ def gateway(
             pod_ip=pod_ip,
             state_dir=state_dir,
             provider_keys_dir=provider_keys_dir,
-            signing_key_file=signing_key_file,
             caller_keys_dir=caller_keys_dir,
             auth=Auth(auth_mode, auth_audience, _rules(auth_service_accounts, own)),
             limits=Limits(

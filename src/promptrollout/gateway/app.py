@@ -24,7 +24,6 @@ from promptrollout.gateway.prompts import Prompts
 from promptrollout.gateway.protocols import PROTOCOLS
 from promptrollout.gateway.protocols.chat import CHAT
 from promptrollout.gateway.registry import Registry
-from promptrollout.gateway.render_id import RenderIds
 from promptrollout.gateway.route import Headers
 from promptrollout.gateway.serve import Requests
 from promptrollout.gateway.usage import UsageReports
@@ -55,8 +54,8 @@ class ServingApp:
         registry: Registry,
         counters: Counters,
         limits: Limits,
-        ids: RenderIds | None = None,
-        address: str = "",
+        pod_ip: str = "",
+        admin_port: int = 0,
         wall_clock: Callable[[], float] = time.time,
         authenticator: Authenticator | None = None,
     ) -> None:
@@ -74,10 +73,9 @@ class ServingApp:
         self._requests = Requests(registry, counters, wall_clock=wall_clock)
         votes = VoteCounting(registry, counters, wall_clock)
         self._endpoints: dict[str, Endpoint] = {FEEDBACK_PATH: votes.feedback, SCORES_PATH: votes.score}
-        ids = ids or RenderIds()
-        self._prompts = Prompts(registry, counters, ids, address)
+        self._prompts = Prompts(registry, counters, pod_ip, admin_port)
         self._ofrep = Ofrep(registry, self._prompts)
-        self.reports = UsageReports(registry, counters, ids)
+        self.reports = UsageReports(registry, counters)
 
     async def close(self) -> None:
         await self.reports.close()

@@ -21,7 +21,6 @@ from promptrollout.api.names import (
     PORT_ADMIN,
     PORT_HTTP,
     PROVIDER_KEYS_DIR,
-    SIGNING_KEY_FILE,
     STATE_DIR,
 )
 from promptrollout.gateway import token_reviews
@@ -33,7 +32,6 @@ from promptrollout.gateway.configuration import Loader, Providers
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.exposition import PodState
 from promptrollout.gateway.registry import Registry
-from promptrollout.gateway.render_id import RenderIds
 from promptrollout.gateway.source import Source
 from promptrollout.gateway.store import Store
 from promptrollout.gateway.token_reviews import TokenReviews
@@ -58,8 +56,6 @@ class Settings:
     auth: Auth = field(default_factory=Auth)
     limits: Limits = field(default_factory=Limits)
     drain_seconds: int = 30
-    signing_key_file: Path = Path(SIGNING_KEY_FILE)
-    """Of the Secret that all pods of the gateway share, if there is one."""
     bind_address: str = "0.0.0.0"
     pod_ip: str = ""
     """Where the gateway's other pods reach this one; empty: not known."""
@@ -92,11 +88,13 @@ class Gateway:
         self.authenticator = made(auth, CallerKeys(settings.caller_keys_dir), tokens)
         self.authenticator.refresh()
         self.client: ApiClient | None = None
-        host = f"[{settings.pod_ip}]" if ":" in settings.pod_ip else settings.pod_ip
-        address = f"{host}:{settings.admin_port}" if host else ""
-        ids = RenderIds(_signing_key(settings.signing_key_file))
         self.serving_app = ServingApp(
-            self.registry, self.counters, settings.limits, ids, address, authenticator=self.authenticator
+            self.registry,
+            self.counters,
+            settings.limits,
+            settings.pod_ip,
+            settings.admin_port,
+            authenticator=self.authenticator,
         )
         self.admin_app = AdminApp(self.registry, self.counters, self.state, self.serving_app.reports)
 
@@ -123,17 +121,6 @@ def collect_seldom() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-
-
-def _signing_key(path: Path) -> bytes | None:
-    """None where the gateway has none: then this pod alone can read what it signs."""
-    try:
-        return path.read_bytes().strip() or None
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        logger.error("the signing key cannot be read: %s: this pod alone can read what it signs", error)
-        return None
 
 
 async def run(settings: Settings) -> None:

@@ -19,8 +19,9 @@ from promptrollout.gateway.http import JSON, Reply
 from promptrollout.gateway.protocols.chat import CHAT
 from promptrollout.gateway.registry import Registry, Serving
 from promptrollout.gateway.render import VARIABLES, Body
-from promptrollout.gateway.render_id import RenderId, RenderIds
+from promptrollout.gateway.render_id import RenderId
 from promptrollout.gateway.request import Filled, Prepared, Request, parse
+from promptrollout.gateway.response_id import ResponseId, provider_tag
 from promptrollout.gateway.route import Assignment, Headers, assign
 from promptrollout.gateway.ways import Way
 
@@ -41,7 +42,7 @@ class Given:
     value: Body
     """Model, messages, parameters and so on, in OpenAI's words whatever the provider."""
     token: str | None
-    """To report with. None: it counts for nothing, or is counted already."""
+    """Its signed id, to report with, and to vote on. None: it counts for nothing, or is counted already."""
 
     @property
     def cache_seconds(self) -> int | None:
@@ -56,14 +57,14 @@ class Prompts:
         self,
         registry: Registry,
         counters: Counters,
-        ids: RenderIds,
-        address: str,
+        pod_ip: str,
+        admin_port: int,
         random_unit: Callable[[], bytes] = lambda: os.urandom(16),
     ) -> None:
         self._registry = registry
         self._counters = counters
-        self._ids = ids
-        self._address = address
+        self._pod_ip = pod_ip
+        self._admin_port = admin_port
         self._random_unit = random_unit
 
     async def answer(self, rollout: str, headers: Headers, payload: bytes, reply: Reply) -> None:
@@ -96,12 +97,14 @@ class Prompts:
         counts = counts and reporting is not None
         assignment = assign(serving.routing, request.headers, request.body, self._random_unit)
         prepared = prepare(serving, request, assignment, filling=_filled, counts=counts)
-        token = self._noted(prepared, assignment, reporting.settle_seconds) if counts and reporting else None
+        token = self._noted(prepared, reporting.settle_seconds) if counts and reporting else None
         return Given(serving, prepared.arm, assignment, _value(prepared), token)
 
-    def _noted(self, prepared: Prepared, assignment: Assignment, settle_seconds: int) -> str | None:
+    def _noted(self, prepared: Prepared, settle_seconds: int) -> str | None:
+        """The signed id of a render that waits for its report."""
         series, outcome = prepared.counted, prepared.outcome
-        if series is None:
+        ids = prepared.serving.response_ids
+        if series is None or ids is None:
             return None
         if outcome.error_type is not None:
             # the assigned version's prompt cannot be filled: whatever stable makes of it, that is known already
@@ -110,10 +113,11 @@ class Prompts:
         number = self._registry.renders.add(series, outcome, settle_seconds)
         if number is None:
             return None
-        uid, rollout, version, variant, _ = series.labels
-        shard, process = assignment.shard, self._counters.process
-        at = int(time.time())
-        return self._ids.sign(RenderId(uid, rollout, version, variant, shard, at, process, self._address, number))
+        render = RenderId(self._counters.process, number, self._pod_ip, self._admin_port)
+        provider, now = provider_tag(prepared.arm.provider.base_url), int(time.time())
+        return ids.wrap(
+            ResponseId(str(render), series.version, series.variant, outcome.shard, now, provider, began_seconds=now)
+        )
 
 
 def about(given: Given) -> Mapping[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 import aiohttp
@@ -15,8 +16,9 @@ from promptrollout.gateway.account import Outcome, Usage
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.http import JSON, Reply
-from promptrollout.gateway.registry import Registry
-from promptrollout.gateway.render_id import RenderId, RenderIds
+from promptrollout.gateway.registry import Registry, Serving
+from promptrollout.gateway.render_id import RenderId
+from promptrollout.gateway.response_id import MAX_CHARACTERS, ResponseId
 from promptrollout.gateway.route import Headers
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ class Report(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    token: Annotated[str, Field(min_length=1, max_length=2048)]
+    token: Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
     """`usage_token` of the rendered prompt."""
     outcome: Literal["success", "error", "refusal", "truncated", "empty", "abandoned"] = "success"
     usage: dict[str, Any] | None = None
@@ -63,90 +65,104 @@ class Report(BaseModel):
         outcome.over(since_seconds if self.latency_seconds is None else self.latency_seconds)
 
 
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """What a token says, and whose it is."""
+
+    serving: Serving
+    given: ResponseId
+    render: RenderId
+
+
 class UsageReports:
     """Counts each render once, in the pod that rendered it; if that is gone, wherever the report arrives."""
 
-    def __init__(self, registry: Registry, counters: Counters, ids: RenderIds) -> None:
+    def __init__(self, registry: Registry, counters: Counters) -> None:
         self._registry = registry
         self._counters = counters
-        self._ids = ids
         self._orphans: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._session: aiohttp.ClientSession | None = None
 
     async def answer(self, headers: Headers, payload: bytes, reply: Reply) -> None:
         """Answer an application's report. Raises CallerError."""
-        report, render = self._read(payload)
-        ours = render.process == self._counters.process
-        counted = self._here(render, report) if ours else await self._elsewhere(render, report, payload)
+        report = _parse(payload)
+        rendered = self._rendered(report.token)
+        ours = rendered.render.process == self._counters.process
+        counted = self._here(rendered, report) if ours else await self._elsewhere(rendered, report, payload)
         await _answer(counted, reply)
 
     async def answer_pod(self, payload: bytes, reply: Reply) -> None:
         """Answer a report that reached another pod of this gateway: it goes no further. Raises CallerError."""
-        report, render = self._read(payload)
-        if render.process != self._counters.process:
+        report = _parse(payload)
+        rendered = self._rendered(report.token)
+        if rendered.render.process != self._counters.process:
             raise CallerError(409, "other_pod", "token: this pod did not render it", "token")
-        await _answer(self._here(render, report), reply)
+        await _answer(self._here(rendered, report), reply)
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
 
-    def _read(self, payload: bytes) -> tuple[Report, RenderId]:
-        report = _parse(payload)
-        render = self._ids.read(report.token)
-        if render is None:
-            raise CallerError(400, "invalid_token", "token: take usage_token of the rendered prompt, as it is", "token")
-        return report, render
+    def _rendered(self, token: str) -> _Rendered:
+        try:
+            servings = self._registry.that_gave(token)
+        except ValueError:
+            servings = []
+        for serving in servings:
+            assert serving.response_ids is not None
+            given = serving.response_ids.unwrap(token)
+            if given is not None and (render := RenderId.read(given.upstream)) is not None:
+                return _Rendered(serving, given, render)
+        raise CallerError(400, "invalid_token", "token: take usage_token of the rendered prompt, as it is", "token")
 
-    def _here(self, render: RenderId, report: Report) -> bool:
+    def _here(self, rendered: _Rendered, report: Report) -> bool:
         """False: it was counted before, or its time was over, which counted as a failure."""
         renders = self._registry.renders
-        pending = renders.take(render.number)
+        pending = renders.take(rendered.render.number)
         if pending is None:
             return False
         report.into(pending.outcome, renders.clock() - pending.since)
         pending.count()
         return True
 
-    async def _elsewhere(self, render: RenderId, report: Report, payload: bytes) -> bool:
+    async def _elsewhere(self, rendered: _Rendered, report: Report, payload: bytes) -> bool:
         """Have it counted by the pod that waits for it, on its admin port: what a caller may do here was looked at, and
         its credentials go nowhere. If that pod is gone, nobody else is going to count it."""
-        if render.address:
+        if url := rendered.render.url:
             if self._session is None:
                 timeout = aiohttp.ClientTimeout(total=_FORWARD_SECONDS, sock_connect=_CONNECT_SECONDS)
                 self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=64))
             try:
-                async with self._session.post(f"http://{render.address}{POD_PATH}", data=payload) as answer:
+                async with self._session.post(f"{url}{POD_PATH}", data=payload) as answer:
                     body = await answer.read()
                     if answer.status == 200:
                         return bool(orjson.loads(body).get("counted"))
             except aiohttp.ConnectionTimeoutError as error:
-                logger.info("a report for %s: %s", render.address, error)
+                logger.info("a report for %s: %s", url, error)
             except TimeoutError as error:
                 # it may have counted it, or be about to: nobody may count it a second time
                 message = "the pod that rendered it is silent: report again"
                 raise CallerError(503, "other_pod_silent", message) from error
             except (aiohttp.ClientError, OSError, orjson.JSONDecodeError, AttributeError) as error:
-                logger.info("a report for %s: %s", render.address, error)
-        return self._orphan(render, report)
+                logger.info("a report for %s: %s", url, error)
+        return self._orphan(rendered, report)
 
-    def _orphan(self, render: RenderId, report: Report) -> bool:
-        serving = self._registry.find(render.rollout)
-        since_seconds = max(0.0, time.time() - render.at_seconds)
-        if serving is None or serving.configuration.spec.rollout_uid != render.rollout_uid:
-            return False
+    def _orphan(self, rendered: _Rendered, report: Report) -> bool:
+        """Count it for the arm that has the rendered version now, if there still is one."""
+        serving, given = rendered.serving, rendered.given
+        since_seconds = max(0.0, time.time() - given.at_seconds)
         reporting = serving.configuration.spec.reporting
-        arm = next((arm for arm in (serving.stable, serving.canary) if arm and arm.version == render.version), None)
-        known = (render.process, render.number)
+        arm = next((arm for arm in (serving.stable, serving.canary) if arm and arm.version == given.version), None)
+        known = (rendered.render.process, rendered.render.number)
         late = reporting is None or since_seconds > reporting.settle_seconds
-        if arm is None or late or known in self._orphans:
+        if arm is None or given.variant is None or late or known in self._orphans:
             return False
         self._orphans[known] = None
         if len(self._orphans) > _ORPHANS:
             self._orphans.popitem(last=False)
-        outcome = Outcome(shard=render.shard, price=arm.price)
+        outcome = Outcome(shard=given.shard, price=arm.price)
         report.into(outcome, since_seconds)
-        serving.series(arm, render.variant).count(outcome)  # type: ignore[arg-type]  # signed: a variant
+        serving.series(arm, given.variant).count(outcome)
         return True
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from promptrollout.api.gateway import Auth, GatewaySpec, Limits, SecretName
@@ -19,7 +18,6 @@ from promptrollout.api.names import (
     PORT_ADMIN,
     PORT_HTTP,
     PROVIDER_KEYS_DIR,
-    SIGNING_KEY_FILE,
     STATE_DIR,
 )
 from promptrollout.operator.acknowledge import deployment_name
@@ -33,7 +31,6 @@ KEY_FILE = "api-key"
 CA_FILE = "ca.crt"
 _FILE_VOLUME = "provider-keys"
 _CALLERS_VOLUME = "caller-keys"
-_SIGNING_VOLUME = "signing-key"
 
 
 def gateway_objects(
@@ -135,7 +132,7 @@ def _deployment(
                     }
                 ],
                 "containers": [_container(name, spec, image)],
-                "volumes": _volumes(own, files, _keys_ref(spec)),
+                "volumes": _volumes(files, _keys_ref(spec)),
             },
         },
     }
@@ -160,7 +157,6 @@ def _container(name: str, spec: GatewaySpec, image: str) -> Object:
             by_field("POD_IP", "status.podIP"),
             {"name": "PROMPTROLLOUT_STATE_DIR", "value": STATE_DIR},
             {"name": "PROMPTROLLOUT_PROVIDER_KEYS_DIR", "value": PROVIDER_KEYS_DIR},
-            {"name": "PROMPTROLLOUT_SIGNING_KEY_FILE", "value": SIGNING_KEY_FILE},
             *_limits(spec.limits),
             {"name": "PROMPTROLLOUT_DRAIN_SECONDS", "value": str(spec.drain_seconds)},
             *_auth(spec.auth),
@@ -182,7 +178,6 @@ def _container(name: str, spec: GatewaySpec, image: str) -> Object:
             {"name": "state", "mountPath": STATE_DIR},
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": _FILE_VOLUME, "mountPath": PROVIDER_KEYS_DIR, "readOnly": True},
-            {"name": _SIGNING_VOLUME, "mountPath": str(PurePosixPath(SIGNING_KEY_FILE).parent), "readOnly": True},
             *([{"name": _CALLERS_VOLUME, "mountPath": CALLER_KEYS_DIR, "readOnly": True}] if _keys_ref(spec) else []),
         ],
     }
@@ -216,12 +211,11 @@ def _keys_ref(spec: GatewaySpec) -> SecretName | None:
     return spec.auth.keys_secret_ref if spec.auth.mode in ("Keys", "KeysAndServiceAccounts") else None
 
 
-def _volumes(own: str, files: Files, callers: SecretName | None) -> list[Object]:
+def _volumes(files: Files, callers: SecretName | None) -> list[Object]:
     found: list[Object] = [
         {"name": "state", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
         {"name": _FILE_VOLUME, "projected": {"sources": _sources(files)}},
-        {"name": _SIGNING_VOLUME, "secret": {"secretName": f"{own}-signing", "optional": True}},
     ]
     if callers is not None:
         # optional: without it nobody is let in, but the pod starts and says so

@@ -19,7 +19,7 @@ from openfeature.flag_evaluation import Reason
 from promptrollout.gateway.process import Gateway
 from tests.unit.gateway.kit import CANARY, STABLE, arm, counted, delivery
 from tests.unit.gateway.test_end_to_end import serving
-from tests.unit.gateway.test_prompts import REPORTING
+from tests.unit.gateway.test_prompts import REPORTED
 
 TEMPLATE = [{"role": "system", "content": "You serve {{ company }}."}]
 ACME = {"prompt_variables": {"company": "ACME"}}
@@ -105,7 +105,7 @@ async def test_the_sdks_context_is_what_audience_and_testers_look_at(gateway: Ga
 async def test_an_evaluation_by_the_sdk_waits_for_its_report(
     gateway: Gateway, sdk: OpenFeatureClient, url: str, client: aiohttp.ClientSession
 ) -> None:
-    await gateway.registry.apply("support", delivery(reporting=REPORTING))
+    await gateway.registry.apply("support", delivery(**REPORTED))
     found = await details(sdk, "support", EvaluationContext("u"))
     assert found.flag_metadata["cacheSeconds"] == 30
     report = {"token": found.flag_metadata["usageToken"], "outcome": "error"}
@@ -139,7 +139,7 @@ async def test_the_targeting_key_is_the_unit_that_requests_name_otherwise(
 async def test_all_of_them_at_once_with_an_entity_tag(
     gateway: Gateway, url: str, client: aiohttp.ClientSession
 ) -> None:
-    await gateway.registry.apply("support", delivery(weight=50, canary=arm(CANARY), reporting=REPORTING))
+    await gateway.registry.apply("support", delivery(weight=50, canary=arm(CANARY), **REPORTED))
     await gateway.registry.apply("other", delivery(rolloutUID="uid-2", stable=arm(messages=TEMPLATE)))
 
     async def ask(user: str, **headers: str) -> tuple[int, str, Any]:
@@ -161,7 +161,7 @@ async def test_all_of_them_at_once_with_an_entity_tag(
     for wanted in (tag, f'"x", W/{tag}', "*"):
         assert await ask("0", **{"if-none-match": wanted}) == (304, tag, None)
     assert (await ask("user-1", **{"if-none-match": tag}))[0] == 200
-    await gateway.registry.apply("support", delivery(2, stable=arm(CANARY), reporting=REPORTING))
+    await gateway.registry.apply("support", delivery(2, stable=arm(CANARY), **REPORTED))
     status, changed, _ = await ask("0", **{"if-none-match": tag})
     assert (status, changed != tag) == (200, True)
     assert (counted(gateway), len(gateway.registry.renders)) == ({}, 0)

@@ -15,12 +15,14 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from promptrollout.api import names
 from promptrollout.gateway import pending, usage
 from promptrollout.gateway.account import Outcome, Usage
 from promptrollout.gateway.app import Limits, ServingApp
 from promptrollout.gateway.pending import PendingRenders
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.gateway.render_id import RenderId, RenderIds
+from promptrollout.gateway.render_id import RenderId
+from promptrollout.gateway.response_id import ResponseId, ResponseIds
 from promptrollout.gateway.series import Series
 from promptrollout.gateway.usage import usage_of
 from tests.unit.gateway.kit import (
@@ -38,7 +40,11 @@ from tests.unit.gateway.kit import (
 from tests.unit.gateway.test_end_to_end import serving
 
 ACME = {"prompt_variables": {"company": "ACME"}}
-REPORTING = {"cacheSeconds": 30, "settleSeconds": 120}
+KEY = "ab" * 32
+REPORTED: dict[str, Any] = {
+    "reporting": {"cacheSeconds": 30, "settleSeconds": 120},
+    "responseKey": KEY,
+}
 MESSAGES = [
     {"role": "system", "content": "You serve {{ company }}."},
     {"placeholder": "history"},
@@ -170,19 +176,19 @@ async def test_what_is_wrong_is_said_with_its_field(
     gateway: Gateway, app: Application, path: str, body: Any, status: int, code: str, param: str | None
 ) -> None:
     stable = arm(messages=MESSAGES, callerSystemMessage="Refuse")
-    await deliver(gateway, stable=stable, reporting=REPORTING)
+    await deliver(gateway, stable=stable, **REPORTED)
     found_status, found = await app.post(path, body)
     assert (found_status, found["error"]["code"], found["error"]["param"]) == (status, code, param)
     assert counted(gateway) == {}
 
 
 async def test_reports_count_for_the_arm_and_price_that_was_rendered(gateway: Gateway, app: Application) -> None:
-    await deliver(gateway, weight=50, canary=arm(CANARY), reporting=REPORTING)
+    await deliver(gateway, weight=50, canary=arm(CANARY), **REPORTED)
     canary, stable = await app.render("0"), await app.render("user-1")
     assert (canary["cache_seconds"], canary["variant"], stable["variant"]) == (30, "canary", "stable")
     assert counted(gateway) == {}
     # the canary is promoted meanwhile: what was rendered stays its arm's
-    await deliver(gateway, 2, stable=arm(CANARY), reporting=REPORTING)
+    await deliver(gateway, 2, stable=arm(CANARY), **REPORTED)
     usage = {"prompt_tokens": 100, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 60}}
     assert await app.report(canary["usage_token"], usage=usage, latency_seconds=1.5, first_token_seconds=0.5)
     assert await app.report(stable["usage_token"], outcome="error", latency_seconds=3)
@@ -198,7 +204,7 @@ async def test_reports_count_for_the_arm_and_price_that_was_rendered(gateway: Ga
     ("outcome", "field"), [("refusal", "refusals"), ("truncated", "truncated"), ("empty", "empty_answers")]
 )
 async def test_what_kind_of_answer_it_was(gateway: Gateway, app: Application, outcome: str, field: str) -> None:
-    await deliver(gateway, reporting=REPORTING)
+    await deliver(gateway, **REPORTED)
     for name in (outcome, "success"):
         assert await app.report((await app.render())["usage_token"], outcome=name, contract_kept=name == "success")
     total = series(gateway, "stable").total
@@ -207,13 +213,13 @@ async def test_what_kind_of_answer_it_was(gateway: Gateway, app: Application, ou
 
 
 async def test_an_abandoned_answer_is_no_error(gateway: Gateway, app: Application) -> None:
-    await deliver(gateway, reporting=REPORTING)
+    await deliver(gateway, **REPORTED)
     assert await app.report((await app.render())["usage_token"], outcome="abandoned", latency_seconds=9)
     assert (counted(gateway), series(gateway, "stable").abandoned) == ({"stable": (1, 0)}, 1)
 
 
 async def test_silence_is_a_failure_once_it_is_old_enough(gateway: Gateway, app: Application, clock: Clock) -> None:
-    await deliver(gateway, weight=50, canary=arm(CANARY), reporting=REPORTING)
+    await deliver(gateway, weight=50, canary=arm(CANARY), **REPORTED)
     silent = await app.render("0")
     clock.now += 60
     later = await app.render("user-1")
@@ -241,23 +247,23 @@ async def test_silence_is_a_failure_once_it_is_old_enough(gateway: Gateway, app:
 async def test_the_series_of_a_version_that_went_waits_for_its_reports(
     gateway: Gateway, app: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await deliver(gateway, weight=100, canary=arm(CANARY), reporting=REPORTING)
+    await deliver(gateway, weight=100, canary=arm(CANARY), **REPORTED)
     token = (await app.render())["usage_token"]
-    await deliver(gateway, 2, reporting=REPORTING)
+    await deliver(gateway, 2, **REPORTED)
     monkeypatch.setattr("promptrollout.gateway.counters.SECONDS_KEPT", -1.0)
     gateway.counters.live()
     assert await app.report(token, outcome="error")
     assert counted(gateway) == {}, "dropped when it was counted"
     monkeypatch.undo()
-    await deliver(gateway, 3, weight=100, canary=arm(CANARY), reporting=REPORTING)
+    await deliver(gateway, 3, weight=100, canary=arm(CANARY), **REPORTED)
     token = (await app.render())["usage_token"]
-    await deliver(gateway, 4, reporting=REPORTING)
+    await deliver(gateway, 4, **REPORTED)
     assert await app.report(token, outcome="error")
     assert counted(gateway) == {"canary": (1, 1)}
 
 
 async def test_a_canary_that_cannot_be_filled_is_a_failure_at_once(gateway: Gateway, app: Application) -> None:
-    await deliver(gateway, weight=100, canary=arm(CANARY, messages=MESSAGES), reporting=REPORTING)
+    await deliver(gateway, weight=100, canary=arm(CANARY, messages=MESSAGES), **REPORTED)
     found = await app.render()
     assert (found["variant"], found["usage_token"]) == ("stable", None)
     assert counted(gateway) == {"canary": (1, 1)}
@@ -273,7 +279,7 @@ async def test_memory_is_bounded_whatever_is_never_reported(
     monkeypatch.setattr(gateway.registry, "renders", PendingRenders(limit=3))
     gateway.serving_app = ServingApp(gateway.registry, gateway.counters, Limits())
     caller = Caller(gateway.serving_app)
-    await deliver(gateway, reporting=REPORTING)
+    await deliver(gateway, **REPORTED)
     tokens = [(await caller.post({"user": "u"}, "/v1/prompts/support/render")).json["usage_token"] for _ in range(5)]
     assert [token is not None for token in tokens] == [True, True, True, False, False]
     assert (len(gateway.registry.renders), gateway.registry.renders.untracked) == (3, 2)
@@ -301,7 +307,7 @@ def test_renders_of_several_settle_times_settle_each_in_its_time() -> None:
 
 
 class Pod(Application):
-    """One of several, which serves under `ids` and knows its address."""
+    """One of several, which knows its address."""
 
     def __init__(self, url: str, client: aiohttp.ClientSession, gateway: Gateway) -> None:
         super().__init__(url, client)
@@ -310,8 +316,6 @@ class Pod(Application):
 
 @asynccontextmanager
 async def a_pod(name: str, state: Path, client: aiohttp.ClientSession) -> AsyncIterator[Pod]:
-    key = state.with_name("key")
-    key.write_text("shared\n")
     made: list[Gateway] = []
 
     async def admin(scope: Any, receive: Any, send: Any) -> None:
@@ -319,12 +323,10 @@ async def a_pod(name: str, state: Path, client: aiohttp.ClientSession) -> AsyncI
 
     async with serving(admin) as admin_url:
         port = int(admin_url.rpartition(":")[2])
-        settings = Settings(
-            "default", "ns", name, state_dir=state, signing_key_file=key, pod_ip="127.0.0.1", admin_port=port
-        )
+        settings = Settings("default", "ns", name, state_dir=state, pod_ip="127.0.0.1", admin_port=port)
         made.append(gateway := Gateway(settings))
         async with serving(gateway.serving_app) as url:
-            await deliver(gateway, weight=50, canary=arm(CANARY), reporting=REPORTING)
+            await deliver(gateway, weight=50, canary=arm(CANARY), **REPORTED)
             yield Pod(url, client, gateway)
     await gateway.serving_app.close()
     await gateway.providers.close()
@@ -363,13 +365,33 @@ async def test_the_admin_port_takes_reports_of_its_own_renders_only(pods: list[P
     assert counted(second.gateway) == {}
 
 
-async def test_without_a_shared_key_each_pod_reads_its_own_tokens_only(pods: list[Pod], gateway: Gateway) -> None:
-    await deliver(gateway, reporting=REPORTING)
+async def test_a_rollout_whose_pods_have_no_key_tracks_nothing(gateway: Gateway) -> None:
+    await deliver(gateway, reporting=REPORTED["reporting"])
     caller = Caller(gateway.serving_app)
-    token = (await caller.post({"user": "u"}, "/v1/prompts/support/render")).json["usage_token"]
-    status, found = await pods[0].post("/v1/usage", {"token": token})
-    assert (status, found["error"]["code"]) == (400, "invalid_token")
-    assert (await caller.post({"token": token}, "/v1/usage")).json["counted"] is True
+    assert (await caller.post({"user": "u"}, "/v1/prompts/support/render")).json["usage_token"] is None
+    assert len(gateway.registry.renders) == 0
+
+
+async def test_the_token_of_a_render_is_an_answers_id_for_votes(pods: list[Pod]) -> None:
+    first, second = pods
+    token = (await first.render("0"))["usage_token"]
+    status, found = await second.post("/v1/feedback", {"response_id": token, "rating": "positive"})
+    assert (status, found["counted"]) == (200, True)
+    labels = {"variant": "canary", "version": CANARY[:10], "rating": "positive"}
+    assert value(await samples(second.gateway), names.METRIC_FEEDBACK, **labels) == 1
+
+
+def token_of(
+    number: int, host: str = "", port: int = 1, ago: int = 0, uid: str = "uid-1", version: str = CANARY
+) -> str:
+    """Of a render in a process that is no more."""
+    return signed(str(RenderId("deadbeef", number, host, port)), ago, uid, version)
+
+
+def signed(upstream: str, ago: int = 0, uid: str = "uid-1", version: str = CANARY) -> str:
+    at = int(time.time()) - ago
+    given = ResponseId(upstream, version[:10], "canary", 3, at, b"xx", at)
+    return ResponseIds(uid, bytes.fromhex(KEY)).wrap(given)
 
 
 async def test_a_pod_that_is_silent_may_have_counted_it(pods: list[Pod], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,9 +402,8 @@ async def test_a_pod_that_is_silent_may_have_counted_it(pods: list[Pod], monkeyp
         await asyncio.sleep(0.3)
 
     async with serving(silent) as url:
-        address = url.removeprefix("http://")
-        render = RenderId("uid-1", "support", CANARY[:10], "canary", 3, _now(), "deadbeef", address, 7)
-        status, found = await second.post("/v1/usage", {"token": RenderIds(b"shared").sign(render)})
+        token = token_of(7, "127.0.0.1", int(url.rpartition(":")[2]))
+        status, found = await second.post("/v1/usage", {"token": token})
         assert (status, found["error"]["code"]) == (503, "other_pod_silent")
         await asyncio.sleep(0.3)
     assert counted(second.gateway) == {}
@@ -390,42 +411,37 @@ async def test_a_pod_that_is_silent_may_have_counted_it(pods: list[Pod], monkeyp
 
 async def test_a_report_whose_pod_is_gone_is_counted_where_it_arrives(pods: list[Pod]) -> None:
     first, second = pods
-    uid, digest = "uid-1", CANARY[:10]
-    gone = RenderId(uid, "support", digest, "canary", 3, _now(), "deadbeef", "127.0.0.1:1", 7)
-    sign = RenderIds(b"shared").sign
-    assert await second.report(sign(gone)) is True
-    assert await second.report(sign(gone)) is False, "once"
-    reused = RenderId(
-        uid, "support", digest, "canary", 3, _now(), "deadbeef", f"127.0.0.1:{first.gateway.settings.admin_port}", 8
-    )
-    assert await second.report(sign(reused)) is True, "another pod has its address now"
-    old = RenderId(uid, "support", digest, "canary", 3, _now() - 121, "deadbeef", "", 9)
-    other = RenderId(uid, "support", "0123456789", "canary", 3, _now(), "deadbeef", "", 10)
-    deleted = RenderId("uid-0", "support", digest, "canary", 3, _now(), "deadbeef", "", 11)
-    assert [await second.report(sign(each)) for each in (old, other, deleted)] == [False] * 3
+    gone = token_of(7, "127.0.0.1", 1)
+    assert await second.report(gone) is True
+    assert await second.report(gone) is False, "once"
+    reused = token_of(8, "127.0.0.1", first.gateway.settings.admin_port)
+    assert await second.report(reused) is True, "another pod has its address now"
+    for lost in (token_of(9, ago=121), token_of(10, version="0" * 64)):
+        assert await second.report(lost) is False
+    for strange in (token_of(11, uid="uid-0"), token_of(12)[:-1] + "~", str(RenderId("deadbeef", 13, "", 0))):
+        status, found = await second.post("/v1/usage", {"token": strange})
+        assert (status, found["error"]["code"]) == (400, "invalid_token")
     assert (counted(first.gateway), counted(second.gateway)) == ({}, {"canary": (2, 0)})
 
 
-def _now() -> int:
+async def test_an_answers_id_is_no_token(pods: list[Pod]) -> None:
+    answer = signed("chatcmpl-1")
+    status, found = await pods[0].post("/v1/usage", {"token": answer})
+    assert (status, found["error"]["code"]) == (400, "invalid_token")
 
-    return int(time.time())
 
-
-def test_a_token_is_read_under_its_own_key_only() -> None:
-    ids = RenderIds(b"one")
-    render = RenderId("uid", "support", "0123456789", "canary", 31, 1_800_000_000, "deadbeef", "[::1]:8080", 2**40)
-    token = ids.sign(render)
-    assert ids.read(token) == render
-    assert RenderIds(b"two").read(token) is None
-    assert RenderIds().read(token) is None
-    swapped = token[:40] + ("A" if token[40] != "A" else "B") + token[41:]
-    for bad in ("", "a", token[:-2], token + "AAAA", swapped, "ü" * 50, token * 20):
-        assert ids.read(bad) is None
+@pytest.mark.parametrize(
+    ("host", "url"), [("10.0.0.7", "http://10.0.0.7:9090"), ("fd00::7", "http://[fd00::7]:9090"), ("", "")]
+)
+def test_an_id_says_where_its_pod_is(host: str, url: str) -> None:
+    render = RenderId("0123abcd", 2**40, host, 9090)
+    assert RenderId.read(str(render)) == render
+    assert render.url == url
 
 
 @hypothesis.given(st.text() | st.binary().map(lambda raw: base64.urlsafe_b64encode(raw).decode()))
 def test_no_text_is_a_token(text: str) -> None:
-    assert RenderIds(b"one").read(text) is None
+    assert RenderId.read(text) is None
 
 
 @pytest.mark.parametrize(
