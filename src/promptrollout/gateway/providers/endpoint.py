@@ -10,6 +10,7 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import ClassVar, Final
 
 import aiohttp
@@ -59,21 +60,19 @@ class Answer:
     @property
     def headers(self) -> dict[str, str]:
         """What the caller may see of them; lower-case names."""
-        found = {name.lower(): value for name, value in self._response.headers.items()}
-        return {
-            name: value
-            for name, value in found.items()
-            if name not in _OWN_HEADERS and not name.startswith(("cf-", "access-control-"))
-        }
+        return {shown: value for name, value in self._response.headers.items() if (shown := _shown(name))}
 
     async def chunk(self) -> bytes:
         """The next bytes; empty at the end. Raises ProviderError."""
         if self._first:
             first, self._first = self._first, b""
             return first
+        content = self._response.content
         try:
+            if content.at_eof():
+                return b""
             async with asyncio.timeout(max(0.0, self.deadline - time.perf_counter())):
-                return await self._response.content.readany()
+                return await content.readany()
         except TimeoutError as error:
             raise _timeout(self._provider, "the whole answer") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -223,7 +222,7 @@ class Endpoint(ABC):
                     data=payload if len(payload) <= PIECEWISE_BYTES else io.BytesIO(payload),
                     headers=self._headers(headers),
                     allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect_seconds),
+                    timeout=_connect_timeout(timeouts.connect_seconds),
                 )
                 if response.status != 200:
                     refusal = self._refusal(response, await _read_some(response))
@@ -310,6 +309,18 @@ class Endpoint(ABC):
                 trust_env=any(os.environ.get(name) for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy")),
             )
         return self._session
+
+
+@lru_cache(maxsize=1024)
+def _shown(name: str) -> str | None:
+    """A header of an answer as the caller sees it; None: it does not."""
+    name = name.lower()
+    return None if name in _OWN_HEADERS or name.startswith(("cf-", "access-control-")) else name
+
+
+@lru_cache(maxsize=64)
+def _connect_timeout(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, connect=seconds)
 
 
 async def _read_some(response: aiohttp.ClientResponse) -> bytes:
