@@ -17,7 +17,7 @@ import aiohttp
 import orjson
 import uvloop
 
-from promptrollout.gateway.process import Gateway, Settings, _server
+from promptrollout.gateway.process import Gateway, Settings, _server, tune_garbage_collection
 
 SYSTEM = "You are the support assistant of a shop. Answer in one short sentence and never promise a refund. " * 8
 
@@ -113,6 +113,7 @@ def free_port() -> int:
 
 def main() -> None:
     what, provider_url = sys.argv[1:3]
+    tune_garbage_collection()  # of the floor too
     work = gateway(provider_url, int(sys.argv[3])) if what == "gateway" else floor(provider_url)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(work)
