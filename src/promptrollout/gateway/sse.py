@@ -11,7 +11,8 @@ from promptrollout.gateway.account import Usage
 from promptrollout.gateway.choices import Choice
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
-_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_PLAIN_END: Final = (b"\n\n",)
+_ENDS: Final = (*_PLAIN_END, b"\r\n\r\n", b"\r\r")
 
 
 class StreamError(Exception):
@@ -68,7 +69,8 @@ class StreamReader(ABC):
         data = self._rest + chunk if self._rest else chunk
         forward: list[bytes] = []
         start = 0
-        while (end := _event_end(data, start)) != -1:
+        ends = _PLAIN_END if b"\r" not in data else _ENDS
+        while (end := _event_end(data, start, ends)) != -1:
             event = data[start:end]
             start = end
             forward.append(self._read(event))
@@ -87,9 +89,7 @@ class StreamReader(ABC):
 
     def _read(self, event: bytes) -> bytes:
         """Note what the event says; what goes on for it."""
-        payload = b"\n".join(
-            line[5:].lstrip(b" ") for line in event.replace(b"\r", b"\n").split(b"\n") if line.startswith(b"data:")
-        )
+        payload = _payload(event)
         if not payload:
             return event  # a comment that keeps the connection alive
         if payload.strip() == b"[DONE]":
@@ -118,9 +118,20 @@ class StreamReader(ABC):
         return None
 
 
-def _event_end(data: bytes, start: int) -> int:
+def _payload(event: bytes) -> bytes:
+    """The event's data; empty if it has none."""
+    if event.startswith(b"data:") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+        return event[5:-2].lstrip(b" ")  # one line, as all providers send it
+    lines = event.replace(b"\r", b"\n").split(b"\n")
+    return b"\n".join(line[5:].lstrip(b" ") for line in lines if line.startswith(b"data:"))
+
+
+def _event_end(data: bytes, start: int, ends: tuple[bytes, ...]) -> int:
     """Where the event that begins at `start` ends, its blank line included; -1 if it is not complete."""
-    found = [(at, len(end)) for end in _ENDS if (at := data.find(end, start)) != -1]
+    if ends is _PLAIN_END:
+        at = data.find(b"\n\n", start)
+        return -1 if at == -1 else at + 2
+    found = [(at, len(end)) for end in ends if (at := data.find(end, start)) != -1]
     if not found:
         return -1
     at, length = min(found)
