@@ -48,7 +48,14 @@ class Report:
         console.print(goals)
         RESULTS.mkdir(exist_ok=True)
         machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-        content = {"name": self.name, "machine": machine, "rows": self.rows, "goals": self.goals}
+        waiting = round(os.getloadavg()[1], 1)
+        content = {
+            "name": self.name,
+            "machine": machine,
+            "load_average_5min": waiting,
+            "rows": self.rows,
+            "goals": self.goals,
+        }
         (RESULTS / f"{self.name}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 

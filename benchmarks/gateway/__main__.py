@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import threading
 import time
+from dataclasses import dataclass
 
 import httpx
 
 from benchmarks.gateway import litellm
-from benchmarks.gateway.parts import parts
+from benchmarks.gateway.parts import page_of_metrics, parts
 from benchmarks.gateway.run import Load, Served, call, question, served, stub
 from benchmarks.report import Report
 
@@ -26,9 +28,16 @@ def median(loads: list[Load], name: str) -> float:
     return statistics.median(getattr(load, name) for load in loads)
 
 
-def saturated(report: Report, targets: dict[str, Served], key: str) -> dict[str, float]:
-    """Requests a second of one core, in turns so that all meet the same neighbours. CPU decides, not the clock: others
-    may use the machine."""
+@dataclass(frozen=True)
+class Capacity:
+    per_core: float
+    """Requests a second, by the CPU that each takes: what a core of its own would do."""
+    rate: float
+    """Requests a second that were answered, on whatever share of the core the neighbours left."""
+
+
+def saturated(report: Report, targets: dict[str, Served], key: str) -> dict[str, Capacity]:
+    """What each target can do, in turns so that all meet the same neighbours."""
     loads: dict[str, list[Load]] = {name: [] for name in targets}
     for _ in range(ROUNDS):
         for name, target in targets.items():
@@ -36,22 +45,29 @@ def saturated(report: Report, targets: dict[str, Served], key: str) -> dict[str,
     found = {}
     for name, each in loads.items():
         cpu_us = median(each, "cpu_us")
-        found[name] = 1e6 / cpu_us if cpu_us else 0.0
+        found[name] = Capacity(1e6 / cpu_us if cpu_us else 0.0, median(each, "rate"))
         report.row(
             what=f"{name}, saturated by 32 callers",
             rate=median(each, "rate"),
             cpu_us=cpu_us,
-            rate_per_core=found[name],
+            rate_per_core=found[name].per_core,
             p50_ms=1e3 * median(each, "p50"),
             p99_ms=1e3 * median(each, "p99"),
         )
     return found
 
 
-def half_loaded(report: Report, direct: Served, targets: dict[str, Served], rates: dict[str, float], key: str) -> None:
-    """What a request takes longer than without a proxy, at half of what each can do."""
-    for name, target in targets.items():
-        rate = rates[name] / 2
+def half_loaded(
+    report: Report, direct: Served, targets: dict[str, Served], capacities: dict[str, Capacity], key: str
+) -> None:
+    """What a request takes longer than without a proxy, at half of what each did just now; LiteLLM's work for all of
+    them, so that they compare on the same."""
+    found: dict[str, float] = {}
+    loads = {name: [(name, capacity.rate / 2)] for name, capacity in capacities.items()}
+    if "LiteLLM" in capacities:
+        loads["ours"].append(("ours, at LiteLLM's load", capacities["LiteLLM"].rate / 2))
+    for name, what, rate in [(name, *one) for name, each in loads.items() for one in each]:
+        target = targets[name]
         own = key if name == "LiteLLM" else ""
         pairs = [
             (call(direct, seconds=SECONDS, rate=rate), call(target, seconds=SECONDS, rate=rate, key=own))
@@ -61,10 +77,14 @@ def half_loaded(report: Report, direct: Served, targets: dict[str, Served], rate
             share: 1e3 * statistics.median(getattr(through, share) - getattr(alone, share) for alone, through in pairs)
             for share in ("p50", "p99")
         }
-        report.row(what=f"{name}, at half load", rate=rate, added_p50_ms=added["p50"], added_p99_ms=added["p99"])
-        if name == "ours":
+        found[what] = added["p50"]
+        report.row(what=f"{what}, half loaded", rate=rate, added_p50_ms=added["p50"], added_p99_ms=added["p99"])
+        if what == "ours":
             report.goal("added p50 at half load", 0.5, added["p50"], unit="ms")
             report.goal("added p99 at half load", 5.0, added["p99"], unit="ms")
+    if "LiteLLM" in found:
+        share = found["ours, at LiteLLM's load"] / found["LiteLLM"]
+        report.goal("added p50 on the same load, over LiteLLM's", 0.1, share)
 
 
 def streams(report: Report, ours: Served, provider: Served) -> None:
@@ -91,11 +111,12 @@ def streams(report: Report, ours: Served, provider: Served) -> None:
         report.goal("failed of 500 concurrent streams", 0, load.failed)
 
 
-def overloaded(report: Report, ours: Served, rate: float) -> None:
-    """Twice what one core can do, from many callers."""
+def overloaded(report: Report, ours: Served) -> None:
+    """Twice what it does from 64 callers just now, asked by 512."""
     alone = call(ours, seconds=SECONDS, conns=64)
-    load = call(ours, seconds=2 * SECONDS, conns=512, rate=2 * rate)
-    report.row(what="ours, at twice its capacity", rate=load.rate, failed=load.failed, p99_ms=1e3 * load.p99)
+    load = call(ours, seconds=2 * SECONDS, conns=512, rate=2 * alone.rate)
+    figures = {"rate": load.rate, "cpu_us": load.cpu_us, "failed": load.failed, "p99_ms": 1e3 * load.p99}
+    report.row(what="ours, at twice its capacity", **figures)
     report.goal("goodput lost at twice the capacity", 0.1, max(0.0, 1 - load.rate / alone.rate))
 
 
@@ -104,19 +125,45 @@ def scraped(report: Report) -> None:
         for rollouts in (10, 100, 1000):
             with served("gateway", url, str(rollouts)) as gateway:
                 call(gateway, seconds=1.0)
-                times, sizes = [], []
+                times, sizes, spent = [], [], gateway.cpu_seconds()
                 for _ in range(9):
-                    before = gateway.cpu_seconds(), time.perf_counter()
+                    before = time.perf_counter()
                     sizes.append(len(httpx.get(f"{gateway.admin}/metrics", timeout=60).content))
-                    times.append(1e3 * (time.perf_counter() - before[1]))
+                    times.append(1e3 * (time.perf_counter() - before))
+                cpu_ms = 1e3 * (gateway.cpu_seconds() - spent) / len(times)
                 report.row(
                     what=f"{rollouts} rollouts with canaries",
                     resident_mib=gateway.resident_mib(),
                     metrics_ms=statistics.median(times),
+                    metrics_cpu_ms=cpu_ms,
                     metrics_kib=sizes[-1] / 1024,
                 )
                 if rollouts == 100:
                     report.goal("/metrics at 100 rollouts", 50.0, statistics.median(times), unit="ms")
+                    stalled(report, gateway)
+
+
+def stalled(report: Report, gateway: Served) -> None:
+    """The longest that one of a few requests takes, with somebody who scrapes all the time and without."""
+    over = threading.Event()
+
+    def scrape() -> None:
+        while not over.is_set():
+            httpx.get(f"{gateway.admin}/metrics", timeout=60)
+
+    longest: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(ROUNDS):
+        longest[False].append(call(gateway, seconds=SECONDS, conns=4, rate=50).longest)
+        over.clear()
+        scraper = threading.Thread(target=scrape)
+        scraper.start()
+        longest[True].append(call(gateway, seconds=SECONDS, conns=4, rate=50).longest)
+        over.set()
+        scraper.join()
+    alone, beside = (1e3 * statistics.median(longest[scraped]) for scraped in (False, True))
+    report.row(what="longest request, 100 rollouts", max_ms=alone)
+    report.row(what="longest request, 100 rollouts, scraped all the time", max_ms=beside)
+    report.goal("longest request while scraped, over without", 2.0, beside / alone)
 
 
 def main() -> None:
@@ -126,19 +173,25 @@ def main() -> None:
     report = Report("gateway")
     for part, microseconds in parts(question(), ANSWER).items():
         report.row(what=f"ours, {part}", cpu_us=microseconds)
+    page_ms, block_ms = page_of_metrics(100)
+    report.row(what="/metrics, 100 rollouts", metrics_cpu_ms=page_ms, max_ms=block_ms)
+    report.goal("CPU of /metrics at 100 rollouts", 50.0, page_ms, unit="ms")
+    report.goal("longest that a request waits for /metrics, CPU", 5.0, block_ms, unit="ms")
     with stub() as url, served("floor", url) as floor, served("gateway", url, "10") as ours:
         targets = {"bare proxy": floor, "ours": ours}
         with litellm.served(url, wanted=not given.without_litellm) as other:
             if other is not None:
                 targets["LiteLLM"] = other
             direct = Served(0, url)
-            rates = saturated(report, targets, litellm.KEY)
-            report.goal("1,000 requests a second and core: 3 or more, as its inverse", 1 / 3, 1000 / rates["ours"])
+            capacities = saturated(report, targets, litellm.KEY)
+            per_core = capacities["ours"].per_core
+            report.goal("CPU of a request, for 3,000 a second and core", 1e6 / 3000, 1e6 / per_core, unit="µs")
             if other is not None:
-                report.goal("LiteLLM's requests a second and core over ours", 1 / 30, rates["LiteLLM"] / rates["ours"])
-            half_loaded(report, direct, targets, rates, litellm.KEY)
+                share = capacities["LiteLLM"].per_core / per_core
+                report.goal("LiteLLM's requests a second and core over ours", 1 / 30, share)
+            half_loaded(report, direct, targets, capacities, litellm.KEY)
         streams(report, ours, direct)
-        overloaded(report, ours, rates["ours"])
+        overloaded(report, ours)
     scraped(report)
     report.write()
 

@@ -13,6 +13,7 @@ import orjson
 from benchmarks.gateway.served import delivery
 from promptrollout.gateway.account import Usage
 from promptrollout.gateway.choices import choices_of
+from promptrollout.gateway.exposition import exposition
 from promptrollout.gateway.fill import prepare
 from promptrollout.gateway.http import Reply, headers_of
 from promptrollout.gateway.process import Gateway, Settings
@@ -37,6 +38,27 @@ def timed(work: Callable[[], object]) -> float:
 def parts(payload: bytes, answer: bytes) -> dict[str, float]:
     """Microseconds by part; what is not in it is the servers' and the client's sockets and protocols."""
     return asyncio.run(_parts(payload, answer))
+
+
+def page_of_metrics(rollouts: int) -> tuple[float, float]:
+    """Milliseconds of CPU that a page takes, and the longest piece of it, for which no request goes on."""
+    return asyncio.run(_page_of_metrics(rollouts))
+
+
+async def _page_of_metrics(rollouts: int) -> tuple[float, float]:
+    with tempfile.TemporaryDirectory() as state:
+        gateway = Gateway(Settings("bench", "default", "pod", Path(state), Path(state)))
+        for number in range(rollouts):
+            await gateway.registry.apply(f"app-{number}", delivery(number, "http://127.0.0.1:1"))
+        whole, longest = float("inf"), float("inf")
+        for _ in range(ROUNDS):
+            began = last = time.thread_time()
+            worst = 0.0
+            async for _ in exposition(gateway.counters, gateway.state()):
+                now = time.thread_time()
+                worst, last = max(worst, now - last), now
+            whole, longest = min(whole, last - began), min(longest, worst)
+        return 1e3 * whole, 1e3 * longest
 
 
 async def _parts(payload: bytes, answer: bytes) -> dict[str, float]:

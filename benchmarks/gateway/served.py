@@ -17,7 +17,7 @@ import aiohttp
 import orjson
 import uvloop
 
-from promptrollout.gateway.process import Gateway, Settings, _server
+from promptrollout.gateway.process import Gateway, Settings, collect_seldom, server_of
 
 SYSTEM = "You are the support assistant of a shop. Answer in one short sentence and never promise a refund. " * 8
 
@@ -64,8 +64,8 @@ async def gateway(provider_url: str, rollouts: int) -> None:
         for number in range(rollouts):
             await found.registry.apply(f"app-{number}", delivery(number, provider_url))
         servers = [
-            _server(found.serving_app, "127.0.0.1", settings.port, 1),
-            _server(found.admin_app, "127.0.0.1", settings.admin_port, 1),
+            server_of(found.serving_app, "127.0.0.1", settings.port, 1),
+            server_of(found.admin_app, "127.0.0.1", settings.admin_port, 1),
         ]
         print(f"http://127.0.0.1:{settings.port} http://127.0.0.1:{settings.admin_port}", flush=True)
         await asyncio.gather(*(server.serve() for server in servers))
@@ -99,7 +99,7 @@ class Floor:
 
 async def floor(provider_url: str) -> None:
     port = free_port()
-    server = _server(Floor(provider_url), "127.0.0.1", port, 1)
+    server = server_of(Floor(provider_url), "127.0.0.1", port, 1)
     print(f"http://127.0.0.1:{port}", flush=True)
     await server.serve()
 
@@ -113,6 +113,7 @@ def free_port() -> int:
 
 def main() -> None:
     what, provider_url = sys.argv[1:3]
+    collect_seldom()  # of the floor too
     work = gateway(provider_url, int(sys.argv[3])) if what == "gateway" else floor(provider_url)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(work)

@@ -129,9 +129,9 @@ class StreamReader(ABC):
 
 def _payload(event: bytes) -> bytes:
     """What an event carries; empty of a comment."""
-    at = 0 if event.startswith(b"data: ") else event.find(b"\ndata: ") + 1
-    if (at or event.startswith(b"data: ")) and event.find(b"\n", at) == len(event) - 2 and b"\r" not in event:
-        return event[at + 6 : -2]  # one line, the last: as nearly always
+    at = 0 if event.startswith(b"data:") else event.find(b"\ndata:") + 1
+    if (at or event.startswith(b"data:")) and event.find(b"\n", at) == len(event) - 2 and b"\r" not in event:
+        return event[at + 5 : -2].removeprefix(b" ")  # one line, the last: as nearly always
     lines = event.replace(b"\r", b"\n").split(b"\n")
     return b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
 

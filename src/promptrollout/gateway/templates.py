@@ -280,6 +280,8 @@ class _Filled:
 
     def __init__(self, template: Template, text: str) -> None:
         self._template = template
+        # Jinja's chain of mappings would be copied name by name for each rendering
+        template.globals = dict(template.globals)
         self._text = text
         self._reported = False
 

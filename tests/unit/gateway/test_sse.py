@@ -43,6 +43,17 @@ def test_other_line_ends(end: bytes) -> None:
     assert read.complete
 
 
+@pytest.mark.parametrize("size", [1, 5, 100_000])
+def test_line_ends_of_all_kinds_in_one_stream_and_events_of_several_lines(size: int) -> None:
+    event = b'event: chunk\r\ndata: {"choices":[{"index":0,\ndata: "delta":{"content":"a"}}]}\n\n'
+    stream = chunk("x") + event + chunk("y").replace(b"\n", b"\r\n") + chunk("z", "stop")
+    read = reader()
+    forwarded = b"".join(read.feed(stream[at : at + size]) for at in range(0, len(stream), size))
+    assert forwarded == stream
+    assert read.events == 4
+    assert [choice.content for choice in read.choices()] == ["xayz"]
+
+
 @pytest.mark.parametrize(
     ("stream", "complete"),
     [

@@ -10,6 +10,7 @@ import random
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import ClassVar, Final
 from urllib.parse import urlencode
 
@@ -70,13 +71,10 @@ class Answer:
     @property
     def headers(self) -> dict[str, str]:
         """What the caller may see of them; lower-case names."""
-        found = {name.lower(): value for name, value in self._response.headers.items()}
         return {
-            name: value
-            for name, value in found.items()
-            if name not in _OWN_HEADERS
-            and not name.startswith(("cf-", "access-control-"))
-            and not CONTROL.search(value)
+            shown: value
+            for name, value in self._response.headers.items()
+            if (shown := _shown(name)) and not CONTROL.search(value)
         }
 
     async def chunk(self) -> bytes:
@@ -85,9 +83,12 @@ class Answer:
             first, self._first = self._first, b""
             return first
         left = self.deadline - time.perf_counter()
+        content = self._response.content
         try:
+            if content.at_eof():
+                return b""
             async with asyncio.timeout(max(0.0, min(left, self._idle_seconds))):
-                return await self._response.content.readany()
+                return await content.readany()
         except TimeoutError as error:
             what = "the whole answer" if left <= self._idle_seconds else "the next piece of its answer"
             raise _timeout(self._provider, what) from error
@@ -254,7 +255,7 @@ class Endpoint:
                     data=payload if len(payload) <= PIECEWISE_BYTES else io.BytesIO(payload),
                     headers=self._headers(headers, key),
                     allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect_seconds),
+                    timeout=_connect_timeout(timeouts.connect_seconds),
                     ssl=self.trust,
                 )
                 if response.status != 200:
@@ -335,6 +336,18 @@ class Endpoint:
 def _auth_parts(auth: Auth) -> tuple[str, str]:
     """The header's name, and what stands in front of the key."""
     return auth.header.lower(), f"{auth.scheme} " if auth.scheme else ""
+
+
+@lru_cache(maxsize=1024)
+def _shown(name: str) -> str | None:
+    """A header of an answer as the caller sees it; None: it does not."""
+    name = name.lower()
+    return None if name in _OWN_HEADERS or name.startswith(("cf-", "access-control-")) else name
+
+
+@lru_cache(maxsize=64)
+def _connect_timeout(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, connect=seconds)
 
 
 async def _read_some(response: aiohttp.ClientResponse) -> bytes:
