@@ -96,7 +96,7 @@ async def _divert(
     stable = serving.stable
     require_no_state(prepared.request)
     try:
-        filled = fill(stable, prepared.request)
+        filled = fill(stable, prepared.request, stable.own)
     except Unfilled as error:
         raise unreachable or ProviderError(
             "connection", 502, f"provider {prepared.arm.provider.name} cannot be reached", unreachable=True

@@ -38,10 +38,18 @@ class _Vote(BaseModel):
 
 
 class Feedback(_Vote):
-    """A thumb."""
+    """A thumb, or whether the answer was edited before it was used."""
 
     response_id: _Id
-    rating: Rating
+    rating: Rating | None = None
+    edited: Annotated[bool, Field(strict=True)] | None = None
+    """An answer that had to be edited is negative, one that was taken as it came positive: if there is no thumb."""
+
+    @property
+    def opinion(self) -> Rating | None:
+        if self.rating is None and self.edited is not None:
+            return "negative" if self.edited else "positive"
+        return self.rating
 
 
 class Score(_Vote):
@@ -70,10 +78,15 @@ class VoteCounting:
     async def feedback(self, headers: Headers, payload: bytes, reply: Reply) -> None:
         """Answer one thumb. Raises CallerError."""
         vote = _read(Feedback, payload)
+        opinion = vote.opinion
+        if opinion is None:
+            raise CallerError(
+                400, "invalid_vote", "rating: say positive or negative, or whether it was edited", "rating"
+            )
         serving, given = self._of(vote.response_id, "response_id")
 
         def count(series: Series, age: int) -> None:
-            series.rate(vote.rating, age, given.shard)
+            series.rate(opinion, age, given.shard)
 
         await _answer(reply, "feedback", self._count(serving, given, vote.response_id, "feedback", count))
 

@@ -13,6 +13,7 @@ from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.render import VARIABLES, SystemMessageRefused
 from promptrollout.gateway.request import Filled, Prepared, Request
 from promptrollout.gateway.route import Assignment
+from promptrollout.gateway.signed_reasoning import without_signed_reasoning
 from promptrollout.gateway.templates import MissingVariable
 from promptrollout.gateway.ways import way
 
@@ -23,7 +24,9 @@ def fill(arm: Arm, request: Request, fallback: Target | None = None) -> Filled:
     """What this arm's provider is asked, or one of its fallbacks. Raises CallerError or Unfilled."""
     target = fallback or arm.own
     found = way(request.protocol, target.provider)
-    asked = request.body if found.translation is None else found.translation.request(request.body)
+    asked = request.body if fallback is None else without_signed_reasoning(request.body)
+    if found.translation is not None:
+        asked = found.translation.request(asked)
     body = found.protocol.fill(arm.prompt, asked)
     return Filled(found, body if fallback is None else {**body, "model": target.model}, asked)
 

@@ -252,7 +252,9 @@ OF_APPLICATIONS: Final[dict[str, tuple[str, str, Schema]]] = {
     "/v1/feedback": (
         "postFeedback",
         "What a user says of an answer",
-        _object("response_id", "rating", response_id=_TEXT, rating={"enum": ["positive", "negative"]}),
+        _object(
+            "response_id", response_id=_TEXT, rating={"enum": ["positive", "negative"]}, edited={"type": "boolean"}
+        ),
     ),
     "/v1/scores": (
         "postScore",

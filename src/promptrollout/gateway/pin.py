@@ -12,6 +12,7 @@ from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.request import Request
 from promptrollout.gateway.response_id import ResponseId, provider_tag
 from promptrollout.gateway.route import Assignment
+from promptrollout.gateway.signed_reasoning import without_signed_reasoning
 
 PREVIOUS: Final = "previous_response_id"
 
@@ -75,13 +76,24 @@ def hold(serving: Serving, pin: Pin | None, assignment: Assignment) -> Assignmen
     return replace(assignment, variant="canary-outside") if before or not assignment.on_canary else assignment
 
 
-def require_state(serving: Serving, pin: Pin | None, assignment: Assignment) -> None:
-    """Raises CallerError where another provider keeps the conversation than the one that is to be asked."""
-    if pin is None or not pin.needs_state:
+def carry(serving: Serving, pin: Pin | None, assignment: Assignment, request: Request) -> None:
+    """Have the request hold what the arm can take. Raises CallerError where another provider keeps the conversation
+    than the one that is to be asked."""
+    if pin is None:
         return
     arm = serving.canary if assignment.on_canary and serving.canary is not None else serving.stable
-    if pin.given.provider != provider_tag(arm.provider.base_url):
+    if pin.needs_state and pin.given.provider != provider_tag(arm.provider.base_url):
         raise _elsewhere()
+    if not _same_model(serving, pin.given, arm):
+        request.body = without_signed_reasoning(request.body)
+
+
+def _same_model(serving: Serving, given: ResponseId, arm: Arm) -> bool:
+    """Whether the arm's model gave the answer before, as far as that is known."""
+    if given.provider != provider_tag(arm.provider.base_url):
+        return False
+    known = [each for each in (serving.stable, serving.canary) if each is not None and each.version == given.version]
+    return any(each.model == arm.model for each in known)
 
 
 def has_state(request: Request) -> bool:

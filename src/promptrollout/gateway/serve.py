@@ -13,7 +13,7 @@ from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, ProviderError
 from promptrollout.gateway.fill import prepare
 from promptrollout.gateway.http import Reply
-from promptrollout.gateway.pin import hold, pin_of, require_state
+from promptrollout.gateway.pin import carry, hold, pin_of
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.registry import Registry, Serving
 from promptrollout.gateway.request import Accounted, Request, parse
@@ -43,7 +43,7 @@ class Requests:
         serving = self._serving(request)
         pin = pin_of(serving, request, self._wall_clock())
         assignment = hold(serving, pin, self._assign(serving, request))
-        require_state(serving, pin, assignment)
+        carry(serving, pin, assignment, request)
         prepared = prepare(serving, request, assignment)
         prepared.wall_clock = self._wall_clock
         prepared.began_seconds = pin.began_of(prepared.arm) if pin else None

@@ -13,6 +13,7 @@ from promptrollout.gateway.configuration import Loader
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.response_id import ResponseIds
+from promptrollout.gateway.signed_reasoning import without_signed_reasoning
 from promptrollout.gateway.store import Store
 from tests.unit.gateway.kit import (
     CANARY,
@@ -219,6 +220,58 @@ async def test_nor_does_it_where_the_canary_s_provider_is_down(talk: Talk, gatew
     assert counted(gateway) == before
     assert talk.provider.requests == []
     assert version(await talk.ask(LATE)) == "stable", "what starts anew is answered by stable"
+
+
+SIGNED = [
+    {"role": "user", "content": "Hello"},
+    {
+        "role": "assistant",
+        "content": [{"type": "thinking", "thinking": "Hm.", "signature": "s"}, {"type": "text", "text": "Hi"}],
+        "reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}],
+    },
+]
+UNSIGNED = [SIGNED[0], {"role": "assistant", "content": [{"type": "text", "text": "Hi"}]}]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"messages": SIGNED}, {"messages": UNSIGNED}),
+        (
+            {"input": [{"type": "reasoning", "encrypted_content": "x"}, {"type": "message"}]},
+            {"input": [{"type": "message"}]},
+        ),
+        ({"input": "Hello"}, {"input": "Hello"}),
+        ({"messages": ["odd", 7, {"content": [None, {"type": ["thinking"]}]}]}, None),
+        ({}, None),
+    ],
+)
+def test_what_is_signed_reasoning(given: dict[str, Any], kept: dict[str, Any] | None) -> None:
+    assert without_signed_reasoning(given) == (given if kept is None else kept)
+
+
+async def test_reasoning_that_another_model_signed_is_dropped(talk: Talk) -> None:
+    def history(provider: Provider) -> Any:
+        return provider.requests[-1]["messages"][1:]
+
+    async with Provider() as other:
+        canary = arm(CANARY, other.url, provider_name="other")
+        await talk.load(50, canary)
+        first = await talk.ask(LATE)
+        await talk.ask(LATE, first, messages=SIGNED)
+        assert history(other) == SIGNED, "its own"
+        await talk.load(0, canary)
+        await talk.ask(LATE, first, messages=SIGNED)
+        assert history(talk.provider) == UNSIGNED
+        await talk.ask(LATE, messages=SIGNED)
+        assert history(talk.provider) == SIGNED, "nobody said whose it is"
+
+
+async def test_nor_does_a_provider_that_stands_in_get_it(talk: Talk) -> None:
+    async with Provider() as other:
+        await talk.load(50, arm(CANARY, other.url, provider_name="other"))
+    await talk.ask(LATE, messages=SIGNED)
+    assert talk.provider.requests[-1]["messages"][1:] == UNSIGNED
 
 
 async def test_votes_on_pinned_answers_are_outside_too(talk: Talk, gateway: Gateway) -> None:

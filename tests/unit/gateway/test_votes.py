@@ -98,6 +98,22 @@ async def test_a_thumb_counts_under_its_answer_s_age(gateway: Gateway, voted: Ca
     assert value(found, sharded, **labels, shard="9") == 1 == value(found, sharded)
 
 
+@pytest.mark.parametrize(
+    ("said", "rating"),
+    [
+        ({"edited": True}, "negative"),
+        ({"edited": False}, "positive"),
+        ({"edited": True, "rating": "positive"}, "positive"),
+    ],
+)
+async def test_an_answer_that_had_to_be_edited_is_negative(
+    gateway: Gateway, voted: Caller, said: dict[str, Any], rating: str
+) -> None:
+    assert (await voted.post({"response_id": token(), **said}, "/v1/feedback")).json["counted"] is True
+    found = await samples(gateway)
+    assert value(found, names.METRIC_FEEDBACK, rating=rating) == 1 == value(found, names.METRIC_FEEDBACK)
+
+
 async def test_scores_are_counted_summed_and_squared(gateway: Gateway, voted: Caller) -> None:
     for n, of in enumerate((0, 0.5, 4)):
         assert (await score(voted, token(upstream=str(n)), of=of)).json == {"object": "score", "counted": True}
@@ -168,6 +184,8 @@ async def test_outside_of_the_comparison_is_counted_as_such(gateway: Gateway, vo
         ("feedback", [], "invalid_json", None),
         ("feedback", {"rating": "positive"}, "invalid_vote", "response_id"),
         ("feedback", {"response_id": token(), "rating": "fine"}, "invalid_vote", "rating"),
+        ("feedback", {"response_id": token()}, "invalid_vote", "rating"),
+        ("feedback", {"response_id": token(), "edited": "yes"}, "invalid_vote", "edited"),
         ("feedback", {"response_id": 7, "rating": "positive"}, "invalid_vote", "response_id"),
         ("feedback", {"response_id": "chatcmpl-1", "rating": "positive"}, "invalid_response_id", "response_id"),
         ("feedback", {"response_id": token() + "x", "rating": "positive"}, "invalid_response_id", "response_id"),
