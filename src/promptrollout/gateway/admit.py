@@ -12,6 +12,7 @@ from typing import Final
 
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import Overloaded, RateLimited
+from promptrollout.gateway.pace import Pace
 
 MAX_BUCKETS: Final = 10_000
 """Callers whose rate is remembered at once; the one that was seen longest ago is forgotten first."""
@@ -26,7 +27,7 @@ class Admission:
 
     def __init__(self, counters: Counters, max_concurrent: int, max_queued: int, queue_seconds: float) -> None:
         self._counters = counters
-        self._max_concurrent = max_concurrent
+        self.pace = Pace(max_concurrent, lambda: counters.in_flight, self._hand_out)
         self._max_queued = max_queued
         self._queue_seconds = queue_seconds
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -34,11 +35,12 @@ class Admission:
     @property
     def full(self) -> bool:
         """A further request would be refused at once."""
-        return self._counters.in_flight >= self._max_concurrent and self._counters.queued >= self._max_queued
+        return self._counters.in_flight >= self.pace.limit and self._counters.queued >= self._max_queued
 
     async def __aenter__(self) -> None:
         """Take a place. Raises Overloaded."""
-        if self._counters.in_flight < self._max_concurrent:  # then nobody waits: places are handed on
+        self.pace.watch()
+        if self._counters.in_flight < self.pace.limit:  # then nobody waits: places are handed out
             self._counters.in_flight += 1
             return
         if self._counters.queued >= self._max_queued:
@@ -46,13 +48,17 @@ class Admission:
         await self._wait()
 
     async def __aexit__(self, *exc_info: object) -> None:
-        """Hand the place on to whoever waits longest."""
-        while self._waiting:
+        """Give the place back."""
+        self._counters.in_flight -= 1
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Give the places that are free to those who wait longest."""
+        while self._waiting and self._counters.in_flight < self.pace.limit:
             first = self._waiting.popleft()
             if not first.done():
+                self._counters.in_flight += 1
                 first.set_result(None)
-                return
-        self._counters.in_flight -= 1
 
     async def _wait(self) -> None:
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()

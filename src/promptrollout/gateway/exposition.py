@@ -36,6 +36,8 @@ class PodState:
     api_contact_at: float | None
     """On the monotonic clock."""
     ready: bool
+    concurrency_limit: int
+    """Requests that may be under way now."""
     caller_keys: int | None = None
     """None: callers need none."""
 
@@ -173,6 +175,12 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
     yield from family(f"{gateway}_in_flight_requests", "gauge", "Requests under way.", [("", counters.in_flight)])
     yield from family(
         f"{gateway}_queued_requests", "gauge", "Requests that wait for their turn.", [("", counters.queued)]
+    )
+    yield from family(
+        f"{gateway}_concurrency_limit",
+        "gauge",
+        "Requests that may be under way: fewer than maxConcurrentRequests where the processor is behind.",
+        [("", state.concurrency_limit)],
     )
     if state.caller_keys is not None:
         yield from family(f"{gateway}_caller_keys", "gauge", "Keys that are taken.", [("", state.caller_keys)])

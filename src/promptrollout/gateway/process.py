@@ -111,6 +111,7 @@ class Gateway:
             renders=self.registry.renders,
             api_contact_at=self.source.api_contact_at if self.source else None,
             ready=bool(self.source and self.source.ready) and not self.draining,
+            concurrency_limit=self.serving_app.admission.pace.limit,
             caller_keys=None if self.authenticator.keys is None else len(self.authenticator.keys),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,11 +11,13 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from promptrollout.gateway import pace as pace_module
 from promptrollout.gateway import wire
 from promptrollout.gateway.admit import Admission, Rates
 from promptrollout.gateway.app import Limits
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import Overloaded, RateLimited
+from promptrollout.gateway.pace import LATE_SECONDS, LEAST, Pace
 from promptrollout.gateway.process import Gateway, Settings
 from tests.unit.gateway.kit import DONE, Provider, arm, delivery, request, samples, series, streams, value
 from tests.unit.gateway.live import listening
@@ -137,6 +140,65 @@ async def test_those_who_wait_are_served_in_order() -> None:
 
     await asyncio.gather(*(one(number) for number in range(8)))
     assert served == list(range(8))
+
+
+def test_the_limit_falls_while_the_loop_is_late_and_rises_again() -> None:
+    under_way, raised = [500], [0]
+
+    def more() -> None:
+        raised[0] += 1
+
+    pace = Pace(1000, lambda: under_way[0], more)
+    pace.look(0.0)
+    pace.look(LATE_SECONDS)
+    assert (pace.limit, raised) == (1000, [0])
+    pace.look(0.03)
+    assert pace.limit == 450, "by what is under way"
+    pace.look(0.03)
+    assert pace.limit == 405
+    under_way[0] = 3
+    pace.look(5.0)
+    assert pace.limit == LEAST
+    times = 0
+    while pace.limit < 1000:
+        pace.look(0.0)
+        times += 1
+    assert (pace.limit, raised) == (1000, [times])
+    assert times < 40
+    few = Pace(4, lambda: 500, more)
+    few.look(1.0)
+    assert few.limit == 4, "not above what may be"
+
+
+async def test_a_loop_that_is_late_takes_fewer_and_those_who_wait_come_when_it_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pace_module, "LEAST", 2)
+    counters = Counters()
+    admission = Admission(counters, 8, 10, 5)
+    done = asyncio.Event()
+
+    async def one() -> None:
+        async with admission:
+            await done.wait()
+
+    early = [asyncio.create_task(one()) for _ in range(4)]
+    while admission.pace.limit == 8:
+        time.sleep(0.03)  # noqa: ASYNC251 the loop is busy
+        await asyncio.sleep(0)
+    assert admission.pace.limit == 3
+    late = [asyncio.create_task(one()) for _ in range(4)]
+    await asyncio.sleep(0)
+    assert (counters.in_flight, counters.queued, admission.full) == (4, 4, False)
+    async with asyncio.timeout(5):
+        while counters.in_flight < 8:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert (counters.queued, admission.pace.limit) == (0, 8)
+    done.set()
+    await asyncio.gather(*early, *late)
+    async with asyncio.timeout(5):
+        while admission.pace._timer is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 def test_rates_are_steady_with_a_burst_and_remember_few() -> None:
