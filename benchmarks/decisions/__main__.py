@@ -13,8 +13,8 @@ from benchmarks.report import Report
 ORACLE = "oracle"
 FALSE_ALARMS = 2_000
 """Runs of a case in which a rollback is false."""
-DETECTIONS = 500
-OTHERS = 300
+DETECTIONS = 300
+OTHERS = 200
 """Runs of a case that other rules than ours meet too, where a rollback is false."""
 
 Results = Mapping[str, Mapping[str, Figures]]
@@ -22,7 +22,7 @@ Results = Mapping[str, Mapping[str, Figures]]
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench-decisions", description=__doc__)
-    parser.add_argument("--runs", type=int, help="of each case, instead of 2,000 where a rollback is false, else 500")
+    parser.add_argument("--runs", type=int, help="of each case, instead of 2,000 where a rollback is false, else 300")
     parser.add_argument("--scenario", action="append", help="only cases whose name holds this; may be repeated")
     parser.add_argument("--rule", default="", help="only rules whose name holds this")
     parser.add_argument("--processes", type=int, default=2)

@@ -69,9 +69,7 @@ class Blocks(NamedTuple):
         n, total = self.n + stable[0], self.total + stable[1]
         canary_n, canary_total = self.canary_n + canary[0], self.canary_total + canary[1]
         if self.intervals + 1 < length:
-            return self._replace(
-                intervals=self.intervals + 1, n=n, total=total, canary_n=canary_n, canary_total=canary_total
-            )
+            return Blocks(self.intervals + 1, n, total, canary_n, canary_total, *self[5:])
         mean, canary_mean = total / n, canary_total / canary_n if canary_n > 0 else 0.0
         changes, excess, error = self.changes, self.excess, self.error
         if self.last_n > 0 and variance > 0:
@@ -86,8 +84,7 @@ class Blocks(NamedTuple):
             excess += min(square, SURPRISE * expected) - alone
             # changes that share a block are correlated by 1/2: half again as much as alone
             error += alone * alone * (3 + 0.375 * kurtosis * alone)
-        last = {"last_n": n, "last_mean": mean, "last_canary_n": canary_n, "last_canary_mean": canary_mean}
-        return Blocks(**last, changes=changes, excess=excess, error=error)
+        return Blocks(0.0, 0.0, 0.0, 0.0, 0.0, n, mean, canary_n, canary_mean, changes, excess, error)
 
     def correlation(self) -> float:
         """Of an arm's requests within a block, as far as it stands out by more than its error:
@@ -156,8 +153,8 @@ class Dispersion:
         blocks = self.blocks
         if of_stable[0] > 0:
             pairs = zip(LENGTHS, blocks, strict=True)
-            learnt = (each.observe(length, of_canary, of_stable, variance, kurtosis) for length, each in pairs)
-            blocks = tuple(Blocks(*_single(each)) for each in learnt)
+            learnt = [each.observe(length, of_canary, of_stable, variance, kurtosis) for length, each in pairs]
+            blocks = tuple([Blocks(*_single(each)) for each in learnt])
         canary, stable, requests = self.canary, self.stable, self.requests
         canary_free, stable_free = self.canary_free, self.stable_free
         for counts in strata:

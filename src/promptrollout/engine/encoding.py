@@ -3,18 +3,26 @@
 import base64
 import math
 import struct
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 MOST = 1e30
 """Larger than any sum of counts, costs or logarithms."""
 VERSION = 4
 """Of the meaning of the sums. A change restarts the evidence of running rollouts."""
+REMEMBERED = 4096
+"""Texts written last (some 6 MB): the next plan reads what this one wrote, and base85 costs as much as an interval."""
+_written: OrderedDict[str, bytes] = OrderedDict()
 
 
 def encode(definition: str, numbers: Iterable[float], singles: Iterable[float] = ()) -> str:
     """`<version>:<definition>:<base85 of little-endian doubles, then of floats in single precision>`."""
     doubles, floats = tuple(numbers), tuple(singles)
-    packed = base64.b85encode(struct.pack(f"<{len(doubles)}d{len(floats)}f", *doubles, *floats)).decode()
+    raw = struct.pack(f"<{len(doubles)}d{len(floats)}f", *doubles, *floats)
+    packed = base64.b85encode(raw).decode()
+    _written[packed] = raw
+    while len(_written) > REMEMBERED:
+        _written.popitem(last=False)
     return f"{VERSION}:{definition}:{packed}"
 
 
@@ -32,7 +40,7 @@ def decode(
     if written_for != definition:
         raise ValueError(f"checkpoint of definition {written_for[:16]!r}, not {definition!r}: its evidence restarts")
     try:
-        raw = base64.b85decode(packed)
+        raw = _written.get(packed) or base64.b85decode(packed)
     except ValueError as error:
         raise ValueError(f"damaged checkpoint ({error}): its evidence restarts") from error
     floats, odd = divmod(len(raw) - 8 * length, 4)

@@ -30,8 +30,14 @@ class Arm:
     @property
     def is_usable(self) -> bool:
         """NaN, infinite or negative is no count; a sum without requests belongs to nobody."""
-        numbers = (self.n, self.total, self.total_squared, self.missing)
-        return all(math.isfinite(x) and x >= 0 for x in numbers) and (self.n > 0 or self.total == 0)
+        n, total, infinite = self.n, self.total, math.inf
+        return (
+            0 <= n < infinite
+            and 0 <= total < infinite
+            and 0 <= self.total_squared < infinite
+            and 0 <= self.missing < infinite
+            and (n > 0 or total == 0)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,8 +61,8 @@ class StartMixture:
         """After one interval; `increments` are ln e_t per alternative."""
         t = self.intervals
         starting = math.log(FIRST if t == 0 else (1 - FIRST) / (t * (t + 1)))
-        logs = tuple(x + log_add(m, starting) for m, x in zip(self.logs, increments, strict=True))
-        return StartMixture(t + 1, logs)
+        logs = [x + log_add(m, starting) for m, x in zip(self.logs, increments, strict=True)]
+        return StartMixture(t + 1, tuple(logs))
 
     def log_evidence(self, weights: Sequence[float]) -> float:
         """ln E_t, the mean over the alternatives by their weights plus the mass not yet started."""

@@ -298,11 +298,11 @@ class RateTest:
 
 def _log_values(theta0: float, multiple: float, rate: float, strata: Sequence[Counts]) -> float:
     """ln e-value of an interval: strata are compared separately and multiply."""
-    return sum(
-        two_arm_bet(theta0, multiple, rate, counts.canary.n, counts.stable.n).log_value(counts)
-        for counts in strata
-        if counts.canary.n > 0
-    )
+    found = 0.0
+    for counts in strata:
+        if counts.canary.n > 0:
+            found += two_arm_bet(theta0, multiple, rate, counts.canary.n, counts.stable.n).log_value(counts)
+    return found
 
 
 def _log_below(bound: float, grid: Grid, state: RateState) -> float:

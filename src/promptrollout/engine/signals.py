@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import lru_cache
 from typing import Literal
 
 from promptrollout.api import names, query_template
@@ -296,6 +297,7 @@ CUSTOM: dict[str, Signal] = {
 """Signal `Custom`, by what is given. Its series are the objective's own: see `operator/question.py`."""
 
 
+@lru_cache(maxsize=4096)
 def signal_of(objective: Objective) -> Signal:
     """The table's line, with what the objective itself says: its series' labels, its direction.
 

@@ -61,13 +61,12 @@ class Events:
         value = self.value[window][mine]
         cells = len(AGES_SECONDS) * SHARDS
         n, total = np.bincount(cell, minlength=cells), np.bincount(cell, value, cells)
-        squared = np.bincount(cell, value**2, cells)
-        found = []
-        for stratum in range(len(AGES_SECONDS)):
-            of = slice(stratum * SHARDS, (stratum + 1) * SHARDS)
-            shards = tuple(zip(n[of].astype(float).tolist(), total[of].tolist(), strict=True))
-            found.append(Arm(float(n[of].sum()), float(total[of].sum()), float(squared[of].sum()), shards))
-        return found
+        by_shard = np.stack([n, total, np.bincount(cell, value**2, cells)]).reshape(3, len(AGES_SECONDS), SHARDS)
+        counted, sums, _ = by_shard.tolist()
+        return [
+            Arm(*moments, tuple(zip(counted[stratum], sums[stratum], strict=True)))
+            for stratum, moments in enumerate(by_shard.sum(axis=2).T.tolist())
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,9 @@ class Split:
 
     canary: Floats
     stable: Floats
+    canary_sums: Floats
+    stable_sums: Floats
+    """Over all shards."""
     kept: Floats
     """The first i slices under stable: what the canary's users would have met. By interval and slices."""
 
@@ -101,21 +104,24 @@ class Split:
             np.cumsum(columns, axis=2, out=whole[1 : 1 + len(columns), :, 1:])
             arms.append(whole)
         canary, below = arms
-        return cls(canary, below[:, :, -1:] - below, below[1].sum(axis=2))
+        stable = below[:, :, -1:] - below
+        return cls(canary, stable, canary.sum(axis=3), stable.sum(axis=3), below[1].sum(axis=2))
 
     def counts(self, first: int, slices: Counted) -> Counts:
         """Of the intervals from `first` on, each with its own weight."""
-        return Counts(_arm(self.canary, first, slices), _arm(self.stable, first, slices))
+        return Counts(
+            _arm(self.canary, self.canary_sums, first, slices), _arm(self.stable, self.stable_sums, first, slices)
+        )
 
     def exposed(self, t: int, slices: int) -> tuple[int, int, int]:
         """Canary's requests, bad ones, and bad ones if stable had answered."""
-        requests, bad = self.canary[:2, t, slices].sum(axis=1)
+        requests, bad = self.canary_sums[:2, t, slices]
         return int(requests), int(bad), int(self.kept[t, slices])
 
 
-def _arm(sums: Floats, first: int, slices: Counted) -> Arm:
-    found = sums[:, first, slices[0]]
+def _arm(by_shard: Floats, sums: Floats, first: int, slices: Counted) -> Arm:
+    shards, found = by_shard[:2, first, slices[0]], sums[:, first, slices[0]]
     for later, i in enumerate(slices[1:].tolist(), start=first + 1):
-        found = found + sums[:, later, i]
-    n, total, squared, whole, saved = found.sum(axis=1).tolist()
-    return Arm(n, total, squared, tuple(zip(*found[:2].tolist(), strict=True)), whole, saved)
+        shards, found = shards + by_shard[:2, later, i], found + sums[:, later, i]
+    n, total, squared, whole, saved = found.tolist()
+    return Arm(n, total, squared, tuple(zip(*shards.tolist(), strict=True)), whole, saved)
