@@ -18,6 +18,15 @@ MAX_BUCKETS: Final = 10_000
 """Callers whose rate is remembered at once; the one that was seen longest ago is forgotten first."""
 
 
+IN_TIME: Final = 0.75
+"""Of the time that requests may wait: who is likely to wait longer is not let in."""
+REFUSALS_PER_SECOND: Final = 500
+"""If there are more, callers are told to wait longer: each takes a tenth of a millisecond at most."""
+MAX_RETRY_SECONDS: Final = 10
+TURN_WEIGHT: Final = 0.05
+"""Of the last turn in their mean."""
+
+
 class Admission:
     """So many requests at once, so many that wait for a place, in order and not for long.
 
@@ -31,11 +40,49 @@ class Admission:
         self._max_queued = max_queued
         self._queue_seconds = queue_seconds
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self.retry_seconds = 1
+        """What refused callers are told to wait."""
+        self._refusals, self._refusals_since = 0, 0.0
+        self._coming = 0
+        """Let in at this turn of the event loop, but not begun."""
+        self._turn_seconds = 0.0
+        """How long it takes, while requests wait, until the next one's turn comes; 0: not known."""
+        self._last_turn: float | None = None
 
     @property
     def full(self) -> bool:
-        """A further request would be refused at once."""
-        return self._counters.in_flight >= self.pace.limit and self._counters.queued >= self._max_queued
+        """A further request would be refused at once: there is no room for it, or its turn would come too late. To
+        wait for nothing costs several times as much as to be refused."""
+        free = max(0, self.pace.limit - self._counters.in_flight)
+        if self._coming < free:
+            return False
+        ahead = self._counters.queued + self._coming - free
+        return ahead >= self._max_queued or ahead * self._turn_seconds > IN_TIME * self._queue_seconds
+
+    def refuses(self) -> bool:
+        """Whether a request whose head was read just now is refused; if not, its task will ask for a place.
+
+        The event loop reads from all connections before it goes on with the tasks, so those that were let in at this
+        turn count as if they were here: else a whole burst would pass, to be refused at a much higher price.
+        """
+        if self.full:
+            self._note_refusal(time.monotonic())
+            return True
+        if self._coming == 0:
+            asyncio.get_running_loop().call_soon(self._all_came)
+        self._coming += 1
+        return False
+
+    def _note_refusal(self, now: float) -> None:
+        self._refusals += 1
+        if (since := now - self._refusals_since) >= 1.0:
+            crowd = self._refusals / since / REFUSALS_PER_SECOND * self.retry_seconds
+            self.retry_seconds = min(MAX_RETRY_SECONDS, max(1, math.ceil(crowd)))
+            self._refusals, self._refusals_since = 0, now
+
+    def _all_came(self) -> None:
+        """The tasks of those who were let in run right after this."""
+        self._coming = 0
 
     async def __aenter__(self) -> None:
         """Take a place. Raises Overloaded."""
@@ -43,13 +90,22 @@ class Admission:
         if self._counters.in_flight < self.pace.limit:  # then nobody waits: places are handed out
             self._counters.in_flight += 1
             return
-        if self._counters.queued >= self._max_queued:
-            raise Overloaded()
+        if self.full:
+            raise Overloaded(self.retry_seconds)
         await self._wait()
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Give the place back."""
         self._counters.in_flight -= 1
+        if self._waiting:
+            now = time.monotonic()
+            if self._last_turn is not None:
+                turn = now - self._last_turn
+                before = self._turn_seconds or turn
+                self._turn_seconds = before + TURN_WEIGHT * (turn - before)
+            self._last_turn = now
+        else:
+            self._last_turn = None
         self._hand_out()
 
     def _hand_out(self) -> None:
@@ -74,7 +130,7 @@ class Admission:
                 with contextlib.suppress(ValueError):  # passed over already
                     self._waiting.remove(place)
             if isinstance(error, TimeoutError):
-                raise Overloaded() from None
+                raise Overloaded(self.retry_seconds) from None
             raise
         finally:
             self._counters.queued -= 1

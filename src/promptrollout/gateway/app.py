@@ -80,12 +80,13 @@ class ServingApp:
     async def close(self) -> None:
         await self.reports.close()
 
-    def overloaded(self) -> bool:
-        """Whether the server shall refuse a request before anybody looks at it."""
-        if not self.admission.full:
-            return False
+    def overloaded(self) -> int:
+        """Whether the server shall refuse a request before anybody looks at it: 0, or after how many seconds to come
+        again."""
+        if not self.admission.refuses():
+            return 0
         self._counters.rejected["overloaded"] += 1
-        return True
+        return self.admission.retry_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -101,9 +101,9 @@ class Untranslatable(Unfilled):
 class Overloaded(CallerError):
     """This pod has all the requests that it takes."""
 
-    def __init__(self) -> None:
+    def __init__(self, retry_seconds: int = 1) -> None:
         super().__init__(503, "overloaded", "this gateway pod is answering all the requests that it takes: try again")
-        self.headers["retry-after"] = "1"
+        self.headers["retry-after"] = str(retry_seconds)
 
 
 class ClientGone(Exception):

@@ -21,8 +21,8 @@ HEAD_SECONDS: Final = 20.0
 """From a request's first byte to the end of its headers; also from the connection to its first byte."""
 LINGER_SECONDS: Final = 1.0
 """After a refusal, whatever else is sent is read and dropped, until the caller closes the connection."""
-SHED_SECONDS: Final = 1.0
-"""A connection whose request was refused because the pod is full is read again after what its Retry-After says."""
+SHED_SHARE: Final = 1.0
+"""A connection whose request was refused because the pod is full is read again after so much of its Retry-After."""
 
 # once only: which of two would hold is a matter of taste, and taste differs between servers
 _SINGLE: Final = frozenset([b"host", b"content-length", b"transfer-encoding", b"authorization", b"content-type"])
@@ -47,8 +47,9 @@ class StrictProtocol(HttpToolsProtocol):
         self._head_begun = False
         self._in_body = False
         self._refused: Refused | None = None
-        self._overloaded: Callable[[], bool] = getattr(self.app, "overloaded", _never)
-        self._shedding = False
+        self._overloaded: Callable[[], int] = getattr(self.app, "overloaded", _never)
+        self._shedding = 0
+        """The Retry-After of a request that is refused as soon as it is whole; 0: of none."""
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -81,8 +82,9 @@ class StrictProtocol(HttpToolsProtocol):
         self._head_begun, self._in_body = False, True
         self._head_bytes = 0
         self._stop_timer()
-        if (self.cycle is None or self.cycle.response_complete) and not self.pipeline and self._overloaded():
-            self._shedding = True  # no task, no reading of what it wants: a refusal must cost next to nothing
+        if (self.cycle is None or self.cycle.response_complete) and not self.pipeline:
+            self._shedding = self._overloaded()
+        if self._shedding:  # no task, no reading of what it wants: a refusal must cost next to nothing
             if self.expect_100_continue:
                 self._shed()
         else:
@@ -101,11 +103,11 @@ class StrictProtocol(HttpToolsProtocol):
 
     def _shed(self) -> None:
         """Answer that this pod has enough to do, and keep the connection: to open a new one costs more."""
-        self._shedding = False
+        seconds, self._shedding = self._shedding, 0
         if self.transport.is_closing():
             return
         path = self.url.partition(b"?")[0].decode("latin-1")
-        answer = _overloaded_answer(PROTOCOLS.get(path, CHAT))
+        answer = _overloaded_answer(PROTOCOLS.get(path, CHAT), seconds)
         if self.parser.should_keep_alive() and not self._in_body:
             self.transport.write(answer)
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -113,7 +115,7 @@ class StrictProtocol(HttpToolsProtocol):
             )
             # a caller who cannot wait as he was told must not keep us from answering the others
             self.flow.pause_reading()
-            self.loop.call_later(SHED_SECONDS, self.flow.resume_reading)
+            self.loop.call_later(SHED_SHARE * seconds, self.flow.resume_reading)
         else:
             self._refused = Refused(503, "overloaded", "")
             self.transport.write(answer.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
@@ -184,8 +186,8 @@ class StrictProtocol(HttpToolsProtocol):
             self._head_timer = None
 
 
-def _never() -> bool:
-    return False
+def _never() -> int:
+    return 0
 
 
 def _whole(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
@@ -196,8 +198,8 @@ def _whole(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
 
 
 @cache
-def _overloaded_answer(protocol: Protocol) -> bytes:
-    error = Overloaded()
+def _overloaded_answer(protocol: Protocol, seconds: int) -> bytes:
+    error = Overloaded(seconds)
     return _whole(error.status, error.headers, protocol.error_body(error.status, str(error), error.code))
 
 

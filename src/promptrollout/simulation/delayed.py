@@ -64,8 +64,8 @@ class Events:
         by_shard = np.stack([n, total, np.bincount(cell, value**2, cells)]).reshape(3, len(AGES_SECONDS), SHARDS)
         counted, sums, _ = by_shard.tolist()
         return [
-            Arm(*moments, tuple(zip(counted[stratum], sums[stratum], strict=True)))
-            for stratum, moments in enumerate(by_shard.sum(axis=2).T.tolist())
+            Arm(n, total, squared, tuple(zip(counted[stratum], sums[stratum], strict=True)))
+            for stratum, (n, total, squared) in enumerate(by_shard.sum(axis=2).T.tolist())
         ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from promptrollout.gateway import pace as pace_module
 from promptrollout.gateway import wire
-from promptrollout.gateway.admit import Admission, Rates
+from promptrollout.gateway.admit import MAX_RETRY_SECONDS, REFUSALS_PER_SECOND, Admission, Rates
 from promptrollout.gateway.app import Limits
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import Overloaded, RateLimited
@@ -43,7 +44,7 @@ async def until(gateway: Gateway, in_flight: int, queued: int) -> None:
 async def test_one_at_work_one_waits_and_the_third_comes_back_later(
     tmp_path: Path, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "SHED_SECONDS", 0.05)
+    monkeypatch.setattr(wire, "SHED_SHARE", 0.05)
     gate = asyncio.Event()
     provider.script.append(streams(gate, DONE))
     limits = Limits(max_concurrent_requests=1, max_queued_requests=1)
@@ -127,6 +128,70 @@ async def test_places_are_never_lost_or_doubled() -> None:
     assert (most, counters.in_flight, counters.queued, len(admission._waiting)) == (4, 0, 0, 0)
     async with admission:
         assert counters.in_flight == 1
+
+
+async def test_a_burst_that_is_read_at_one_turn_is_counted_before_it_begins() -> None:
+    counters = Counters()
+    admission = Admission(counters, 3, 4, 5)
+    done = asyncio.Event()
+
+    async def one() -> None:
+        async with admission:
+            await done.wait()
+
+    def burst() -> list[asyncio.Task[None]]:
+        return [asyncio.create_task(one()) for _ in range(20) if not admission.refuses()]
+
+    tasks = burst()
+    assert len(tasks) == 7
+    await asyncio.sleep(0)
+    assert (counters.in_flight, counters.queued) == (3, 4)
+    assert burst() == []
+    done.set()
+    await asyncio.gather(*tasks)
+    again = burst()
+    assert len(again) == 7, "nothing is left of those who came"
+    await asyncio.gather(*again)
+
+
+def test_the_more_are_refused_the_longer_they_are_told_to_wait() -> None:
+    admission = Admission(Counters(), 0, 0, 1)
+
+    def a_second(number: int, refusals: int) -> int:
+        for n in range(refusals):
+            admission._note_refusal(number + n / refusals)
+        return admission.retry_seconds
+
+    assert [a_second(n, REFUSALS_PER_SECOND) for n in range(1, 4)] == [1, 1, 1]
+    assert a_second(4, 3 * REFUSALS_PER_SECOND) == 1
+    assert a_second(5, REFUSALS_PER_SECOND) == 3
+    assert a_second(6, 100 * REFUSALS_PER_SECOND) == 3
+    assert a_second(7, 10) == MAX_RETRY_SECONDS
+    assert a_second(8, 10) == 1
+
+
+async def test_whose_turn_would_come_too_late_is_refused_at_once() -> None:
+    counters = Counters()
+    admission = Admission(counters, 1, 1000, 0.2)
+    ended: Counter[str] = Counter()
+
+    async def one() -> None:
+        began = time.monotonic()
+        try:
+            async with admission:
+                await asyncio.sleep(0.005)
+            ended["served"] += 1
+        except Overloaded:
+            ended["at once" if time.monotonic() - began < 0.1 else "in vain"] += 1
+
+    tasks = []
+    for _ in range(400):  # twice as many as can be served
+        tasks.append(asyncio.create_task(one()))
+        await asyncio.sleep(0.0025)
+        assert counters.queued <= 100, "of the 1,000 that have room"
+    await asyncio.gather(*tasks)
+    assert ended["served"] > 100
+    assert ended["in vain"] < ended["at once"] / 2
 
 
 async def test_those_who_wait_are_served_in_order() -> None:
