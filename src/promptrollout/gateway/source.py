@@ -42,7 +42,7 @@ class Source:
         self._registry = registry
         self._providers = providers
         self._also = also
-        self._overrides_listed = False
+        self._overrides_listed = self._overrides_in_force = False
         self._served_from_disk = False
         self.api_contact_at: float | None = None
         """On the monotonic clock: when the API server was last heard."""
@@ -51,7 +51,7 @@ class Source:
     def ready(self) -> bool:
         """Everything of the first lists is in service that can be, keys waited for; or the disk's copy is, and no API
         server answers."""
-        listed = self._registry.loaded and self._overrides_listed and not self._registry.waits_for_keys
+        listed = self._registry.loaded and self._overrides_in_force and not self._registry.waits_for_keys
         return listed or self._served_from_disk
 
     async def run(self) -> None:
@@ -104,6 +104,7 @@ class Source:
                 if self._overrides_listed:
                     # not before the first list is complete: what the disk remembers stays in force until then
                     await self._registry.set_overrides(found)
+                    self._overrides_in_force = True
 
     async def _tick(self) -> None:
         """Keys that rotate or appear, rollouts whose time is over, providers that may be reachable again."""
