@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import orjson
 
 from benchmarks.gateway.served import delivery
 from promptrollout.gateway.account import Usage
+from promptrollout.gateway.authenticate import Authenticator
+from promptrollout.gateway.caller_keys import CallerKeys
 from promptrollout.gateway.choices import choices_of
 from promptrollout.gateway.exposition import exposition
 from promptrollout.gateway.fill import prepare
@@ -20,6 +23,7 @@ from promptrollout.gateway.process import Gateway, Settings
 from promptrollout.gateway.protocols import chat
 from promptrollout.gateway.request import parse
 
+KEY = b"caller-key-of-the-benchmark"
 TIMES = 3_000
 ROUNDS = 7
 
@@ -81,11 +85,26 @@ async def _parts(payload: bytes, answer: bytes) -> dict[str, float]:
             prepared.outcome.usage = Usage.read(found.get("usage"))
             prepared.outcome.answered(choices_of(found))
 
+        folder = Path(state, "callers")
+        folder.mkdir()
+        (folder / "caller").write_text(f"sha256:{hashlib.sha256(KEY).hexdigest()}\n")
+        callers = Authenticator(CallerKeys(folder))
+        callers.refresh()
+
+        def authenticate() -> None:
+            """Keys are on here, which they are not by default. It never waits, so one step runs it to its end."""
+            try:
+                callers.caller({"authorization": b"Bearer " + KEY}).send(None)
+            except StopIteration:
+                return
+            raise RuntimeError("it waits for something")
+
         reply = Reply(send)
         prepared.outcome.usage = Usage.read(parsed.get("usage"))
         prepared.outcome.answered(choices_of(parsed))
         return {
             "parse": timed(lambda: parse(protocol, headers_of({"headers": raw}), payload, 0.0)),
+            "authenticate": timed(authenticate),
             "route": timed(lambda: requests._assign(requests._serving(request), request)),
             "render": timed(lambda: prepare(serving, request, assignment)),
             "call: write": timed(lambda: orjson.dumps(prepared.filled.body)),
