@@ -65,6 +65,15 @@ async def _page_of_metrics(rollouts: int) -> tuple[float, float]:
         return 1e3 * whole, 1e3 * longest
 
 
+def callers_of(folder: Path) -> Authenticator:
+    """One, with a key."""
+    folder.mkdir()
+    (folder / "caller").write_text(f"sha256:{hashlib.sha256(KEY).hexdigest()}\n")
+    found = Authenticator(CallerKeys(folder))
+    found.refresh()
+    return found
+
+
 async def _parts(payload: bytes, answer: bytes) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as state:
         gateway = Gateway(Settings("bench", "default", "pod", Path(state), Path(state)))
@@ -85,11 +94,7 @@ async def _parts(payload: bytes, answer: bytes) -> dict[str, float]:
             prepared.outcome.usage = Usage.read(found.get("usage"))
             prepared.outcome.answered(choices_of(found))
 
-        folder = Path(state, "callers")
-        folder.mkdir()
-        (folder / "caller").write_text(f"sha256:{hashlib.sha256(KEY).hexdigest()}\n")
-        callers = Authenticator(CallerKeys(folder))
-        callers.refresh()
+        callers = callers_of(Path(state, "callers"))
 
         def authenticate() -> None:
             """Keys are on here, which they are not by default. It never waits, so one step runs it to its end."""
