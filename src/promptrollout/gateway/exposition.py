@@ -24,6 +24,8 @@ from promptrollout.gateway.series_text import Copy, labels_text, series_lines, s
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LINES_PER_PIECE = 500
 """Some 0.2 ms, for which no request goes on."""
+SERIES_PER_PIECE = 16
+"""Copied at once; with shards some 0.5 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,10 @@ class PodState:
 
 async def exposition(counters: Counters, state: PodState) -> AsyncIterator[bytes]:
     """The whole page in pieces."""
-    copies = [Copy.of(series, counters.process) for series in counters.live()]
+    copies, live = [], list(counters.live())
+    for at in range(0, len(live), SERIES_PER_PIECE):
+        copies += [Copy.of(series, counters.process) for series in live[at : at + SERIES_PER_PIECE]]
+        await asyncio.sleep(0)
     own = list(_process_lines(counters, state))
     lines = chain(series_lines(copies), shard_lines(copies))
     while piece := list(islice(lines, LINES_PER_PIECE)):
