@@ -48,7 +48,8 @@ class Reply:
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
         self.begun = True
-        raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        # a provider's bytes go on as they came: so its client made texts of them, whatever they mean
+        raw = [(name.encode("latin-1"), value.encode("utf-8", "surrogateescape")) for name, value in headers.items()]
         if self._last:
             raw.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": status, "headers": raw})

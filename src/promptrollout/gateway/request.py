@@ -54,12 +54,17 @@ class Request:
 def parse(protocol: Protocol, headers: Headers, payload: bytes, started: float) -> Request:
     """The request, its body an object. Raises CallerError."""
     body = json_body.load(payload)
-    given = headers.get("traceparent", b"").decode("latin-1")
+    given = _text(headers.get("traceparent", b""))
     if given and _TRACEPARENT.fullmatch(given):
         return Request(protocol, headers, body, started, given, given[3:35])
     trace_id = f"{_random.getrandbits(128) or 1:032x}"
     traceparent = given or f"00-{trace_id}-{_random.getrandbits(64) or 1:016x}-00"
     return Request(protocol, headers, body, started, traceparent, trace_id)
+
+
+def _text(header: bytes) -> str:
+    """That a client writes as the same bytes; without those that are no UTF-8, which it could not write."""
+    return header.decode("utf-8", "ignore")
 
 
 @dataclass(slots=True)
@@ -116,7 +121,7 @@ class Prepared:
         found = {"traceparent": self.request.traceparent}
         for name in _FORWARDED if way.translation is not None else _FORWARDED + way.protocol.forwarded:
             if name in headers:
-                found[name] = headers[name].decode("latin-1")
+                found[name] = _text(headers[name])
         return found
 
     def answer_id(self) -> AnswerId | None:

@@ -266,6 +266,35 @@ async def test_headers_of_a_provider_never_become_lines_of_ours(header: bytes, g
         assert total == 1
 
 
+@pytest.mark.parametrize("value", ["Zoë \u2028".encode(), "Zoë".encode("latin-1"), b"\xff\xfe\x80", b"a \xc3"])
+@pytest.mark.parametrize("status", [b"200 OK", b"400 Bad Request"])
+async def test_a_header_of_a_provider_goes_on_byte_by_byte(value: bytes, status: bytes, gateway: Gateway) -> None:
+    """Whatever they mean: nobody but provider and caller knows."""
+    said = answered(b"x-request-id: " + value).replace(b"200 OK", status, 1)
+    async with raw_provider(said) as url, listening(gateway.serving_app) as port:
+        await gateway.registry.apply("support", delivery(stable=arm(url=url, provider_maxRetries=0)))
+        body = orjson.dumps(request())
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        answer, _ = await say(port, head % len(body) + body, seconds=3)
+        assert answer.startswith(b"HTTP/1.1 " + status)
+        assert b"\r\nx-request-id: " + value + b"\r\n" in answer
+
+
+@pytest.mark.parametrize(("sent", "got"), [("Zoë".encode(), "Zoë"), ("Zoë".encode("latin-1"), "Zo"), (b"a\xffb", "ab")])
+@pytest.mark.parametrize("name", ["tracestate", "traceparent", "x-client-request-id"])
+async def test_a_header_of_a_caller_goes_on_byte_by_byte_without_what_is_no_text(
+    name: str, sent: bytes, got: str, gateway: Gateway, provider: Provider
+) -> None:
+    await gateway.registry.apply("support", delivery(stable=arm(url=provider.url)))
+    async with listening(gateway.serving_app) as port:
+        body = orjson.dumps(request())
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n"
+        line = name.encode() + b": " + sent
+        answer, _ = await say(port, head % len(body) + line + b"\r\n\r\n" + body, seconds=3)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert provider.headers[0][name] == got
+
+
 SAYS = ["data: [DONE]\n\n", "\n\nevent: error\ndata: {}\n\n", "\r\rdata: x", "\u2028data: [DONE]", ": comment\n\n"]
 
 
