@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from promptrollout.api.slo import LabelValue
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.http import JSON, Reply
+from promptrollout.gateway.json_body import read
 from promptrollout.gateway.registry import Registry, Serving
 from promptrollout.gateway.response_id import MAX_CHARACTERS, ResponseId
 from promptrollout.gateway.route import Headers
@@ -26,21 +27,30 @@ MAX_REMEMBERED: Final = 100_000
 """So many votes are known when they come again; about 10 MB."""
 MAX_SCORE: Final = 1e9
 
+INVALID_VOTE: Final = "invalid_vote"
 NotCounted = Literal["already_counted", "too_old", "version_retired", "not_compared"]
 
 _Id = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
 
 
+def _given(name: str, kind: str) -> dict[str, Any]:
+    """In JSON Schema: the field is there, and not null."""
+    return {"required": [name], "properties": {name: {"type": kind}}}
+
+
 class _Vote(BaseModel):
     """Unknown fields (a comment, say) are ignored."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
 
 
 class Feedback(_Vote):
-    """A thumb, or whether the answer was edited before it was used."""
+    """A thumb, or whether the answer was edited before it was used: one of the two at least."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_given("rating", "string"), _given("edited", "boolean")]})
 
     response_id: _Id
+    """`id` of the answer, as the caller got it; or the `usage_token` of a rendered prompt."""
     rating: Rating | None = None
     edited: Annotated[bool, Field(strict=True)] | None = None
     """An answer that had to be edited is negative, one that was taken as it came positive: if there is no thumb."""
@@ -53,16 +63,20 @@ class Feedback(_Vote):
 
 
 class Score(_Vote):
-    """A number. It must not be below 0: counters never fall."""
+    """A number that somebody gives an answer, or a conversation: either of the two ids, not both."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [_given("response_id", "string"), _given("conversation_id", "string")]}
+    )
 
     name: LabelValue
+    """Of the score. Beside those of the rollout's objectives a version counts 16 more."""
     value: Annotated[float, Field(strict=True, ge=0, le=MAX_SCORE, allow_inf_nan=False)]
+    """Not below 0: sums of scores are counters, which never fall."""
     response_id: _Id | None = None
+    """`id` of the answer, as the caller got it."""
     conversation_id: _Id | None = None
     """The response id of any of the conversation's answers: it says which version answered, and when."""
-
-
-_V = TypeVar("_V", bound=_Vote)
 
 
 class VoteCounting:
@@ -77,12 +91,10 @@ class VoteCounting:
 
     async def feedback(self, headers: Headers, payload: bytes, reply: Reply) -> None:
         """Answer one thumb. Raises CallerError."""
-        vote = _read(Feedback, payload)
+        vote = read(Feedback, payload, INVALID_VOTE)
         opinion = vote.opinion
         if opinion is None:
-            raise CallerError(
-                400, "invalid_vote", "rating: say positive or negative, or whether it was edited", "rating"
-            )
+            raise CallerError(400, INVALID_VOTE, "rating: say positive or negative, or whether it was edited", "rating")
         serving, given = self._of(vote.response_id, "response_id")
 
         def count(series: Series, age: int) -> None:
@@ -92,11 +104,9 @@ class VoteCounting:
 
     async def score(self, headers: Headers, payload: bytes, reply: Reply) -> None:
         """Answer one score. Raises CallerError."""
-        vote = _read(Score, payload)
+        vote = read(Score, payload, INVALID_VOTE)
         if (vote.response_id is None) == (vote.conversation_id is None):
-            raise CallerError(
-                400, "invalid_vote", "give either response_id or conversation_id, not both", "response_id"
-            )
+            raise CallerError(400, INVALID_VOTE, "give either response_id or conversation_id, not both", "response_id")
         field = "response_id" if vote.conversation_id is None else "conversation_id"
         text = vote.response_id or vote.conversation_id or ""
         serving, given = self._of(text, field)
@@ -167,19 +177,3 @@ async def _answer(reply: Reply, kind: str, reason: NotCounted | None) -> None:
     if reason is not None:
         found["reason"] = reason
     await reply.whole(200, {"content-type": JSON}, orjson.dumps(found))
-
-
-def _read(kind: type[_V], payload: bytes) -> _V:
-    """The vote. Raises CallerError naming the field."""
-    try:
-        found = orjson.loads(payload)
-    except orjson.JSONDecodeError as error:
-        raise CallerError(400, "invalid_json", f"the request is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise CallerError(400, "invalid_json", "the request must be a JSON object")
-    try:
-        return kind.model_validate(found)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise CallerError(400, "invalid_vote", f"{field}: {first['msg']}", field) from error

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
+from pydantic import BaseModel, ValidationError
 
 from promptrollout.gateway.errors import CallerError
 
 MAX_DEPTH: Final = 64
 """Of objects and arrays in each other. Tools' schemas are the deepest that callers send, and OpenAI takes 10 levels of
 them; writers of JSON stop at 254."""
+
+
+_M = TypeVar("_M", bound=BaseModel)
 
 
 def load(payload: bytes) -> dict[str, Any]:
@@ -25,6 +29,17 @@ def load(payload: bytes) -> dict[str, Any]:
     if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and _deeper_than(body, MAX_DEPTH):
         raise CallerError(400, "invalid_json", f"the request is nested too deeply: {MAX_DEPTH} levels are taken")
     return body
+
+
+def read(kind: type[_M], payload: bytes, code: str) -> _M:
+    """The request as this model has it. Raises CallerError, with `code` where a field is at fault, and names it."""
+    body = load(payload)
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise CallerError(400, code, f"{field}: {first['msg']}", field or None) from error
 
 
 def _deeper_than(body: Any, levels: int) -> bool:

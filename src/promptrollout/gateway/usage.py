@@ -10,12 +10,13 @@ from typing import Annotated, Any, Final, Literal
 
 import aiohttp
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from promptrollout.gateway.account import Outcome, Usage
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.http import JSON, Reply
+from promptrollout.gateway.json_body import read
 from promptrollout.gateway.registry import Registry, Serving
 from promptrollout.gateway.render_id import RenderId
 from promptrollout.gateway.response_id import MAX_CHARACTERS, ResponseId
@@ -33,22 +34,24 @@ _ORPHANS: Final = 10_000
 """So many reports of renders whose pod is gone are remembered, so that none is counted twice."""
 _MAX_SECONDS: Final = 86_400.0
 
-Seconds = Annotated[float, Field(ge=0, le=_MAX_SECONDS, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(strict=True, ge=0, le=_MAX_SECONDS, allow_inf_nan=False)]
 
 
 class Report(BaseModel):
-    """What an application says. Unknown fields are ignored."""
+    """What became of a rendered prompt. Unknown fields are ignored."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
 
     token: Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
     """`usage_token` of the rendered prompt."""
     outcome: Literal["success", "error", "refusal", "truncated", "empty", "abandoned"] = "success"
+    """`abandoned`: it was not sent to a model, or nobody waited for the answer."""
     usage: dict[str, Any] | None = None
     """As the provider gave it: OpenAI's or Anthropic's."""
     latency_seconds: Seconds | None = None
     """To the last byte of the model's answer. Absent: the time since the prompt was rendered."""
     first_token_seconds: Seconds | None = None
+    """To its first piece. Absent: not known."""
     contract_kept: Annotated[bool, Field(strict=True)] | None = None
     """Whether the answer kept the version's `outputSchema`; absent: not checked."""
 
@@ -63,6 +66,14 @@ class Report(BaseModel):
         outcome.contract_kept = self.contract_kept
         outcome.first_token_seconds = self.first_token_seconds
         outcome.over(since_seconds if self.latency_seconds is None else self.latency_seconds)
+
+
+class OtherPodSilent(CallerError):
+    """Nobody knows whether the pod that waits for a report has it."""
+
+    def __init__(self) -> None:
+        super().__init__(503, "other_pod_silent", "the pod that rendered it is silent: report again")
+        self.headers["retry-after"] = "1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +152,7 @@ class UsageReports:
                 logger.info("a report for %s: %s", url, error)
             except TimeoutError as error:
                 # it may have counted it, or be about to: nobody may count it a second time
-                message = "the pod that rendered it is silent: report again"
-                raise CallerError(503, "other_pod_silent", message) from error
+                raise OtherPodSilent() from error
             except (aiohttp.ClientError, OSError, orjson.JSONDecodeError, AttributeError) as error:
                 logger.info("a report for %s: %s", url, error)
         return self._orphan(rendered, report)
@@ -192,11 +202,4 @@ async def _answer(counted: bool, reply: Reply) -> None:
 def _parse(payload: bytes) -> Report:
     if len(payload) > MAX_BYTES:
         raise CallerError(413, "request_too_large", f"a report may have {MAX_BYTES} bytes")
-    try:
-        return Report.model_validate(orjson.loads(payload))
-    except orjson.JSONDecodeError as error:
-        raise CallerError(400, "invalid_json", f"the report is not JSON: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "body"
-        raise CallerError(400, "invalid_type", f"{where}: {first['msg']}", where) from error
+    return read(Report, payload, "invalid_type")

@@ -169,7 +169,9 @@ async def test_a_callers_own_system_message(
         ("/v1/usage", {"token": "made-up"}, 400, "invalid_token", "token"),
         ("/v1/usage", {"token": "x", "outcome": "great"}, 400, "invalid_type", "outcome"),
         ("/v1/usage", {"token": "x", "latency_seconds": -1}, 400, "invalid_type", "latency_seconds"),
+        ("/v1/usage", {"token": "x", "latency_seconds": "1"}, 400, "invalid_type", "latency_seconds"),
         ("/v1/usage", {"token": "x", "usage": 7}, 400, "invalid_type", "usage"),
+        ("/v1/usage", [], 400, "invalid_json", None),
     ],
 )
 async def test_what_is_wrong_is_said_with_its_field(
