@@ -22,10 +22,10 @@ from promptrollout.gateway.http import JSON, Receive, Reply, Scope, Send, header
 from promptrollout.gateway.ofrep import Ofrep
 from promptrollout.gateway.prompts import Prompts
 from promptrollout.gateway.protocols import PROTOCOLS
-from promptrollout.gateway.protocols.chat import CHAT
 from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.route import Headers
 from promptrollout.gateway.serve import Requests
+from promptrollout.gateway.spoken import ANTHROPIC_HEADER, Errors, errors_of
 from promptrollout.gateway.usage import UsageReports
 
 logger = logging.getLogger(__name__)
@@ -92,14 +92,11 @@ class ServingApp:
         if scope["type"] != "http":
             return
         reply = Reply(send, last=self.draining)
-        path = scope["path"]
-        # whose callers read errors in its shape
-        protocol = ofrep.Errors(path) if path.startswith(ofrep.PATH) else PROTOCOLS.get(path, CHAT)
         try:
             await self._dispatch(scope, receive, reply)
         except CallerError as error:
             self._counters.rejected[error.code] += 1
-            body = protocol.error_body(error.status, str(error), error.code, error.param)
+            body = _errors(scope).error_body(error.status, str(error), error.code, error.param)
             await reply.whole(error.status, {**error.headers, "content-type": JSON}, body)
         except ClientGone:
             self._counters.disconnects += 1
@@ -108,7 +105,7 @@ class ServingApp:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             self._counters.rejected["internal"] += 1
             if not reply.begun:
-                body = protocol.error_body(500, "the gateway failed; its log says why", "internal")
+                body = _errors(scope).error_body(500, "the gateway failed; its log says why", "internal")
                 await reply.whole(500, {"content-type": JSON}, body)
 
     async def _dispatch(self, scope: Scope, receive: Receive, reply: Reply) -> None:
@@ -178,6 +175,10 @@ def _model(name: str, scope: Scope) -> dict[str, object]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "promptrollout"}
 
 
+def _errors(scope: Scope) -> Errors:
+    return errors_of(scope["path"], scope["headers"])
+
+
 def _of_anthropic(scope: Scope) -> bool:
-    """Whether the caller speaks Anthropic's protocol: both have this path."""
-    return "anthropic-version" in headers_of(scope)
+    """Whether the caller speaks Anthropic's protocol, where the path does not say."""
+    return ANTHROPIC_HEADER in headers_of(scope)

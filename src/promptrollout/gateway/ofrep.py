@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
 
 import orjson
+from pydantic import BaseModel, ConfigDict, Field
 
+from promptrollout.api.names import HEADER_TENANT
 from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.http import JSON, Reply
+from promptrollout.gateway.json_body import read
 from promptrollout.gateway.prompts import Given, Prompts
 from promptrollout.gateway.protocols.chat import CHAT
 from promptrollout.gateway.registry import Registry, Serving
@@ -19,9 +22,13 @@ from promptrollout.gateway.render import VARIABLES
 from promptrollout.gateway.request import Request
 from promptrollout.gateway.route import CONVERSATION_HEADER, USER_HEADER, Headers, Routing
 
+ROOT: Final = "/ofrep/"
 PATH: Final = "/ofrep/v1/evaluate/flags"
 TARGETING_KEY: Final = "targetingKey"
-_CODES: Final = {
+Reason = Literal["SPLIT", "DEFAULT", "TARGETING_MATCH"]
+"""Never STATIC, which SDKs may keep for good."""
+GENERAL: Final = "GENERAL"
+CODES: Final = {
     "invalid_json": "PARSE_ERROR",
     "invalid_type": "INVALID_CONTEXT",
     "prompt_variable_missing": "INVALID_CONTEXT",
@@ -34,17 +41,42 @@ _TURN: Final = 20
 """Evaluations of a bulk between which others have their turn."""
 
 
+class EvaluationContext(BaseModel):
+    """Who asks, and what for. Texts under any other name stand for headers of that name: audiences see them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    targeting_key: Annotated[str | None, Field(alias=TARGETING_KEY)] = None
+    """The stickiness unit, whatever the rollout's `stickiness.by` names."""
+    messages: list[dict[str, Any]] | None = None
+    """What follows the version's own messages."""
+    prompt_variables: dict[str, Any] | None = None
+    """Values for the variables of the version's templates."""
+
+
+class EvaluationRequest(BaseModel):
+    """OFREP's request."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    context: EvaluationContext | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Errors:
     """The shape of errors under a path of this protocol."""
 
-    def __init__(self, path: str) -> None:
-        key = path.removeprefix(PATH).removeprefix("/")
-        self._key = {"key": key} if key else {}
+    key: str
+    """Of the flag; empty: of none."""
+
+    @staticmethod
+    def of(path: str) -> Errors:
+        return Errors(path[len(PATH) + 1 :] if path.startswith(f"{PATH}/") else "")
 
     def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
         if status >= 500:
             return orjson.dumps({"errorDetails": message})
-        return orjson.dumps({**self._key, **_failure(code, message)})
+        return orjson.dumps({**({"key": self.key} if self.key else {}), **_failure(code, message)})
 
 
 class Ofrep:
@@ -83,34 +115,21 @@ class Ofrep:
             await reply.whole(200, {"content-type": JSON, "etag": tag}, body)
 
 
-def _context(payload: bytes) -> Mapping[str, Any]:
+def _context(payload: bytes) -> EvaluationContext:
     """The evaluation context. Raises CallerError."""
-    try:
-        body = orjson.loads(payload) if payload.strip() else {}
-    except orjson.JSONDecodeError as error:
-        raise CallerError(400, "invalid_json", f"the request is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise CallerError(400, "invalid_json", "the request must be a JSON object")
-    context = body.get("context")
-    if context is None:
-        return {}
-    if not isinstance(context, dict):
-        raise CallerError(400, "invalid_type", "context must be an object", "context")
-    key = context.get(TARGETING_KEY)
-    if key is not None and not isinstance(key, str):
-        raise CallerError(400, "invalid_type", f"context.{TARGETING_KEY} must be a text", f"context.{TARGETING_KEY}")
-    return context
+    asked = read(EvaluationRequest, payload, "invalid_type") if payload.strip() else EvaluationRequest()
+    return asked.context or EvaluationContext()
 
 
-def _request(serving: Serving, headers: Headers, context: Mapping[str, Any]) -> Request:
-    """The context as a request: its texts stand for headers of their names, its targeting key for the unit."""
-    found = dict(headers)
-    for name, value in context.items():
-        if isinstance(value, str):
-            found[name.lower()] = value.encode()
-    if key := context.get(TARGETING_KEY):
-        found[_unit_header(serving.routing)] = key.encode()
-    body = {name: context[name] for name in ("messages", VARIABLES) if name in context}
+def _request(serving: Serving, headers: Headers, context: EvaluationContext) -> Request:
+    """The context as a request: its texts stand for headers of their names, its targeting key for the unit. The tenant
+    is that of the caller's key, whatever the context says."""
+    texts = {name.lower(): value for name, value in (context.model_extra or {}).items() if isinstance(value, str)}
+    if key := context.targeting_key:
+        texts[_unit_header(serving.routing)] = key
+    texts.pop(HEADER_TENANT, None)
+    found = {**headers, **{name: text.encode() for name, text in texts.items()}}
+    body = {"messages": context.messages, VARIABLES: context.prompt_variables}
     return Request(CHAT, found, body, time.perf_counter(), traceparent="", trace_id="")  # nobody else is asked
 
 
@@ -135,15 +154,14 @@ def _evaluation(given: Given) -> dict[str, Any]:
     }
 
 
-def _reason(given: Given) -> str:
-    """Never STATIC, which SDKs may keep for good."""
+def _reason(given: Given) -> Reason:
     if given.assignment.forced:
         return "TARGETING_MATCH"
     return "DEFAULT" if given.assignment.variant == "stable-outside" else "SPLIT"
 
 
 def _failure(code: str | None, message: str) -> dict[str, str]:
-    return {"errorCode": _CODES.get(code or "", "GENERAL"), "errorDetails": message}
+    return {"errorCode": CODES.get(code or "", GENERAL), "errorDetails": message}
 
 
 def _matches(wanted: str, tag: str) -> bool:

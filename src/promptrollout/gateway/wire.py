@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from promptrollout.gateway.errors import Overloaded
-from promptrollout.gateway.protocols import PROTOCOLS
-from promptrollout.gateway.protocols.base import Protocol
-from promptrollout.gateway.protocols.chat import CHAT
+from promptrollout.gateway.spoken import Errors, errors_of
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Of the request line and the headers together, without what the parser strips."""
@@ -43,6 +41,7 @@ class StrictProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.url, self.headers = b"", []  # or uvicorn has none before the first request has begun
         self._head_bytes = 0
         self._head_begun = False
         self._in_body = False
@@ -106,8 +105,7 @@ class StrictProtocol(HttpToolsProtocol):
         seconds, self._shedding = self._shedding, 0
         if self.transport.is_closing():
             return
-        path = self.url.partition(b"?")[0].decode("latin-1")
-        answer = _overloaded_answer(PROTOCOLS.get(path, CHAT), seconds)
+        answer = _overloaded_answer(self._errors(), seconds)
         if self.parser.should_keep_alive() and not self._in_body:
             self.transport.write(answer)
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -167,11 +165,15 @@ class StrictProtocol(HttpToolsProtocol):
                 return
             cycle.disconnected = True  # its body is what is wrong: it gets this answer and no other
             cycle.message_event.set()
-        body = CHAT.error_body(problem.status, str(problem), problem.code)
+        body = self._errors().error_body(problem.status, str(problem), problem.code)
         self.transport.write(_whole(problem.status, {"connection": "close"}, body))
         # closed at once, what is still coming in would reset the connection, and the answer be lost on its way
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def _errors(self) -> Errors:
+        """Of the request's path, as far as that is known."""
+        return errors_of(self.url.partition(b"?")[0].decode("latin-1"), self.headers)
 
     def _head_is_late(self) -> None:
         self._head_timer = None
@@ -197,10 +199,10 @@ def _whole(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
     return STATUS_LINE[status] + head.encode() + length.encode() + body
 
 
-@cache
-def _overloaded_answer(protocol: Protocol, seconds: int) -> bytes:
+@lru_cache(maxsize=256)
+def _overloaded_answer(errors: Errors, seconds: int) -> bytes:
     error = Overloaded(seconds)
-    return _whole(error.status, error.headers, protocol.error_body(error.status, str(error), error.code))
+    return _whole(error.status, error.headers, errors.error_body(error.status, str(error), error.code))
 
 
 _TOO_LARGE: Final = Refused(

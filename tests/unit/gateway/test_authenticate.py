@@ -168,6 +168,9 @@ async def test_a_tenant_is_whom_the_key_says_and_nobody_else(tmp_path: Path, pro
         for key, variant in (("acme-key", "canary"), ("other-key", "stable")):
             answer = await caller.post(request(), headers={"x-api-key": key, **pretended})
             assert answer.headers["x-promptrollout-variant"] == variant
+            context = {"targetingKey": "u1", "X-PromptRollout-Tenant": "acme"}
+            flag = await caller.post({"context": context}, "/ofrep/v1/evaluate/flags/support", {"x-api-key": key})
+            assert flag.json["variant"] == variant
 
 
 async def test_keys_rotate_without_a_restart(tmp_path: Path, provider: Provider) -> None:

@@ -24,6 +24,8 @@ from tests.unit.gateway.test_prompts import REPORTED
 TEMPLATE = [{"role": "system", "content": "You serve {{ company }}."}]
 ACME = {"prompt_variables": {"company": "ACME"}}
 FLAGS = "/ofrep/v1/evaluate/flags"
+DEEP = b'{"a":' * 300 + b"1" + b"}" * 300
+"""More than can be written again."""
 
 
 @pytest.fixture
@@ -175,7 +177,11 @@ async def test_all_of_them_at_once_with_an_entity_tag(
         (f"{FLAGS}/support", b'{"context": 1}', 400, {"key": "support", "errorCode": "INVALID_CONTEXT"}),
         (f"{FLAGS}/support", b'{"context": {"targetingKey": 1}}', 400, {"errorCode": "INVALID_CONTEXT"}),
         (f"{FLAGS}/nobody", b"{}", 404, {"key": "nobody", "errorCode": "FLAG_NOT_FOUND"}),
+        (f"{FLAGS}/support", b'{"context": {"messages": [1]}}', 400, {"errorCode": "INVALID_CONTEXT"}),
+        (f"{FLAGS}/support", b'{"context": {"messages": [' + DEEP + b"]}}", 400, {"errorCode": "PARSE_ERROR"}),
         (FLAGS, b"{", 400, {"errorCode": "PARSE_ERROR"}),
+        (FLAGS, b'{"context": {"prompt_variables": 1}}', 400, {"errorCode": "INVALID_CONTEXT"}),
+        (FLAGS, b'{"context": {"messages": [' + DEEP + b"]}}", 400, {"errorCode": "PARSE_ERROR"}),
         (FLAGS, b'{"context": []}', 400, {"errorCode": "INVALID_CONTEXT"}),
     ],
 )
