@@ -28,11 +28,13 @@ ABSENT = "the SDKs are not installed: `make clients` does that"
 class World:
     """A gateway on a real port; `url` is what an SDK takes for its `base_url`."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, **settings: Any) -> None:
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self._loop = self._runner.get_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._state = state
+        self._settings = Settings(
+            "default", "ns", "pod-1", state_dir=state, provider_keys_dir=state / "keys", **settings
+        )
         self._stop = asyncio.Event()
         self._started = threading.Event()
         self.sequence = 0
@@ -52,9 +54,7 @@ class World:
         self._runner.run(self._serve())
 
     async def _serve(self) -> None:
-        self.gateway = Gateway(
-            Settings("default", "ns", "pod-1", state_dir=self._state, provider_keys_dir=self._state / "keys")
-        )
+        self.gateway = Gateway(self._settings)
         async with AsyncExitStack() as stack:
             self.provider = await stack.enter_async_context(Provider())
             self.model_root = await stack.enter_async_context(serving(SimulatedModel(seed=1)))

@@ -70,7 +70,7 @@ class Score(_Vote):
     )
 
     name: LabelValue
-    """Of the score. Beside those of the rollout's objectives a version counts 16 more."""
+    """Of the score. Beside those of the rollout's objectives a version counts only so many more: `too_many_scores`."""
     value: Annotated[float, Field(strict=True, ge=0, le=MAX_SCORE, allow_inf_nan=False)]
     """Not below 0: sums of scores are counters, which never fall."""
     response_id: _Id | None = None

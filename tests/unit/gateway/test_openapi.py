@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import jsonschema_rs
 import orjson
+import pytest
 
 from promptrollout.gateway import ofrep, openapi, prompts, usage
 from promptrollout.gateway.app import MODELS_PATH
@@ -55,6 +57,40 @@ def test_its_schemas_are_schemas_and_its_example_is_one() -> None:
         validator = jsonschema_rs.Draft202012Validator(whole)
         if "example" in schema:
             validator.validate(schema["example"])
+
+
+VOTE = {"response_id": "x"}
+SCORE = {"name": "helpful", "value": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/feedback", {**VOTE, "rating": "positive"}),
+        ("/v1/feedback", {**VOTE, "rating": None, "edited": False, "comment": "nice"}),
+        ("/v1/feedback", VOTE),
+        ("/v1/feedback", {**VOTE, "rating": None, "edited": None}),
+        ("/v1/feedback", {**VOTE, "edited": 1}),
+        ("/v1/scores", {**SCORE, "response_id": "x"}),
+        ("/v1/scores", {**SCORE, "response_id": None, "conversation_id": "x"}),
+        ("/v1/scores", {**SCORE, "response_id": "x", "conversation_id": "x"}),
+        ("/v1/scores", {**SCORE, "response_id": None}),
+        ("/v1/scores", {**SCORE, "response_id": "x", "value": -1}),
+        ("/v1/scores", {**SCORE, "response_id": "x", "name": "a b"}),
+        ("/v1/usage", {"token": "x", "usage": {"prompt_tokens": 1}, "latency_seconds": 2}),
+        ("/v1/usage", {"token": "x", "latency_seconds": "2"}),
+        ("/v1/usage", {"token": "x", "outcome": "fine"}),
+        ("/v1/usage", {}),
+    ],
+)
+async def test_it_takes_and_refuses_fields_as_the_gateway_does(caller: Caller, path: str, body: dict[str, Any]) -> None:
+    schema = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    described = jsonschema_rs.Draft202012Validator({**schema, "components": DOCUMENT["components"]}).is_valid(body)
+    answered = await caller.post(body, path)
+    assert answered.status == 400, "there is no such answer or render"
+    assert (answered.error["code"] not in ("invalid_vote", "invalid_type")) == described
+    codes = DOCUMENT["paths"][path]["post"]["responses"]["400"]["content"]["application/json"]["schema"]
+    jsonschema_rs.Draft202012Validator({**codes, "components": DOCUMENT["components"]}).validate(answered.json)
 
 
 async def test_a_wrong_method_is_told_which_is_right(caller: Caller) -> None:
