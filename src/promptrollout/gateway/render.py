@@ -44,6 +44,8 @@ class Overlay:
     """Fields of the request that one of ours takes the place of."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Where the request has none of its own."""
+    answer_format: Mapping[str, Any] | None = None
+    """The form of the answer, for protocols that have a field inside of another for it."""
 
     def over(self, body: Body) -> Body:
         """The request with the version's fields in it, the template's variables taken out."""

@@ -13,7 +13,7 @@ from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.protocols.messages import DEFAULT_MAX_TOKENS, MESSAGES
 from promptrollout.gateway.render import SystemMessageRefused, compile_prompt
-from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, counted, delivery, says, series
+from tests.unit.gateway.kit import CANARY, SCHEMA, Caller, Provider, arm, counted, delivery, says, series
 
 OURS = [{"role": "system", "content": "Of {{ company }}."}]
 EXAMPLE = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
@@ -75,6 +75,36 @@ def test_the_versions_parameters_and_tools_are_said_as_anthropic_has_them() -> N
     assert found["of_next_year"] == 1
 
 
+def test_the_versions_output_schema_is_asked_for_where_the_caller_leaves_the_format_to_it() -> None:
+    asked = {"type": "json_schema", "schema": {**SCHEMA, "additionalProperties": False}}
+    assert filled({}, outputSchema=SCHEMA)["output_config"] == {"format": asked}
+    found = filled({"output_config": {"effort": "low"}}, outputSchema=SCHEMA)
+    assert found["output_config"] == {"effort": "low", "format": asked}
+    theirs = {"format": {"type": "json_schema", "schema": {"type": "string"}}}
+    assert filled({"output_config": theirs}, outputSchema=SCHEMA)["output_config"] == theirs
+    assert "output_config" not in filled({"output_format": theirs["format"]}, outputSchema=SCHEMA)
+    assert "output_config" not in filled({})
+
+
+def test_the_version_may_say_otherwise_of_its_output_schema() -> None:
+    ours = {"format": {"type": "json_schema", "schema": {"type": "integer"}}}
+    found = filled({}, outputSchema=SCHEMA, parameters={"extra": {"output_config": ours}})
+    assert found["output_config"] == ours
+    found = filled({}, outputSchema=SCHEMA, parameters={"extra": {"output_config": {"effort": "low"}}})
+    assert found["output_config"]["effort"] == "low"
+    assert found["output_config"]["format"]["type"] == "json_schema"
+    none = {"outputSchema": SCHEMA, "parameters": {"extra": {"output_config": {}}}}
+    assert "output_config" not in filled({}, **none)
+    assert filled({"output_config": {"effort": "low"}}, **none)["output_config"] == {"effort": "low"}
+
+
+def test_no_form_is_asked_of_an_answer_whose_beginning_is_given_or_which_has_no_such_form() -> None:
+    begun = [*OURS, {"placeholder": "history"}, {"role": "assistant", "content": "{"}]
+    assert "output_config" not in filled({}, begun, outputSchema=SCHEMA), "Anthropic refuses the two together"
+    assert "output_config" not in filled({"messages": [HELLO, EXAMPLE[1]]}, outputSchema=SCHEMA)
+    assert "output_config" not in filled({}, outputSchema={"type": "object"}), "closed, it would be {} alone"
+
+
 def test_a_caller_who_asks_for_another_format_is_not_judged_by_ours() -> None:
     assert MESSAGES.leaves_format({"output_config": {"effort": "low"}}) is True
     assert MESSAGES.leaves_format({"output_config": {"format": {"type": "json_schema"}}}) is False
@@ -129,6 +159,18 @@ async def test_what_is_read_from_and_written_to_the_cache_is_input(
     total = series(gateway, "stable").total
     assert (total.input_tokens, total.cached_input_tokens) == (100, 60)
     assert total.cost_sum_usd == pytest.approx(10e-6 + 45e-6 + 6e-6 + 20e-6)
+
+
+@pytest.mark.parametrize("text", ['{"answer":"x"}', "no JSON"])
+async def test_an_answer_in_the_form_that_was_asked_for_is_held_against_the_schema(
+    gateway: Gateway, caller: Caller, provider: Provider, text: str
+) -> None:
+    await anthropic(gateway, provider, outputSchema=SCHEMA)
+    provider.script.append(says(body={**ANSWER, "content": [{"type": "text", "text": text}]}))
+    assert (await caller.post(ASKED, path="/v1/messages")).status == 200
+    assert provider.requests[0]["output_config"]["format"]["schema"]["required"] == ["answer"]
+    total = series(gateway, "stable").total
+    assert (total.contract_checks, total.contract_failures) == (1, int(text == "no JSON"))
 
 
 async def test_a_version_that_anthropic_cannot_be_told_is_found_when_it_is_loaded(

@@ -11,6 +11,7 @@ from promptrollout.api.unsayable import unsayable
 from promptrollout.gateway.account import Usage
 from promptrollout.gateway.choices import Choice
 from promptrollout.gateway.errors import CallerError, Untranslatable
+from promptrollout.gateway.protocols.anthropic_schema import sayable
 from promptrollout.gateway.protocols.base import Protocol, Whole
 from promptrollout.gateway.protocols.chat import history_of
 from promptrollout.gateway.render import (
@@ -64,11 +65,17 @@ class Messages(Protocol):
         fields["model"] = spec.model
         if spec.tools is not None:
             fields["tools"] = [tool_of(tool, f"tools[{index}]") for index, tool in enumerate(spec.tools)]
-        return Overlay(fields, defaults={"max_tokens": DEFAULT_MAX_TOKENS})
+        unwanted = fields.get("output_config") == {}  # a version says so of a model that has no structured outputs
+        schema = None if spec.output_schema is None or unwanted else sayable(spec.output_schema)
+        answer_format = None if schema is None else {"type": "json_schema", "schema": schema}
+        if unwanted:
+            del fields["output_config"]
+        return Overlay(fields, defaults={"max_tokens": DEFAULT_MAX_TOKENS}, answer_format=answer_format)
 
     def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
         before, after = messages_of(prompt, body)
-        request = prompt.overlay(self.name, self.overlay).over(body)
+        overlay = prompt.overlay(self.name, self.overlay)
+        request = overlay.over(body)
         own = [message["content"] for message in (*before, *after) if message["role"] in SYSTEM_ROLES]
         system = _system(prompt, own, body.get("system"))
         if system:
@@ -80,6 +87,10 @@ class Messages(Protocol):
             *history_of(body),
             *(message for message in after if message["role"] not in SYSTEM_ROLES),
         ]
+        if overlay.answer_format is not None and self.leaves_format(body) and _takes_format(request):
+            config = request.get("output_config")
+            beside = config if isinstance(config, dict) else {}
+            request["output_config"] = {**beside, "format": overlay.answer_format}
         return request
 
     def leaves_format(self, body: Body) -> bool:
@@ -199,6 +210,12 @@ def _system(prompt: CompiledPrompt, own: list[str], theirs: Any) -> Any:
     if isinstance(theirs, list) and theirs:
         return [*({"type": "text", "text": text} for text in own if text), *theirs]
     return "\n\n".join([*own, theirs] if theirs else own)
+
+
+def _takes_format(request: Body) -> bool:
+    """Whether a form of the answer can be asked for: not beside one, nor of an answer whose beginning is given."""
+    messages = request["messages"]
+    return MESSAGES.leaves_format(request) and not (messages and messages[-1].get("role") == "assistant")
 
 
 def _said(block: Body) -> Body:
