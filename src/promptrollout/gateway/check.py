@@ -100,8 +100,12 @@ async def _relay(prepared: Prepared, answer: Answer, reply: Reply) -> Ending:
         outcome.answered(choices)
         if validator is not None:
             outcome.contract_kept = contract.kept(validator, choices)
-    last = b"" if failure is None else prepared.request.protocol.error_event(502, failure[1], failure[0], reader.events)
-    return Ending(200, {}, last)
+    if failure is None:
+        return Ending(200, {}, b"")
+    code, message = failure
+    if reader.translator is not None:
+        return Ending(200, {}, reader.translator.error(message, code))
+    return Ending(200, {}, prepared.request.protocol.error_event(502, message, code, reader.events))
 
 
 async def _forward(
@@ -145,7 +149,7 @@ async def _send_piece(piece: bytes, prepared: Prepared, answer: Answer, reply: R
 
 def _translated(prepared: Prepared, translation: Translation, whole: Whole) -> bytes:
     try:
-        return orjson.dumps(translation.answer(whole.parsed))
+        return orjson.dumps(translation.answer(whole.parsed, prepared.request.body))
     except ValueError as error:
         message = f"the answer of provider {prepared.target.provider.name} cannot be translated: {error}"
         raise ProviderError("bad_response", 502, message) from error

@@ -27,8 +27,8 @@ class StreamTranslator(Protocol):
     def event(self, found: dict[str, Any]) -> bytes:
         """What the caller gets for this event; empty if nothing."""
 
-    def error(self, message: str) -> bytes:
-        """What the caller gets where the provider says in the stream that it failed."""
+    def error(self, message: str, code: str) -> bytes:
+        """What the caller gets last where the provider says in the stream that it failed, or the stream breaks."""
 
     def end(self) -> bytes:
         """What the caller still gets when the provider's stream is whole."""
@@ -112,7 +112,7 @@ class StreamReader(ABC):
         self.events += 1
         if failure := self.failure_of(found):
             self.error = failure[:1000]
-            return event if self.translator is None else self.translator.error(self.error)
+            return event if self.translator is None else self.translator.error(self.error, "stream_broken")
         forwarded = self.note(found)
         if (answer_id := self.answer_id) is not None and any(answer_id.put(found, path) for path in self.id_paths):
             event = answer_id.replaced(event) or _with_payload(event, orjson.dumps(found))

@@ -197,6 +197,9 @@ async def test_a_request_that_cannot_be_translated_counts_for_nobody(
     answered = await caller.post({"model": "support", "user": "u", "messages": [HELLO], "seed": 1})
     assert (answered.status, answered.error["code"], answered.error["param"]) == (400, "untranslatable", "seed")
     assert answered.error["message"] == "seed: Anthropic's API has nothing like it"
-    answered = await caller.post({"model": "support", "input": "Hello"}, path="/v1/responses")
+    asked = {"model": "support", "input": "Hello", "previous_response_id": "resp_1"}
+    answered = await caller.post(asked, path="/v1/responses")
     assert (answered.status, answered.error["code"]) == (400, "untranslatable")
+    assert answered.error["param"] == "previous_response_id"
+    assert "keeps no conversations: send the items before this one instead" in answered.error["message"]
     assert (counted(gateway), provider.requests) == ({}, [])

@@ -26,6 +26,7 @@ COMBINATIONS = [
     ("responses", "OpenAI"),
     ("messages", "OpenAI"),
     ("chat", "Anthropic"),
+    ("responses", "Anthropic"),
     ("messages", "Anthropic"),
 ]
 
@@ -281,6 +282,9 @@ async def test_a_refusal_is_counted_in_each_protocol(world: World, protocol: str
         assert read(protocol, body, stream=stream).ended == "refusal"
     if (protocol, kind) == ("chat", "Anthropic"):
         assert read(protocol, body, stream=stream).ended == "content_filter"
+    if (protocol, kind) == ("responses", "Anthropic"):
+        assert read(protocol, body, stream=stream).ended == "incomplete"
+        assert b'"incomplete_details":{"reason":"content_filter"}' in body
 
 
 @pytest.mark.parametrize(("protocol", "kind"), COMBINATIONS)
@@ -294,9 +298,14 @@ async def test_a_stream_that_breaks_ends_in_an_error_of_the_protocol(world: Worl
     if protocol == "chat":
         assert error["error"]["code"] == "stream_broken"
     elif protocol == "responses":
-        assert (error["type"], error["code"]) == ("error", "stream_broken")
-        assert error["sequence_number"] == len(body.rstrip().split(b"\n\n")) - 1
-        assert last.startswith(b"event: error\n")
+        numbers = [event["sequence_number"] for event in events(body)]
+        assert numbers == list(range(len(numbers)))
+        assert last.startswith(b"event: %b\n" % error["type"].encode())
+        if kind == "OpenAI":
+            assert (error["type"], error["code"]) == ("error", "stream_broken")
+        else:
+            assert (error["type"], error["response"]["status"]) == ("response.failed", "failed")
+            assert "the connection to provider openai broke" in error["response"]["error"]["message"]
     else:
         assert (error["type"], error["error"]["type"]) == ("error", "api_error")
         assert last.startswith(b"event: error\n")
@@ -429,6 +438,6 @@ async def test_an_answer_of_a_megabyte_arrives(world: World, protocol: str, kind
     await world.serve(kind)
     await world.behave(answer=long)
     body = ask(protocol, stream=stream)
-    body |= {"max_tokens": 1_000_000} if protocol != "responses" else {}
+    body["max_output_tokens" if protocol == "responses" else "max_tokens"] = 1_000_000
     _, _, answer = await world.post(PATHS[protocol], body)
     assert read(protocol, answer, stream=stream).text == long

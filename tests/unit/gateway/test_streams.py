@@ -104,9 +104,13 @@ async def test_what_the_provider_says_of_its_failure_reaches_the_caller_once(
     provider.script.append(streams(half, FAILURES[spoken]))
     answered = await caller.post(ask(protocol, stream=True), path=PATHS[protocol])
     last = orjson.loads(answered.body.rstrip().split(b"data: ")[-1])
-    assert (last.get("message") or last["error"]["message"]) == "overloaded"
+    told = last["response"] if last.get("type") == "response.failed" else last
+    assert (told.get("message") or told["error"]["message"]) == "overloaded"
     assert answered.body.count(b"overloaded") == 1
-    assert (last.get("type") == "error") is (protocol != "chat")
+    if (protocol, kind) == ("responses", "Anthropic"):
+        assert last["type"] == "response.failed"
+    else:
+        assert (last.get("type") == "error") is (protocol != "chat")
     assert series(gateway, "stable").errors["stream_broken"] == 1
 
 

@@ -332,7 +332,7 @@ def test_messages_that_are_none_are_the_callers_fault(translate: Any, given: Any
 )
 def test_why_anthropic_stopped_in_openais_words(stop_reason: str | None, finish_reason: str) -> None:
     found = {"content": [{"type": "text", "text": "a"}], "stop_reason": stop_reason}
-    assert messages_answer.answer(found)["choices"][0]["finish_reason"] == finish_reason
+    assert messages_answer.answer(found, {})["choices"][0]["finish_reason"] == finish_reason
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_why_anthropic_stopped_in_openais_words(stop_reason: str | None, finish_
 )
 def test_why_openai_stopped_in_anthropics_words(finish_reason: str, stop_reason: str) -> None:
     found = {"choices": [{"message": {"content": "a"}, "finish_reason": finish_reason}]}
-    assert chat_answer.answer(found)["stop_reason"] == stop_reason
+    assert chat_answer.answer(found, {})["stop_reason"] == stop_reason
 
 
 def test_an_answer_of_anthropic_with_all_that_it_can_have() -> None:
@@ -358,7 +358,7 @@ def test_an_answer_of_anthropic_with_all_that_it_can_have() -> None:
         USE,
     ]
     found = messages_answer.answer(
-        {"id": "msg_1", "model": "c", "content": content, "stop_reason": "tool_use", "usage": usage}
+        {"id": "msg_1", "model": "c", "content": content, "stop_reason": "tool_use", "usage": usage}, {}
     )
     assert found["choices"][0]["message"] == {
         "role": "assistant",
@@ -373,7 +373,7 @@ def test_an_answer_of_anthropic_with_all_that_it_can_have() -> None:
         "total_tokens": 105,
         "prompt_tokens_details": {"cached_tokens": 70, "cache_write_tokens": 20},
     }
-    back = chat_answer.answer(found)
+    back = chat_answer.answer(found, {})
     assert back["content"] == [{"type": "text", "text": "Let me look."}, USE]
     assert back["usage"] == usage
     assert back["stop_reason"] == "tool_use"
@@ -383,7 +383,7 @@ def test_an_answer_of_anthropic_with_all_that_it_can_have() -> None:
 def test_a_call_that_anthropic_cannot_be_told_is_no_answer(arguments: str) -> None:
     call = {"id": "c", "function": {"name": "f", "arguments": arguments}}
     with pytest.raises(ValueError, match=r"unexpected|no object"):
-        chat_answer.answer({"choices": [{"message": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]})
+        chat_answer.answer({"choices": [{"message": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]}, {})
 
 
 # ------------------------------------------------------------------------------------------- streams
@@ -435,6 +435,22 @@ def test_text_then_two_calls_are_three_blocks_one_after_another() -> None:
     ]
     assert events[-2]["delta"]["stop_reason"] == "tool_use"
     assert (events[-2]["usage"]["input_tokens"], events[-2]["usage"]["output_tokens"]) == (9, 3)
+
+
+def test_a_call_without_arguments_streams_as_an_empty_object() -> None:
+    stream = messages_answer.ChatStream({})
+    said = b""
+    for index, given in enumerate(({}, {"a": 1}, {})):
+        block = {"type": "tool_use", "id": f"call_{index}", "name": "f", "input": given}
+        said += stream.event({"type": "content_block_start", "index": index, "content_block": block})
+        delta = {"type": "input_json_delta", "partial_json": '{"b":2}' if index == 2 else ""}
+        said += stream.event({"type": "content_block_delta", "index": index, "delta": delta})
+        said += stream.event({"type": "content_block_stop", "index": index})
+    arguments = ["", "", ""]
+    for event in said.split(b"\n\n")[:-1]:
+        for call in orjson.loads(event.removeprefix(b"data: "))["choices"][0]["delta"]["tool_calls"]:
+            arguments[call["index"]] += call["function"]["arguments"]
+    assert arguments == ["{}", '{"a":1}', '{"b":2}']
 
 
 def test_thinking_of_anthropic_streams_as_reasoning_and_usage_only_where_it_was_asked_for() -> None:

@@ -52,9 +52,7 @@ class Responses(Protocol):
         return Overlay(fields)
 
     def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
-        if body.get("background"):
-            message = "background answers cannot be fetched here: leave background out"
-            raise CallerError(400, "unsupported_value", message, "background")
+        require_foreground(body)
         before, after = messages_of(prompt, body)
         request = prompt.overlay(self.name, self.overlay).over(body)
         own = leading(before)
@@ -143,15 +141,28 @@ class ResponsesReader(StreamReader):
             self.begun = True
 
 
+def require_foreground(body: Body) -> None:
+    """Raises CallerError for an answer that nobody waits for."""
+    if body.get("background"):
+        message = "background answers cannot be fetched here: leave background out"
+        raise CallerError(400, "unsupported_value", message, "background")
+
+
+def instructions_of(body: Body) -> str | None:
+    """Raises CallerError."""
+    instructions = body.get("instructions")
+    if instructions is not None and not isinstance(instructions, str):
+        raise CallerError(400, "invalid_type", "instructions must be a text", "instructions")
+    return instructions
+
+
 def _put_in(
     request: Body, prompt: CompiledPrompt, instructions: list[str], before: list[Body], after: list[Body]
 ) -> None:
     """The version's messages and the caller's; the caller's system messages as the prompt wants them."""
-    theirs = request.get("instructions")
-    if theirs is not None and not isinstance(theirs, str):
-        raise CallerError(400, "invalid_type", "instructions must be a text", "instructions")
+    theirs = instructions_of(request)
     given = request.get("input")
-    items = _items(given)
+    items = items_of(given)
     if theirs or any(item.get("role") in SYSTEM_ROLES for item in items):
         choice = prompt.spec.caller_system_message or "Append"
         if choice == "Refuse":
@@ -172,7 +183,7 @@ def _put_in(
         request["input"] = given
 
 
-def _items(given: Any) -> list[Body]:
+def items_of(given: Any) -> list[Body]:
     """The request's own input as a list. Raises CallerError."""
     if given is None:
         return []

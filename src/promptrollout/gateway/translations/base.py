@@ -16,7 +16,7 @@ class Translation:
 
     request: Callable[[Body], Body]
     """Raises Untranslatable, CallerError. Leaves what it takes as it is."""
-    answer: Callable[[dict[str, Any]], dict[str, Any]]
-    """Raises ValueError for an answer that cannot be said in the caller's protocol."""
+    answer: Callable[[dict[str, Any], Body], dict[str, Any]]
+    """To this request of the caller. Raises ValueError for what cannot be said in the caller's protocol."""
     stream: Callable[[Body], StreamTranslator]
     """For the answer to this request of the caller."""

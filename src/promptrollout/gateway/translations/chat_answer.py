@@ -19,7 +19,7 @@ _STOPS: Final = {
 }
 
 
-def answer(found: dict[str, Any]) -> dict[str, Any]:
+def answer(found: dict[str, Any], _: Body) -> dict[str, Any]:
     """The first choice as a message. Raises ValueError."""
     choice = next(iter(listed(found["choices"])), {})
     said = choice.get("message")
@@ -70,8 +70,8 @@ class MessagesStream:
                 self._choice(choice, out)
         return b"".join(out)
 
-    def error(self, message: str) -> bytes:
-        return MESSAGES.error_event(502, message, None, 0)
+    def error(self, message: str, code: str) -> bytes:
+        return MESSAGES.error_event(502, message, code, 0)
 
     def end(self) -> bytes:
         out: list[bytes] = []

@@ -1,4 +1,4 @@
-"""What both translations need: fields that are taken, dropped or refused by name, and events on the wire."""
+"""What all translations need: fields that are taken, dropped or refused by name, and what answers are made of."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import orjson
 
 from promptrollout.gateway.errors import Untranslatable
 from promptrollout.gateway.render import VARIABLES, Body
+from promptrollout.gateway.sse import StreamError
 
 Field = Callable[[Any, Body], None]
 """Puts what a field's value says into the other protocol's request."""
@@ -81,9 +82,24 @@ def dumped(value: Any) -> str:
         raise ValueError("a call's arguments are nested too deeply") from error
 
 
+def dumped_in_stream(value: Any) -> str:
+    """A call's arguments as a text. Raises StreamError."""
+    try:
+        return dumped(value)
+    except ValueError as error:
+        raise StreamError(str(error)) from error
+
+
 def listed(values: Any) -> list[Body]:
     """The objects of what may be a list."""
     return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
+
+
+def cached_input(usage: Any) -> tuple[int, int, int]:
+    """The input tokens of an answer of Anthropic's, and those of them that were read from the cache and written to it:
+    Anthropic counts these beside `input_tokens`, OpenAI within."""
+    read, written = count(usage, "cache_read_input_tokens"), count(usage, "cache_creation_input_tokens")
+    return count(usage, "input_tokens") + read + written, read, written
 
 
 def count(found: Any, name: str) -> int:

@@ -7,16 +7,15 @@ from typing import Any, Final
 
 import orjson
 
-from promptrollout.gateway.errors import error_object
-from promptrollout.gateway.protocols.chat import wants_usage
+from promptrollout.gateway.protocols.chat import CHAT, wants_usage
 from promptrollout.gateway.protocols.messages import finish_of
 from promptrollout.gateway.render import Body
-from promptrollout.gateway.translations.fields import count, dumped, listed
+from promptrollout.gateway.translations.fields import cached_input, count, dumped, dumped_in_stream, listed
 
 _REASONS: Final = ("stop", "length", "tool_calls", "content_filter")
 
 
-def answer(found: dict[str, Any]) -> dict[str, Any]:
+def answer(found: dict[str, Any], _: Body) -> dict[str, Any]:
     """A message as a chat completion with one choice."""
     said: list[str] = []
     reasoning: list[str] = []
@@ -59,6 +58,8 @@ class ChatStream:
         self._frame: Body = {}
         self._calls: dict[str, int] = {}
         """Numbers of the calls, by the index of their block."""
+        self._unsaid: dict[str, Any] = {}
+        """Arguments of the calls that no delta told of yet, by the same index."""
         self._usage: Body = {}
 
     def event(self, found: dict[str, Any]) -> bytes:
@@ -67,6 +68,8 @@ class ChatStream:
             return self._delta(found)
         if kind == "content_block_start":
             return self._block(found)
+        if kind == "content_block_stop" and (index := str(found.get("index"))) in self._unsaid:
+            return self._arguments(index, dumped_in_stream(self._unsaid.pop(index)))
         if kind == "message_start":
             message = found.get("message")
             message = message if isinstance(message, dict) else {}
@@ -85,8 +88,8 @@ class ChatStream:
             return self._chunk({}, _finish_reason(reason)) if reason else b""
         return b": ping\n\n" if kind == "ping" else b""
 
-    def error(self, message: str) -> bytes:
-        return b"data: " + error_object(502, message, "stream_broken") + b"\n\n"
+    def error(self, message: str, code: str) -> bytes:
+        return CHAT.error_event(502, message, code, 0)
 
     def end(self) -> bytes:
         last = b""
@@ -99,7 +102,9 @@ class ChatStream:
         if not isinstance(block, dict):
             return b""
         if block.get("type") == "tool_use":
-            number = self._calls.setdefault(str(found.get("index")), len(self._calls))
+            index = str(found.get("index"))
+            number = self._calls.setdefault(index, len(self._calls))
+            self._unsaid[index] = block.get("input")
             call = {"index": number, "id": block.get("id"), "type": "function"}
             return self._chunk({"tool_calls": [{**call, "function": {"name": block.get("name"), "arguments": ""}}]})
         return self._chunk({"content": block["text"]}) if block.get("text") else b""
@@ -113,10 +118,14 @@ class ChatStream:
             return self._chunk({"content": delta.get("text")})
         if kind == "thinking_delta":
             return self._chunk({"reasoning_content": delta.get("thinking")})
-        if kind == "input_json_delta" and (number := self._calls.get(str(found.get("index")))) is not None:
-            arguments = delta.get("partial_json")
-            return self._chunk({"tool_calls": [{"index": number, "function": {"arguments": arguments}}]})
+        if kind == "input_json_delta" and (index := str(found.get("index"))) in self._calls:
+            if delta.get("partial_json"):
+                self._unsaid.pop(index, None)
+            return self._arguments(index, delta.get("partial_json"))
         return b""
+
+    def _arguments(self, index: str, arguments: Any) -> bytes:
+        return self._chunk({"tool_calls": [{"index": self._calls[index], "function": {"arguments": arguments}}]})
 
     def _chunk(self, delta: Body, finish_reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
@@ -133,11 +142,9 @@ def _finish_reason(stop_reason: Any) -> str:
 
 
 def _usage(found: Any) -> Body | None:
-    """Anthropic counts its cache beside `input_tokens`, OpenAI within `prompt_tokens`."""
     if not isinstance(found, dict) or not found:
         return None
-    read, written = count(found, "cache_read_input_tokens"), count(found, "cache_creation_input_tokens")
-    prompt, completion = count(found, "input_tokens") + read + written, count(found, "output_tokens")
+    (prompt, read, written), completion = cached_input(found), count(found, "output_tokens")
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
