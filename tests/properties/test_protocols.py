@@ -21,6 +21,7 @@ WORDS = (  # noqa: SIM905
     "function user assistant system developer json_schema json_object stop length tool_calls end_turn max_tokens "
     "message function_call output_text content_block_start content_block_delta content_block_stop message_start "
     "message_delta message_stop text_delta input_json_delta thinking_delta error response.completed response.failed "
+    "input_text input_image input_file function_call_output reasoning "
     "response.output_text.delta response.output_item.added {} [1] data:application/pdf;base64,AA "
 ).split()
 NAMES = (  # noqa: SIM905
@@ -29,6 +30,7 @@ NAMES = (  # noqa: SIM905
     "prompt_tokens_details input_tokens_details cached_tokens cache_read_input_tokens error response output item "
     "content_block partial_json source media_type data url image_url file file_data filename title tool_calls "
     "tool_call_id tool_use_id text refusal thinking output_config format schema effort metadata user_id "
+    "call_id output file_id file_url input_text conversation previous_response_id include verbosity summary "
     "response_format json_schema stop stop_sequences stream stream_options include_usage incomplete_details reason "
     "status parallel_tool_calls disable_parallel_tool_use max_tokens temperature reasoning_effort prompt_variables "
 ).split()

@@ -14,6 +14,19 @@ _ITEM: Final = "reasoning"
 """Of a list of Responses items."""
 
 
+TOLD: Final = "rs_told_"
+"""How ids of reasoning items begin that were translated: to be read, not to be sent back. OpenAI would look for them
+among its own, in vain."""
+
+
+def without_told_reasoning(body: Body) -> Body:
+    """The request without such items of an answer before."""
+    given = body.get("input")
+    if not isinstance(given, list) or not any(_was_told(item) for item in given):
+        return body
+    return {**body, "input": [item for item in given if not _was_told(item)]}
+
+
 def without_signed_reasoning(body: Body) -> Body:
     """The request for another model than the one that answered before: what was said and called stays."""
     changes: Body = {}
@@ -23,6 +36,10 @@ def without_signed_reasoning(body: Body) -> Body:
             if kept != found:
                 changes[name] = kept
     return {**body, **changes} if changes else body
+
+
+def _was_told(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("type") == _ITEM and str(item.get("id")).startswith(TOLD)
 
 
 def _unsigned(item: Any) -> Any:

@@ -11,6 +11,7 @@ from promptrollout.gateway.errors import CallerError, Untranslatable
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.protocols.responses import RESPONSES
 from promptrollout.gateway.render import SystemMessageRefused, compile_prompt
+from promptrollout.gateway.translations import messages_response
 from tests.unit.gateway.kit import SCHEMA, Caller, Provider, arm, delivery, says
 
 OURS = [{"role": "system", "content": "Of {{ company }}."}]
@@ -46,6 +47,16 @@ def test_what_the_provider_remembers_is_not_said_again(state: dict[str, Any]) ->
     found = filled({"input": "Hello", **state}, [*OURS, *EXAMPLE])
     assert (found["instructions"], found["input"]) == ("Of ACME.", "Hello")
     assert state.items() <= found.items()
+
+
+def test_reasoning_that_was_translated_is_not_sent_where_nobody_knows_it() -> None:
+    thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    told = messages_response.answer({"id": "msg_1", "content": [thought]}, {})["output"]
+    assert [item["type"] for item in told] == ["reasoning"]
+    own = {"type": "reasoning", "id": "rs_1", "summary": []}
+    given = [HELLO, own, *told, HELLO]
+    assert filled({"input": given})["input"] == [HELLO, own, HELLO]
+    assert len(given) == 4, "the caller's request is left as it is"
 
 
 def test_the_callers_instructions_go_where_the_prompt_wants_them() -> None:

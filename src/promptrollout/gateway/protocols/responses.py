@@ -23,6 +23,7 @@ from promptrollout.gateway.render import (
     parameters_of,
 )
 from promptrollout.gateway.route import OPENAI_CONVERSATION, OPENAI_USER, Fields
+from promptrollout.gateway.signed_reasoning import without_told_reasoning
 from promptrollout.gateway.sse import StreamReader
 
 _UNSAID: Final = ("seed", "stop", "presence_penalty", "frequency_penalty")
@@ -53,6 +54,7 @@ class Responses(Protocol):
 
     def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
         require_foreground(body)
+        body = without_told_reasoning(body)
         before, after = messages_of(prompt, body)
         request = prompt.overlay(self.name, self.overlay).over(body)
         own = leading(before)

@@ -11,6 +11,7 @@ import orjson
 
 from promptrollout.gateway.protocols.messages import finish_of
 from promptrollout.gateway.render import Body
+from promptrollout.gateway.signed_reasoning import TOLD
 from promptrollout.gateway.translations.fields import cached_input, count, dumped, dumped_in_stream, listed
 
 _REASONS: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
@@ -50,7 +51,7 @@ _MESSAGE: Final = _Kind(
 )
 _REASONING: Final = _Kind(
     item={"type": "reasoning"},
-    prefix="rs_",
+    prefix=TOLD,
     parts="summary",
     part={"type": "summary_text"},
     beside_text={},
@@ -104,6 +105,8 @@ class ResponseStream:
         """Of the item of text that is open."""
         self._part: list[str] | None = None
         """Pieces of its part that is open."""
+        self._place: Body = {}
+        """Of that part."""
         self._call: list[str] | None = None
         """Pieces of the arguments of the call that is open."""
         self._input: Any = None
@@ -180,18 +183,19 @@ class ResponseStream:
         begins, delta, _, _ = kind.events
         if self._part is None:
             self._part = []
-            self._tell(out, begins, **self._place(kind), part={**kind.part, "text": ""})
+            self._place = {**self._at, kind.index: len(self._output[-1][kind.parts])}
+            self._tell(out, begins, **self._place, part={**kind.part, "text": ""})
         self._part.append(said)
-        self._tell(out, delta, **self._place(kind), delta=said, **kind.beside_text)
+        self._tell(out, delta, **self._place, delta=said, **kind.beside_text)
 
     def _end_part(self, out: list[bytes]) -> None:
         if self._kind is None or self._part is None:
             return
-        said, place = "".join(self._part), self._place(self._kind)
+        said = "".join(self._part)
         part = {**self._kind.part, "text": said}
         _, _, whole, ends = self._kind.events
-        self._tell(out, whole, **place, text=said, **self._kind.beside_text)
-        self._tell(out, ends, **place, part=part)
+        self._tell(out, whole, **self._place, text=said, **self._kind.beside_text)
+        self._tell(out, ends, **self._place, part=part)
         self._output[-1][self._kind.parts].append(part)
         self._part = None
 
@@ -240,10 +244,6 @@ class ResponseStream:
     def _at(self) -> Body:
         """Of the item that is open."""
         return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
-
-    def _place(self, kind: _Kind) -> Body:
-        """Of the part that is open."""
-        return {**self._at, kind.index: len(self._output[-1][kind.parts])}
 
     def _response(self) -> Body:
         return {**(self._frame or {}), "output": self._output, "usage": _usage(self._usage)}
