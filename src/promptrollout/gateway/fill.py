@@ -12,6 +12,7 @@ from promptrollout.gateway.errors import CallerError, Unfilled, Untranslatable
 from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.render import VARIABLES, SystemMessageRefused
 from promptrollout.gateway.request import Filled, Prepared, Request
+from promptrollout.gateway.response_id import provider_tag
 from promptrollout.gateway.route import Assignment
 from promptrollout.gateway.signed_reasoning import without_signed_reasoning
 from promptrollout.gateway.templates import MissingVariable
@@ -51,6 +52,8 @@ def prepare(
         if isinstance(instead, Exception) or (other is None and of_the_caller):
             raise _unfilled(filled)
         outcome.error_type = filled.error_type
+        if other is not None and request.kept_by not in (None, provider_tag(other.provider.base_url)):
+            instead = None  # its provider does not know the conversation
         if instead is None or arm is serving.stable:
             if counts:
                 counted_as.count(outcome)

@@ -82,8 +82,10 @@ def carry(serving: Serving, pin: Pin | None, assignment: Assignment, request: Re
     if pin is None:
         return
     arm = serving.canary if assignment.on_canary and serving.canary is not None else serving.stable
-    if pin.needs_state and pin.given.provider != provider_tag(arm.provider.base_url):
-        raise _elsewhere()
+    if pin.needs_state:
+        request.kept_by = pin.given.provider
+        if pin.given.provider != provider_tag(arm.provider.base_url):
+            raise _elsewhere()
     if not _same_model(serving, pin.given, arm):
         request.body = without_signed_reasoning(request.body)
 

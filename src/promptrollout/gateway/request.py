@@ -49,6 +49,8 @@ class Request:
     traceparent: str
     """The caller's, or one made here. https://www.w3.org/TR/trace-context/"""
     trace_id: str
+    kept_by: bytes | None = None
+    """The tag of the provider that keeps the conversation which this goes on, where that is known."""
 
 
 def parse(protocol: Protocol, headers: Headers, payload: bytes, started: float) -> Request:

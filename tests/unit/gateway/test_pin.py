@@ -222,6 +222,26 @@ async def test_nor_does_it_where_the_canary_s_provider_is_down(talk: Talk, gatew
     assert version(await talk.ask(LATE)) == "stable", "what starts anew is answered by stable"
 
 
+async def test_nor_where_the_canary_s_provider_keeps_none(talk: Talk, gateway: Gateway) -> None:
+    async with Provider() as other:
+        canary = arm(CANARY, other.url, provider_name="other", provider_type="Anthropic")
+        await talk.load(50, canary)
+        other.script.append(says(body={"id": "msg_1", "content": [{"type": "text", "text": "Hi"}]}))
+        asked = {"model": "support", "user": LATE, "input": "Hello"}
+        first = await talk.caller.post(asked, path="/v1/responses")
+        assert version(first) == "canary"
+        going_on = {**asked, "previous_response_id": first.json["id"]}
+        refused = await talk.caller.post(going_on, path="/v1/responses")
+        assert (refused.status, refused.error["code"]) == (400, "untranslatable")
+        assert refused.error["param"] == "previous_response_id"
+        assert counted(gateway) == {"canary": (2, 1)}, "a canary that these callers cannot use is a bad one"
+        assert talk.provider.requests == [], "stable's provider does not know that answer"
+        item = {"type": "message", "role": "user", "content": "And?"}
+        items = [{"role": "user", "content": "Hello"}, *first.json["output"], item]
+        other.script.append(says(body={"id": "msg_2", "content": [{"type": "text", "text": "Well"}]}))
+        assert version(await talk.caller.post({**asked, "input": items}, path="/v1/responses")) == "canary"
+
+
 SIGNED = [
     {"role": "user", "content": "Hello"},
     {
