@@ -342,6 +342,13 @@ REFUSALS: tuple[Refusal, ...] = (
         "gpt-5.4-mini",
     ),
     ("no replicas", gateway, _set("replicas", to=0), "spec.replicas"),
+    ("keys without a Secret", gateway, _set("auth", to={"mode": "Keys"}), "this mode needs keysSecretRef"),
+    (
+        "a rate of keys that nobody asks for",
+        gateway,
+        _set("limits", to={"requestsPerMinutePerKey": 60}),
+        "requestsPerMinutePerKey needs auth.mode",
+    ),
     ("slo without objectives", slo, _set("objectives", to=[]), "spec.objectives"),
 )
 

@@ -303,6 +303,13 @@ CEL: Final[dict[str, Callable[[Any], bool]]] = {
     "minDurationSeconds belongs to a weight": lambda s: "minDurationSeconds" not in s or "weight" in s,
     "mode None excludes objectives and sloRefs": lambda s: not _mode_is_none(s) or _objectives(s) == 0,
     "declare objectives or sloRefs, or say mode: None": lambda s: _mode_is_none(s) or _objectives(s) > 0,
+    # PromptGateway
+    "this mode needs keysSecretRef: the Secret with the hashes of the callers' keys": lambda s: (
+        s.get("mode") not in ("Keys", "KeysAndServiceAccounts") or "keysSecretRef" in s
+    ),
+    "limits.requestsPerMinutePerKey needs auth.mode: without keys nobody can tell the callers apart": lambda s: (
+        "requestsPerMinutePerKey" not in s.get("limits", ()) or s.get("auth", {}).get("mode", "None") != "None"
+    ),
     # an objective
     "an objective needs a bound: set max (min where less is worse), versusStable or both": lambda s: (
         "max" in s or "min" in s or "versusStable" in s
