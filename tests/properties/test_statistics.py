@@ -5,7 +5,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from promptrollout.engine.bernoulli import two_arm_bet
@@ -80,8 +80,14 @@ def test_a_restart_anywhere_changes_no_later_bit_of_a_rate(before: list[Counts],
     assert RATE.judge(again, LEVELS) == RATE.judge(state, LEVELS)
 
 
+def huge(canary_total: float) -> Counts:
+    """One costly request among a million million free ones: evidence of -1e36 in a single interval."""
+    return Counts(Arm(1, canary_total, canary_total**2), Arm(10**12, 0.0, 0.0))
+
+
 @UNHURRIED
 @given(mean_histories, mean_histories)
+@example([huge(0.0625), huge(0.0), Counts(Arm(10**12, 0.0, 0.0), Arm(10**12, 0.0, 0.0))], [])
 def test_a_restart_anywhere_changes_no_later_bit_of_a_mean(before: list[Counts], later: list[Counts]) -> None:
     state = observed_mean(before)
     text = COST.encode(state)

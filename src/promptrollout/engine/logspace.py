@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 NEVER = -math.inf
 """Logarithm of no mass at all."""
+LEAST = -1e15
+"""Evidence against an alternative is not told apart below this: e to it is 0, and sums in a checkpoint have bounds."""
 
 
 def log_add(a: float, b: float) -> float:
@@ -61,7 +63,7 @@ class StartMixture:
         """After one interval; `increments` are ln e_t per alternative."""
         t = self.intervals
         starting = math.log(FIRST if t == 0 else (1 - FIRST) / (t * (t + 1)))
-        logs = [x + log_add(m, starting) for m, x in zip(self.logs, increments, strict=True)]
+        logs = [max(LEAST, x + log_add(m, starting)) for m, x in zip(self.logs, increments, strict=True)]
         return StartMixture(t + 1, tuple(logs))
 
     def log_evidence(self, weights: Sequence[float]) -> float:
