@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-LATE_SECONDS: Final = 0.02
-"""Timers that all come later than this: there is a standing queue in front of the processor."""
+LATE_SECONDS: Final = 0.008
+"""Timers that usually come later than this: a turn of the loop takes twice as long, there is too much for one."""
 TICK_SECONDS: Final = 0.01
 TICKS: Final = 10
-"""Are looked at together. The least delay among them tells a standing queue from a burst, as in CoDel (RFC 8289)."""
+"""Are looked at together, by their median: a single burst, or a pause of the machine, is no standing queue (which is
+what CoDel, RFC 8289, asks of a delay too)."""
 LEAST: Final = 32
 """So many may be under way, however late the loop runs."""
 DOWN: Final = 0.9
@@ -46,16 +47,16 @@ class Pace:
     def _tick(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
         self._delays.append(loop.time() - due)
         if len(self._delays) >= TICKS:
-            self.look(min(self._delays))
+            self.look(sorted(self._delays)[TICKS // 2])
             self._delays.clear()
             if self.limit >= self._most and not self._in_flight():
                 self._timer = None
                 return
         self._start(loop)
 
-    def look(self, least_delay: float) -> None:
-        """Set the limit by the least delay (seconds) of some ticks."""
-        if least_delay > LATE_SECONDS:
+    def look(self, delay: float) -> None:
+        """Set the limit by the usual delay (seconds) of some ticks."""
+        if delay > LATE_SECONDS:
             at_once = min(self.limit, self._in_flight())
             self.limit = min(self._most, max(LEAST, int(at_once * DOWN)))
         elif self.limit < self._most:

@@ -19,8 +19,9 @@ HEAD_SECONDS: Final = 20.0
 """From a request's first byte to the end of its headers; also from the connection to its first byte."""
 LINGER_SECONDS: Final = 1.0
 """After a refusal, whatever else is sent is read and dropped, until the caller closes the connection."""
-SHED_SHARE: Final = 1.0
-"""A connection whose request was refused because the pod is full is read again after so much of its Retry-After."""
+SHED_SECONDS: Final = 1.0
+"""A connection whose request was refused because the pod is full is read again after so long, as if its next request
+waited in the queue: no longer, since a proxy in front may send other callers' requests on it."""
 
 # once only: which of two would hold is a matter of taste, and taste differs between servers
 _SINGLE: Final = frozenset([b"host", b"content-length", b"transfer-encoding", b"authorization", b"content-type"])
@@ -113,7 +114,7 @@ class StrictProtocol(HttpToolsProtocol):
             )
             # a caller who cannot wait as he was told must not keep us from answering the others
             self.flow.pause_reading()
-            self.loop.call_later(SHED_SHARE * seconds, self.flow.resume_reading)
+            self.loop.call_later(SHED_SECONDS, self.flow.resume_reading)
         else:
             self._refused = Refused(503, "overloaded", "")
             self.transport.write(answer.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))

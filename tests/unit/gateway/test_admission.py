@@ -44,7 +44,7 @@ async def until(gateway: Gateway, in_flight: int, queued: int) -> None:
 async def test_one_at_work_one_waits_and_the_third_comes_back_later(
     tmp_path: Path, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "SHED_SHARE", 0.05)
+    monkeypatch.setattr(wire, "SHED_SECONDS", 0.05)
     gate = asyncio.Event()
     provider.script.append(streams(gate, DONE))
     limits = Limits(max_concurrent_requests=1, max_queued_requests=1)
