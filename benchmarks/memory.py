@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--versions", type=int, default=10_000)
-    parser.add_argument("--per-second", type=float, default=5000.0, help="requests that this machine manages")
+    parser.add_argument("--per-second", type=float, default=5500.0, help="requests that this machine manages")
     options = parser.parse_args()
     uvloop.run(benchmark(options.requests, options.versions, options.per_second)).write()
 
