@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
-from promptrollout.gateway.errors import CallerError, ClientGone
+from promptrollout.gateway.errors import CallerError, ClientGone, Overloaded
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -21,6 +21,10 @@ BODY_SECONDS: Final = 60.0
 """A request must be here within this time."""
 WATCH_AFTER_SECONDS: Final = 0.05
 """A request that is over sooner is not watched for its caller's hanging up: that takes a task of its own."""
+MAX_UPLOAD_BYTES: Final = 256 * 1024 * 1024
+"""Of all bodies together that are not whole yet."""
+SMALL_BYTES: Final = 64 * 1024
+"""A body up to here is read in any case."""
 # a refused body is read to its end within these bounds: many clients cannot read an answer before they have sent all
 _DISCARD_BYTES: Final = 64 * 1024 * 1024
 _DISCARD_SECONDS: Final = 5.0
@@ -83,8 +87,24 @@ def headers_of(scope: Scope) -> dict[str, bytes]:
     return found
 
 
-async def read_body(headers: Mapping[str, bytes], receive: Receive, max_bytes: int) -> bytes:
-    """The whole body. Raises CallerError (413, 415, 408) or ClientGone."""
+class Uploads:
+    """Bodies of which a part is here. They take no place among the requests at work, so that who sends slowly keeps
+    nobody from being answered; all of them together have a bound."""
+
+    def __init__(self, max_bytes: int = MAX_UPLOAD_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self.bytes_held = 0
+
+    def take(self, more: int, size: int) -> bool:
+        """Whether a body that is now `size` bytes long may go on."""
+        self.bytes_held += more
+        return size <= SMALL_BYTES or self.bytes_held <= self._max_bytes
+
+
+async def read_body(
+    headers: Mapping[str, bytes], receive: Receive, max_bytes: int, uploads: Uploads | None = None
+) -> bytes:
+    """The whole body. Raises CallerError (413, 415, 408, 503) or ClientGone."""
     encoding = headers.get("content-encoding", b"identity").strip().lower()
     if encoding not in (b"", b"identity"):
         await _discard(receive)
@@ -95,6 +115,7 @@ async def read_body(headers: Mapping[str, bytes], receive: Receive, max_bytes: i
         raise _too_large(max_bytes)
     pieces: list[bytes] = []
     size = 0
+    uploads = uploads or Uploads()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             while True:
@@ -103,15 +124,18 @@ async def read_body(headers: Mapping[str, bytes], receive: Receive, max_bytes: i
                     raise ClientGone("the caller hung up while sending")
                 piece = message.get("body", b"")
                 size += len(piece)
-                if size > max_bytes:
+                room = uploads.take(len(piece), size)
+                if size > max_bytes or not room:
                     break
                 pieces.append(piece)
                 if not message.get("more_body"):
                     return b"".join(pieces)
     except TimeoutError as error:
         raise CallerError(408, "request_timeout", f"the request was not here within {BODY_SECONDS} s") from error
+    finally:
+        uploads.bytes_held -= size
     await _discard(receive)
-    raise _too_large(max_bytes)
+    raise _too_large(max_bytes) if size > max_bytes else Overloaded()
 
 
 def _too_large(max_bytes: int) -> CallerError:

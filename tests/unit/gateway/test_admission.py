@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+import orjson
 import pytest
 
 from promptrollout.gateway import pace as pace_module
@@ -18,6 +20,7 @@ from promptrollout.gateway.admit import MAX_RETRY_SECONDS, REFUSALS_PER_SECOND, 
 from promptrollout.gateway.app import Limits
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import Overloaded, RateLimited
+from promptrollout.gateway.http import Receive, Uploads, read_body
 from promptrollout.gateway.pace import LATE_SECONDS, LEAST, Pace
 from promptrollout.gateway.process import Gateway, Settings
 from tests.unit.gateway.kit import DONE, Provider, arm, delivery, request, samples, series, streams, value
@@ -76,6 +79,50 @@ async def test_one_at_work_one_waits_and_the_third_comes_back_later(
                 assert answer.status == 200
         assert series(gateway, "stable").total.requests == 3
         assert (gateway.counters.in_flight, gateway.counters.queued) == (0, 0)
+
+
+async def test_who_sends_slowly_keeps_nobody_from_being_answered(tmp_path: Path, provider: Provider) -> None:
+    body = orjson.dumps(request())
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
+    async with serving(tmp_path, provider, Limits(max_concurrent_requests=1, max_queued_requests=0)) as (gateway, url):
+        opened = [await asyncio.open_connection("127.0.0.1", int(url.split(":")[2].split("/")[0])) for _ in range(5)]
+        async with asyncio.timeout(5):
+            for number, (_, writer) in enumerate(opened, 1):
+                writer.write(head + body[:20])
+                while gateway.serving_app._uploads.bytes_held < 20 * number:  # noqa: ASYNC110
+                    await asyncio.sleep(0.002)
+        async with aiohttp.ClientSession() as client, client.post(url, json=request()) as answer:
+            assert answer.status == 200
+        for reader, writer in opened:
+            writer.write(body[20:])
+            assert (await reader.readline()).split()[1] == b"200"
+            writer.close()
+        assert gateway.serving_app._uploads.bytes_held == 0
+
+
+async def test_bodies_that_are_not_whole_have_a_bound_together() -> None:
+    uploads = Uploads(max_bytes=200_000)
+    more = asyncio.Event()
+
+    def body(pieces: list[bytes], last: bytes) -> Receive:
+        left = [*pieces]
+
+        async def receive() -> dict[str, Any]:
+            if left:
+                return {"type": "http.request", "body": left.pop(0), "more_body": True}
+            await more.wait()
+            return {"type": "http.request", "body": last, "more_body": False}
+
+        return receive
+
+    first = asyncio.create_task(read_body({}, body([b"x" * 150_000], b"y"), 10**6, uploads))
+    await asyncio.sleep(0)
+    more.set()
+    with pytest.raises(Overloaded):
+        await read_body({}, body([b"x" * 60_000, b"x" * 10_000], b"y"), 10**6, uploads)
+    assert await read_body({}, body([b"x" * 60_000], b"y"), 10**6, uploads) == b"x" * 60_000 + b"y"
+    assert len(await first) == 150_001
+    assert uploads.bytes_held == 0
 
 
 async def test_who_waits_too_long_is_told_so_and_who_hangs_up_leaves_the_queue(
