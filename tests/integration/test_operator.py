@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import httpx
@@ -161,3 +162,30 @@ def test_an_object_in_the_way_is_named_and_its_end_is_enough(story: Story) -> No
     # seen at the next list of all objects, or as here when the gateway is looked at anyway
     story.kubectl("scale", "deployment", "default-gateway", "--replicas=2")
     story.wait(lambda: ready().get("status") == "True", "a gateway that is ready")
+
+
+def test_callers_need_keys_of_the_secret_and_keys_rotate_without_a_restart(story: Story) -> None:
+    def secret(*keys: str) -> dict[str, Any]:
+        lines = "\n".join(f"sha256:{hashlib.sha256(key.encode()).hexdigest()}" for key in keys)
+        return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "callers"}, "stringData": {"shop": lines}}
+
+    def asked(key: str) -> int:
+        url, headers = story.gateway_url(), {"authorization": f"Bearer {key}"} if key else {}
+        try:
+            return httpx.get(f"{url}/v1/models", headers=headers).status_code if url else 0
+        except httpx.TransportError:
+            return 0
+
+    story.given(replicas=1, v1={}).apply("v1").healthy("v1")
+    assert asked("") == 200
+    story.kubectl.apply(secret("old"))
+    auth = '{"spec":{"auth":{"mode":"Keys","keysSecretRef":{"name":"callers"}}}}'
+    story.kubectl("patch", "promptgateway", "default", "--type=merge", "-p", auth)
+    story.wait(lambda: asked("") == 401 and asked("old") == 200, "a gateway that asks for keys")
+    gateway = story.kubectl.json("get", "promptgateway", "default")
+    (said,) = [c for c in gateway["status"]["conditions"] if c["type"] == "Authenticated"]
+    assert (said["status"], said["reason"]) == ("True", "Keys")
+    before = [pod["metadata"]["name"] for pod in story.pods()]
+    story.kubectl.apply(secret("new"))
+    story.wait(lambda: asked("new") == 200 and asked("old") == 401, "the other key")
+    assert [pod["metadata"]["name"] for pod in story.pods()] == before

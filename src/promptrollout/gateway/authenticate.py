@@ -36,6 +36,7 @@ class Authenticator:
     def __init__(self, keys: CallerKeys | None = None, tokens: TokenReviews | None = None) -> None:
         self.keys = keys
         self.tokens = tokens
+        self._had_keys = True
 
     async def caller(self, headers: dict[str, bytes]) -> Caller:
         """Who sends these headers. Takes the credentials out of them, so that nothing later can pass them on or log
@@ -61,6 +62,9 @@ class Authenticator:
             return
         for problem in self.keys.refresh():
             logger.warning("caller keys: %s: its last good state stays in use", problem)
+        if self._had_keys and not self.keys:
+            logger.warning("caller keys: there are none: is there a Secret of the name in auth.keysSecretRef?")
+        self._had_keys = bool(self.keys)
 
 
 def _credential(headers: dict[str, bytes]) -> bytes:

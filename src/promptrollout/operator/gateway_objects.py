@@ -199,7 +199,10 @@ def _limits(limits: Limits) -> list[Object]:
 def _auth(auth: Auth) -> list[Object]:
     if auth.mode == "None":
         return []
-    found = [{"name": "PROMPTROLLOUT_AUTH_MODE", "value": auth.mode}]
+    found = [
+        {"name": "PROMPTROLLOUT_AUTH_MODE", "value": auth.mode},
+        {"name": "PROMPTROLLOUT_CALLER_KEYS_DIR", "value": CALLER_KEYS_DIR},
+    ]
     if auth.mode != "Keys":
         accounts = json.dumps([one.dump() for one in auth.service_accounts], sort_keys=True)
         found.append({"name": "PROMPTROLLOUT_AUTH_AUDIENCE", "value": auth.audience})

@@ -19,7 +19,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from promptrollout.gateway import caller_keys, token_reviews
 from promptrollout.gateway.app import Limits
-from promptrollout.gateway.authenticate import Auth, AuthMode
+from promptrollout.gateway.authenticate import Auth, Authenticator, AuthMode
 from promptrollout.gateway.caller_keys import CallerKeys, EntryError, parse_entry
 from promptrollout.gateway.process import Gateway, Settings
 from promptrollout.gateway.token_reviews import ServiceAccountRule
@@ -442,3 +442,17 @@ def test_settings_of_one_process_are_a_copy(tmp_path: Path) -> None:
     settings = Settings("default", "ns", "pod-1", state_dir=tmp_path, caller_keys_dir=tmp_path)
     assert Gateway(settings).authenticator.keys is None
     assert Gateway(dataclasses.replace(settings, auth=Auth("Keys"))).authenticator.keys is not None
+
+
+def test_that_there_are_no_keys_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    callers = Authenticator(CallerKeys(tmp_path / "callers"))
+    for _ in range(3):
+        callers.refresh()
+    assert caplog.text.count("there are none") == 1
+    (tmp_path / "callers").mkdir()
+    entry = tmp_path / "callers" / "shop"
+    entry.write_text(f"sha256:{'0' * 64}")
+    callers.refresh()
+    entry.unlink()
+    callers.refresh()
+    assert caplog.text.count("there are none") == 2
