@@ -577,6 +577,7 @@ async def test_the_emergency_override_wins_over_any_weight(
         (b"", 400, "invalid_json"),
         (b"[]", 400, "invalid_json"),
         (b'{"a": NaN}', 400, "invalid_json"),
+        (b'{"a": [' + b"{}," * 250_000 + b"{}]}", 400, "invalid_json"),
         (b"\xff", 400, "invalid_json"),
         (b"[" * 100_000, 400, "invalid_json"),
         ({"messages": []}, 400, "model_missing"),
