@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 
-from benchmarks.gateway.run import SERVED_CORE, Served, process
+from benchmarks.gateway.run import SERVED_CORE, Served, environment, process
 from benchmarks.gateway.served import free_port
-from promptrollout.sandbox.assets import cache_dir
 
-REQUIREMENTS = Path(__file__).parents[2] / "requirements" / "litellm.txt"
 KEY = "sk-bench"
 CONFIGURATION = """\
 model_list:
@@ -25,25 +20,12 @@ general_settings: {{master_key: sk-bench}}
 """
 
 
-def environment() -> Path:
-    """Its folder, with everything installed."""
-    home = cache_dir() / "bench" / "litellm"
-    done = home / ".installed"
-    if not done.exists() or done.stat().st_mtime < REQUIREMENTS.stat().st_mtime:
-        print("  installing LiteLLM into an environment of its own", flush=True)
-        venv.create(home, with_pip=True, clear=True)
-        pip = [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--require-hashes", "-r", str(REQUIREMENTS)], check=True)
-        done.touch()
-    return home
-
-
 @contextmanager
 def served(provider_url: str, *, wanted: bool) -> Iterator[Served | None]:
     if not wanted:
         yield None
         return
-    home, port = environment(), free_port()
+    home, port = environment("litellm"), free_port()
     configuration = home / "config.yaml"
     configuration.write_text(CONFIGURATION.format(url=provider_url))
     command = [str(home / "bin" / "litellm"), "--config", str(configuration), "--port", str(port), "--num_workers", "1"]

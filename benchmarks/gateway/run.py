@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,20 @@ def load_tool() -> str:
         print("  building the stub model and the load generator", flush=True)
         subprocess.run([go(cache_dir(), print), "build", "-o", str(built), str(SOURCE)], check=True)
     return str(built)
+
+
+def environment(name: str) -> Path:
+    """A virtual environment with what `requirements/NAME.txt` pins, hashes checked."""
+    requirements = Path(__file__).parents[2] / "requirements" / f"{name}.txt"
+    home = cache_dir() / "bench" / name
+    done = home / ".installed"
+    if not done.exists() or done.stat().st_mtime < requirements.stat().st_mtime:
+        print(f"  installing {requirements.name} into an environment of its own", flush=True)
+        venv.create(home, with_pip=True, clear=True)
+        pip = [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--require-hashes", "-r", str(requirements)], check=True)
+        done.touch()
+    return home
 
 
 @contextmanager
