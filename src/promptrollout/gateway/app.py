@@ -153,8 +153,9 @@ class ServingApp:
         if self._rates is not None and caller is not ANYBODY:
             self._rates.take(caller.name)
         payload = await read_body(headers, receive, self._limits.max_request_bytes, self._uploads)
-        async with self.admission:
-            await unless_gone(endpoint(headers, payload, reply), receive, reply)
+        with self._uploads.held(len(payload)):
+            async with self.admission:
+                await unless_gone(endpoint(headers, payload, reply), receive, reply)
 
 
 def _require(method: str, wanted: str) -> None:

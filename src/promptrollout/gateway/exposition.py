@@ -1,6 +1,6 @@
 """Prometheus' text format of all counters.
 
-One consistent copy is taken first; then text is made in pieces that let go of the event loop in between.
+Each series is copied at once, all of them first; then text is made, in pieces that let go of the event loop in between.
 """
 
 from __future__ import annotations

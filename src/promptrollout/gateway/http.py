@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from promptrollout.gateway.errors import CallerError, ClientGone, Overloaded
@@ -21,8 +22,8 @@ BODY_SECONDS: Final = 60.0
 """A request must be here within this time."""
 WATCH_AFTER_SECONDS: Final = 0.05
 """A request that is over sooner is not watched for its caller's hanging up: that takes a task of its own."""
-MAX_UPLOAD_BYTES: Final = 256 * 1024 * 1024
-"""Of all bodies together that are not whole yet."""
+MAX_UPLOAD_BYTES: Final = 128 * 1024 * 1024
+"""Of the bodies of all requests under way, those that are not whole yet among them: a pod has 512 MiB by default."""
 SMALL_BYTES: Final = 64 * 1024
 """A body up to here is read in any case."""
 # a refused body is read to its end within these bounds: many clients cannot read an answer before they have sent all
@@ -88,8 +89,8 @@ def headers_of(scope: Scope) -> dict[str, bytes]:
 
 
 class Uploads:
-    """Bodies of which a part is here. They take no place among the requests at work, so that who sends slowly keeps
-    nobody from being answered; all of them together have a bound."""
+    """The bodies that a pod holds, until their requests are over. What is not whole takes no place among the requests
+    at work, so that who sends slowly keeps nobody from being answered; all together have a bound."""
 
     def __init__(self, max_bytes: int = MAX_UPLOAD_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -99,6 +100,15 @@ class Uploads:
         """Whether a body that is now `size` bytes long may go on."""
         self.bytes_held += more
         return size <= SMALL_BYTES or self.bytes_held <= self._max_bytes
+
+    @contextmanager
+    def held(self, size: int) -> Iterator[None]:
+        """While the request of a whole body is under way."""
+        self.bytes_held += size
+        try:
+            yield
+        finally:
+            self.bytes_held -= size
 
 
 async def read_body(

@@ -8,6 +8,7 @@ from typing import Final
 from promptrollout.api.names import HEADER_PIN
 from promptrollout.gateway.configuration import Arm
 from promptrollout.gateway.errors import CallerError
+from promptrollout.gateway.protocols.responses import RESPONSES
 from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.request import Request
 from promptrollout.gateway.response_id import ResponseId, provider_tag
@@ -15,6 +16,8 @@ from promptrollout.gateway.route import Assignment
 from promptrollout.gateway.signed_reasoning import without_signed_reasoning
 
 PREVIOUS: Final = "previous_response_id"
+CONVERSATION: Final = "conversation"
+"""Of the Responses API."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,16 @@ def pin_of(serving: Serving, request: Request, now: float) -> Pin | None:
         return None
     max_age = serving.configuration.spec.stickiness.pin_max_age_seconds
     return Pin(given, now - given.began_seconds < max_age, before is not None)
+
+
+def keep(serving: Serving, request: Request, pin: Pin | None, assignment: Assignment) -> Assignment:
+    """A `conversation` is kept by one provider, and nobody says by which: where the arms have different ones it stays
+    on stable, outside the comparison, since the canary's would not know it."""
+    canary = serving.canary
+    if canary is None or pin is not None or assignment.forced or not has_state(request):
+        return assignment
+    elsewhere = canary.provider.base_url != serving.stable.provider.base_url
+    return replace(assignment, variant="stable-outside") if elsewhere and PREVIOUS not in request.body else assignment
 
 
 def hold(serving: Serving, pin: Pin | None, assignment: Assignment) -> Assignment:
@@ -100,7 +113,8 @@ def _same_model(serving: Serving, given: ResponseId, arm: Arm) -> bool:
 
 def has_state(request: Request) -> bool:
     """Whether the request goes on from what one provider keeps."""
-    return request.body.get(PREVIOUS) is not None
+    body = request.body
+    return body.get(PREVIOUS) is not None or (body.get(CONVERSATION) is not None and request.protocol is RESPONSES)
 
 
 def require_no_state(request: Request) -> None:

@@ -116,7 +116,16 @@ class Prompts:
         render = RenderId(self._counters.process, number, self._pod_ip, self._admin_port)
         provider, now = provider_tag(prepared.arm.provider.base_url), int(time.time())
         return ids.wrap(
-            ResponseId(str(render), series.version, series.variant, outcome.shard, now, provider, began_seconds=now)
+            ResponseId(
+                str(render),
+                series.version,
+                series.variant,
+                outcome.shard,
+                now,
+                provider,
+                began_seconds=now,
+                rendered=True,
+            )
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -32,6 +33,10 @@ class RenderId:
 
     @property
     def url(self) -> str:
-        """Of the pod's admin port; empty where it is not known."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}" if host else ""
+        """Of the pod's admin port; empty where it is not known. Pods are addressed by number, never by name."""
+        try:
+            address = ipaddress.ip_address(self.host)
+        except ValueError:
+            return ""
+        host = f"[{address}]" if address.version == 6 else str(address)
+        return f"http://{host}:{self.port}"

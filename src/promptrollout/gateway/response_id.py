@@ -25,6 +25,9 @@ _MAC_BYTES: Final = 12
 _FORMAT: Final = 0x3C
 _CODED: Final = 0x01
 """In the first byte: the rest of the provider's id is base64url, since it is not safe in a URL."""
+_RENDERED: Final = 0x02
+"""In the first byte: not an answer's id, but a rendered prompt's, which says where to report. Nothing that a provider
+says is ever signed as that."""
 _VARIANTS: Final[tuple[Variant | None, ...]] = (None, "stable", "canary", "stable-outside", "canary-outside")
 """By the upper three bits of the second byte; the lower five are the shard."""
 _MAX_EARLIER: Final = 0xFFFF
@@ -54,6 +57,8 @@ class ResponseId:
     """The tag of the provider that answered: what it keeps of a conversation is there alone."""
     began_seconds: int
     """Since the epoch: when the conversation that is pinned to the version began, at most 18 h before the answer."""
+    rendered: bool = False
+    """Of a prompt that was rendered for an application; `upstream` is ours then."""
 
 
 @cache
@@ -102,6 +107,8 @@ class ResponseIds:
             rest, first = base64.urlsafe_b64encode(rest.encode()).decode().rstrip("="), first | _CODED
         if len(rest) > MAX_REST:
             return upstream
+        if given.rendered:
+            first |= _RENDERED
         arm = _VARIANTS.index(given.variant) << 5 | given.shard
         version, at = bytes.fromhex(given.version), given.at_seconds
         earlier = min(max(0, at - given.began_seconds), _MAX_EARLIER)
@@ -120,7 +127,8 @@ class ResponseIds:
             rest = base64.urlsafe_b64decode(rest + "=" * (-len(rest) % 4)).decode()
         # one that this release does not know counts for neither arm
         upstream, variant = f"{found.prefix}{rest}", dict(enumerate(_VARIANTS)).get(arm >> 5)
-        return ResponseId(upstream, version.hex(), variant, arm & 31, at, provider, at - earlier)
+        rendered = bool(first & _RENDERED)
+        return ResponseId(upstream, version.hex(), variant, arm & 31, at, provider, at - earlier, rendered)
 
     def _mac(self, prefix: str, head: bytes, rest: str) -> bytes:
         signed = b"%b\0%b%b" % (prefix.encode(), head, rest.encode())

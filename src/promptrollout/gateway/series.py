@@ -66,6 +66,8 @@ class Tally:
         return Tally(*_tallied(self))
 
 
+_BILLED_UNKNOWN: Final = frozenset({None, "stream_broken", "timeout", "reported", "unreported"})
+"""Ends without usage of requests that a provider may have worked for: what ran into a timeout is billed."""
 _tallied = attrgetter(*Tally.__slots__)
 
 
@@ -253,7 +255,7 @@ class Series:
         """Count what is kept of the whole arm only; the request's cost in USD, None where nobody knows it."""
         usage, price = outcome.usage, outcome.price
         if usage is None:
-            unknown = outcome.error_type in (None, "stream_broken", "reported", "unreported")
+            unknown = outcome.error_type in _BILLED_UNKNOWN
             if outcome.abandoned or outcome.fallback or unknown:
                 # nobody says how much was answered: counting nothing as free would make a version look cheap
                 self.usage_missing += 1

@@ -13,7 +13,7 @@ from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, ProviderError
 from promptrollout.gateway.fill import prepare
 from promptrollout.gateway.http import Reply
-from promptrollout.gateway.pin import carry, hold, pin_of
+from promptrollout.gateway.pin import carry, hold, keep, pin_of
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.registry import Registry, Serving
 from promptrollout.gateway.request import Accounted, Request, parse
@@ -42,7 +42,7 @@ class Requests:
         request = parse(protocol, headers, payload, started=time.perf_counter())
         serving = self._serving(request)
         pin = pin_of(serving, request, self._wall_clock())
-        assignment = hold(serving, pin, self._assign(serving, request))
+        assignment = keep(serving, request, pin, hold(serving, pin, self._assign(serving, request)))
         carry(serving, pin, assignment, request)
         prepared = prepare(serving, request, assignment)
         prepared.wall_clock = self._wall_clock

@@ -122,7 +122,9 @@ class UsageReports:
         for serving in servings:
             assert serving.response_ids is not None
             given = serving.response_ids.unwrap(token)
-            if given is not None and (render := RenderId.read(given.upstream)) is not None:
+            if given is None or not given.rendered:
+                continue
+            if (render := RenderId.read(given.upstream)) is not None:
                 return _Rendered(serving, given, render)
         raise CallerError(400, "invalid_token", "token: take usage_token of the rendered prompt, as it is", "token")
 
@@ -144,7 +146,7 @@ class UsageReports:
                 timeout = aiohttp.ClientTimeout(total=_FORWARD_SECONDS, sock_connect=_CONNECT_SECONDS)
                 self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=64))
             try:
-                async with self._session.post(f"{url}{POD_PATH}", data=payload) as answer:
+                async with self._session.post(f"{url}{POD_PATH}", data=payload, allow_redirects=False) as answer:
                     body = await answer.read()
                     if answer.status == 200:
                         return bool(orjson.loads(body).get("counted"))

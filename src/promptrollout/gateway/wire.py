@@ -10,6 +10,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from promptrollout.gateway.errors import Overloaded
+from promptrollout.gateway.http import BODY_SECONDS
 from promptrollout.gateway.spoken import Errors, errors_of
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -85,6 +86,7 @@ class StrictProtocol(HttpToolsProtocol):
         if (self.cycle is None or self.cycle.response_complete) and not self.pipeline:
             self._shedding = self._overloaded()
         if self._shedding:  # no task, no reading of what it wants: a refusal must cost next to nothing
+            self._head_timer = self.loop.call_later(BODY_SECONDS, self.transport.close)
             if self.expect_100_continue:
                 self._shed()
         else:
@@ -104,6 +106,7 @@ class StrictProtocol(HttpToolsProtocol):
     def _shed(self) -> None:
         """Answer that this pod has enough to do, and keep the connection: to open a new one costs more."""
         seconds, self._shedding = self._shedding, 0
+        self._stop_timer()
         if self.transport.is_closing():
             return
         answer = _overloaded_answer(self._errors(), seconds)

@@ -189,7 +189,9 @@ class GatewayReconciler:
             "readyReplicas": ready,
             "rollouts": len(self._rollouts(key)),
             "image": image,
-            "conditions": conditions(item, {"Ready": (truth, reason, message)} | _authenticated(spec), time.time()),
+            "conditions": conditions(
+                item, {"Ready": (truth, reason, message)} | _authenticated(spec, deployment), time.time()
+            ),
         }
         if not same_status(item, status):
             self._store.put("PromptGateway", await self._api.apply_status("PromptGateway", item, status), quiet=True)
@@ -200,11 +202,17 @@ def _provider(path: str) -> str:
     return path.partition("/")[0]
 
 
-def _authenticated(spec: GatewaySpec | None) -> dict[str, tuple[bool, str, str]]:
-    """The condition that says whether callers must say who they are."""
+def _authenticated(spec: GatewaySpec | None, deployment: Object) -> dict[str, tuple[bool, str, str]]:
+    """The condition that says whether callers must say who they are: by what the pods were told, which is not yet what
+    the spec says where they are kept as they are while a rollout is in progress."""
     if spec is None:
         return {}
     auth = spec.auth
+    if deployment and (mode := _auth_mode(deployment)) != auth.mode:
+        message = (
+            f"spec.auth.mode is {auth.mode}, but the pods still run with {mode}; they are replaced when no rollout "
+        )
+        return {"Authenticated": (mode != "None", "WaitsForRollout", f"{message}of it is in progress")}
     if auth.mode == "None":
         message = "spec.auth.mode is None: whoever reaches the gateway may call it, on the provider's account"
         return {"Authenticated": (False, "AuthenticationOff", message)}
@@ -214,6 +222,13 @@ def _authenticated(spec: GatewaySpec | None) -> dict[str, tuple[bool, str, str]]
     if auth.mode != "Keys":
         told.append(f"ServiceAccount tokens for the audience {auth.audience}")
     return {"Authenticated": (True, auth.mode, f"callers need one of: {', '.join(told)}")}
+
+
+def _auth_mode(deployment: Object) -> str:
+    """That its pods are told."""
+    (container, *_) = deployment["spec"]["template"]["spec"]["containers"]
+    told = (each.get("value") for each in container.get("env") or [] if each["name"] == "PROMPTROLLOUT_AUTH_MODE")
+    return next(told, None) or "None"
 
 
 def covers(live: Any, wanted: Any) -> bool:

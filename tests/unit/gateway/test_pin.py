@@ -222,6 +222,25 @@ async def test_nor_does_it_where_the_canary_s_provider_is_down(talk: Talk, gatew
     assert version(await talk.ask(LATE)) == "stable", "what starts anew is answered by stable"
 
 
+async def test_a_conversation_that_a_provider_keeps_stays_on_stable_where_the_canary_has_another(
+    talk: Talk, gateway: Gateway
+) -> None:
+    async def ask(**state: Any) -> Answered:
+        return await talk.caller.post({"model": "support", "user": LATE, "input": "Hi", **state}, path="/v1/responses")
+
+    async with Provider() as other:
+        talk.provider.script += [
+            says(body={"id": "resp_1", "object": "response", "status": "completed", "output": []})
+        ] * 3
+        await talk.load(50, arm(CANARY, other.url, provider_name="other"))
+        assert version(await ask(conversation="conv_1")) == "stable"
+        assert version(await ask(conversation={"id": "conv_1"})) == "stable"
+        assert {name for name, of in counted(gateway).items() if of[0]} == {"stable-outside"}
+        assert other.requests == []
+        await talk.load(50)
+        assert version(await ask(conversation="conv_1")) == "canary", "the same provider keeps it for either"
+
+
 async def test_nor_where_the_canary_s_provider_keeps_none(talk: Talk, gateway: Gateway) -> None:
     async with Provider() as other:
         canary = arm(CANARY, other.url, provider_name="other", provider_type="Anthropic")

@@ -390,9 +390,9 @@ def token_of(
     return signed(str(RenderId("deadbeef", number, host, port)), ago, uid, version)
 
 
-def signed(upstream: str, ago: int = 0, uid: str = "uid-1", version: str = CANARY) -> str:
+def signed(upstream: str, ago: int = 0, uid: str = "uid-1", version: str = CANARY, *, rendered: bool = True) -> str:
     at = int(time.time()) - ago
-    given = ResponseId(upstream, version[:10], "canary", 3, at, b"xx", at)
+    given = ResponseId(upstream, version[:10], "canary", 3, at, b"xx", at, rendered)
     return ResponseIds(uid, bytes.fromhex(KEY)).wrap(given)
 
 
@@ -427,13 +427,16 @@ async def test_a_report_whose_pod_is_gone_is_counted_where_it_arrives(pods: list
 
 
 async def test_an_answers_id_is_no_token(pods: list[Pod]) -> None:
-    answer = signed("chatcmpl-1")
-    status, found = await pods[0].post("/v1/usage", {"token": answer})
-    assert (status, found["error"]["code"]) == (400, "invalid_token")
+    """Not even where a provider gives it the form of one: it would say where we send the report."""
+    elsewhere = str(RenderId("deadbeef", 7, "127.0.0.1", pods[1].gateway.settings.admin_port))
+    for upstream in ("chatcmpl-1", elsewhere):
+        status, found = await pods[0].post("/v1/usage", {"token": signed(upstream, rendered=False)})
+        assert (status, found["error"]["code"]) == (400, "invalid_token")
 
 
 @pytest.mark.parametrize(
-    ("host", "url"), [("10.0.0.7", "http://10.0.0.7:9090"), ("fd00::7", "http://[fd00::7]:9090"), ("", "")]
+    ("host", "url"),
+    [("10.0.0.7", "http://10.0.0.7:9090"), ("fd00::7", "http://[fd00::7]:9090"), ("", ""), ("a.example", "")],
 )
 def test_an_id_says_where_its_pod_is(host: str, url: str) -> None:
     render = RenderId("0123abcd", 2**40, host, 9090)

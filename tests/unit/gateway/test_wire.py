@@ -200,3 +200,17 @@ async def test_slow_heads_are_cut_off_and_slow_answers_are_not(
     writer.write(HIDDEN)
     assert b"200" in await reader.readline()
     writer.close()
+
+
+async def test_a_refused_request_whose_body_does_not_come_ends_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "BODY_SECONDS", 0.1)
+
+    class Full(Echo):
+        def overloaded(self) -> int:
+            return 1
+
+    async with listening(Full()) as full:
+        answer, closed = await say(full, post(b"content-length: 10", body=b"x"), seconds=2)
+        assert (answer, closed) == (b"", True)
+        answer, closed = await say(full, post(b"content-length: 1", body=b"x"), seconds=0.3)
+        assert (answer.split()[1], closed) == (b"503", False), "one that is whole keeps it"

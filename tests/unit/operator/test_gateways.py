@@ -390,3 +390,19 @@ async def test_whether_callers_must_say_who_they_are(auth: dict[str, Any], statu
     (found,) = [one for one in item["status"]["conditions"] if one["type"] == "Authenticated"]
     assert (found["status"], found["reason"]) == (status, reason)
     assert told in found["message"]
+
+
+async def test_the_condition_says_what_the_pods_do_and_not_what_they_will() -> None:
+    store, api = store_with(), FakeApi()
+    reconciler = GatewayReconciler(api, store, "image:1", {"default"}, "the-role")  # type: ignore[arg-type]
+    await reconcile(reconciler)
+    ready(store, api)
+    rollout(store, "Stepping")
+    edit_gateway(store, {"auth": {"mode": "ServiceAccounts"}})
+    await reconcile(reconciler)
+    assert "PROMPTROLLOUT_AUTH_MODE" not in str(container(api))
+    item = store.get(*KEY)
+    assert item is not None
+    (found,) = [one for one in item["status"]["conditions"] if one["type"] == "Authenticated"]
+    assert (found["status"], found["reason"]) == ("False", "WaitsForRollout")
+    assert "spec.auth.mode is ServiceAccounts, but the pods still run with None" in found["message"]
