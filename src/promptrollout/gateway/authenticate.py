@@ -61,9 +61,11 @@ class Authenticator:
         if self.keys is None:
             return
         for problem in self.keys.refresh():
-            logger.warning("caller keys: %s: its last good state stays in use", problem)
+            logger.warning("caller keys: %s: its last good state, if this pod has one, stays in use", problem)
         if self._had_keys and not self.keys:
-            logger.warning("caller keys: there are none: is there a Secret of the name in auth.keysSecretRef?")
+            logger.warning(
+                "caller keys: there are none: nobody is let in; look at the Secret that auth.keysSecretRef names"
+            )
         self._had_keys = bool(self.keys)
 
 
