@@ -65,6 +65,11 @@ def namespace(sandbox: Sandbox) -> Iterator[str]:
     name = f"test-{secrets.token_hex(4)}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    # the controller manager makes it; after an outage of the API server it takes its time, and no pod is taken before
+    deadline = time.monotonic() + 30
+    while kubectl.run("get", "serviceaccount", "default", "-n", name).returncode:
+        assert time.monotonic() < deadline, "the namespace has no default ServiceAccount after 30 s"
+        time.sleep(0.1)
     yield name
     # the namespace controller takes its time; names are unique, so nobody has to wait for it
     kubectl("delete", "namespace", name, "--wait=false")
