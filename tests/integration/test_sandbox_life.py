@@ -55,8 +55,9 @@ def test_a_sandbox_from_start_to_end(tmp_path: Path, eventually: Callable[..., A
 
     supervisor = next(pid for pid in leftovers(Path(directory)) if "promptrollout.sandbox.supervisor" in _command(pid))
     os.kill(supervisor, signal.SIGKILL)
-    eventually(lambda: supervisor not in leftovers(Path(directory)))
-    assert not box.is_up
+    # a dying process loses its environment, which `leftovers` reads, a moment before it is gone
+    eventually(lambda: not box.is_up)
+    assert supervisor not in leftovers(Path(directory))
     # only what the kernel could not know of is left; `up` clears that away and starts afresh
     eventually(lambda: [_command(pid) for pid in leftovers(Path(directory))] == [["sleep", "999"]])
     restarted = promptrollout("sandbox", "up", "--dir", directory, "--no-operator")

@@ -169,13 +169,19 @@ def leftovers(directory: Path) -> list[int]:
 def kill_leftovers(directory: Path, timeout_seconds: float = 10.0) -> int:
     """Kill every process of this sandbox and wait until none is left; how many there were."""
     deadline = time.monotonic() + timeout_seconds
-    killed: set[int] = set()
-    while remaining := leftovers(directory):
+    killed: dict[int, int | None] = {}
+
+    def remaining() -> list[int]:
+        # a dying process gives up its environment, and with it the marker, before its sockets
+        dying = [pid for pid, started in killed.items() if started is not None and start_time(pid) == started]
+        return sorted({*leftovers(directory), *dying})
+
+    while pids := remaining():
         if time.monotonic() > deadline:
-            raise SandboxError(f"processes of the sandbox do not end: {remaining}; kill them and retry")
-        for pid in remaining:
+            raise SandboxError(f"processes of the sandbox do not end: {pids}; kill them and retry")
+        for pid in pids:
+            killed.setdefault(pid, start_time(pid))
             signal_process(pid, signal.SIGKILL)
-            killed.add(pid)
         time.sleep(0.05)
     return len(killed)
 
