@@ -107,6 +107,11 @@ async def _parts(payload: bytes, answer: bytes) -> dict[str, float]:
             prepared.outcome.usage = Usage.read(found.get("usage"))
             prepared.outcome.answered(choices_of(found))
 
+        def sign() -> None:
+            answer_id = prepared.answer_id()
+            if answer_id is None or not answer_id.put(dict(parsed), ("id",)) or not answer_id.replaced(answer):
+                raise RuntimeError("the answer has no id that could be signed")
+
         callers = callers_of(Path(state, "callers"))
 
         def authenticate() -> None:
@@ -127,5 +132,6 @@ async def _parts(payload: bytes, answer: bytes) -> dict[str, float]:
             "render": timed(lambda: prepare(serving, request, assignment)),
             "call: write": timed(lambda: orjson.dumps(prepared.filled.body)),
             "check": timed(judge),
+            "sign the id": timed(sign),
             "account": timed(lambda: prepared.account(reply)),
         }

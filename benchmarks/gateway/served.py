@@ -49,6 +49,7 @@ def delivery(number: int, provider_url: str) -> dict[str, Any]:
         "sequence": 1,
         "weight": 10,
         "salt": f"salt-{number}",
+        "responseKey": f"{number:064x}",
         "shardMetrics": ["promptrollout_shard_requests_total", "promptrollout_shard_errors_total"],
         "stable": arm(f"{number:032x}" + "a" * 32, provider_url),
         "canary": arm(f"{number:032x}" + "b" * 32, provider_url),
