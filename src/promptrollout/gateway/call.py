@@ -30,7 +30,7 @@ async def call(counters: Counters, serving: Serving, prepared: Prepared) -> Answ
     answers in its place: an outage decides nothing, and a canary that waits for its provider harms nobody."""
     arm = prepared.arm
     if arm is serving.canary and arm.provider.base_url != serving.stable.provider.base_url:
-        if not serving.canary_provider_unreachable or arm.circuit.may_find_out():
+        if not serving.canary_provider_unreachable or arm.circuit.may_find_out:
             try:
                 return await _answer(prepared, wait_unreachable=False)
             except ProviderError as error:

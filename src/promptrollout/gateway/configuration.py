@@ -163,7 +163,7 @@ class Providers:
             return
         waiting: dict[int, list[Target]] = {}
         for target in targets:
-            if target.circuit.unreachable or not target.circuit.closed:
+            if target.circuit.probed_for:
                 waiting.setdefault(id(target.provider), []).append(target)
         if not waiting:
             return

@@ -97,6 +97,35 @@ def test_an_answered_probe_lets_one_through_at_once() -> None:
     assert [circuit.allows(), circuit.allows()] == [True, False]
 
 
+def test_silences_of_an_endpoint_that_answers_probes_are_errors_until_it_does_not() -> None:
+    circuit = Circuit(Clock())
+    for _ in range(3):
+        circuit.silent()
+    assert circuit.unreachable
+    assert circuit.probed_for
+    circuit.probed(answered=True)
+    assert (circuit.unreachable, circuit.slow, circuit.probed_for) == (False, True, True)
+    for _ in range(5):
+        circuit.silent()
+    assert not circuit.unreachable
+    circuit.probed(answered=False)
+    for _ in range(3):
+        circuit.silent()
+    assert circuit.unreachable
+    circuit.probed(answered=True)
+    circuit.answered()
+    assert not circuit.probed_for
+
+
+def test_who_breaks_connections_as_well_is_not_merely_slow() -> None:
+    circuit = Circuit(Clock())
+    circuit.silent()
+    circuit.missed()
+    circuit.silent()
+    circuit.probed(answered=True)
+    assert (circuit.unreachable, circuit.slow) == (True, False)
+
+
 def test_an_outage_is_tried_again_a_fifth_as_often_as_it_is_asked_plus_the_floor() -> None:
     clock = Clock()
     circuit = Circuit(clock)

@@ -97,6 +97,42 @@ async def test_without_retries_the_first_two_failures_may_still_be_the_requests_
     assert gateway.counters.diverted == {("uid-1", "support"): 4}
 
 
+async def test_a_provider_that_is_there_and_too_slow_is_an_error_of_the_arm(
+    gateway: Gateway, caller: Caller, provider: Provider, other: Provider
+) -> None:
+    """A canary that is diverted is never judged: one whose model cannot keep its time would never be rolled back."""
+    other.script.extend(silent() for _ in range(100))
+    target = await canary_on(other, gateway, provider, max_retries=0, first_byte_seconds=0.05)
+    for n in range(3):
+        await caller.post(request(user=f"a{n}"))
+    assert gateway.registry.report().rollouts[0].canary_provider_unreachable
+    await gateway.providers.probe([target], now=1e6)
+    assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
+    for n in range(4):
+        answered = await caller.post(request(user=f"b{n}"))
+        assert (answered.status, answered.headers["x-promptrollout-variant"]) == (504, "canary")
+        await gateway.providers.probe([target], now=1e6 + 10 * n)
+    assert counted(gateway) == {"canary": (2 + 4, 2 + 4)}
+    # and now nobody is there at all
+    target.provider.base_url = "http://127.0.0.1:1/v1"
+    await gateway.providers.probe([target], now=2e6)
+    assert (await caller.post(request(user="c"))).headers["x-promptrollout-variant"] == "stable"
+    assert counted(gateway) == {"canary": (6, 6)}
+
+
+async def test_silence_and_no_answer_to_a_probe_is_an_outage(
+    gateway: Gateway, caller: Caller, provider: Provider, other: Provider
+) -> None:
+    other.script.extend([says(503, b""), silent(), silent()])
+    target = await canary_on(other, gateway, provider, max_retries=0, first_byte_seconds=0.05)
+    for n in range(3):
+        await caller.post(request(user=f"a{n}"))
+    await gateway.providers.probe([target], now=1e6)
+    assert target.circuit.unreachable, "not all of the three were silent: perhaps nobody but a proxy is there"
+    other.script.extend(silent() for _ in range(3))
+    assert (await caller.post(request(user="b"))).headers["x-promptrollout-variant"] == "stable"
+
+
 async def test_failures_of_different_kinds_add_up(
     gateway: Gateway, caller: Caller, provider: Provider, other: Provider
 ) -> None:
@@ -174,10 +210,10 @@ async def test_a_probe_needs_an_answer_of_the_provider_itself(status: int, back:
         circuit.probed(await endpoint.probe(config))
         assert seen == ["Bearer k"]
         assert circuit.unreachable, "a list of models says little of completions"
-        assert circuit.may_find_out() is back
-        assert not circuit.may_find_out(), "one is enough to find out"
+        assert circuit.may_find_out is back
         with pytest.raises(ProviderError) as caught:
             await endpoint.call(b"{}", config, {}, circuit, path="/chat/completions")
+        assert not circuit.may_find_out, "one is enough to find out"
         assert caught.value.unreachable
         assert circuit.unreachable
     finally:
@@ -196,7 +232,7 @@ async def test_a_connection_that_is_taken_and_never_answered_does_not_clear() ->
         await unreachable(endpoint, config, circuit)
         circuit.probed(await endpoint.probe(config))
         assert circuit.unreachable
-        assert not circuit.may_find_out()
+        assert not circuit.may_find_out
     finally:
         await endpoint.close()
         server.close()
@@ -274,15 +310,15 @@ async def test_while_one_request_waits_to_find_out_no_other_does(provider: Provi
     try:
         await unreachable(endpoint, config, circuit)
         circuit.probed(await endpoint.probe(config))
-        assert circuit.may_find_out()
+        assert circuit.may_find_out
         waiting = asyncio.create_task(endpoint.call(b"{}", config, {}, circuit, path="/chat/completions"))
         await arrived.wait()
         circuit.probed(await endpoint.probe(config))
-        assert not circuit.may_find_out()
+        assert not circuit.may_find_out
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         circuit.probed(await endpoint.probe(config))
-        assert circuit.may_find_out()
+        assert circuit.may_find_out
     finally:
         await endpoint.close()
 

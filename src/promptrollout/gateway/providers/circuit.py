@@ -38,6 +38,10 @@ class Circuit:
         self.under_way = 0
         """Tries of which nobody knows yet whether they get through."""
         self._in_a_row = 0
+        self._silences = 0
+        """Of them: tries that were connected, and heard nothing in their time."""
+        self.slow = False
+        """The endpoint answers probes while tries are silent: so it is there, and takes too long."""
         self._answers_since: float | None = None
         """Probes have been answered since then, and no completion has failed."""
         self._one_may_try = False
@@ -62,6 +66,16 @@ class Circuit:
         return self._in_a_row >= UNREACHABLE_AFTER
 
     @property
+    def probed_for(self) -> bool:
+        """Whether the endpoint is to be asked if it is there."""
+        return self.unreachable or self._open or self.slow
+
+    @property
+    def may_find_out(self) -> bool:
+        """Whether the next request shall find out if completions get through again: one after each answered probe."""
+        return self._one_may_try
+
+    @property
     def closed(self) -> bool:
         """Requests are sent as they come."""
         return not self._open
@@ -79,7 +93,8 @@ class Circuit:
 
     def allows(self) -> bool:
         """Whether this request may be sent: while the circuit is open, now and then one, to find out."""
-        if not self._open or self.may_find_out():
+        of_the_probe, self._one_may_try = self._one_may_try, False
+        if not self._open or of_the_probe:
             return True
         now = self._clock()
         if now < self._trial_due:
@@ -87,11 +102,6 @@ class Circuit:
         self._trial_pause_seconds = min(TRIAL_MAX_SECONDS, 2 * self._trial_pause_seconds)
         self._trial_due = now + self._trial_pause_seconds
         return True
-
-    def may_find_out(self) -> bool:
-        """Whether this request shall find out if completions get through again: one after each answered probe."""
-        may, self._one_may_try = self._one_may_try, False
-        return may
 
     def may_retry(self) -> bool:
         """Whether the budget has another try; takes it."""
@@ -110,6 +120,7 @@ class Circuit:
     def answered(self) -> None:
         """A try got an answer that is the provider's own, and no failure of it."""
         self._reached()
+        self.slow = False
         self._open = False
         self._trial_pause_seconds = TRIAL_FIRST_SECONDS
         self._roll()
@@ -124,8 +135,21 @@ class Circuit:
         self._reached()
         self._failed()
 
+    def silent(self) -> None:
+        """A try was connected, and heard nothing in its time: of an endpoint that is known to be there a failure like
+        any other; otherwise as if nobody were there, until a probe is answered."""
+        if self.slow:
+            self.erred()
+            return
+        self._silences += 1
+        self._missed()
+
     def missed(self) -> None:
         """A try met nobody: only several in a row say that nobody is there, as one may be this request's own."""
+        self.slow = False
+        self._missed()
+
+    def _missed(self) -> None:
         self._in_a_row += 1
         self._answers_since = None
         if self._believed:
@@ -137,8 +161,12 @@ class Circuit:
         """The endpoint was asked for something else than a completion.
 
         That it answers this does not mean that it completes chats, so all that follows is that one request may try.
-        Only where none comes for a while (the canary has no users) is the answer believed.
+        Only where none comes for a while (the canary has no users) is the answer believed. But where all that failed
+        were silences, somebody is there and too slow: that is a failure of the version, and no outage.
         """
+        self.slow = answered and (self.slow or (self.unreachable and self._silences == self._in_a_row))
+        if self.slow and self.unreachable:
+            self._reached()
         self._one_may_try = answered and self.under_way == 0
         if not self._one_may_try:
             self._answers_since = None
@@ -147,13 +175,13 @@ class Circuit:
         if self._answers_since is None:
             self._answers_since = now
         elif now - self._answers_since >= self._believed_after_seconds and self.unreachable:
-            self._in_a_row = UNREACHABLE_AFTER - 1
+            self._in_a_row, self._silences = UNREACHABLE_AFTER - 1, 0
             self._believed = True
 
     # ------------------------------------------------------------
 
     def _reached(self) -> None:
-        self._in_a_row = 0
+        self._in_a_row = self._silences = 0
         self._answers_since, self._believed = None, False
         self._believed_after_seconds = BELIEVED_AFTER_SECONDS
 

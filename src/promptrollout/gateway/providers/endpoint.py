@@ -279,7 +279,10 @@ class Endpoint:
             failure = ProviderError("connection", 502, message, unreachable=True, retryable=True)
             raise _missed(circuit, failure) from error
         except TimeoutError as error:
-            raise _missed(circuit, _timeout(self.name, "the first byte")) from error
+            circuit.silent()
+            failure = _timeout(self.name, "the first byte")
+            failure.unreachable = circuit.unreachable
+            raise failure from error
         except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
             raise ProviderError("bad_response", 502, f"provider {self.name} does not speak HTTP") from error
         except (aiohttp.ClientError, OSError) as error:
