@@ -51,7 +51,9 @@ _CHAT_REQUEST: Final[Schema] = {
         "user": USER,
         "stream": _STREAMED,
         "stream_options": {"description": "`include_usage: true` for a last event with the usage."},
-        "response_format": {"description": "In the place of the version's `outputSchema`."},
+        "response_format": {
+            "description": "A `json_schema` stands in the place of the version's `outputSchema`; all else gives way."
+        },
     },
     "example": {"model": "support", "user": "u1", "messages": [{"role": "user", "content": "Hello"}]},
 }
@@ -75,7 +77,7 @@ _RESPONSES_REQUEST: Final[Schema] = {
         "prompt_variables": VARIABLES,
         "user": USER,
         "stream": _STREAMED,
-        "text": {"description": "Its `format` stands in the place of the version's `outputSchema`."},
+        "text": {"description": "A `json_schema` as its `format` stands in the place of the version's `outputSchema`."},
     },
     "example": {"model": "support", "user": "u1", "input": "Hello"},
 }

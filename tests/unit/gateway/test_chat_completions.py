@@ -30,6 +30,7 @@ from tests.unit.gateway.kit import (
 
 NOWHERE = "http://127.0.0.1:1/v1"
 GOOD = '{"answer":"yes"}'
+CLOSED = {**SCHEMA, "additionalProperties": False}
 
 
 async def both(gateway: Gateway, provider: Provider, weight: int = 100, **changes: Any) -> None:
@@ -630,9 +631,34 @@ async def test_the_contract_is_checked_on_whole_answers(gateway: Gateway, caller
         provider.script.append(says(200, completion(content, reason)))
         await caller.post(request())
     provider.script.append(says(200, completion("prose")))
-    await caller.post(request(response_format={"type": "text"}))
+    await caller.post(request(response_format={"type": "json_schema", "json_schema": {"name": "mine"}}))
     stable = series(gateway, "stable")
     assert (stable.total.requests, stable.total.contract_checks, stable.total.contract_failures) == (4, 2, 1)
+
+
+@pytest.mark.parametrize("kind", ["OpenAI", "Anthropic"])
+@pytest.mark.parametrize("looser", ["json_object", "text"])
+async def test_what_is_judged_by_the_versions_schema_was_asked_for_by_it(
+    gateway: Gateway, caller: Caller, provider: Provider, kind: str, looser: str
+) -> None:
+    await one(gateway, provider, outputSchema=CLOSED, provider_type=kind)
+    message = {"type": "message", "content": [{"type": "text", "text": GOOD}], "stop_reason": "end_turn"}
+    answers: list[Any] = [message] * 2
+    if kind == "OpenAI":
+        text = {"type": "message", "content": [{"type": "output_text", "text": GOOD}]}
+        answers = [completion(GOOD), {"status": "completed", "output": [text]}]
+    provider.script.extend(says(200, answer) for answer in answers)
+    assert (await caller.post(request(response_format={"type": looser}))).status == 200
+    asked = {"model": "support", "user": "u1", "input": "Hello", "text": {"format": {"type": looser}}}
+    assert (await caller.post(asked, "/v1/responses")).status == 200
+    chat, response = provider.requests
+    if kind == "OpenAI":
+        sent = chat["response_format"]["json_schema"]["schema"], response["text"]["format"]["schema"]
+    else:
+        sent = chat["output_config"]["format"]["schema"], response["output_config"]["format"]["schema"]
+    assert sent == (CLOSED, CLOSED)
+    total = series(gateway, "stable").total
+    assert (total.contract_checks, total.contract_failures) == (2, 0)
 
 
 async def test_a_request_of_megabytes_within_the_limit_arrives(
