@@ -15,6 +15,7 @@ from promptrollout.api.meta import (
     Digest,
     HeaderName,
     Model,
+    ModelName,
     Name,
     ObjectName,
     ShortText,
@@ -101,7 +102,7 @@ class ProviderConfig(Model):
 class FallbackConfig(Model):
     """Who answers where those before cannot."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: ModelName
     provider: ProviderConfig
 
 

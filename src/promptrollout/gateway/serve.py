@@ -53,6 +53,7 @@ class Requests:
                 ending = await check(prepared, answer, reply)
             except ProviderError as error:
                 ending = failed(prepared, error)
+            await ending.begin(reply)
             prepared.account(reply)
             await ending.send(reply)
 

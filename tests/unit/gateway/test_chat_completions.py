@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import aiohttp
 import orjson
 import pytest
 from aiohttp import web
 
+from promptrollout.api.delivery import DeliverySpec
 from promptrollout.gateway.process import Gateway
+from promptrollout.gateway.request import Prepared
 from tests.unit.gateway.kit import (
     CANARY,
     DONE,
@@ -25,6 +28,7 @@ from tests.unit.gateway.kit import (
     request,
     says,
     series,
+    serving,
     streams,
 )
 
@@ -659,6 +663,29 @@ async def test_what_is_judged_by_the_versions_schema_was_asked_for_by_it(
     assert sent == (CLOSED, CLOSED)
     total = series(gateway, "stable").total
     assert (total.contract_checks, total.contract_failures) == (2, 0)
+
+
+async def test_a_head_that_cannot_be_written_is_an_error_and_no_success(
+    gateway: Gateway, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one(gateway, provider)
+    provider.script.extend([says(), streams(chunk("Hello"), chunk(None, "stop"), DONE)])
+    monkeypatch.setattr(Prepared, "about", lambda _: {"x-promptrollout-model": "gpt\r\nset-cookie: a=b"})
+    async with serving(gateway.serving_app) as url, aiohttp.ClientSession() as session:
+        for stream in (False, True):
+            async with session.post(f"{url}/v1/chat/completions", json=request(stream=stream)) as answered:
+                assert (answered.status, (await answered.json())["error"]["code"]) == (500, "internal")
+                assert "set-cookie" not in answered.headers
+    stable = series(gateway, "stable")
+    assert (stable.total.requests, stable.errors["internal"]) == (2, 2)
+
+
+@pytest.mark.parametrize("model", ["gpt\n", "gp\x1bt", " gpt", "gpt\x7f", "gpt\u2028x"])
+async def test_a_model_that_no_header_can_name_is_not_served(gateway: Gateway, provider: Provider, model: str) -> None:
+    for changes in ({"model": model}, {"fallbacks": [{"providerRef": {"name": "other"}, "model": model}]}):
+        with pytest.raises(ValueError, match="model"):
+            DeliverySpec.model_validate(delivery(stable=arm(url=provider.url, **changes)))
+    DeliverySpec.model_validate(delivery(stable=arm(model="arn:aws:bedrock:eu-west-1::m/an thropic.claude-4:0")))
 
 
 async def test_a_request_of_megabytes_within_the_limit_arrives(
