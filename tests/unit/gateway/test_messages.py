@@ -55,6 +55,14 @@ def test_the_callers_system_prompt_goes_where_the_prompt_wants_it() -> None:
     assert filled({"system": [block]}, callerSystemMessage="Replace")["system"] == "Of ACME."
     with pytest.raises(SystemMessageRefused):
         filled({"system": "theirs"}, callerSystemMessage="Refuse")
+
+
+def test_a_callers_system_messages_among_the_turns_go_where_the_prompt_wants_them_too() -> None:
+    turns = [HELLO, {"role": "system", "content": "theirs"}]
+    assert filled({"messages": turns})["messages"] == turns
+    assert filled({"messages": turns}, callerSystemMessage="Replace")["messages"] == [HELLO]
+    with pytest.raises(SystemMessageRefused):
+        filled({"messages": turns}, callerSystemMessage="Refuse")
     with pytest.raises(CallerError) as caught:
         filled({"system": 7})
     assert caught.value.param == "system"

@@ -158,7 +158,7 @@ def test_a_conversation_of_openai_as_anthropic_has_it() -> None:
         (messages({"role": "user", "content": 7}), "messages[0].content"),
         (
             messages({"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}),
-            "messages[0].content[0].file",
+            "messages[0].content[0].file.file_id",
         ),
         (
             messages({"role": "system", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}),
@@ -281,13 +281,13 @@ def test_a_conversation_of_anthropic_as_openai_has_it() -> None:
         (messages(top_k=5), "top_k"),
         (messages(thinking={"type": "enabled", "budget_tokens": 1024}), "thinking"),
         (messages(container="c"), "container"),
-        (messages(metadata={"user_id": "u", "x": 1}), "metadata"),
+        (messages(metadata={"user_id": "u", "x": 1}), "metadata.x"),
         (messages(output_config={"task_budget": 1}), "output_config.task_budget"),
         (messages(tools=[{"type": "web_search_20250305", "name": "web_search"}]), "tools[0].type"),
         (messages(tool_choice={"type": "some"}), "tool_choice.type"),
         (messages(system=[{"type": "image"}]), "system[0].type"),
         (messages(USER, {"role": "assistant", "content": "Sure:"}), "messages[1]"),
-        (messages({"role": "system", "content": "x"}), "messages[0].role"),
+        (messages({"role": "critic", "content": "x"}), "messages[0].role"),
         (messages({"role": "user", "content": [{"type": "search_result"}]}), "messages[0].content[0].type"),
         (
             messages({"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "f"}}]}),
@@ -307,6 +307,16 @@ def test_what_openai_cannot_be_told_is_named(body: dict[str, Any], param: str) -
     with pytest.raises(Untranslatable) as caught:
         TO_CHAT(body)
     assert caught.value.param == param
+
+
+def test_what_anthropic_says_beside_its_turns_is_said_to_openai() -> None:
+    source = {"type": "text", "media_type": "text/plain", "data": "All sales are final."}
+    document = {"type": "document", "title": "Terms", "source": source, "citations": {"enabled": False}}
+    late = {"role": "system", "content": [{"type": "text", "text": "Be brief now."}]}
+    assert TO_CHAT(messages({"role": "user", "content": [document]}, late))["messages"] == [
+        {"role": "user", "content": "Terms\n\nAll sales are final."},
+        {"role": "system", "content": "Be brief now."},
+    ]
 
 
 @pytest.mark.parametrize("translate", [TO_MESSAGES, TO_CHAT])
