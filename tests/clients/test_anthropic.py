@@ -83,6 +83,16 @@ def test_calls_that_a_provider_interleaves_are_put_together(world: World, client
         assert [block.input for block in final.content] == [wanted[number] for number in dict.fromkeys(order)]
 
 
+def test_tokens_are_counted(world: World, client: Any) -> None:
+    world.script(says(200, {"input_tokens": 42}), provider_type="Anthropic")
+    assert client.messages.count_tokens(model="support", messages=HELLO, system="Be short.").input_tokens == 42
+    assert world.provider.requests[-1]["system"] == "You are a.\n\nBe short."
+    world.script()
+    with pytest.raises(anthropic.NotFoundError, match="OpenAI's API"):
+        client.messages.count_tokens(model="support", messages=HELLO)
+    assert counted(world.gateway) == {}
+
+
 async def test_the_async_client_asks_and_streams(world: World) -> None:
     world.serve({"answer": "The parcel is in Ulm."})
     async with anthropic.AsyncAnthropic(base_url=world.root, api_key="unused", timeout=10, max_retries=0) as client:

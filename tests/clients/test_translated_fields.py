@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 import pytest
 from typing_extensions import is_typeddict
 
+from promptrollout.gateway.protocols.count_tokens import ONLY_TO_ANSWER
 from tests.clients.kit import ABSENT
 from tests.unit.gateway.test_translated_fields import OF_ANTHROPIC, OF_CHAT, OF_RESPONSES, Kind
 
@@ -83,3 +84,10 @@ def test_each_field_that_an_sdk_knows_is_in_the_tables(of: Any, table: dict[str,
     assert is_typeddict(of)
     known = {name for kind in kinds for name in table[kind].fields}
     assert get_type_hints(of).keys() <= known
+
+
+def test_what_only_says_how_to_answer_is_left_out_where_tokens_are_counted() -> None:
+    asked = get_type_hints(messages_request.MessageCreateParamsStreaming).keys()
+    counted = get_type_hints(types("anthropic.types.message_count_tokens_params").MessageCountTokensParams).keys()
+    assert asked - counted <= ONLY_TO_ANSWER
+    assert not counted & ONLY_TO_ANSWER

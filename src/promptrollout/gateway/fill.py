@@ -64,7 +64,7 @@ def prepare(
         outcome.price = arm.price
     if counts and request.protocol.compared:
         serving.assigned(assignment)
-    return Prepared(request, serving, arm, filled, counted_as, outcome)
+    return Prepared(request, serving, arm, filled, counted_as if counts else None, outcome)
 
 
 def _filled(arm: Arm, request: Request, filling: Filling) -> Filled | Unfilled:

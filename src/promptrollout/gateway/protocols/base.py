@@ -42,6 +42,9 @@ class Protocol(ABC):
     """Headers of the caller that a provider of the same protocol gets too."""
     compared: ClassVar[bool] = True
     """Whether requests take part in the rollout; else stable answers them, outside the analysis."""
+    sampled: ClassVar[bool] = True
+    """Whether requests are counted; else whichever arm is the user's is asked, and what becomes of it says nothing of
+    the arm, nor of its provider."""
 
     def rollout(self, body: Body) -> str:
         """The rollout that a request names. Raises CallerError."""
