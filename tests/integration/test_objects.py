@@ -236,6 +236,8 @@ REFUSALS: tuple[Refusal, ...] = (
     ("a match of nothing", rollout, _drop(*TESTERS, 0, "header"), "a match names either header or baggage"),
     ("a match without values", rollout, _set(*TESTERS, 0, "values", to=[]), "strategy.canary.testers[0].values"),
     ("settled at once", rollout, _set("reporting", "settleSeconds", to=0), "spec.reporting.settleSeconds"),
+    ("a model that no header can name", version, _set("model", to="gpt\n"), "spec.model"),
+    ("a fallback likewise", version, _set("fallbacks", to=[{"providerRef": {"name": "o"}, "model": " gpt"}]), "model"),
     ("weight 0", rollout, _set(*STEPS, 0, "weight", to=0), "spec.strategy.canary.steps[0].weight"),
     ("weight 101", rollout, _set(*STEPS, 2, "weight", to=101), "spec.strategy.canary.steps[2].weight"),
     ("weights out of order", rollout, _set(*STEPS, 2, "weight", to=3), "weights must grow strictly"),
