@@ -114,7 +114,12 @@ OF_ANTHROPIC: dict[str, Kind] = {
         block(""),
         {"type": "text", "text": "x"},
         assistant_block,
-        {"text": (TOLD, "y"), "cache_control": (DROPPED, CACHE), "citations": (DROPPED, CITED)},
+        {
+            "text": (TOLD, "y"),
+            "cache_control": (DROPPED, CACHE),
+            "citations": (DROPPED, CITED),
+            "parsed_output": (DROPPED, {"a": 1}),
+        },
     ),
     "image": Kind(
         block(""),
@@ -295,6 +300,10 @@ OF_CHAT: dict[str, Kind] = {
             # what answers have
             "annotations": (DROPPED, [{"type": "url_citation"}]),
             "reasoning_content": (DROPPED, "hm"),
+            "parsed": (DROPPED, {"a": 1}),
+            "thinking_blocks": (DROPPED, [{"type": "thinking", "thinking": "hm", "signature": "s"}]),
+            "reasoning_details": (DROPPED, [{"type": "reasoning.text", "text": "hm"}]),
+            "provider_specific_fields": (DROPPED, {"a": 1}),
         },
     ),
     "tool message": Kind(
@@ -495,6 +504,7 @@ OF_RESPONSES: dict[str, Kind] = {
             "text": (TOLD, "y"),
             "type": (REFUSED, "input_image"),
             "logprobs": (DROPPED, [{"token": "x"}]),
+            "parsed": (DROPPED, {"a": 1}),
         },
     ),
     "refusal": Kind(
@@ -547,6 +557,7 @@ OF_RESPONSES: dict[str, Kind] = {
             "caller": (REFUSED, CALLER),
             "namespace": (REFUSED, "crm"),
             "status": (DROPPED, "completed"),
+            "parsed_arguments": (DROPPED, {"a": 1}),
         },
     ),
     "result": Kind(

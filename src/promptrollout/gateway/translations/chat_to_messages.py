@@ -34,7 +34,10 @@ _OF_ROLES: Final = {
     "tool": {"role", "content", "tool_call_id"},
 }
 # another model's, for itself, and what SDKs put into an answer that comes back
-_REASONING: Final = (*NOTES, "reasoning_content", "reasoning", "parsed")
+_REASONING: Final = (
+    *NOTES,
+    *("reasoning_content", "reasoning", "thinking_blocks", "reasoning_details", "provider_specific_fields"),
+)
 
 
 def request(body: Body) -> Body:

@@ -19,7 +19,10 @@ DROPPED: Final = frozenset(
     | {"service_tier", "metadata"}
 )
 # of a part or an item: marks of OpenAI's cache, and what is noted of an answer before
-NOTES: Final = ("prompt_cache_breakpoint", "annotations", "logprobs", "id", "status", "phase")
+NOTES: Final = (
+    *("prompt_cache_breakpoint", "annotations", "logprobs", "id", "status", "phase"),
+    *("parsed", "parsed_arguments"),  # by the SDKs
+)
 _CHOICES: Final = {"auto": "auto", "required": "any", "none": "none"}
 _DATA_URL: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.*)", re.DOTALL)
 

@@ -115,7 +115,7 @@ def _assistant(content: Any, path: str) -> list[Body]:
     for block, at in objects(content, path):
         kind = block.get("type")
         if kind == "text":
-            understood(block, at, _API, _TEXT, (*_CACHE, "citations"))
+            understood(block, at, _API, _TEXT, (*_CACHE, "citations", "parsed_output"))
             said.append(text(block.get("text"), f"{at}.text"))
         elif kind == "tool_use":
             understood(block, at, _API, {"type", "id", "name", "input"}, _CACHE)
