@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +53,44 @@ def test_a_stream_is_put_together(world: World, client: Any) -> None:
     assert final.stop_reason == "end_turn"
     assert final.usage.output_tokens > 0
     assert counted(world.gateway) == {"stable": (1, 0)}
+
+
+def test_calls_that_a_provider_interleaves_are_put_together(world: World, client: Any) -> None:
+    rng = random.Random(7)
+    for _ in range(30):
+        wanted = [{"number": str(rng.randrange(10**6)), "note": "}{"} for _ in range(rng.randint(2, 4))]
+        rest = []
+        for index, arguments in enumerate(wanted):
+            text = json.dumps(arguments)
+            cut = rng.randrange(len(text))
+            first = {"index": index, "id": f"c{index}", "type": "function"}
+            rest.append(
+                [
+                    {**first, "function": {"name": "parcel", "arguments": text[:cut]}},
+                    {"index": index, "function": {"arguments": text[cut:]}},
+                ]
+            )
+        order = []
+        pieces = []
+        while any(rest):
+            at = rng.choice([number for number, left in enumerate(rest) if left])
+            order.append(at)
+            delta = {"tool_calls": [rest[at].pop(0)]}
+            pieces.append(b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n")
+        world.script(streams(*pieces, chunk(None, "tool_calls"), USAGE_CHUNK, DONE))
+        with client.messages.stream(model="support", max_tokens=100, messages=HELLO, tools=[TOOL]) as stream:
+            final = stream.get_final_message()
+        assert [block.input for block in final.content] == [wanted[number] for number in dict.fromkeys(order)]
+
+
+def test_tokens_are_counted(world: World, client: Any) -> None:
+    world.script(says(200, {"input_tokens": 42}), provider_type="Anthropic")
+    assert client.messages.count_tokens(model="support", messages=HELLO, system="Be short.").input_tokens == 42
+    assert world.provider.requests[-1]["system"] == "You are a.\n\nBe short."
+    world.script()
+    with pytest.raises(anthropic.NotFoundError, match="OpenAI's API"):
+        client.messages.count_tokens(model="support", messages=HELLO)
+    assert counted(world.gateway) == {}
 
 
 async def test_the_async_client_asks_and_streams(world: World) -> None:

@@ -23,8 +23,9 @@ from tests.unit.gateway.kit import CANARY, KEY, arm
 
 pytest.importorskip("schemathesis", reason=ABSENT)
 
-OF_ANTHROPIC = "/v1/messages"
-ASKS_A_MODEL = ("/v1/chat/completions", "/v1/responses", OF_ANTHROPIC, "/v1/embeddings")
+COUNTS = "/v1/messages/count_tokens"
+OF_ANTHROPIC = ("/v1/messages", COUNTS)
+ASKS_A_MODEL = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings")
 USERS = [f"user-{n}" for n in range(5)]
 
 
@@ -38,7 +39,8 @@ class Anything:
         return self._answer
 
     async def _answer(self, _: web.Request) -> web.StreamResponse:
-        return web.json_response({"id": "chatcmpl-1", "choices": [], "output": [], "content": [], "data": []})
+        parts: dict[str, Any] = {"choices": [], "output": [], "content": [], "data": [], "input_tokens": 1}
+        return web.json_response({"id": "chatcmpl-1", **parts})
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def run(world: World, served: dict[str, Any], folder: Path, *arguments: str) -> 
 def test_schemathesis_finds_no_answer_that_the_document_does_not_allow(
     world: World, statuses: Counter[int], tmp_path: Path, path: str
 ) -> None:
-    served = everything_of(world, **{"provider_type": "Anthropic"} if path == OF_ANTHROPIC else {})
+    served = everything_of(world, **{"provider_type": "Anthropic"} if path in OF_ANTHROPIC else {})
     statuses.clear()
     phases = "examples,coverage,fuzzing"
     arguments = f"--include-path {path} --checks all --max-examples 50 --phases {phases}".split()
@@ -140,6 +142,8 @@ def effect(world: World, path: str) -> bool:
     live = list(world.gateway.counters.live())
     if path in ASKS_A_MODEL:
         return sum(one.total.requests for one in live) > 20
+    if path == COUNTS:
+        return sum(one.total.requests for one in live) == len(USERS)  # of `everything_of`
     if path == "/v1/feedback":
         return sum(sum(map(sum, one.votes.feedback.values())) for one in live) == len(USERS)
     if path == "/v1/scores":

@@ -15,6 +15,7 @@ from promptrollout.api.meta import (
     Digest,
     HeaderName,
     Model,
+    ModelName,
     Name,
     ObjectName,
     ShortText,
@@ -101,7 +102,7 @@ class ProviderConfig(Model):
 class FallbackConfig(Model):
     """Who answers where those before cannot."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: ModelName
     provider: ProviderConfig
 
 
@@ -148,6 +149,18 @@ class Memory(Model):
     handled_commands: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=20)] = []
 
 
+ResponseKey = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")]
+
+
+class ResponseKeys(Model):
+    """Beside the key that signs response ids: that which will, so that all pods know it by then, and that which did."""
+
+    next: ResponseKey
+    previous: ResponseKey | None = None
+    rotated_at: Timestamp
+    """Since when the key signs that does."""
+
+
 class DeliverySpec(Model):
     format_version: Annotated[int, Field(ge=1)] = 1
     gateway: Name
@@ -172,8 +185,10 @@ class DeliverySpec(Model):
     """What objectives need divided by shards; pods export nothing else of that kind."""
     scores: Annotated[list[LabelValue], Field(max_length=20)] = []
     """Names of scores that objectives are on: pods export them from the start, at zero."""
-    response_key: Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
-    """Signs the response ids that callers get. Drawn once; to draw another one, take the field out."""
+    response_key: ResponseKey | None = None
+    """Signs the response ids that callers get; to have others drawn at once, take the field out."""
+    response_keys: ResponseKeys | None = None
+    """Whose ids are believed too."""
     retired_at: Timestamp | None = None
     """The rollout was deleted then: pods serve five more minutes, then answer 404."""
     memory: Memory = Memory()

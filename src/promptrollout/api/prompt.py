@@ -12,6 +12,7 @@ from promptrollout.api.meta import (
     Json,
     LocalRef,
     Model,
+    ModelName,
     SignedDecimal,
 )
 
@@ -63,7 +64,7 @@ class Fallback(Model):
 
     provider_ref: LocalRef
     """The ModelProvider that answers."""
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: ModelName
     """As that provider names it."""
 
 
@@ -83,7 +84,7 @@ class PromptSpec(Model):
 
     provider_ref: LocalRef
     """The ModelProvider that answers."""
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: ModelName
     """As the provider names it."""
     fallbacks: Annotated[list[Fallback], Field(max_length=4)] | None = None
     """In this order, with the same messages and parameters, before the first byte of an answer. Each failure of the

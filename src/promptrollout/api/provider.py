@@ -11,6 +11,7 @@ from promptrollout.api.meta import (
     Decimal,
     HeaderName,
     Model,
+    ModelName,
     SecretKeyRef,
 )
 
@@ -40,7 +41,7 @@ class Timeouts(Model):
 class ModelPrice(Model):
     """USD for a million tokens. Without a row a model's cost is unknown: requests count as unpriced, not as free."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: ModelName
     """As in the prompt."""
     input_per_million_usd: Decimal
     """Of input tokens that were not cached."""

@@ -126,7 +126,7 @@ class RolloutSpec(Model):
         ),
         (
             "!has(self.reporting) || (has(self.evidenceSource) && self.evidenceSource == 'Reported')",
-            "reporting belongs to evidenceSource: Reported",
+            "reporting belongs to evidenceSource: Reported; set that, or remove spec.reporting",
         ),
     )
 

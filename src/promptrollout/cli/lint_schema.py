@@ -293,7 +293,7 @@ CEL: Final[dict[str, Callable[[Any], bool]]] = {
     "stickiness.header belongs to by: Header, which needs it": lambda s: (
         "stickiness" not in s or (s["stickiness"].get("by", "User") == "Header") == ("header" in s["stickiness"])
     ),
-    "reporting belongs to evidenceSource: Reported": lambda s: (
+    "reporting belongs to evidenceSource: Reported; set that, or remove spec.reporting": lambda s: (
         "reporting" not in s or s.get("evidenceSource") == "Reported"
     ),
     "a match names either header or baggage": lambda s: ("header" in s) != ("baggage" in s),

@@ -14,6 +14,7 @@ from promptrollout.gateway.errors import CallerError, ProviderError, Unfilled
 from promptrollout.gateway.fill import fill
 from promptrollout.gateway.pin import has_state, require_no_state
 from promptrollout.gateway.protocols.chat import wants_usage, without_added_usage
+from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.endpoint import RETRY_AFTER_MAX_SECONDS, Answer
 from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.render import Body
@@ -29,6 +30,10 @@ async def call(counters: Counters, serving: Serving, prepared: Prepared) -> Answ
     """The answer of the version's provider, or of its fallbacks. While only the canary's provider is down, stable's
     answers in its place: an outage decides nothing, and a canary that waits for its provider harms nobody."""
     arm = prepared.arm
+    if not prepared.request.protocol.sampled:
+        # with a circuit of its own, which nobody looks at
+        forwarded = prepared.forwarded()
+        return await _send(arm.own, prepared.filled, forwarded, RETRY_AFTER_MAX_SECONDS, circuit=Circuit())
     if arm is serving.canary and arm.provider.base_url != serving.stable.provider.base_url:
         if not serving.canary_provider_unreachable or arm.circuit.may_find_out:
             try:
@@ -146,6 +151,7 @@ async def _send(
     patience_seconds: float,
     *,
     wait_unreachable: bool = True,
+    circuit: Circuit | None = None,
 ) -> Answer:
     """The provider's answer; without usage in streams where a provider refuses to be asked for it."""
     provider, request = target.provider, filled.body
@@ -159,7 +165,7 @@ async def _send(
             payload,
             target.config,
             forwarded,
-            target.circuit,
+            circuit or target.circuit,
             path=filled.way.path,
             wait_unreachable=wait_unreachable,
             patience_seconds=patience_seconds,

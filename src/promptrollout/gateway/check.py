@@ -28,13 +28,14 @@ class Ending:
     headers: dict[str, str]
     body: bytes
 
-    async def send(self, reply: Reply) -> None:
+    async def begin(self, reply: Reply) -> None:
+        """The head, unless it is out: the answer streams. Raises ValueError where it cannot be sent."""
         if not reply.begun:
-            await reply.whole(self.status, self.headers, self.body)
-            return
-        if self.body:
-            await reply.piece(self.body)
-        await reply.end()
+            await reply.begin(self.status, {**self.headers, "content-length": str(len(self.body))})
+
+    async def send(self, reply: Reply) -> None:
+        """The rest."""
+        await reply.end(self.body)
 
 
 async def check(prepared: Prepared, answer: Answer, reply: Reply) -> Ending:

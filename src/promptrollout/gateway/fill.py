@@ -27,6 +27,8 @@ def fill(arm: Arm, request: Request, fallback: Target | None = None) -> Filled:
     found = way(request.protocol, target.provider)
     asked = request.body if fallback is None else without_signed_reasoning(request.body)
     if found.translation is not None:
+        if arm.prompt.spec.output_schema is not None:
+            asked = request.protocol.without_format(asked)
         asked = found.translation.request(asked)
     body = found.protocol.fill(arm.prompt, asked)
     return Filled(found, body if fallback is None else {**body, "model": target.model}, asked)
@@ -62,7 +64,7 @@ def prepare(
         outcome.price = arm.price
     if counts and request.protocol.compared:
         serving.assigned(assignment)
-    return Prepared(request, serving, arm, filled, counted_as, outcome)
+    return Prepared(request, serving, arm, filled, counted_as if counts else None, outcome)
 
 
 def _filled(arm: Arm, request: Request, filling: Filling) -> Filled | Unfilled:

@@ -29,6 +29,7 @@ SMALL_BYTES: Final = 64 * 1024
 # a refused body is read to its end within these bounds: many clients cannot read an answer before they have sent all
 _DISCARD_BYTES: Final = 64 * 1024 * 1024
 _DISCARD_SECONDS: Final = 5.0
+_NOT_IN_A_HEADER: Final = bytes({*range(32), 127} - {9})
 
 
 class Reply:
@@ -39,6 +40,8 @@ class Reply:
         self._last = last
         """The last one on its connection."""
         self.begun = False
+        self._streams = False
+        """The body comes in pieces."""
         self.finished = False
         self.gone = False
         """The caller hung up, or takes nothing any more."""
@@ -48,32 +51,42 @@ class Reply:
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Everything at once."""
         await self.begin(status, {**headers, "content-length": str(len(body))})
-        self.finished = True
-        await self._send({"type": "http.response.body", "body": body})
+        await self.end(body)
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        self.begun = True
+        """The head. Raises ValueError for one that cannot be sent; another one can be then."""
         # a provider's bytes go on as they came: so its client made texts of them, whatever they mean
         raw = [(name.encode("latin-1"), value.encode("utf-8", "surrogateescape")) for name, value in headers.items()]
         if self._last:
             raw.append((b"connection", b"close"))
+        # the server finds it out too, but only once it takes the head for sent
+        values = b"".join([value for _, value in raw])
+        if len(values.translate(None, _NOT_IN_A_HEADER)) != len(values):
+            raise ValueError(f"a header that cannot be sent: {dict(headers)!r:.1000}")
+        self.begun = True
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def piece(self, body: bytes) -> None:
         """Some of the body, on its way at once. Raises ClientGone for a caller who does not read."""
+        self._streams = True
+        await self._send_patiently({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end(self, body: bytes = b"") -> None:
+        """What is left of the body. Raises ClientGone likewise."""
+        self.finished = True
+        message = {"type": "http.response.body", "body": body}
+        await (self._send_patiently(message) if self._streams else self._send(message))
+
+    async def _send_patiently(self, message: Message) -> None:
         began = time.perf_counter()
         try:
             async with asyncio.timeout(READER_SECONDS):
-                await self._send({"type": "http.response.body", "body": body, "more_body": True})
+                await self._send(message)
         except TimeoutError as error:
             self.gone = True
             raise ClientGone("the caller stopped reading") from error
         finally:
             self.blocked_seconds += time.perf_counter() - began
-
-    async def end(self) -> None:
-        self.finished = True
-        await self._send({"type": "http.response.body", "body": b""})
 
 
 def headers_of(scope: Scope) -> dict[str, bytes]:

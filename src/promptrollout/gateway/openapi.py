@@ -51,7 +51,9 @@ _CHAT_REQUEST: Final[Schema] = {
         "user": USER,
         "stream": _STREAMED,
         "stream_options": {"description": "`include_usage: true` for a last event with the usage."},
-        "response_format": {"description": "In the place of the version's `outputSchema`."},
+        "response_format": {
+            "description": "A `json_schema` stands in the place of the version's `outputSchema`; all else gives way."
+        },
     },
     "example": {"model": "support", "user": "u1", "messages": [{"role": "user", "content": "Hello"}]},
 }
@@ -75,7 +77,7 @@ _RESPONSES_REQUEST: Final[Schema] = {
         "prompt_variables": VARIABLES,
         "user": USER,
         "stream": _STREAMED,
-        "text": {"description": "Its `format` stands in the place of the version's `outputSchema`."},
+        "text": {"description": "A `json_schema` as its `format` stands in the place of the version's `outputSchema`."},
     },
     "example": {"model": "support", "user": "u1", "input": "Hello"},
 }
@@ -105,6 +107,18 @@ _MESSAGES_ANSWER: Final[Schema] = {
     "required": ["content"],
     "description": "A message: the provider's, untouched, or made of what it answered.",
     "properties": {"content": {"type": "array"}},
+}
+_COUNT_REQUEST: Final[Schema] = {
+    **_MESSAGES_REQUEST,
+    "description": "Anthropic's request for a message, as it would be sent: the version's prompt is counted too. What "
+    "only says how to answer is left out. 404 where the version's provider is not of Anthropic's kind.",
+    "example": {"model": "support", "messages": [{"role": "user", "content": "Hello"}]},
+}
+_COUNT_ANSWER: Final[Schema] = {
+    "type": "object",
+    "required": ["input_tokens"],
+    "description": "The provider's answer, untouched.",
+    "properties": {"input_tokens": {"type": "integer"}},
 }
 _EMBEDDINGS_REQUEST: Final[Schema] = {
     "type": "object",
@@ -160,7 +174,7 @@ _ANTHROPIC_VERSION: Final = header(ANTHROPIC_HEADER, "With it the answer, and an
 _REFUSALS: Final = {
     "400": "The request is at fault, or the provider says so.",
     "401": "The gateway asks its callers for keys, and this one is missing or unknown.",
-    "404": "No such rollout, or not for this key.",
+    "404": "No such rollout, or not for this key; or its provider has nothing like this.",
     "405": "Another method is meant.",
     "408": "The request was not here in time.",
     "413": "The request is over the gateway's limit.",
@@ -192,6 +206,9 @@ _ANSWERED: Final[Mapping[str, _Answered]] = {
     "responses": _Answered("createResponse", "Answer with a response", _RESPONSES_REQUEST, _RESPONSES_ANSWER),
     "messages": _Answered(
         "createMessage", "Answer with a message", _MESSAGES_REQUEST, _MESSAGES_ANSWER, "MessagesError"
+    ),
+    "count_tokens": _Answered(
+        "countTokens", "Count a message's tokens", _COUNT_REQUEST, _COUNT_ANSWER, "MessagesError", streams=False
     ),
     "embeddings": _Answered("createEmbedding", "Embed texts", _EMBEDDINGS_REQUEST, _EMBEDDINGS_ANSWER, streams=False),
 }

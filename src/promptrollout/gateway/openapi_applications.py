@@ -5,7 +5,7 @@ What requests may have comes from the models that read them; what answers have i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, get_args
 
 from pydantic import BaseModel
@@ -115,13 +115,17 @@ def _required(properties: Mapping[str, Schema], *optional: str) -> list[str]:
 
 
 def _vote(kind: str) -> Schema:
+    why = (
+        "`already_counted`: this pod knows one of the same kind. `too_old`: the answer is older than 24 h. "
+        "`version_retired`: the version is neither stable nor canary any more. `not_compared`: the answer counts for "
+        "neither arm."
+    )
+    return _answered(kind, get_args(NotCounted), why)
+
+
+def _answered(kind: str, reasons: Iterable[str], why: str) -> Schema:
     counted = obj(object={"const": kind}, counted={"const": True})
-    reason = {
-        "enum": list(get_args(NotCounted)),
-        "description": "`already_counted`: this pod knows one of the same kind. `too_old`: the answer is older than "
-        "24 h. `version_retired`: the version is neither stable nor canary any more. `not_compared`: the answer counts "
-        "for neither arm.",
-    }
+    reason = {"enum": list(reasons), "description": why}
     not_counted = obj(object={"const": kind}, counted={"const": False}, reason=reason)
     return {"oneOf": [counted, not_counted], "description": "Whether it counts, and why not."}
 
@@ -202,9 +206,11 @@ def schemas() -> dict[str, Schema]:
         "FeedbackAnswer": _vote("feedback"),
         "ScoreAnswer": _vote("score"),
         "RenderedPrompt": _rendered(),
-        "ReportAnswer": obj(
-            object={"const": "usage"},
-            counted={"type": "boolean", "description": "`false`: it was counted before, or came too late."},
+        "ReportAnswer": _answered(
+            "usage",
+            get_args(usage.NotCounted),
+            "`already_reported`: once is enough. `too_late`: nothing waits for it any more, its silence counted as a "
+            "failure. `version_retired`: neither stable nor canary any more, or the rollout takes no reports now.",
         ),
         "Evaluation": _evaluation(),
         "Evaluations": obj(flags={"type": "array", "items": flag}),

@@ -13,6 +13,8 @@ from promptrollout.gateway.series import Series
 
 MAX_PENDING: Final = 50_000
 """Of a pod: about 20 MB. Further renders are counted for no arm; which ones that are says nothing of the arms."""
+MAX_REPORTED: Final = 10_000
+"""So many reports are known when they come again; about 1 MB."""
 
 
 @dataclass(slots=True)
@@ -38,6 +40,8 @@ class PendingRenders:
         self._by_settle_seconds: dict[int, OrderedDict[int, Pending]] = {}
         self._settle_seconds: dict[int, int] = {}
         """By number."""
+        self._reported: OrderedDict[int, None] = OrderedDict()
+        """The oldest first."""
         self._made = 0
         self.untracked = 0
         """Renders that found no place."""
@@ -58,9 +62,21 @@ class PendingRenders:
         return self._made
 
     def take(self, number: int) -> Pending | None:
-        """The render, whose report is here; None if it is counted already."""
+        """The render; None if it is counted already."""
         settle_seconds = self._settle_seconds.pop(number, None)
         return None if settle_seconds is None else self._by_settle_seconds[settle_seconds].pop(number)
+
+    def report(self, number: int) -> Pending | None:
+        """Take the render whose report is here, and remember that it was."""
+        if (pending := self.take(number)) is not None:
+            self._reported[number] = None
+            if len(self._reported) > MAX_REPORTED:
+                self._reported.popitem(last=False)
+        return pending
+
+    def was_reported(self, number: int) -> bool:
+        """As far as that is remembered."""
+        return number in self._reported
 
     def settle(self) -> None:
         """Count those whose time is over as failures of their arms."""

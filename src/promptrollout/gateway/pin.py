@@ -11,7 +11,7 @@ from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.protocols.responses import RESPONSES
 from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.request import Request
-from promptrollout.gateway.response_id import ResponseId, provider_tag
+from promptrollout.gateway.response_id import MAX_REST, ResponseId, ResponseIds, parse, provider_tag
 from promptrollout.gateway.route import Assignment
 from promptrollout.gateway.signed_reasoning import without_signed_reasoning
 
@@ -36,8 +36,8 @@ class Pin:
 
 
 def pin_of(serving: Serving, request: Request, now: float) -> Pin | None:
-    """The pin that a request brings; what is none of this rollout's is ignored. Has the provider's own id put back
-    into the request, since the provider knows no other."""
+    """The pin that a request brings; one of another rollout or key is ignored. Has the provider's own id put
+    back into the request, since the provider knows no other. Raises CallerError for a header that is no pin at all."""
     ids = serving.response_ids
     if ids is None:
         return None
@@ -47,11 +47,22 @@ def pin_of(serving: Serving, request: Request, now: float) -> Pin | None:
     if before is not None:
         body[PREVIOUS] = before.upstream
     # of two, the one that the provider goes on from
-    given = before or (ids.unwrap(header.decode("latin-1")) if header else None)
+    given = before or (_of_header(ids, header.decode("latin-1")) if header else None)
     if given is None:
         return None
     max_age = serving.configuration.spec.stickiness.pin_max_age_seconds
     return Pin(given, now - given.began_seconds < max_age, before is not None)
+
+
+def _of_header(ids: ResponseIds, header: str) -> ResponseId | None:
+    """What the header says; None: nothing about this rollout, or an id so long that it was passed on as it was."""
+    if parse(header) is None and len(header) <= MAX_REST:
+        message = (
+            f"header {HEADER_PIN}: take the `id` of an answer of this conversation, as this gateway gave it (a prefix "
+            "such as `chatcmpl-`, then `P` and 39 characters, then the rest of the provider's id), or leave it out"
+        )
+        raise CallerError(400, "invalid_pin", message, HEADER_PIN)
+    return ids.unwrap(header)
 
 
 def keep(serving: Serving, request: Request, pin: Pin | None, assignment: Assignment) -> Assignment:

@@ -69,8 +69,7 @@ class Serving:
         self.window = window
         self.weight_since = weight_since
         """Wall clock: since when units are assigned as they are now, as far as this pod knows."""
-        key = configuration.spec.response_key
-        self.response_ids = None if key is None else ResponseIds(configuration.spec.rollout_uid, bytes.fromhex(key))
+        self.response_ids = ResponseIds.of(configuration.spec)
         """None: of an operator that does not know them yet; callers get the provider's ids."""
         self.heavy = heavy
         self.gone_at: float | None = None

@@ -12,10 +12,12 @@ import hashlib
 import hmac
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
+from promptrollout.api.delivery import DeliverySpec
 from promptrollout.gateway.route import Variant
 
 _HEAD: Final = struct.Struct(">BB3s5sI2sH")
@@ -91,11 +93,22 @@ def parse(text: str) -> Unverified | None:
 
 
 class ResponseIds:
-    """Makes and reads the ids of one rollout under its key, which all pods have from its delivery."""
+    """Makes and reads the ids of one rollout under its key, which all pods have from its delivery. `others` are keys
+    that sign no longer, or not yet."""
 
-    def __init__(self, rollout_uid: str, key: bytes) -> None:
+    def __init__(self, rollout_uid: str, key: bytes, others: Sequence[bytes] = ()) -> None:
         self.tag = hashlib.sha256(rollout_uid.encode()).digest()[:3]
         self._key = key
+        self._keys = (key, *others)
+
+    @staticmethod
+    def of(spec: DeliverySpec) -> ResponseIds | None:
+        """None: of an operator that does not know them yet."""
+        if spec.response_key is None:
+            return None
+        beside = spec.response_keys
+        others = [] if beside is None else [key for key in (beside.previous, beside.next) if key is not None]
+        return ResponseIds(spec.rollout_uid, bytes.fromhex(spec.response_key), [bytes.fromhex(key) for key in others])
 
     def wrap(self, given: ResponseId) -> str:
         """The caller's id for an answer; the provider's as it is if that is too long."""
@@ -113,13 +126,15 @@ class ResponseIds:
         version, at = bytes.fromhex(given.version), given.at_seconds
         earlier = min(max(0, at - given.began_seconds), _MAX_EARLIER)
         head = _HEAD.pack(first, arm, self.tag, version, at, given.provider, earlier)
-        signed = base64.urlsafe_b64encode(head + self._mac(prefix, head, rest)).decode()
+        signed = base64.urlsafe_b64encode(head + _mac(self._key, prefix, head, rest)).decode()
         return f"{prefix}{signed}{rest}"
 
     def unwrap(self, text: str) -> ResponseId | None:
-        """What an id says; None if it was not made under this key, or was changed since."""
+        """What an id says; None if it was not made under these keys, or was changed since."""
         found = parse(text)
-        if found is None or not hmac.compare_digest(found.mac, self._mac(found.prefix, found.head, found.rest)):
+        if found is None or not any(
+            hmac.compare_digest(found.mac, _mac(key, found.prefix, found.head, found.rest)) for key in self._keys
+        ):
             return None
         first, arm, _, version, at, provider, earlier = _HEAD.unpack(found.head)
         rest = found.rest
@@ -130,6 +145,7 @@ class ResponseIds:
         rendered = bool(first & _RENDERED)
         return ResponseId(upstream, version.hex(), variant, arm & 31, at, provider, at - earlier, rendered)
 
-    def _mac(self, prefix: str, head: bytes, rest: str) -> bytes:
-        signed = b"%b\0%b%b" % (prefix.encode(), head, rest.encode())
-        return hmac.digest(self._key, signed, "sha256")[:_MAC_BYTES]
+
+def _mac(key: bytes, prefix: str, head: bytes, rest: str) -> bytes:
+    signed = b"%b\0%b%b" % (prefix.encode(), head, rest.encode())
+    return hmac.digest(key, signed, "sha256")[:_MAC_BYTES]

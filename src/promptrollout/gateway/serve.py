@@ -44,7 +44,7 @@ class Requests:
         pin = pin_of(serving, request, self._wall_clock())
         assignment = keep(serving, request, pin, hold(serving, pin, self._assign(serving, request)))
         carry(serving, pin, assignment, request)
-        prepared = prepare(serving, request, assignment)
+        prepared = prepare(serving, request, assignment, counts=protocol.sampled)
         prepared.wall_clock = self._wall_clock
         prepared.began_seconds = pin.began_of(prepared.arm) if pin else None
         with UnderWay(prepared), Accounted(prepared, reply):
@@ -53,6 +53,7 @@ class Requests:
                 ending = await check(prepared, answer, reply)
             except ProviderError as error:
                 ending = failed(prepared, error)
+            await ending.begin(reply)
             prepared.account(reply)
             await ending.send(reply)
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import aiohttp
 import orjson
@@ -33,6 +33,8 @@ _CONNECT_SECONDS: Final = 0.5
 _ORPHANS: Final = 10_000
 """So many reports of renders whose pod is gone are remembered, so that none is counted twice."""
 _MAX_SECONDS: Final = 86_400.0
+
+NotCounted = Literal["already_reported", "too_late", "version_retired"]
 
 Seconds = Annotated[float, Field(strict=True, ge=0, le=_MAX_SECONDS, allow_inf_nan=False)]
 
@@ -99,8 +101,8 @@ class UsageReports:
         report = _parse(payload)
         rendered = self._rendered(report.token)
         ours = rendered.render.process == self._counters.process
-        counted = self._here(rendered, report) if ours else await self._elsewhere(rendered, report, payload)
-        await _answer(counted, reply)
+        reason = self._here(rendered, report) if ours else await self._elsewhere(rendered, report, payload)
+        await _answer(reason, reply)
 
     async def answer_pod(self, payload: bytes, reply: Reply) -> None:
         """Answer a report that reached another pod of this gateway: it goes no further. Raises CallerError."""
@@ -128,17 +130,18 @@ class UsageReports:
                 return _Rendered(serving, given, render)
         raise CallerError(400, "invalid_token", "token: take usage_token of the rendered prompt, as it is", "token")
 
-    def _here(self, rendered: _Rendered, report: Report) -> bool:
-        """False: it was counted before, or its time was over, which counted as a failure."""
-        renders = self._registry.renders
-        pending = renders.take(rendered.render.number)
+    def _here(self, rendered: _Rendered, report: Report) -> NotCounted | None:
+        """Count it; why not, if not."""
+        renders, number = self._registry.renders, rendered.render.number
+        already = renders.was_reported(number)
+        pending = renders.report(number)
         if pending is None:
-            return False
+            return "already_reported" if already else "too_late"
         report.into(pending.outcome, renders.clock() - pending.since)
         pending.count()
-        return True
+        return None
 
-    async def _elsewhere(self, rendered: _Rendered, report: Report, payload: bytes) -> bool:
+    async def _elsewhere(self, rendered: _Rendered, report: Report, payload: bytes) -> NotCounted | None:
         """Have it counted by the pod that waits for it, on its admin port: what a caller may do here was looked at, and
         its credentials go nowhere. If that pod is gone, nobody else is going to count it."""
         if url := rendered.render.url:
@@ -149,7 +152,7 @@ class UsageReports:
                 async with self._session.post(f"{url}{POD_PATH}", data=payload, allow_redirects=False) as answer:
                     body = await answer.read()
                     if answer.status == 200:
-                        return bool(orjson.loads(body).get("counted"))
+                        return _reason_of(orjson.loads(body))
             except aiohttp.ConnectionTimeoutError as error:
                 logger.info("a report for %s: %s", url, error)
             except TimeoutError as error:
@@ -159,23 +162,26 @@ class UsageReports:
                 logger.info("a report for %s: %s", url, error)
         return self._orphan(rendered, report)
 
-    def _orphan(self, rendered: _Rendered, report: Report) -> bool:
+    def _orphan(self, rendered: _Rendered, report: Report) -> NotCounted | None:
         """Count it for the arm that has the rendered version now, if there still is one."""
         serving, given = rendered.serving, rendered.given
         since_seconds = max(0.0, time.time() - given.at_seconds)
         reporting = serving.configuration.spec.reporting
         arm = next((arm for arm in (serving.stable, serving.canary) if arm and arm.version == given.version), None)
         known = (rendered.render.process, rendered.render.number)
-        late = reporting is None or since_seconds > reporting.settle_seconds
-        if arm is None or given.variant is None or late or known in self._orphans:
-            return False
+        if known in self._orphans:
+            return "already_reported"
+        if arm is None or given.variant is None or reporting is None:
+            return "version_retired"
+        if since_seconds > reporting.settle_seconds:
+            return "too_late"
         self._orphans[known] = None
         if len(self._orphans) > _ORPHANS:
             self._orphans.popitem(last=False)
         outcome = Outcome(shard=given.shard, price=arm.price)
         report.into(outcome, since_seconds)
         serving.series(arm, given.variant).count(outcome)
-        return True
+        return None
 
 
 def usage_of(found: dict[str, Any] | None) -> Usage | None:
@@ -197,8 +203,19 @@ def usage_of(found: dict[str, Any] | None) -> Usage | None:
     )
 
 
-async def _answer(counted: bool, reply: Reply) -> None:
-    await reply.whole(200, {"content-type": JSON}, orjson.dumps({"object": "usage", "counted": counted}))
+def _reason_of(answer: dict[str, Any]) -> NotCounted | None:
+    """What another pod said; raises AttributeError for no object. One of a release before gives no reason."""
+    counted, reason = answer.get("counted"), answer.get("reason")
+    if counted:
+        return None
+    return next((known for known in get_args(NotCounted) if known == reason), "too_late")
+
+
+async def _answer(reason: NotCounted | None, reply: Reply) -> None:
+    found: dict[str, object] = {"object": "usage", "counted": reason is None}
+    if reason is not None:
+        found["reason"] = reason
+    await reply.whole(200, {"content-type": JSON}, orjson.dumps(found))
 
 
 def _parse(payload: bytes) -> Report:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from promptrollout.gateway.errors import Untranslatable
+from promptrollout.gateway.errors import CallerError, Untranslatable
 from promptrollout.gateway.protocols import BY_NAME
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.providers import KINDS
@@ -27,9 +27,15 @@ class Way:
 
 
 def way(protocol: Protocol, provider: Endpoint) -> Way:
-    """How to reach this provider. Raises Untranslatable where there is none."""
+    """How to reach this provider. Raises Untranslatable where there is none, or CallerError."""
     found = WAYS.get((protocol.name, provider.kind))
     if found is None:
+        if not protocol.sampled:
+            # another arm's answer would be about another request, and no arm is to blame
+            message = (
+                f"the provider of this rollout's version speaks {provider.kind}'s API, which has nothing like this"
+            )
+            raise CallerError(404, "not_supported", f"{message}: ask a tokenizer of its model", "model")
         message = f"its provider speaks {provider.kind}'s API, which has nothing like this URL"
         raise Untranslatable("model", message)
     return found

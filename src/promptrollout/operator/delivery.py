@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from decimal import Decimal
 from typing import Any
 
@@ -33,6 +32,7 @@ from promptrollout.api.provider import TLS, ProviderSpec
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.engine.facts import DeliveryIntent
 from promptrollout.engine.signals import edge_seconds, signal_of
+from promptrollout.operator import response_keys
 from promptrollout.operator.copies import digest_if_any, prompt_of
 from promptrollout.operator.identity import OncePerObject
 from promptrollout.operator.store import Store
@@ -69,16 +69,18 @@ def compile_delivery(
     store: Store,
     at_least: int = 1,
     gateway: str = "",
-    draw_key: Callable[[], str] = lambda: secrets.token_hex(32),
+    now: float = 0.0,
 ) -> DeliverySpec:
     """The delivery of `intent`. Its sequence grows only when pods have something new to take over.
 
     `snapshots`: whose objectives need histogram edges and shards. `at_least`: a sequence that no pod has gone beyond.
-    `gateway`: whose pods are to serve it, if that is not yet the one that the spec names. Raises CannotCompile.
+    `gateway`: whose pods are to serve it, if that is not yet the one that the spec names. `now`: since the epoch.
+    Raises CannotCompile.
     """
     gateway = gateway or spec.gateway_ref.name
     if store.get("PromptGateway", namespace, gateway) is None and existing is not None:
         gateway = existing.gateway
+    signing, beside = response_keys.kept(existing)
     wanted = DeliverySpec(
         format_version=FORMAT_VERSION,
         gateway=gateway,
@@ -95,13 +97,16 @@ def compile_delivery(
         latency_edges_seconds=_edges(snapshots, existing),
         shard_metrics=_shard_metrics(snapshots, existing),
         scores=_scores(snapshots, existing),
-        # of the rollout for good: a new one would refuse the votes on all answers so far
-        response_key=(existing.response_key if existing else None) or draw_key(),
+        response_key=signing,
+        response_keys=beside,
         memory=intent.memory,
     )
-    if existing is not None and _content(wanted) != _content(existing):
-        wanted = wanted.model_copy(update={"sequence": max(at_least, existing.sequence + 1)})
-    return wanted
+    if existing is not None and _content(wanted) == _content(existing):
+        return wanted
+    signing, beside = response_keys.in_turn(signing, beside, now)
+    keys: dict[str, Any] = {"response_key": signing, "response_keys": beside}
+    following = existing.sequence + 1 if existing else 1
+    return wanted.model_copy(update={**keys, "sequence": max(at_least, following)})
 
 
 def _content(spec: DeliverySpec) -> DeliverySpec:

@@ -44,7 +44,9 @@ class DeliveryWriter:
         they have confirmed it."""
         before = read(existing)
         lowest = self._lowest_sequence(key, existing, before)
-        wanted = compile_delivery(key.namespace, uid, spec, intent, snapshots, before, self._store, lowest, gateway)
+        wanted = compile_delivery(
+            key.namespace, uid, spec, intent, snapshots, before, self._store, lowest, gateway, time.time()
+        )
         if existing is None or wanted != before or not is_labelled(existing, key.name, wanted):
             existing = await self._apply(key, wanted, existing)
         assert existing is not None

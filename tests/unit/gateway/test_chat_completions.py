@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import aiohttp
 import orjson
 import pytest
 from aiohttp import web
 
+from promptrollout.api.delivery import DeliverySpec
 from promptrollout.gateway.process import Gateway
+from promptrollout.gateway.request import Prepared
 from tests.unit.gateway.kit import (
     CANARY,
     DONE,
@@ -25,11 +28,13 @@ from tests.unit.gateway.kit import (
     request,
     says,
     series,
+    serving,
     streams,
 )
 
 NOWHERE = "http://127.0.0.1:1/v1"
 GOOD = '{"answer":"yes"}'
+CLOSED = {**SCHEMA, "additionalProperties": False}
 
 
 async def both(gateway: Gateway, provider: Provider, weight: int = 100, **changes: Any) -> None:
@@ -630,9 +635,57 @@ async def test_the_contract_is_checked_on_whole_answers(gateway: Gateway, caller
         provider.script.append(says(200, completion(content, reason)))
         await caller.post(request())
     provider.script.append(says(200, completion("prose")))
-    await caller.post(request(response_format={"type": "text"}))
+    await caller.post(request(response_format={"type": "json_schema", "json_schema": {"name": "mine"}}))
     stable = series(gateway, "stable")
     assert (stable.total.requests, stable.total.contract_checks, stable.total.contract_failures) == (4, 2, 1)
+
+
+@pytest.mark.parametrize("kind", ["OpenAI", "Anthropic"])
+@pytest.mark.parametrize("looser", ["json_object", "text"])
+async def test_what_is_judged_by_the_versions_schema_was_asked_for_by_it(
+    gateway: Gateway, caller: Caller, provider: Provider, kind: str, looser: str
+) -> None:
+    await one(gateway, provider, outputSchema=CLOSED, provider_type=kind)
+    message = {"type": "message", "content": [{"type": "text", "text": GOOD}], "stop_reason": "end_turn"}
+    answers: list[Any] = [message] * 2
+    if kind == "OpenAI":
+        text = {"type": "message", "content": [{"type": "output_text", "text": GOOD}]}
+        answers = [completion(GOOD), {"status": "completed", "output": [text]}]
+    provider.script.extend(says(200, answer) for answer in answers)
+    assert (await caller.post(request(response_format={"type": looser}))).status == 200
+    asked = {"model": "support", "user": "u1", "input": "Hello", "text": {"format": {"type": looser}}}
+    assert (await caller.post(asked, "/v1/responses")).status == 200
+    chat, response = provider.requests
+    if kind == "OpenAI":
+        sent = chat["response_format"]["json_schema"]["schema"], response["text"]["format"]["schema"]
+    else:
+        sent = chat["output_config"]["format"]["schema"], response["output_config"]["format"]["schema"]
+    assert sent == (CLOSED, CLOSED)
+    total = series(gateway, "stable").total
+    assert (total.contract_checks, total.contract_failures) == (2, 0)
+
+
+async def test_a_head_that_cannot_be_written_is_an_error_and_no_success(
+    gateway: Gateway, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one(gateway, provider)
+    provider.script.extend([says(), streams(chunk("Hello"), chunk(None, "stop"), DONE)])
+    monkeypatch.setattr(Prepared, "about", lambda _: {"x-promptrollout-model": "gpt\r\nset-cookie: a=b"})
+    async with serving(gateway.serving_app) as url, aiohttp.ClientSession() as session:
+        for stream in (False, True):
+            async with session.post(f"{url}/v1/chat/completions", json=request(stream=stream)) as answered:
+                assert (answered.status, (await answered.json())["error"]["code"]) == (500, "internal")
+                assert "set-cookie" not in answered.headers
+    stable = series(gateway, "stable")
+    assert (stable.total.requests, stable.errors["internal"]) == (2, 2)
+
+
+@pytest.mark.parametrize("model", ["gpt\n", "gp\x1bt", " gpt", "gpt\x7f", "gpt\u2028x"])
+async def test_a_model_that_no_header_can_name_is_not_served(gateway: Gateway, provider: Provider, model: str) -> None:
+    for changes in ({"model": model}, {"fallbacks": [{"providerRef": {"name": "other"}, "model": model}]}):
+        with pytest.raises(ValueError, match="model"):
+            DeliverySpec.model_validate(delivery(stable=arm(url=provider.url, **changes)))
+    DeliverySpec.model_validate(delivery(stable=arm(model="arn:aws:bedrock:eu-west-1::m/an thropic.claude-4:0")))
 
 
 async def test_a_request_of_megabytes_within_the_limit_arrives(

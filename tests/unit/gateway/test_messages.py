@@ -13,8 +13,23 @@ from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.protocols.messages import DEFAULT_MAX_TOKENS, MESSAGES
 from promptrollout.gateway.render import SystemMessageRefused, compile_prompt
-from tests.unit.gateway.kit import CANARY, SCHEMA, Caller, Provider, arm, counted, delivery, says, series
+from tests.unit.gateway.kit import (
+    CANARY,
+    KEY,
+    SCHEMA,
+    Caller,
+    Provider,
+    Samples,
+    arm,
+    counted,
+    delivery,
+    samples,
+    says,
+    series,
+    streams,
+)
 
+CLOSED = {**SCHEMA, "additionalProperties": False}
 OURS = [{"role": "system", "content": "Of {{ company }}."}]
 EXAMPLE = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
 HELLO = {"role": "user", "content": "Hello"}
@@ -55,6 +70,14 @@ def test_the_callers_system_prompt_goes_where_the_prompt_wants_it() -> None:
     assert filled({"system": [block]}, callerSystemMessage="Replace")["system"] == "Of ACME."
     with pytest.raises(SystemMessageRefused):
         filled({"system": "theirs"}, callerSystemMessage="Refuse")
+
+
+def test_a_callers_system_messages_among_the_turns_go_where_the_prompt_wants_them_too() -> None:
+    turns = [HELLO, {"role": "system", "content": "theirs"}]
+    assert filled({"messages": turns})["messages"] == turns
+    assert filled({"messages": turns}, callerSystemMessage="Replace")["messages"] == [HELLO]
+    with pytest.raises(SystemMessageRefused):
+        filled({"messages": turns}, callerSystemMessage="Refuse")
     with pytest.raises(CallerError) as caught:
         filled({"system": 7})
     assert caught.value.param == "system"
@@ -113,6 +136,81 @@ def test_a_caller_who_asks_for_another_format_is_not_judged_by_ours() -> None:
 async def anthropic(gateway: Gateway, provider: Provider, **changes: Any) -> None:
     made = arm(url=provider.url, provider_type="Anthropic", **changes)
     await gateway.registry.apply("support", delivery(stable=made))
+
+
+def total_counted(found: Samples) -> float:
+    names = (
+        "requests",
+        "errors",
+        "abandoned_requests",
+        "unassigned_requests",
+        "diverted_requests",
+        "usage_missing_requests",
+    )
+    series = (found[f"promptrollout_{name}_total"] for name in names)
+    return sum(sum(each.values()) for each in series)
+
+
+async def test_tokens_are_counted_of_the_users_own_prompt_and_for_no_arm(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    arms = {
+        digest: arm(digest, provider.url, provider_type="Anthropic", outputSchema=CLOSED, parameters={"maxTokens": 50})
+        for digest in ("a" * 64, CANARY)
+    }
+    made = {"stable": arms["a" * 64], "canary": arms[CANARY]}
+    await gateway.registry.apply("support", delivery(weight=100, responseKey=KEY, **made))
+    tool = {"name": "f", "input_schema": {"type": "object"}}
+    asked = {**ASKED, "stream": True, "temperature": 0.5, "tools": [tool], "of_next_year": 1}
+    provider.script.append(says(body={"input_tokens": 42}))
+    answered = await caller.post(asked, "/v1/messages/count_tokens", {"anthropic-beta": "b"})
+    assert (answered.status, answered.json) == (200, {"input_tokens": 42})
+    assert answered.headers["x-promptrollout-variant"] == "canary"
+    provider.script.append(says(body=ANSWER))
+    await caller.post({**asked, "stream": False}, "/v1/messages")
+    counting, message = provider.requests
+    assert provider.paths == ["/v1/messages/count_tokens", "/v1/messages"]
+    assert provider.headers[0]["anthropic-beta"] == "b"
+    assert "output_config" in counting
+    assert counting["of_next_year"] == 1
+    assert counting.items() <= message.items()
+    assert message.keys() - counting.keys() == {"max_tokens", "metadata", "stream", "temperature"}
+    assert counted(gateway) == {"canary": (1, 0)}, "the message"
+
+
+async def test_counting_tokens_in_vain_is_nobodys_failure(gateway: Gateway, caller: Caller, provider: Provider) -> None:
+    own, other = arm(provider_type="Anthropic", url=provider.url), arm(CANARY, "http://127.0.0.1:1/v1")
+    await gateway.registry.apply(
+        "support", delivery(stable=own, canary={**other, "provider": own["provider"]}, weight=0)
+    )
+    before = total_counted(await samples(gateway))
+    for script in [says(529, {"error": {"message": "later"}}), says(body={"no": "tokens"}), streams(b"data: {}\n\n")]:
+        provider.script.extend([script] * 3)
+    statuses = [
+        (await caller.post(asked, "/v1/messages/count_tokens")).status
+        for asked in [ASKED, ASKED, {**ASKED, "metadata": {}}, ASKED, ASKED]
+    ]
+    assert all(status >= 500 for status in statuses)
+    provider.script.clear()
+    provider.script.extend([says(503, {})] * 300)
+    for _ in range(30):
+        await caller.post(ASKED, "/v1/messages/count_tokens")
+    serving = gateway.registry.find("support")
+    assert serving is not None
+    assert (serving.stable.circuit.state, serving.stable.circuit.unreachable) == ("Closed", False)
+    assert total_counted(await samples(gateway)) == before == 0
+
+
+async def test_a_provider_that_counts_no_tokens_is_said_to_and_no_other_counts_instead(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    stable, canary = arm(url=provider.url, provider_type="Anthropic"), arm(CANARY, provider.url)
+    await gateway.registry.apply("support", delivery(weight=100, stable=stable, canary=canary))
+    refused = await caller.post(ASKED, "/v1/messages/count_tokens")
+    assert (refused.status, refused.error["type"]) == (404, "not_found_error")
+    assert "OpenAI's API" in refused.error["message"]
+    assert provider.requests == []
+    assert counted(gateway) == {}
 
 
 ASKED = {"model": "support", "max_tokens": 9, "metadata": {"user_id": "u"}, "messages": [HELLO]}

@@ -12,7 +12,7 @@ from promptrollout.gateway.bucketing import bucket
 from promptrollout.gateway.configuration import Loader
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.registry import Registry
-from promptrollout.gateway.response_id import ResponseIds
+from promptrollout.gateway.response_id import ResponseId, ResponseIds
 from promptrollout.gateway.signed_reasoning import without_signed_reasoning
 from promptrollout.gateway.store import Store
 from tests.unit.gateway.kit import (
@@ -171,7 +171,23 @@ async def test_it_ends_by_the_conversation_s_age_however_busy(talk: Talk, max_ag
         assert version(last) == ("stable" if turn <= turns else "canary"), turn
 
 
-@pytest.mark.parametrize("pin", ["chatcmpl-1", "", "é", IDS.tag.hex(), "x" * 2000])
+@pytest.mark.parametrize("pin", ["chatcmpl-1", "canary", "é", IDS.tag.hex()])
+async def test_a_pin_that_is_no_id_of_an_answer_is_the_caller_s_fault(talk: Talk, gateway: Gateway, pin: str) -> None:
+    await talk.load(50)
+    refused = await talk.caller.post(request(user=LATE), headers={"x-promptrollout-pin": pin})
+    assert (refused.status, refused.error["code"]) == (400, "invalid_pin")
+    assert refused.error["param"] == "x-promptrollout-pin"
+    assert "`id` of an answer" in refused.error["message"]
+    refused = await talk.caller.post(request(user=LATE), "/v1/messages", {"x-promptrollout-pin": pin})
+    assert (refused.status, refused.error["type"]) == (400, "invalid_request_error")
+    assert counted(gateway) == {}
+
+
+STRANGE = [ResponseIds(uid, bytes.fromhex("77" * 32)) for uid in ("uid-1", "uid-2")]
+ANSWER = ResponseId("chatcmpl-1", "a" * 10, "stable", 3, 1_700_000_000, b"xx", 1_700_000_000)
+
+
+@pytest.mark.parametrize("pin", ["", "x" * 2000, *(ids.wrap(ANSWER) for ids in STRANGE)])
 async def test_what_is_no_pin_of_the_rollout_is_ignored(talk: Talk, pin: str) -> None:
     await talk.load(50)
     headers = {"x-promptrollout-pin": pin}

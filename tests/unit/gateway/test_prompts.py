@@ -79,7 +79,8 @@ class Application:
     async def report(self, token: str, **report: Any) -> Any:
         status, found = await self.post("/v1/usage", {"token": token, **report})
         assert status == 200, found
-        return found["counted"]
+        assert found.keys() - {"reason"} == {"object", "counted"}
+        return found["counted"] or found["reason"]
 
 
 @pytest.fixture
@@ -238,9 +239,9 @@ async def test_silence_is_a_failure_once_it_is_old_enough(gateway: Gateway, app:
     assert value(found, "promptrollout_requests_total", variant="canary") == 1
     seen = series(gateway, "canary")
     assert (seen.duration.seconds_sum, seen.usage_missing) == (120.0, 1)
-    assert await app.report(silent["usage_token"]) is False, "too late, and counted already"
+    assert await app.report(silent["usage_token"]) == "too_late", "counted already"
     assert await app.report(later["usage_token"]) is True
-    assert await app.report(later["usage_token"]) is False, "once"
+    assert await app.report(later["usage_token"]) == "already_reported"
     assert counted(gateway) == {"canary": (1, 1), "stable": (1, 0)}
     assert len(gateway.registry.renders) == 0
     assert all(one.in_flight == 0 for one in gateway.counters.live())
@@ -349,8 +350,8 @@ async def test_a_report_that_reaches_another_pod_is_counted_where_it_was_rendere
     first, second = pods
     token = (await first.render("0"))["usage_token"]
     assert await second.report(token, outcome="error") is True
-    assert await second.report(token) is False
-    assert await first.report(token) is False
+    assert await second.report(token) == "already_reported"
+    assert await first.report(token) == "already_reported"
     assert (counted(first.gateway), counted(second.gateway)) == ({"canary": (1, 1)}, {})
 
 
@@ -415,11 +416,11 @@ async def test_a_report_whose_pod_is_gone_is_counted_where_it_arrives(pods: list
     first, second = pods
     gone = token_of(7, "127.0.0.1", 1)
     assert await second.report(gone) is True
-    assert await second.report(gone) is False, "once"
+    assert await second.report(gone) == "already_reported"
     reused = token_of(8, "127.0.0.1", first.gateway.settings.admin_port)
     assert await second.report(reused) is True, "another pod has its address now"
-    for lost in (token_of(9, ago=121), token_of(10, version="0" * 64)):
-        assert await second.report(lost) is False
+    assert await second.report(token_of(9, ago=121)) == "too_late"
+    assert await second.report(token_of(10, version="0" * 64)) == "version_retired"
     for strange in (token_of(11, uid="uid-0"), token_of(12)[:-1] + "~", str(RenderId("deadbeef", 13, "", 0))):
         status, found = await second.post("/v1/usage", {"token": strange})
         assert (status, found["error"]["code"]) == (400, "invalid_token")

@@ -114,11 +114,16 @@ def test_refuse_takes_no_system_message() -> None:
     assert contents(filled({"messages": [USER]}, callerSystemMessage="Refuse")) == ["Ours for you", "Hi"]
 
 
-def test_the_output_schema_is_asked_for_unless_the_caller_asks_for_another_format() -> None:
+def test_the_output_schema_is_asked_for_unless_the_caller_brings_one() -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "strict": False, "schema": SCHEMA}}
     assert filled({}, outputSchema=SCHEMA)["response_format"] == wanted
-    own = {"type": "json_object"}
+    for looser in ({"type": "json_object"}, {"type": "text"}, None):
+        assert filled({"response_format": looser}, outputSchema=SCHEMA)["response_format"] == wanted
+        assert filled({"response_format": looser})["response_format"] == looser
+    own = {"type": "json_schema", "json_schema": {"name": "mine", "schema": {}}}
     assert filled({"response_format": own}, outputSchema=SCHEMA)["response_format"] == own
+    ours = {"extra": {"response_format": {**own, "strict": True}}}
+    assert filled({}, outputSchema=SCHEMA, parameters=ours)["response_format"] == {**own, "strict": True}
 
 
 def test_tools_of_the_prompt_take_the_place_of_the_callers() -> None:

@@ -83,12 +83,20 @@ def test_the_versions_parameters_and_tools_win_under_this_apis_names() -> None:
     assert found["reasoning"] == {"effort": "low"}
 
 
-def test_the_answers_schema_is_asked_for_unless_the_caller_wants_another_format() -> None:
+def test_the_answers_schema_is_asked_for_unless_the_caller_brings_one() -> None:
     wanted = {"type": "json_schema", "name": "answer", "strict": False, "schema": SCHEMA}
     assert filled({"input": "x"}, outputSchema=SCHEMA)["text"] == {"format": wanted}
     verbose = filled({"input": "x", "text": {"verbosity": "low"}}, outputSchema=SCHEMA)["text"]
     assert verbose == {"verbosity": "low", "format": wanted}
-    own = {"format": {"type": "text"}}
+    for looser in ("text", "json_object"):
+        asked: Any = {"input": "x", "text": {"format": {"type": looser}}}
+        assert filled(asked, outputSchema=SCHEMA)["text"] == {"format": wanted}
+    brief = {"extra": {"text": {"verbosity": "low"}}}
+    assert filled({"input": "x"}, outputSchema=SCHEMA, parameters=brief)["text"] == {
+        "verbosity": "low",
+        "format": wanted,
+    }
+    own = {"format": {"type": "json_schema", "name": "mine", "schema": {}}}
     assert filled({"input": "x", "text": own}, outputSchema=SCHEMA)["text"] == own
     assert RESPONSES.leaves_format({"text": own}) is False
     assert RESPONSES.leaves_format({"text": {"verbosity": "low"}}) is True

@@ -6,8 +6,11 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from promptrollout.gateway.errors import CallerError, Untranslatable
+from promptrollout.gateway.sse import StreamError
 from promptrollout.gateway.translations import TRANSLATIONS, chat_answer, messages_answer
 
 TO_MESSAGES = TRANSLATIONS["chat", "messages"].request
@@ -155,7 +158,7 @@ def test_a_conversation_of_openai_as_anthropic_has_it() -> None:
         (messages({"role": "user", "content": 7}), "messages[0].content"),
         (
             messages({"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}),
-            "messages[0].content[0].file",
+            "messages[0].content[0].file.file_id",
         ),
         (
             messages({"role": "system", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}),
@@ -278,13 +281,13 @@ def test_a_conversation_of_anthropic_as_openai_has_it() -> None:
         (messages(top_k=5), "top_k"),
         (messages(thinking={"type": "enabled", "budget_tokens": 1024}), "thinking"),
         (messages(container="c"), "container"),
-        (messages(metadata={"user_id": "u", "x": 1}), "metadata"),
+        (messages(metadata={"user_id": "u", "x": 1}), "metadata.x"),
         (messages(output_config={"task_budget": 1}), "output_config.task_budget"),
         (messages(tools=[{"type": "web_search_20250305", "name": "web_search"}]), "tools[0].type"),
         (messages(tool_choice={"type": "some"}), "tool_choice.type"),
         (messages(system=[{"type": "image"}]), "system[0].type"),
         (messages(USER, {"role": "assistant", "content": "Sure:"}), "messages[1]"),
-        (messages({"role": "system", "content": "x"}), "messages[0].role"),
+        (messages({"role": "critic", "content": "x"}), "messages[0].role"),
         (messages({"role": "user", "content": [{"type": "search_result"}]}), "messages[0].content[0].type"),
         (
             messages({"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "f"}}]}),
@@ -304,6 +307,16 @@ def test_what_openai_cannot_be_told_is_named(body: dict[str, Any], param: str) -
     with pytest.raises(Untranslatable) as caught:
         TO_CHAT(body)
     assert caught.value.param == param
+
+
+def test_what_anthropic_says_beside_its_turns_is_said_to_openai() -> None:
+    source = {"type": "text", "media_type": "text/plain", "data": "All sales are final."}
+    document = {"type": "document", "title": "Terms", "source": source, "citations": {"enabled": False}}
+    late = {"role": "system", "content": [{"type": "text", "text": "Be brief now."}]}
+    assert TO_CHAT(messages({"role": "user", "content": [document]}, late))["messages"] == [
+        {"role": "user", "content": "Terms\n\nAll sales are final."},
+        {"role": "system", "content": "Be brief now."},
+    ]
 
 
 @pytest.mark.parametrize("translate", [TO_MESSAGES, TO_CHAT])
@@ -437,11 +450,79 @@ def test_text_then_two_calls_are_three_blocks_one_after_another() -> None:
     assert (events[-2]["usage"]["input_tokens"], events[-2]["usage"]["output_tokens"]) == (9, 3)
 
 
+def content_of(stream: bytes) -> list[tuple[str, Any]]:
+    """The blocks of a stream of Anthropic's, which must follow each other, as a strict client puts them together."""
+    found: list[tuple[str, Any]] = []
+    parts: list[str] | None = None
+    for piece in stream.split(b"\n\n")[:-1]:
+        event = orjson.loads(piece.split(b"data: ", 1)[1])
+        kind = event["type"]
+        if kind.startswith("content_block"):
+            assert event["index"] == len(found)
+        if kind == "content_block_start":
+            assert parts is None, "a block begins while another is open"
+            parts, block = [], event["content_block"]
+        elif kind == "content_block_delta":
+            assert parts is not None, "a delta of no open block"
+            parts.append(event["delta"].get("text", event["delta"].get("partial_json")))
+        elif kind == "content_block_stop":
+            assert parts is not None, "a block ends that is not open"
+            text, parts = "".join(parts), None
+            found.append(("text", text) if block["type"] == "text" else (block["id"], orjson.loads(text or "{}")))
+        else:
+            assert parts is None, "an open block"
+    return found
+
+
+@given(data=st.data())
+def test_calls_that_a_provider_interleaves_follow_each_other(data: st.DataObject) -> None:
+    value = st.text(max_size=5) | st.integers(-5, 5) | st.just("}")
+    wanted = data.draw(st.lists(st.dictionaries(st.text(max_size=3), value, max_size=3), min_size=1, max_size=4))
+    numbered = data.draw(st.booleans())
+    rest: list[list[dict[str, Any]]] = []
+    for number, arguments in enumerate(wanted):
+        text = orjson.dumps(arguments).decode() if arguments else data.draw(st.sampled_from(["", "{}"]))
+        cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=4)))
+        pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        rest.append([called(number, str(number), pieces[0]), *(called(number, None, piece) for piece in pieces[1:])])
+    stream = chat_answer.MessagesStream({})
+    sent = b""
+    said = ""
+    order: list[int] = []
+    while any(rest):
+        if text := data.draw(st.sampled_from(["", "", "Hm"])):
+            said += text
+            sent += stream.event(chunk(content=text))
+        at = data.draw(st.sampled_from([number for number, pieces in enumerate(rest) if pieces]))
+        delta = rest[at].pop(0)
+        if not numbered:
+            delta = {**{k: v for k, v in delta.items() if k != "index"}, "id": f"id-{at}"}
+        order.append(at)
+        sent += stream.event(chunk(tool_calls=[delta]))
+    found = content_of(sent + stream.event(chunk("tool_calls")) + stream.end())
+    assert "".join(text for kind, text in found if kind == "text") == said
+    calls = [each for each in found if each[0] != "text"]
+    assert calls == [(f"id-{number}", wanted[number]) for number in dict.fromkeys(order)]
+
+
+def test_calls_in_a_row_wait_for_nothing_and_go_on_behind_their_end_never() -> None:
+    stream = chat_answer.MessagesStream({})
+    assert b"{}" in stream.event(chunk(tool_calls=[called(0, "f", "{}")]))
+    assert b'"name":"g"' in stream.event(chunk(tool_calls=[called(1, "g")]))
+    assert b"partial_json" not in stream.event(chunk(tool_calls=[called(0, arguments="\n")]))
+    with pytest.raises(StreamError):
+        stream.event(chunk(tool_calls=[called(0, arguments="1")]))
+
+
+def test_an_answer_without_a_single_chunk_is_an_empty_message() -> None:
+    assert chat_answer.MessagesStream({}).end().startswith(b"event: message_start")
+
+
 def test_a_call_without_arguments_streams_as_an_empty_object() -> None:
     stream = messages_answer.ChatStream({})
     said = b""
-    for index, given in enumerate(({}, {"a": 1}, {})):
-        block = {"type": "tool_use", "id": f"call_{index}", "name": "f", "input": given}
+    for index, found in enumerate(({}, {"a": 1}, {})):
+        block = {"type": "tool_use", "id": f"call_{index}", "name": "f", "input": found}
         said += stream.event({"type": "content_block_start", "index": index, "content_block": block})
         delta = {"type": "input_json_delta", "partial_json": '{"b":2}' if index == 2 else ""}
         said += stream.event({"type": "content_block_delta", "index": index, "delta": delta})

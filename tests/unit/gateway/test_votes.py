@@ -171,6 +171,23 @@ async def test_what_is_taken_but_not_counted(gateway: Gateway, voted: Caller) ->
     assert value(found, "promptrollout_gateway_votes_not_counted_total", reason="version_retired") == 5
 
 
+async def test_what_was_signed_before_the_key_changed_and_by_pods_that_are_ahead_is_counted(
+    gateway: Gateway, voted: Caller
+) -> None:
+    rotated_at = "2026-01-01T00:00:00Z"
+    beside = {"next": "66" * 32, "previous": KEY, "rotatedAt": rotated_at}
+    await load(gateway, 2, responseKey="55" * 32, responseKeys=beside)
+    given = ResponseId("chatcmpl-ahead", STABLE[:10], "stable", 3, NOW, b"..", NOW)
+    ids = [token(), *(ResponseIds("uid-1", bytes.fromhex(key)).wrap(given) for key in ("55" * 32, "66" * 32))]
+    assert [(await thumb(voted, each)).json["counted"] for each in ids] == [True] * 3
+    await load(gateway, 3, responseKey="66" * 32, responseKeys={**beside, "next": "77" * 32, "previous": "55" * 32})
+    assert (await thumb(voted, token())).error["code"] == "invalid_response_id"
+    serving = gateway.registry.find("support")
+    assert serving is not None
+    assert serving.response_ids is not None
+    assert serving.response_ids.wrap(given) == ids[2], "the key that signs is the delivery's own"
+
+
 async def test_outside_of_the_comparison_is_counted_as_such(gateway: Gateway, voted: Caller) -> None:
     assert (await thumb(voted, token(variant="stable-outside"))).json["counted"] is True
     found = await samples(gateway)

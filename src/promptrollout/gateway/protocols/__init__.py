@@ -5,6 +5,7 @@ from typing import Final
 
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.protocols.chat import CHAT
+from promptrollout.gateway.protocols.count_tokens import COUNT_TOKENS
 from promptrollout.gateway.protocols.embeddings import EMBEDDINGS
 from promptrollout.gateway.protocols.messages import MESSAGES
 from promptrollout.gateway.protocols.responses import RESPONSES
@@ -13,6 +14,7 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {
     "/v1/chat/completions": CHAT,
     "/v1/responses": RESPONSES,
     "/v1/messages": MESSAGES,
+    "/v1/messages/count_tokens": COUNT_TOKENS,
     "/v1/embeddings": EMBEDDINGS,
 }
 """By path."""

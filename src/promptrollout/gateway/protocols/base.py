@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.gateway.account import Usage
@@ -13,6 +13,9 @@ from promptrollout.gateway.errors import CallerError, ProviderError
 from promptrollout.gateway.render import Body, CompiledPrompt, Overlay
 from promptrollout.gateway.route import Fields
 from promptrollout.gateway.sse import StreamReader
+
+_LOOSER: Final = ("text", "json_object")
+"""Formats of an answer that say less than a version's schema does."""
 
 
 @dataclass(slots=True)
@@ -39,6 +42,9 @@ class Protocol(ABC):
     """Headers of the caller that a provider of the same protocol gets too."""
     compared: ClassVar[bool] = True
     """Whether requests take part in the rollout; else stable answers them, outside the analysis."""
+    sampled: ClassVar[bool] = True
+    """Whether requests are counted; else whichever arm is the user's is asked, and what becomes of it says nothing of
+    the arm, nor of its provider."""
 
     def rollout(self, body: Body) -> str:
         """The rollout that a request names. Raises CallerError."""
@@ -57,7 +63,12 @@ class Protocol(ABC):
 
     @abstractmethod
     def leaves_format(self, body: Body) -> bool:
-        """Whether the caller left the format of the answer to the prompt."""
+        """Whether the caller left the format of the answer to the prompt: asked for none, or for none that says as much
+        as a schema does. Such an answer has the version's, and is held against it."""
+
+    def without_format(self, body: Body) -> Body:
+        """The request without a format that the version's goes before; for providers that have no word for it."""
+        return body
 
     @abstractmethod
     def read(self, payload: bytes) -> Whole | None:
@@ -74,3 +85,8 @@ class Protocol(ABC):
     def error_event(self, status: int, message: str, code: str | None, events: int) -> bytes:
         """What a stream that has begun ends with where it fails; `events` were seen before."""
         return b"data: " + self.error_body(status, message, code) + b"\n\n"
+
+
+def looser_than_a_schema(asked: Any) -> bool:
+    """Of what a caller of OpenAI's APIs asks for as the format of the answer."""
+    return asked is None or (isinstance(asked, dict) and asked.get("type") in _LOOSER)

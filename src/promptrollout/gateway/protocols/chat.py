@@ -10,7 +10,7 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.gateway.account import Usage
 from promptrollout.gateway.choices import Choice, choices_of
 from promptrollout.gateway.errors import CallerError, error_object
-from promptrollout.gateway.protocols.base import Protocol, Whole
+from promptrollout.gateway.protocols.base import Protocol, Whole, looser_than_a_schema
 from promptrollout.gateway.render import (
     SYSTEM_ROLES,
     Body,
@@ -46,12 +46,15 @@ class Chat(Protocol):
         if spec.output_schema is None:
             return Overlay(fields, removed)
         schema = {"name": "answer", "strict": False, "schema": spec.output_schema}
-        return Overlay(fields, removed, {"response_format": {"type": "json_schema", "json_schema": schema}})
+        return Overlay(fields, removed, answer_format={"type": "json_schema", "json_schema": schema})
 
     def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
         before, after = messages_of(prompt, body)
         history = history_of(body)
-        request = prompt.overlay(self.name, self.overlay).over(body)
+        overlay = prompt.overlay(self.name, self.overlay)
+        request = overlay.over(body)
+        if overlay.answer_format is not None and self.leaves_format(request):
+            request["response_format"] = overlay.answer_format
         request["messages"] = _with_history(prompt, before, history, after)
         if body.get("stream") is True:
             options = body.get("stream_options")
@@ -59,8 +62,11 @@ class Chat(Protocol):
         return request
 
     def leaves_format(self, body: Body) -> bool:
-        asked = body.get("response_format")
-        return asked is None or (isinstance(asked, dict) and asked.get("type") == "json_object")
+        return looser_than_a_schema(body.get("response_format"))
+
+    def without_format(self, body: Body) -> Body:
+        kept = "response_format" not in body or not self.leaves_format(body)
+        return body if kept else {name: value for name, value in body.items() if name != "response_format"}
 
     def read(self, payload: bytes) -> Whole | None:
         try:

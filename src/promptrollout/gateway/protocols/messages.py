@@ -84,7 +84,7 @@ class Messages(Protocol):
             request.pop("system", None)
         request["messages"] = [
             *(message for message in before if message["role"] not in SYSTEM_ROLES),
-            *history_of(body),
+            *_history(prompt, body),
             *(message for message in after if message["role"] not in SYSTEM_ROLES),
         ]
         if overlay.answer_format is not None and self.leaves_format(body) and _takes_format(request):
@@ -210,6 +210,17 @@ def _system(prompt: CompiledPrompt, own: list[str], theirs: Any) -> Any:
     if isinstance(theirs, list) and theirs:
         return [*({"type": "text", "text": text} for text in own if text), *theirs]
     return "\n\n".join([*own, theirs] if theirs else own)
+
+
+def _history(prompt: CompiledPrompt, body: Body) -> list[Body]:
+    """The caller's turns; system messages among them as the prompt wants them."""
+    history = history_of(body)
+    choice = prompt.spec.caller_system_message or "Append"
+    if choice == "Append" or not any(message.get("role") in SYSTEM_ROLES for message in history):
+        return history
+    if choice == "Refuse":
+        raise SystemMessageRefused
+    return [message for message in history if message.get("role") not in SYSTEM_ROLES]
 
 
 def _takes_format(request: Body) -> bool:

@@ -11,7 +11,7 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.gateway.account import Usage
 from promptrollout.gateway.choices import Choice
 from promptrollout.gateway.errors import CallerError, Untranslatable, error_object
-from promptrollout.gateway.protocols.base import Protocol, Whole
+from promptrollout.gateway.protocols.base import Protocol, Whole, looser_than_a_schema
 from promptrollout.gateway.render import (
     SYSTEM_ROLES,
     Body,
@@ -62,16 +62,21 @@ class Responses(Protocol):
         # what the provider remembers of a conversation already begins with our examples
         items = [] if body.get("previous_response_id") or body.get("conversation") else before[own:]
         _put_in(request, prompt, instructions, items, after)
-        if prompt.spec.output_schema is not None and self.leaves_format(body):
-            text = body.get("text")
+        if prompt.spec.output_schema is not None and self.leaves_format(request):
+            text = request.get("text")
             schema = {"type": "json_schema", "name": "answer", "strict": False, "schema": prompt.spec.output_schema}
             request["text"] = {**(text if isinstance(text, dict) else {}), "format": schema}
         return request
 
     def leaves_format(self, body: Body) -> bool:
         text = body.get("text")
-        asked = text.get("format") if isinstance(text, dict) else None
-        return asked is None or (isinstance(asked, dict) and asked.get("type") == "json_object")
+        return looser_than_a_schema(text.get("format") if isinstance(text, dict) else None)
+
+    def without_format(self, body: Body) -> Body:
+        text = body.get("text")
+        if not isinstance(text, dict) or "format" not in text or not self.leaves_format(body):
+            return body
+        return {**body, "text": {name: value for name, value in text.items() if name != "format"}}
 
     def read(self, payload: bytes) -> Whole | None:
         try:

@@ -10,7 +10,7 @@ from promptrollout.gateway.providers.endpoint import Endpoint
 
 VERSION: Final = "2023-06-01"
 """Of the API, in a header of each request, unless the caller names another."""
-_PATHS: Final = {"messages": "/messages"}
+_PATHS: Final = {"messages": "/messages", "count_tokens": "/messages/count_tokens"}
 
 
 class AnthropicProvider(Endpoint):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import orjson
-
 from promptrollout.gateway.protocols.messages import MESSAGES
 from promptrollout.gateway.render import Body
+from promptrollout.gateway.translations.blocks import Blocks, event
 from promptrollout.gateway.translations.fields import arguments, count, listed
 
 _STOPS: Final = {
@@ -52,11 +51,7 @@ class MessagesStream:
 
     def __init__(self, body: Body) -> None:
         self._started = False
-        self._open: int | None = None
-        """The index of the block that is open."""
-        self._blocks = 0
-        self._calls: dict[str, int] = {}
-        """Indexes of the blocks of calls, by the call's number."""
+        self._blocks = Blocks()
         self._stop_reason = "end_turn"
         self._refused = False
         self._usage: Body = _usage(None)
@@ -74,11 +69,11 @@ class MessagesStream:
         return MESSAGES.error_event(502, message, code, 0)
 
     def end(self) -> bytes:
-        out: list[bytes] = []
-        self._close(out)
+        out = [] if self._started else [self._start({})]
+        self._blocks.close(out)
         delta = {"stop_reason": "refusal" if self._refused else self._stop_reason, "stop_sequence": None}
-        out.append(_event("message_delta", delta=delta, usage=self._usage))
-        out.append(_event("message_stop"))
+        out.append(event("message_delta", delta=delta, usage=self._usage))
+        out.append(event("message_stop"))
         return b"".join(out)
 
     def _start(self, found: dict[str, Any]) -> bytes:
@@ -93,7 +88,7 @@ class MessagesStream:
             "stop_sequence": None,
             "usage": _usage(None),  # OpenAI's comes at the end
         }
-        return _event("message_start", message=message)
+        return event("message_start", message=message)
 
     def _choice(self, choice: Body, out: list[bytes]) -> None:
         given = choice.get("delta")
@@ -101,39 +96,11 @@ class MessagesStream:
         for name in ("content", "refusal"):
             if isinstance(text := delta.get(name), str) and text:
                 self._refused = self._refused or name == "refusal"
-                if self._open is None or self._open in self._calls.values():
-                    self._begin({"type": "text", "text": ""}, out)
-                out.append(self._delta(self._open, {"type": "text_delta", "text": text}))
+                self._blocks.text(text, out)
         for call in listed(delta.get("tool_calls")):
-            self._call(call, out)
+            self._blocks.call(call, out)
         if reason := choice.get("finish_reason"):
             self._stop_reason = _STOPS.get(str(reason), "end_turn")
-
-    def _call(self, call: Body, out: list[bytes]) -> None:
-        given = call.get("function")
-        function = given if isinstance(given, dict) else {}
-        number = str(call.get("index", len(self._calls)))
-        if number not in self._calls:
-            block: Body = {"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": {}}
-            self._calls[number] = self._begin(block, out)
-        if arguments := function.get("arguments"):
-            out.append(self._delta(self._calls[number], {"type": "input_json_delta", "partial_json": arguments}))
-
-    def _begin(self, block: Body, out: list[bytes]) -> int:
-        self._close(out)
-        self._open = self._blocks
-        self._blocks += 1
-        out.append(_event("content_block_start", index=self._open, content_block=block))
-        return self._open
-
-    def _close(self, out: list[bytes]) -> None:
-        if self._open is not None:
-            out.append(_event("content_block_stop", index=self._open))
-            self._open = None
-
-    @staticmethod
-    def _delta(index: int | None, delta: Body) -> bytes:
-        return _event("content_block_delta", index=index, delta=delta)
 
 
 def _usage(found: Any) -> Body:
@@ -148,7 +115,3 @@ def _usage(found: Any) -> Body:
         "cache_read_input_tokens": read,
         "output_tokens": count(found, "completion_tokens"),
     }
-
-
-def _event(kind: str, **fields: Any) -> bytes:
-    return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps({"type": kind, **fields}) + b"\n\n"

@@ -8,14 +8,17 @@ from promptrollout.gateway.errors import Untranslatable
 from promptrollout.gateway.protocols.chat import history_of
 from promptrollout.gateway.protocols.messages import tool_of
 from promptrollout.gateway.render import SYSTEM_ROLES, Body
-from promptrollout.gateway.translations.fields import Field, objects, only, same, text, translate
+from promptrollout.gateway.translations.fields import Field, objects, only, same, text, translate, understood
 from promptrollout.gateway.translations.messages_request import (
     API,
     DROPPED,
     FIELDS,
+    NOTES,
     add_turn,
+    cached,
     document,
     elsewhere,
+    function_of,
     image,
     one_call_at_a_time,
     plain,
@@ -24,6 +27,16 @@ from promptrollout.gateway.translations.messages_request import (
     text_block,
     tool_choice,
     tool_use,
+)
+
+_OF_ROLES: Final = {
+    "assistant": {"role", "content", "refusal", "tool_calls", "audio", "function_call"},
+    "tool": {"role", "content", "tool_call_id"},
+}
+# another model's, for itself, and what SDKs put into an answer that comes back
+_REASONING: Final = (
+    *NOTES,
+    *("reasoning_content", "reasoning", "thinking_blocks", "reasoning_details", "provider_specific_fields"),
 )
 
 
@@ -47,6 +60,8 @@ def _messages(history: list[Body]) -> tuple[list[Body], list[Body]]:
         path, role = f"messages[{index}]", message.get("role")
         if message.get("name") is not None and role != "tool":
             raise Untranslatable(f"{path}.name", f"{API} has nothing like it")
+        dropped = {"assistant": _REASONING, "tool": ("name",)}.get(str(role), ())
+        understood(message, path, API, _OF_ROLES.get(str(role), {"role", "content"}), dropped)
         if role in SYSTEM_ROLES:
             system.extend(_texts(message.get("content"), f"{path}.content"))
         elif role == "user":
@@ -82,10 +97,12 @@ def _part(part: Body, path: str) -> Body:
     if kind == "text":
         return text_block(part, path)
     given = part.get(str(kind))
-    if kind == "image_url" and isinstance(given, dict):
-        return image(text(given.get("url"), f"{path}.image_url.url"))
-    if kind == "file" and isinstance(given, dict):
-        return document(given, f"{path}.file")
+    if kind in ("image_url", "file") and isinstance(given, dict):
+        understood(part, path, API, {"type", kind, "cache_control"}, NOTES)
+        if kind == "file":
+            return cached(document(given, f"{path}.file"), part)
+        understood(given, f"{path}.image_url", API, {"url"}, ("detail",))
+        return cached(image(text(given.get("url"), f"{path}.image_url.url")), part)
     raise Untranslatable(f"{path}.type", f"{API} has nothing like {str(kind)[:100]}")
 
 
@@ -98,8 +115,13 @@ def _assistant(message: Body, path: str) -> str | list[Body]:
     blocks: list[Body] = []
     if isinstance(content, list):
         for part, at in objects(content, f"{path}.content"):
-            said = {"type": "text", "text": part.get("refusal")} if part.get("type") == "refusal" else part
-            blocks.extend(_texts([said], at))
+            if part.get("type") == "refusal":
+                understood(part, at, API, {"type", "refusal"})
+                blocks.append({"type": "text", "text": text(part.get("refusal"), f"{at}.refusal")})
+            elif part.get("type") == "text":
+                blocks.append(text_block(part, at))
+            else:
+                raise Untranslatable(f"{at}.type", "only text can stand here")
     elif content:
         blocks.extend(_texts(content, f"{path}.content"))
     if message.get("refusal"):
@@ -114,6 +136,8 @@ def _call(call: Body, path: str) -> Body:
     function = call.get("function")
     if not isinstance(function, dict):
         raise Untranslatable(f"{path}.function", "only calls of functions can be told to Anthropic's API")
+    understood(call, path, API, {"id", "type", "function"}, ("index",))
+    understood(function, f"{path}.function", API, {"name", "arguments"}, ("parsed_arguments",))
     return tool_use(call.get("id"), function, f"{path}.function")
 
 
@@ -129,11 +153,23 @@ def _stop(value: Any, found: Body) -> None:
 
 
 def _tools(value: Any, found: Body) -> None:
-    found["tools"] = [tool_of(tool, path) for tool, path in objects(value, "tools")]
+    found["tools"] = [_tool(tool, path) for tool, path in objects(value, "tools")]
+
+
+def _tool(tool: Body, path: str) -> Body:
+    function = tool.get("function")
+    if not isinstance(function, dict):
+        return tool_of(tool, path)
+    understood(tool, path, API, {"type", "function", "cache_control"})
+    return function_of(tool, function, f"{path}.function")
 
 
 def _tool_choice(value: Any, found: Body) -> None:
-    found["tool_choice"] = tool_choice(value, value.get("function") if isinstance(value, dict) else None)
+    function = None
+    if isinstance(value, dict) and value.get("type") == "function":
+        understood(value, "tool_choice", API, {"type", "function"})
+        function = value.get("function")
+    found["tool_choice"] = tool_choice(value, function)
 
 
 def _response_format(value: Any, found: Body) -> None:
@@ -143,7 +179,7 @@ def _response_format(value: Any, found: Body) -> None:
     schema = value.get("json_schema") if kind == "json_schema" else None
     if not isinstance(schema, dict):
         raise Untranslatable("response_format", f"{API} knows text and json_schema")
-    put_format(schema.get("schema"), found)
+    put_format(schema, found, "response_format.json_schema")
 
 
 def _reasoning_effort(value: Any, found: Body) -> None:
@@ -170,5 +206,7 @@ _FIELDS: Final[dict[str, Field]] = {
     "frequency_penalty": only("frequency_penalty", (0,), API),
     "logit_bias": only("logit_bias", ({},), API),
     "logprobs": only("logprobs", (False,), API),
+    "top_logprobs": only("top_logprobs", (0,), API),
+    "verbosity": only("verbosity", ("medium",), API),
     "modalities": only("modalities", (["text"],), API),
 }

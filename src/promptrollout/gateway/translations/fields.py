@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -13,6 +13,15 @@ from promptrollout.gateway.sse import StreamError
 
 Field = Callable[[Any, Body], None]
 """Puts what a field's value says into the other protocol's request."""
+
+_NOTHING: Final[tuple[Any, ...]] = (None, False, "", [], {})
+_USUAL: Final[Mapping[str, Any]] = {
+    "caller": {"type": "direct"},
+    "allowed_callers": ["direct"],
+    "citations": {"enabled": False},
+    "transformations": {"oversized_image": "downsize"},
+}
+"""What fields ask for where nobody sends them."""
 
 
 def translate(body: Body, fields: Mapping[str, Field], dropped: Collection[str], api: str) -> Body:
@@ -28,6 +37,15 @@ def translate(body: Body, fields: Mapping[str, Field], dropped: Collection[str],
         else:
             raise Untranslatable(name, f"{api} has nothing like it")
     return request
+
+
+def understood(found: Body, path: str, api: str, taken: Collection[str], dropped: Collection[str] = ()) -> None:
+    """Raises Untranslatable for a field of an object inside the request that is neither taken nor dropped, unless it
+    asks for nothing: what nobody looks at would change the answer without a word."""
+    for name in found.keys() - taken:
+        value = found[name]
+        if name not in dropped and value not in _NOTHING and value != _USUAL.get(name):
+            raise Untranslatable(f"{path}.{name}", f"{api} has nothing like it")
 
 
 def same(name: str) -> Field:

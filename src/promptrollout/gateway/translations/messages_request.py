@@ -7,14 +7,21 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from promptrollout.gateway.errors import Untranslatable
+from promptrollout.gateway.protocols.messages import tool_of
 from promptrollout.gateway.render import Body
-from promptrollout.gateway.translations.fields import Field, arguments, only, same, text
+from promptrollout.gateway.translations.fields import Field, arguments, only, same, text, understood
 
 API: Final = "Anthropic's API"
 EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
 # hints to OpenAI's own storage, caches and queues, and how streams are sent
 DROPPED: Final = frozenset(
-    {"stream_options", "store", "prompt_cache_key", "prompt_cache_retention", "service_tier", "metadata"}
+    {"stream_options", "store", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"}
+    | {"service_tier", "metadata"}
+)
+# of a part or an item: marks of OpenAI's cache, and what is noted of an answer before
+NOTES: Final = (
+    *("prompt_cache_breakpoint", "annotations", "logprobs", "id", "status", "phase"),
+    *("parsed", "parsed_arguments"),  # by the SDKs
 )
 _CHOICES: Final = {"auto": "auto", "required": "any", "none": "none"}
 _DATA_URL: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,(.*)", re.DOTALL)
@@ -41,7 +48,12 @@ def plain(blocks: list[Body]) -> str | list[Body]:
 
 
 def text_block(part: Body, path: str) -> Body:
-    block: Body = {"type": "text", "text": text(part.get("text"), f"{path}.text")}
+    understood(part, path, API, {"type", "text", "cache_control"}, NOTES)
+    return cached({"type": "text", "text": text(part.get("text"), f"{path}.text")}, part)
+
+
+def cached(block: Body, part: Body) -> Body:
+    """With the mark of Anthropic's cache that callers may set who know whom they speak to."""
     return block | ({"cache_control": part["cache_control"]} if part.get("cache_control") else {})
 
 
@@ -53,6 +65,7 @@ def image(url: str) -> Body:
 
 def document(file: Body, path: str) -> Body:
     """A file that stands in the request itself. Raises Untranslatable."""
+    understood(file, path, API, {"file_data", "filename"})
     data = _DATA_URL.fullmatch(str(file.get("file_data") or ""))
     if data is None or data[1] != "application/pdf":
         raise Untranslatable(path, f"{API} takes a file as file_data, a data: URL of a PDF")
@@ -76,6 +89,7 @@ def tool_choice(value: Any, function: Any) -> Body:
         return {"type": _CHOICES[value]}
     if not isinstance(function, dict):
         raise Untranslatable("tool_choice", "must be auto, required, none, or name a function")
+    understood(function, "tool_choice", API, {"type", "name"})
     return {"type": "tool", "name": function.get("name")}
 
 
@@ -85,8 +99,19 @@ def one_call_at_a_time(body: Body, found: Body) -> None:
         found["tool_choice"] = {"type": "auto", **found.get("tool_choice", {}), "disable_parallel_tool_use": True}
 
 
-def put_format(schema: Any, found: Body) -> None:
+def put_format(asked: Body, found: Body, path: str) -> None:
+    """OpenAI's `json_schema`. Its name says nothing, and Anthropic keeps to a schema in any case."""
+    understood(asked, path, API, {"type", "schema", "description"}, ("name", "strict"))
+    schema = asked.get("schema")
+    if isinstance(schema, dict) and asked.get("description"):
+        schema = {"description": asked["description"], **schema}
     found.setdefault("output_config", {})["format"] = {"type": "json_schema", "schema": schema}
+
+
+def function_of(tool: Body, function: Body, path: str) -> Body:
+    """A tool with a function as Anthropic has it. Raises Untranslatable."""
+    understood(function, path, API, {"type", "name", "description", "parameters", "strict", "cache_control"})
+    return cached(tool_of({"function": function}, path), tool)
 
 
 def put_effort(value: Any, found: Body, path: str) -> None:

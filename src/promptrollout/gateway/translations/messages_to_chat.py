@@ -7,37 +7,44 @@ from typing import Any, Final
 from promptrollout.gateway.errors import Untranslatable
 from promptrollout.gateway.protocols.chat import history_of
 from promptrollout.gateway.render import Body
-from promptrollout.gateway.translations.fields import Field, dumped, objects, only, same, text, translate
+from promptrollout.gateway.translations.fields import Field, dumped, objects, only, same, text, translate, understood
 
 _API: Final = "OpenAI's chat API"
 _CHOICES: Final = {"auto": "auto", "any": "required", "none": "none"}
 # hints to Anthropic's own cache and queues
 _DROPPED: Final = frozenset({"cache_control", "service_tier"})
+_CACHE: Final = ("cache_control",)
+_TEXT: Final = {"type", "text"}
+_OF_SOURCES: Final = {"base64": {"type", "media_type", "data"}, "text": {"type", "media_type", "data"}}
 
 
 def request(body: Body) -> Body:
     """Raises Untranslatable, CallerError."""
     found = translate(body, _FIELDS, _DROPPED, _API)
-    messages = _system(body.get("system"))
+    messages = _system(body.get("system"), "system")
     history = history_of(body)
     for index, message in enumerate(history):
         path, role = f"messages[{index}]", message.get("role")
+        understood(message, path, _API, {"role", "content"})
         if role == "user":
             messages.extend(_user(message.get("content"), f"{path}.content"))
         elif role == "assistant":
             messages.extend(_assistant(message.get("content"), f"{path}.content"))
+        elif role == "system":
+            content = message.get("content")
+            messages.extend(_system(content, f"{path}.content"))
         else:
-            raise Untranslatable(f"{path}.role", "must be user or assistant")
+            raise Untranslatable(f"{path}.role", "must be user, assistant or system")
     if history and history[-1].get("role") == "assistant":
         raise Untranslatable(f"messages[{len(history) - 1}]", f"{_API} cannot go on with the assistant's own text")
     found["messages"] = messages
     return found
 
 
-def _system(system: Any) -> list[Body]:
+def _system(system: Any, path: str) -> list[Body]:
     if not system:
         return []
-    content = system if isinstance(system, str) else "\n\n".join(_texts(system, "system"))
+    content = system if isinstance(system, str) else "\n\n".join(_texts(system, path))
     return [{"role": "system", "content": content}]
 
 
@@ -46,6 +53,7 @@ def _texts(blocks: Any, path: str) -> list[str]:
     for block, at in objects(blocks, path):
         if block.get("type") != "text":
             raise Untranslatable(f"{at}.type", "only text can stand here")
+        understood(block, at, _API, _TEXT, _CACHE)
         found.append(text(block.get("text"), f"{at}.text"))
     return found
 
@@ -68,6 +76,7 @@ def _user(content: Any, path: str) -> list[Body]:
 
 
 def _result(block: Body, path: str) -> Body:
+    understood(block, path, _API, {"type", "tool_use_id", "content"}, (*_CACHE, "is_error"))
     content = block.get("content")
     if content is None:
         content = ""
@@ -79,9 +88,12 @@ def _result(block: Body, path: str) -> Body:
 def _part(block: Body, path: str) -> Body:
     kind, source = block.get("type"), block.get("source")
     if kind == "text":
+        understood(block, path, _API, _TEXT, _CACHE)
         return {"type": "text", "text": text(block.get("text"), f"{path}.text")}
     how = source.get("type") if isinstance(source, dict) else None
     if isinstance(source, dict):
+        understood(source, f"{path}.source", _API, _OF_SOURCES.get(str(how), source.keys()))
+        understood(block, path, _API, {"type", "source", "title"} if kind == "document" else {"type", "source"}, _CACHE)
         data = f"data:{source.get('media_type')};base64,{source.get('data')}"
         if kind == "image" and how in ("base64", "url"):
             return {"type": "image_url", "image_url": {"url": data if how == "base64" else source.get("url")}}
@@ -89,7 +101,8 @@ def _part(block: Body, path: str) -> Body:
             name = block.get("title") or "document.pdf"
             return {"type": "file", "file": {"filename": name, "file_data": data}}
         if kind == "document" and how == "text":
-            return {"type": "text", "text": text(source.get("data"), f"{path}.source.data")}
+            said = text(source.get("data"), f"{path}.source.data")
+            return {"type": "text", "text": f"{block['title']}\n\n{said}" if block.get("title") else said}
         raise Untranslatable(f"{path}.source.type", f"{_API} has nothing like {str(how)[:100]}")
     raise Untranslatable(f"{path}.type", f"{_API} has nothing like {str(kind)[:100]}")
 
@@ -102,8 +115,10 @@ def _assistant(content: Any, path: str) -> list[Body]:
     for block, at in objects(content, path):
         kind = block.get("type")
         if kind == "text":
+            understood(block, at, _API, _TEXT, (*_CACHE, "citations", "parsed_output"))
             said.append(text(block.get("text"), f"{at}.text"))
         elif kind == "tool_use":
+            understood(block, at, _API, {"type", "id", "name", "input"}, _CACHE)
             try:
                 function = {"name": block.get("name"), "arguments": dumped(block.get("input"))}
             except ValueError as error:
@@ -124,6 +139,8 @@ def _tools(value: Any, found: Body) -> None:
             raise Untranslatable(
                 f"{path}.type", f"{_API} has no tool that its provider runs: {str(tool['type'])[:100]}"
             )
+        taken = {"type", "name", "description", "strict", "input_schema"}
+        understood(tool, path, _API, taken, (*_CACHE, "eager_input_streaming"))
         function: Body = {"name": tool.get("name"), "parameters": tool.get("input_schema")}
         function.update({name: tool[name] for name in ("description", "strict") if tool.get(name) is not None})
         tools.append({"type": "function", "function": function})
@@ -132,6 +149,9 @@ def _tools(value: Any, found: Body) -> None:
 
 def _tool_choice(value: Any, found: Body) -> None:
     kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        taken = {"type", "name"} if kind == "tool" else {"type"}
+        understood(value, "tool_choice", _API, taken | {"disable_parallel_tool_use"})
     if kind == "tool":
         found["tool_choice"] = {"type": "function", "function": {"name": value.get("name")}}
     elif isinstance(kind, str) and kind in _CHOICES:
@@ -143,21 +163,23 @@ def _tool_choice(value: Any, found: Body) -> None:
 
 
 def _metadata(value: Any, found: Body) -> None:
-    if not isinstance(value, dict) or value.keys() - {"user_id"}:
-        raise Untranslatable("metadata", "only user_id can stand here")
+    if not isinstance(value, dict):
+        raise Untranslatable("metadata", "must be an object")
+    understood(value, "metadata", _API, {"user_id"})
     if value.get("user_id") is not None:
         found["user"] = value["user_id"]
 
 
 def _output_config(value: Any, found: Body) -> None:
-    if not isinstance(value, dict) or (unknown := sorted(value.keys() - {"format", "effort"})):
-        field = f"output_config.{unknown[0]}" if isinstance(value, dict) else "output_config"
-        raise Untranslatable(field, f"{_API} has nothing like it")
+    if not isinstance(value, dict):
+        raise Untranslatable("output_config", "must be an object")
+    understood(value, "output_config", _API, {"format", "effort"})
     if value.get("effort") is not None:
         found["reasoning_effort"] = value["effort"]
     if (asked := value.get("format")) is not None:
         if not isinstance(asked, dict) or asked.get("type") != "json_schema":
             raise Untranslatable("output_config.format", "must be a json_schema")
+        understood(asked, "output_config.format", _API, {"type", "schema"})
         schema = {"name": "answer", "strict": True, "schema": asked.get("schema")}
         found["response_format"] = {"type": "json_schema", "json_schema": schema}
 
@@ -165,6 +187,7 @@ def _output_config(value: Any, found: Body) -> None:
 def _thinking(value: Any, found: Body) -> None:
     if not isinstance(value, dict) or value.get("type") != "disabled":
         raise Untranslatable("thinking", f"{_API} has nothing like it; see output_config.effort")
+    understood(value, "thinking", _API, {"type"}, ("display",))
 
 
 def _in_messages(value: Any, found: Body) -> None:

@@ -8,14 +8,17 @@ from promptrollout.gateway.errors import Untranslatable
 from promptrollout.gateway.protocols.messages import tool_of
 from promptrollout.gateway.protocols.responses import instructions_of, items_of, require_foreground
 from promptrollout.gateway.render import SYSTEM_ROLES, Body
-from promptrollout.gateway.translations.fields import Field, objects, only, same, text, translate
+from promptrollout.gateway.translations.fields import Field, objects, only, same, text, translate, understood
 from promptrollout.gateway.translations.messages_request import (
     API,
     DROPPED,
     FIELDS,
+    NOTES,
     add_turn,
+    cached,
     document,
     elsewhere,
+    function_of,
     image,
     one_call_at_a_time,
     plain,
@@ -27,6 +30,11 @@ from promptrollout.gateway.translations.messages_request import (
 )
 
 _TEXTS: Final = ("input_text", "output_text")
+_OF_ITEMS: Final = {
+    "message": {"type", "role", "content"},
+    "function_call": {"type", "call_id", "name", "arguments"},
+    "function_call_output": {"type", "call_id", "output"},
+}
 
 
 def request(body: Body) -> Body:
@@ -49,6 +57,8 @@ def request(body: Body) -> Body:
 def _item(item: Body, path: str, system: list[Body], turns: list[Body]) -> None:
     """One item of input: into `system`, which has a place of its own, or the turns."""
     kind = item.get("type") or "message"
+    if (taken := _OF_ITEMS.get(str(kind))) is not None:
+        understood(item, path, API, taken, (*NOTES, "name") if kind == "function_call_output" else NOTES)
     if kind == "message":
         role, content, at = item.get("role"), item.get("content"), f"{path}.content"
         if role in SYSTEM_ROLES:
@@ -77,6 +87,7 @@ def _texts(content: Any, path: str) -> list[Body]:
     blocks = []
     for part, at in objects(content, path):
         if part.get("type") == "refusal":
+            understood(part, at, API, {"type", "refusal"})
             blocks.append({"type": "text", "text": text(part.get("refusal"), f"{at}.refusal")})
         elif part.get("type") in _TEXTS:
             blocks.append(text_block(part, at))
@@ -98,17 +109,21 @@ def _part(part: Body, path: str) -> Body:
     if part.get("file_id") is not None:
         raise Untranslatable(f"{path}.file_id", "a file that OpenAI keeps is not to be had there: send its data")
     if kind == "input_image":
-        return image(text(part.get("image_url"), f"{path}.image_url"))
-    if part.get("file_url") is not None:
-        url = text(part["file_url"], f"{path}.file_url")
-        return {"type": "document", "source": {"type": "url", "url": url}}
-    return document(part, f"{path}.file_data")
+        understood(part, path, API, {"type", "image_url", "cache_control"}, (*NOTES, "detail"))
+        return cached(image(text(part.get("image_url"), f"{path}.image_url")), part)
+    source = "file_data" if part.get("file_url") is None else "file_url"
+    understood(part, path, API, {"type", source, "filename", "cache_control"}, (*NOTES, "detail"))
+    file = {name: part[name] for name in (source, "filename") if name in part}
+    if source == "file_data":
+        return cached(document(file, f"{path}.file_data"), part)
+    block: Body = {"type": "document", "source": {"type": "url", "url": text(part["file_url"], f"{path}.file_url")}}
+    return cached(block | ({"title": file["filename"]} if isinstance(file.get("filename"), str) else {}), part)
 
 
 def _tools(value: Any, found: Body) -> None:
     """Functions, which stand here without `function` around them."""
     found["tools"] = [
-        tool_of({"function": tool} if tool.get("type") == "function" else tool, path)
+        function_of(tool, tool, path) if tool.get("type") == "function" else tool_of(tool, path)
         for tool, path in objects(value, "tools")
     ]
 
@@ -125,7 +140,7 @@ def _text(value: Any, found: Body) -> None:
 def _format(value: Any, found: Body) -> None:
     kind = value.get("type") if isinstance(value, dict) else None
     if kind == "json_schema" and isinstance(value.get("schema"), dict):
-        put_format(value["schema"], found)
+        put_format(value, found, "text.format")
     elif kind != "text":
         raise Untranslatable("text.format", f"{API} knows text and json_schema")
 
