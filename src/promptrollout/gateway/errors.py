@@ -145,12 +145,12 @@ class ProviderError(Exception):
         self.loading = False
         """The provider is there, and says that its model is not yet."""
         self.of_the_key = False
-        """Another key may be taken."""
+        """It may be answered with another key."""
 
     @property
     def another_may_answer(self) -> bool:
         """The request itself is not why it failed."""
-        return self.error_type in _OF_THE_PROVIDER
+        return self.error_type in _OF_THE_PROVIDER or self.of_the_key
 
 
 def upstream_error(body: bytes) -> dict[str, Any]:

@@ -311,7 +311,6 @@ async def test_the_time_of_a_slow_reader_is_not_the_providers(
     ("status", "shown", "error_type", "calls"),
     [
         (400, 400, "provider_4xx", 1),
-        (401, 401, "provider_4xx", 1),
         (404, 404, "provider_4xx", 1),
         (429, 429, "rate_limited", 3),
         (500, 502, "provider_5xx", 1),
@@ -336,6 +335,21 @@ async def test_the_providers_errors_are_passed_on_in_openais_shape(
     stable = series(gateway, "stable")
     assert (stable.total.requests, stable.errors[error_type], sum(stable.errors.values())) == (1, 1, 1)
     assert stable.total.cost_count == 1, "a request that failed cost nothing, and that is known"
+
+
+async def test_a_key_of_ours_that_is_refused_does_not_look_like_the_callers(
+    gateway: Gateway, caller: Caller, provider: Provider, caplog: pytest.LogCaptureFixture
+) -> None:
+    await one(gateway, provider)
+    said = {"error": {"message": "Incorrect API key", "type": "t", "param": None, "code": "invalid_api_key"}}
+    provider.script.extend([says(401, said)] * 3)
+    for _ in range(3):
+        answered = await caller.post(request())
+        assert (answered.status, answered.error["code"]) == (502, "provider_auth")
+        assert answered.error["message"] == "provider openai answered 401: Incorrect API key"
+    assert series(gateway, "stable").errors["provider_4xx"] == 3
+    said_once = [each for each in caplog.messages if "see secretRef of ModelProvider openai" in each]
+    assert len(said_once) == 1
 
 
 async def test_errors_that_are_no_json_have_a_message_too(gateway: Gateway, caller: Caller, provider: Provider) -> None:

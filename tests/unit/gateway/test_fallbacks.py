@@ -111,7 +111,7 @@ async def test_silence_before_the_first_byte_is_a_failure(
     assert series(gateway, "stable").errors["timeout"] == 1
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 422])
+@pytest.mark.parametrize("status", [400, 403, 404, 422])
 async def test_what_the_request_is_to_blame_for_is_no_matter_of_fallbacks(
     status: int, gateway: Gateway, caller: Caller, provider: Provider, second: Provider
 ) -> None:
@@ -119,6 +119,16 @@ async def test_what_the_request_is_to_blame_for_is_no_matter_of_fallbacks(
     provider.script.append(says(status, {"error": {"message": "no"}}))
     assert (await caller.post(request())).status == status
     assert second.requests == []
+
+
+async def test_where_the_gateways_key_is_refused_a_fallback_answers(
+    gateway: Gateway, caller: Caller, provider: Provider, second: Provider
+) -> None:
+    await serve(gateway, provider, fallback(second))
+    provider.script.append(says(401, {"error": {"message": "no"}}))
+    answered = await caller.post(request())
+    assert (answered.status, answered.headers[names.HEADER_PROVIDER]) == (200, "second")
+    assert series(gateway, "stable").errors["provider_4xx"] == 1
 
 
 async def test_after_the_first_byte_nobody_else_is_asked(

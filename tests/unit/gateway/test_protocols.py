@@ -317,7 +317,7 @@ async def test_a_stream_that_breaks_ends_in_an_error_of_the_protocol(world: Worl
     ("status", "shown", "openai", "anthropic"),
     [
         (400, 400, "invalid_request_error", "invalid_request_error"),
-        (401, 401, "authentication_error", "authentication_error"),
+        (401, 502, "server_error", "api_error"),
         (429, 429, "rate_limit_error", "rate_limit_error"),
         (500, 502, "server_error", "api_error"),
         (529, 502, "server_error", "api_error"),

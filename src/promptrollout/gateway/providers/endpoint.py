@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import math
 import os
 import random
@@ -21,7 +22,9 @@ from promptrollout.api.provider import RESERVED_HEADERS, Auth
 from promptrollout.gateway.errors import ProviderError
 from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.keys import LIMITED_MAX_SECONDS, LIMITED_SECONDS, REFUSED_SECONDS, KeyRing
-from promptrollout.gateway.providers.refusal import CONTROL, DOWN_STATUS, refusal
+from promptrollout.gateway.providers.refusal import CONTROL, DOWN_STATUS, UNAUTHORIZED, refusal
+
+logger = logging.getLogger(__name__)
 
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 PIECEWISE_BYTES: Final = 256 * 1024
@@ -151,6 +154,7 @@ class Endpoint:
         self._session: aiohttp.ClientSession | None = None
         self._clock = clock
         self._answered_at: float | None = None
+        self._key_refused_said: float | None = None
 
     def configure(self, config: ProviderConfig) -> None:
         """Take over what all requests have in common."""
@@ -306,9 +310,17 @@ class Endpoint:
             self.keys.rest(key, LIMITED_SECONDS if seconds is None else min(seconds, LIMITED_MAX_SECONDS))
         else:
             circuit.answered()  # whatever it is: somebody is there
-            if status == 401:
+            if status == UNAUTHORIZED:
                 self.keys.rest(key, REFUSED_SECONDS)
-        refused.of_the_key = status in (401, 429)
+                self._say_key_refused(refused)
+        refused.of_the_key = status in (UNAUTHORIZED, 429)
+
+    def _say_key_refused(self, refused: ProviderError) -> None:
+        """Once in a while: somebody has to change the Secret."""
+        now = self._clock()
+        if self._key_refused_said is None or now - self._key_refused_said >= REFUSED_SECONDS:
+            self._key_refused_said = now
+            logger.warning("%s; see secretRef of ModelProvider %s", refused, self.name)
 
     def _pause_seconds(self, tries: int, retry_after_seconds: float | None) -> float:
         backoff: float = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2**tries) * self._rng.uniform(0.5, 1.0)

@@ -12,6 +12,8 @@ from promptrollout.gateway.errors import ErrorType, ProviderError, upstream_erro
 
 DOWN_STATUS: Final = frozenset([502, 503, 504])
 """What a proxy or load balancer answers in the place of a provider that is down."""
+UNAUTHORIZED: Final = 401
+AUTH_CODE: Final = "provider_auth"
 _RETRIED_STATUS: Final = DOWN_STATUS | {429}
 _SHOWN_HEADERS: Final = ("retry-after", "x-request-id")
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -30,7 +32,10 @@ def refusal(
     )
     message = f"provider {provider} answered {status}" + ("" if said is None else f": {said}")
     error_type: ErrorType
-    if status == 429:
+    if status == UNAUTHORIZED:
+        # ours is meant, not the caller's: passed on as it is, it would look like the gateway's own 401
+        error_type, shown, code = "provider_4xx", 502, AUTH_CODE
+    elif status == 429:
         error_type, shown = "rate_limited", 429
     elif 400 <= status < 500:
         error_type, shown = "provider_4xx", status
