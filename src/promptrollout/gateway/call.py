@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Final
 
 import orjson
@@ -32,8 +31,7 @@ async def call(counters: Counters, serving: Serving, prepared: Prepared) -> Answ
     arm = prepared.arm
     if not prepared.request.protocol.sampled:
         # with a circuit of its own, which nobody looks at
-        forwarded = prepared.forwarded()
-        return await _send(arm.own, prepared.filled, forwarded, RETRY_AFTER_MAX_SECONDS, circuit=Circuit())
+        return await _send(prepared, arm.own, RETRY_AFTER_MAX_SECONDS, circuit=Circuit())
     if arm is serving.canary and arm.provider.base_url != serving.stable.provider.base_url:
         if not serving.canary_provider_unreachable or arm.circuit.may_find_out:
             try:
@@ -57,7 +55,7 @@ async def _answer(prepared: Prepared, *, wait_unreachable: bool = True) -> Answe
     own, last = prepared.arm.own, prepared.arm.targets[-1]
     patience = RETRY_AFTER_MAX_SECONDS if own is last else FALLBACK_PATIENCE_SECONDS
     try:
-        return await _send(own, prepared.filled, prepared.forwarded(), patience, wait_unreachable=wait_unreachable)
+        return await _send(prepared, own, patience, wait_unreachable=wait_unreachable)
     except ProviderError as error:
         # what is not compared (embeddings) is of no use from another model
         alone = own is last or not prepared.request.protocol.compared
@@ -80,7 +78,7 @@ async def _fall_back(prepared: Prepared, failure: ProviderError) -> Answer:
         patience = RETRY_AFTER_MAX_SECONDS if target is arm.targets[-1] else FALLBACK_PATIENCE_SECONDS
         try:
             filled = fill(arm, prepared.request, target)
-            answer = await _send(target, filled, prepared.forwarded(filled), patience)
+            answer = await _send(prepared, target, patience, filled)
         except (ProviderError, Unfilled) as error:
             logger.info("fallback %s of version %s failed too: %s", target.provider.name, arm.version, error)
             continue
@@ -129,7 +127,9 @@ class UnderWay:
 
     def __init__(self, prepared: Prepared) -> None:
         self._counted = prepared.counted
-        self._targets = prepared.arm.targets
+        arm, stable = prepared.arm, prepared.serving.stable
+        # stable may answer in the canary's place
+        self._targets = arm.targets if arm is stable else (*arm.targets, *stable.targets)
 
     def __enter__(self) -> None:
         for target in self._targets:
@@ -145,15 +145,17 @@ class UnderWay:
 
 
 async def _send(
+    prepared: Prepared,
     target: Target,
-    filled: Filled,
-    forwarded: Mapping[str, str],
     patience_seconds: float,
+    fallback: Filled | None = None,
     *,
     wait_unreachable: bool = True,
     circuit: Circuit | None = None,
 ) -> Answer:
-    """The provider's answer; without usage in streams where a provider refuses to be asked for it."""
+    """The provider's answer; without usage in streams where a provider refuses to be asked for it. `fallback`: what it
+    is asked, if it is not the arm's own."""
+    filled, forwarded = fallback or prepared.filled, prepared.forwarded(fallback)
     provider, request = target.provider, filled.body
 
     async def send(request: Body) -> Answer:
@@ -167,6 +169,7 @@ async def _send(
             forwarded,
             circuit or target.circuit,
             path=filled.way.path,
+            since=prepared.request.started,
             wait_unreachable=wait_unreachable,
             patience_seconds=patience_seconds,
         )

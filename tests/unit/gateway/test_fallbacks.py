@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -119,6 +120,24 @@ async def test_what_the_request_is_to_blame_for_is_no_matter_of_fallbacks(
     provider.script.append(says(status, {"error": {"message": "no"}}))
     assert (await caller.post(request())).status == status
     assert second.requests == []
+
+
+async def test_who_is_asked_in_anothers_place_has_what_is_left_of_the_time(
+    gateway: Gateway, caller: Caller, provider: Provider, second: Provider, third: Provider
+) -> None:
+    timeouts = {"firstByteSeconds": 1, "totalSeconds": 1}
+    others = fallback(second, timeouts=timeouts), fallback(third, "third", timeouts={**timeouts, "totalSeconds": 30})
+    await serve(gateway, provider, *others, provider_timeouts=timeouts)
+    provider.script.append(streams(asyncio.Event()))
+    began = time.monotonic()
+    answered = await caller.post(request())
+    assert (answered.status, answered.headers[names.HEADER_PROVIDER]) == (200, "third")
+    assert time.monotonic() - began < 1.9
+    assert second.requests == [], "its second was over before it was asked"
+    serving = gateway.registry.find("support")
+    assert serving is not None
+    tried = [target.circuit.closed and not target.circuit.unreachable for target in serving.stable.targets]
+    assert tried == [True, True, True]
 
 
 async def test_where_the_gateways_key_is_refused_a_fallback_answers(

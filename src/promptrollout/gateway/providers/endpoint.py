@@ -39,6 +39,8 @@ COLD_AFTER_SECONDS: Final = 60.0
 LOADING_PAUSE_SECONDS: Final = 1.0
 LOADING_PAUSE_MAX_SECONDS: Final = 5.0
 
+_THE_WHOLE: Final = "the whole answer"
+
 # the account's, the connection's or our own: not for callers
 _OWN_HEADERS: Final = frozenset(
     {"alt-svc", "connection", "content-encoding", "content-length", "date", "keep-alive", "openai-organization"}
@@ -93,7 +95,7 @@ class Answer:
             async with asyncio.timeout(max(0.0, min(left, self._idle_seconds))):
                 return await content.readany()
         except TimeoutError as error:
-            what = "the whole answer" if left <= self._idle_seconds else "the next piece of its answer"
+            what = _THE_WHOLE if left <= self._idle_seconds else "the next piece of its answer"
             raise _timeout(self._provider, what) from error
         except (aiohttp.ClientError, OSError) as error:
             raise _broken(self._provider, error) from error
@@ -172,20 +174,24 @@ class Endpoint:
         circuit: Circuit,
         *,
         path: str,
+        since: float | None = None,
         wait_unreachable: bool = True,
         patience_seconds: float = RETRY_AFTER_MAX_SECONDS,
     ) -> Answer:
         """Send a request to a path; return when the first bytes of a 200 are here. Raises ProviderError.
 
-        Tried again, within the total time and the circuit's budget: connection failures, 429, 502, 503, 504; after a
-        pause of at most `patience_seconds`. With `wait_unreachable` off, a provider that is known to be out of reach is
-        not: somebody else answers.
+        The total time runs from `since`, on `time.perf_counter`, when the caller's request came: who is asked in
+        somebody's place has what is left of it. Tried again, within it and the circuit's budget: connection failures,
+        429, 502, 503, 504; after a pause of at most `patience_seconds`. With `wait_unreachable` off, a provider that is
+        known to be out of reach is not: somebody else answers.
         """
+        started = time.perf_counter()
+        deadline = (started if since is None else since) + config.timeouts.total_seconds
+        if started >= deadline:
+            raise _timeout(self.name, _THE_WHOLE)  # others had it all; nothing is said of this one
         if not circuit.allows():
             raise _circuit_open(self.name, circuit)
         circuit.asked(config.retry_budget_percent)
-        started = time.perf_counter()
-        deadline = started + config.timeouts.total_seconds
         cold_until = started + config.timeouts.cold_start_seconds if self._is_cold() else started
         tries = 0
         while True:
