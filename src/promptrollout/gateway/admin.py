@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, ClientGone, error_object
 from promptrollout.gateway.exposition import CONTENT_TYPE, PodState, exposition
-from promptrollout.gateway.http import JSON, Receive, Reply, Scope, Send, headers_of, read_body
+from promptrollout.gateway.http import JSON, Bodies, Receive, Reply, Scope, Send, headers_of, read_body
 from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.usage import MAX_BYTES, POD_PATH, UsageReports
 
@@ -56,7 +56,7 @@ class AdminApp:
     async def _report(self, scope: Scope, receive: Receive, reply: Reply) -> None:
         """What another pod passes on: the token's signature says that it may."""
         try:
-            payload = await read_body(headers_of(scope), receive, MAX_BYTES)
+            payload = await read_body(headers_of(scope), receive, MAX_BYTES, Bodies().share())
             await self._reports.answer_pod(payload, reply)
         except CallerError as error:
             body = error_object(error.status, str(error), error.code, error.param)

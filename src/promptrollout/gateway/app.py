@@ -18,7 +18,7 @@ from promptrollout.gateway.caller_keys import ANYBODY, CALLER, Caller
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, ClientGone, MethodNotAllowed
 from promptrollout.gateway.feedback import FEEDBACK_PATH, SCORES_PATH, VoteCounting
-from promptrollout.gateway.http import JSON, Receive, Reply, Scope, Send, Uploads, headers_of, read_body, unless_gone
+from promptrollout.gateway.http import JSON, Bodies, Receive, Reply, Scope, Send, headers_of, read_body, unless_gone
 from promptrollout.gateway.ofrep import Ofrep
 from promptrollout.gateway.prompts import Prompts
 from promptrollout.gateway.protocols import PROTOCOLS
@@ -66,7 +66,7 @@ class ServingApp:
         self.admission = Admission(
             counters, limits.max_concurrent_requests, limits.max_queued_requests, limits.max_queue_milliseconds / 1000
         )
-        self._uploads = Uploads()
+        self._bodies = Bodies()
         rate = limits.requests_per_minute_per_key
         self._rates = None if rate is None else Rates(rate, limits.burst_per_key)
         self.draining = False
@@ -152,8 +152,8 @@ class ServingApp:
     ) -> None:
         if self._rates is not None and caller is not ANYBODY:
             self._rates.take(caller.name)
-        payload = await read_body(headers, receive, self._limits.max_request_bytes, self._uploads)
-        with self._uploads.held(len(payload)):
+        with self._bodies.share() as share:
+            payload = await read_body(headers, receive, self._limits.max_request_bytes, share)
             async with self.admission:
                 await unless_gone(endpoint(headers, payload, reply), receive, reply)
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Final
 
 import jsonschema_rs
 import orjson
 
 from promptrollout.gateway import contract
 from promptrollout.gateway.errors import ErrorType, ProviderError
-from promptrollout.gateway.http import JSON, Reply
+from promptrollout.gateway.http import JSON, Reply, Share
 from promptrollout.gateway.protocols.base import Whole
 from promptrollout.gateway.providers.endpoint import Answer
 from promptrollout.gateway.request import Prepared
 from promptrollout.gateway.sse import StreamError, StreamReader
 from promptrollout.gateway.translations.base import Translation
 
-EVENT_STREAM = "text/event-stream"
+EVENT_STREAM: Final = "text/event-stream"
+MAX_READ_BYTES: Final = 1024 * 1024
+"""A longer answer is not read where it need not be: to parse a hundred megabytes of vectors takes seconds."""
+END_BYTES: Final = 4096
+"""Of such an answer, what its usage is looked for in."""
 
 
 @dataclass(slots=True)
@@ -27,6 +32,8 @@ class Ending:
     status: int
     headers: dict[str, str]
     body: bytes
+    cut: bool = False
+    """It broke where no error can be told any more: its connection is closed, so that it does not look whole."""
 
     async def begin(self, reply: Reply) -> None:
         """The head, unless it is out: the answer streams. Raises ValueError where it cannot be sent."""
@@ -35,15 +42,17 @@ class Ending:
 
     async def send(self, reply: Reply) -> None:
         """The rest."""
-        await reply.end(self.body)
+        if not self.cut:
+            await reply.end(self.body)
 
 
-async def check(prepared: Prepared, answer: Answer, reply: Reply) -> Ending:
-    """Note in the outcome what the answer is. Raises ProviderError where nothing was passed on yet."""
+async def check(prepared: Prepared, answer: Answer, reply: Reply, share: Share) -> Ending:
+    """Note in the outcome what the answer is. Raises ProviderError, or Overloaded, where nothing was passed on yet.
+    `share`: of the answers that this pod reads in whole."""
     try:
         if answer.content_type == EVENT_STREAM:
             return await _relay(prepared, answer, reply)
-        return await _pass_on(prepared, answer)
+        return await _pass_on(prepared, answer, reply, share)
     finally:
         await answer.close()
 
@@ -57,12 +66,17 @@ def failed(prepared: Prepared, error: ProviderError) -> Ending:
     return Ending(error.status, headers, body)
 
 
-async def _pass_on(prepared: Prepared, answer: Answer) -> Ending:
+async def _pass_on(prepared: Prepared, answer: Answer, reply: Reply, share: Share) -> Ending:
     """An answer that comes as a whole."""
     outcome, way = prepared.outcome, prepared.filled.way
     # the first bytes are here, or there were no answer
     outcome.first_token_seconds = time.perf_counter() - prepared.request.started
-    payload = await answer.read()
+    if way.protocol.read_in_whole:
+        payload = await answer.read(share)
+    else:
+        payload = await answer.begin(MAX_READ_BYTES, share)
+        if not answer.ended:
+            return await _pass_through(prepared, payload, answer, reply)
     whole = way.protocol.read(payload)
     if whole is None:
         raise ProviderError(
@@ -82,6 +96,23 @@ async def _pass_on(prepared: Prepared, answer: Answer) -> Ending:
     if way.translation is not None:
         payload = _translated(prepared, way.translation, whole)
     return Ending(200, {**answer.headers, **prepared.about(), "content-type": JSON}, payload)
+
+
+async def _pass_through(prepared: Prepared, beginning: bytes, answer: Answer, reply: Reply) -> Ending:
+    """A long answer that nobody judges: it goes on as it comes, and only its end is looked at."""
+    outcome = prepared.outcome
+    await reply.begin(200, {**answer.headers, **prepared.about(), "content-type": JSON})
+    piece, end = beginning, b""
+    try:
+        while piece:
+            end = (end + piece)[-END_BYTES:]
+            await _send_piece(piece, prepared, answer, reply)
+            piece = await answer.chunk()
+    except ProviderError as error:
+        outcome.error_type = outcome.error_type or ("timeout" if error.error_type == "timeout" else "stream_broken")
+        return Ending(200, {}, b"", cut=True)
+    outcome.usage = prepared.filled.way.protocol.usage_at(end)
+    return Ending(200, {}, b"")
 
 
 async def _relay(prepared: Prepared, answer: Answer, reply: Reply) -> Ending:

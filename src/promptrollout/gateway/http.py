@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Final, Self
 
 from promptrollout.gateway.errors import CallerError, ClientGone, Overloaded
 
@@ -22,8 +21,10 @@ BODY_SECONDS: Final = 60.0
 """A request must be here within this time."""
 WATCH_AFTER_SECONDS: Final = 0.05
 """A request that is over sooner is not watched for its caller's hanging up: that takes a task of its own."""
-MAX_UPLOAD_BYTES: Final = 128 * 1024 * 1024
+MAX_BODIES_BYTES: Final = 128 * 1024 * 1024
 """Of the bodies of all requests under way, those that are not whole yet among them: a pod has 512 MiB by default."""
+MAX_ANSWERS_BYTES: Final = 64 * 1024 * 1024
+"""Of the answers that are read in whole: parsed they take several times as much."""
 SMALL_BYTES: Final = 64 * 1024
 """A body up to here is read in any case."""
 # a refused body is read to its end within these bounds: many clients cannot read an answer before they have sent all
@@ -101,33 +102,50 @@ def headers_of(scope: Scope) -> dict[str, bytes]:
     return found
 
 
-class Uploads:
-    """The bodies that a pod holds, until their requests are over. What is not whole takes no place among the requests
-    at work, so that who sends slowly keeps nobody from being answered; all together have a bound."""
+class Bodies:
+    """The bodies that a pod holds, of requests or of their answers: all together have a bound."""
 
-    def __init__(self, max_bytes: int = MAX_UPLOAD_BYTES) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, max_bytes: int = MAX_BODIES_BYTES) -> None:
+        self.max_bytes = max_bytes
         self.bytes_held = 0
 
-    def take(self, more: int, size: int) -> bool:
-        """Whether a body that is now `size` bytes long may go on."""
-        self.bytes_held += more
-        return size <= SMALL_BYTES or self.bytes_held <= self._max_bytes
-
-    @contextmanager
-    def held(self, size: int) -> Iterator[None]:
-        """While the request of a whole body is under way."""
-        self.bytes_held += size
-        try:
-            yield
-        finally:
-            self.bytes_held -= size
+    def share(self) -> Share:
+        """Of one request, until it is over."""
+        return Share(self)
 
 
-async def read_body(
-    headers: Mapping[str, bytes], receive: Receive, max_bytes: int, uploads: Uploads | None = None
-) -> bytes:
-    """The whole body. Raises CallerError (413, 415, 408, 503) or ClientGone."""
+class Share:
+    """What one request has of them; given back at the end of the block."""
+
+    __slots__ = ("_bodies", "_size")
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._size = 0
+
+    def take(self, more: int) -> bool:
+        """Whether the body may go on; a small one always may."""
+        self._size += more
+        self._bodies.bytes_held += more
+        return self._size <= SMALL_BYTES or self._bodies.bytes_held <= self._bodies.max_bytes
+
+    def give_back(self) -> None:
+        self._bodies.bytes_held -= self._size
+        self._size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.give_back()
+
+
+async def read_body(headers: Mapping[str, bytes], receive: Receive, max_bytes: int, share: Share) -> bytes:
+    """The whole body. Raises CallerError (413, 415, 408, 503) or ClientGone.
+
+    While it comes the request takes no place among those at work, so that who sends slowly keeps nobody from being
+    answered.
+    """
     encoding = headers.get("content-encoding", b"identity").strip().lower()
     if encoding not in (b"", b"identity"):
         await _discard(receive)
@@ -138,7 +156,6 @@ async def read_body(
         raise _too_large(max_bytes)
     pieces: list[bytes] = []
     size = 0
-    uploads = uploads or Uploads()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             while True:
@@ -147,7 +164,7 @@ async def read_body(
                     raise ClientGone("the caller hung up while sending")
                 piece = message.get("body", b"")
                 size += len(piece)
-                room = uploads.take(len(piece), size)
+                room = share.take(len(piece))
                 if size > max_bytes or not room:
                     break
                 pieces.append(piece)
@@ -155,8 +172,8 @@ async def read_body(
                     return b"".join(pieces)
     except TimeoutError as error:
         raise CallerError(408, "request_timeout", f"the request was not here within {BODY_SECONDS} s") from error
-    finally:
-        uploads.bytes_held -= size
+    pieces.clear()
+    share.give_back()
     await _discard(receive)
     raise _too_large(max_bytes) if size > max_bytes else Overloaded()
 

@@ -12,7 +12,7 @@ from promptrollout.gateway.check import check, failed
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError, ProviderError
 from promptrollout.gateway.fill import prepare
-from promptrollout.gateway.http import Reply
+from promptrollout.gateway.http import MAX_ANSWERS_BYTES, Bodies, Reply
 from promptrollout.gateway.pin import carry, hold, keep, pin_of
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.registry import Registry, Serving
@@ -34,6 +34,7 @@ class Requests:
     ) -> None:
         self._registry = registry
         self._counters = counters
+        self._answers = Bodies(MAX_ANSWERS_BYTES)
         self._random_unit = random_unit
         self._wall_clock = wall_clock
 
@@ -47,10 +48,10 @@ class Requests:
         prepared = prepare(serving, request, assignment, counts=protocol.sampled)
         prepared.wall_clock = self._wall_clock
         prepared.began_seconds = pin.began_of(prepared.arm) if pin else None
-        with UnderWay(prepared), Accounted(prepared, reply):
+        with UnderWay(prepared), Accounted(prepared, reply), self._answers.share() as share:
             try:
                 answer = await call(self._counters, serving, prepared)
-                ending = await check(prepared, answer, reply)
+                ending = await check(prepared, answer, reply, share)
             except ProviderError as error:
                 ending = failed(prepared, error)
             await ending.begin(reply)

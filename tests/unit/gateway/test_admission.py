@@ -20,7 +20,7 @@ from promptrollout.gateway.admit import MAX_RETRY_SECONDS, REFUSALS_PER_SECOND, 
 from promptrollout.gateway.app import Limits
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import Overloaded, RateLimited
-from promptrollout.gateway.http import Receive, Uploads, read_body
+from promptrollout.gateway.http import Bodies, Receive, read_body
 from promptrollout.gateway.pace import LATE_SECONDS, LEAST, Pace
 from promptrollout.gateway.process import Gateway, Settings
 from tests.unit.gateway.kit import DONE, Provider, arm, delivery, request, samples, series, streams, value
@@ -89,7 +89,7 @@ async def test_who_sends_slowly_keeps_nobody_from_being_answered(tmp_path: Path,
         async with asyncio.timeout(5):
             for number, (_, writer) in enumerate(opened, 1):
                 writer.write(head + body[:20])
-                while gateway.serving_app._uploads.bytes_held < 20 * number:  # noqa: ASYNC110
+                while gateway.serving_app._bodies.bytes_held < 20 * number:  # noqa: ASYNC110
                     await asyncio.sleep(0.002)
         async with aiohttp.ClientSession() as client, client.post(url, json=request()) as answer:
             assert answer.status == 200
@@ -97,11 +97,11 @@ async def test_who_sends_slowly_keeps_nobody_from_being_answered(tmp_path: Path,
             writer.write(body[20:])
             assert (await reader.readline()).split()[1] == b"200"
             writer.close()
-        assert gateway.serving_app._uploads.bytes_held == 0
+        assert gateway.serving_app._bodies.bytes_held == 0
 
 
 async def test_bodies_that_are_not_whole_have_a_bound_together() -> None:
-    uploads = Uploads(max_bytes=200_000)
+    bodies = Bodies(max_bytes=200_000)
     more = asyncio.Event()
 
     def body(pieces: list[bytes], last: bytes) -> Receive:
@@ -115,14 +115,18 @@ async def test_bodies_that_are_not_whole_have_a_bound_together() -> None:
 
         return receive
 
-    first = asyncio.create_task(read_body({}, body([b"x" * 150_000], b"y"), 10**6, uploads))
+    async def read(pieces: list[bytes]) -> bytes:
+        with bodies.share() as share:
+            return await read_body({}, body(pieces, b"y"), 10**6, share)
+
+    first = asyncio.create_task(read([b"x" * 150_000]))
     await asyncio.sleep(0)
     more.set()
     with pytest.raises(Overloaded):
-        await read_body({}, body([b"x" * 60_000, b"x" * 10_000], b"y"), 10**6, uploads)
-    assert await read_body({}, body([b"x" * 60_000], b"y"), 10**6, uploads) == b"x" * 60_000 + b"y"
+        await read([b"x" * 60_000, b"x" * 10_000])
+    assert await read([b"x" * 60_000]) == b"x" * 60_000 + b"y"
     assert len(await first) == 150_001
-    assert uploads.bytes_held == 0
+    assert bodies.bytes_held == 0
 
 
 async def test_who_waits_too_long_is_told_so_and_who_hangs_up_leaves_the_queue(

@@ -42,6 +42,8 @@ class Protocol(ABC):
     """Headers of the caller that a provider of the same protocol gets too."""
     compared: ClassVar[bool] = True
     """Whether requests take part in the rollout; else stable answers them, outside the analysis."""
+    read_in_whole: ClassVar[bool] = True
+    """Whether an answer that does not stream is read before it goes on; else a long one is not: see `usage_at`."""
     sampled: ClassVar[bool] = True
     """Whether requests are counted; else whichever arm is the user's is asked, and what becomes of it says nothing of
     the arm, nor of its provider."""
@@ -73,6 +75,10 @@ class Protocol(ABC):
     @abstractmethod
     def read(self, payload: bytes) -> Whole | None:
         """An answer as a whole; None if it is none of this protocol."""
+
+    def usage_at(self, end: bytes) -> Usage | None:
+        """What the last few kilobytes of a long answer say of its tokens."""
+        return None
 
     def reader(self, body: Body, *, collect_content: bool) -> StreamReader:
         """For the stream that answers this request. Raises ProviderError where this protocol has no streams."""

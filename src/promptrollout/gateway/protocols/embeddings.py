@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Final
 
 import orjson
@@ -13,6 +14,9 @@ from promptrollout.gateway.protocols.base import Protocol, Whole
 from promptrollout.gateway.render import Body, CompiledPrompt, Overlay
 from promptrollout.gateway.route import OPENAI_CONVERSATION, OPENAI_USER, Fields
 
+# nothing behind the vectors but this has braces in it
+_USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+
 
 class Embeddings(Protocol):
     """There is no prompt in it, so nothing to compare: stable answers, outside the analysis."""
@@ -21,6 +25,7 @@ class Embeddings(Protocol):
     user_fields: ClassVar[Fields] = OPENAI_USER
     conversation_fields: ClassVar[Fields] = OPENAI_CONVERSATION
     compared: ClassVar = False
+    read_in_whole: ClassVar = False
 
     def overlay(self, spec: PromptSpec) -> Overlay:
         return Overlay({"model": spec.model})
@@ -39,6 +44,14 @@ class Embeddings(Protocol):
         if not isinstance(parsed, dict) or not isinstance(parsed.get("data"), list):
             return None
         return Whole(parsed, [], Usage.read(parsed.get("usage")))
+
+    def usage_at(self, end: bytes) -> Usage | None:
+        """Behind the vectors, where every server that is known writes it."""
+        found = _USAGE.search(end)
+        try:
+            return Usage.read(orjson.loads(found[1])) if found else None
+        except orjson.JSONDecodeError:
+            return None
 
     def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
         return error_object(status, message, code, param)

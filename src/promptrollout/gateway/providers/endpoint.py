@@ -19,7 +19,8 @@ import aiohttp
 
 from promptrollout.api.delivery import ProviderConfig
 from promptrollout.api.provider import RESERVED_HEADERS, Auth
-from promptrollout.gateway.errors import ProviderError
+from promptrollout.gateway.errors import Overloaded, ProviderError
+from promptrollout.gateway.http import Share
 from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.keys import LIMITED_MAX_SECONDS, LIMITED_SECONDS, REFUSED_SECONDS, KeyRing
 from promptrollout.gateway.providers.refusal import CONTROL, DOWN_STATUS, UNAUTHORIZED, refusal
@@ -100,17 +101,32 @@ class Answer:
         except (aiohttp.ClientError, OSError) as error:
             raise _broken(self._provider, error) from error
 
-    async def read(self) -> bytes:
-        """All of it. Raises ProviderError."""
+    async def read(self, share: Share) -> bytes:
+        """All of it. Raises ProviderError, or Overloaded where the pod holds too much."""
+        payload = await self.begin(MAX_ANSWER_BYTES, share)
+        if not self.ended:
+            raise ProviderError(
+                "bad_response", 502, f"provider {self._provider} answered more than {MAX_ANSWER_BYTES} bytes"
+            )
+        return payload
+
+    @property
+    def ended(self) -> bool:
+        """All of it was taken."""
+        return not self._first and self._response.content.at_eof()
+
+    async def begin(self, max_bytes: int, share: Share) -> bytes:
+        """All of it, or the beginning where it is longer: `chunk` has the rest then. Raises likewise."""
         pieces: list[bytes] = []
         size = 0
         while piece := await self.chunk():
-            pieces.append(piece)
             size += len(piece)
-            if size > MAX_ANSWER_BYTES:
-                raise ProviderError(
-                    "bad_response", 502, f"provider {self._provider} answered more than {MAX_ANSWER_BYTES} bytes"
-                )
+            if not share.take(len(piece)):
+                raise Overloaded()
+            if size > max_bytes:
+                self._first = piece
+                break
+            pieces.append(piece)
         return b"".join(pieces)
 
     async def close(self) -> None:
