@@ -13,7 +13,7 @@ from kubernetes.aio.client import ApiClient
 
 from promptrollout import cluster
 from promptrollout.api.names import LABEL_GATEWAY, OVERRIDE_ARM, OVERRIDES_NAME
-from promptrollout.gateway.configuration import Providers
+from promptrollout.gateway.configuration import Providers, Target
 from promptrollout.gateway.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class Source:
             group.create_task(self._forever("deliveries", self._watch_deliveries))
             group.create_task(self._forever("overrides", self._watch_overrides))
             group.create_task(self._forever("tick", self._tick))
+            group.create_task(self._forever("probes", self._probe))
             if on_disk:
                 group.create_task(self._serve_from_disk_alone(on_disk))
 
@@ -107,16 +108,20 @@ class Source:
                     self._overrides_in_force = True
 
     async def _tick(self) -> None:
-        """Keys that rotate or appear, rollouts whose time is over, providers that may be reachable again."""
+        """Keys that rotate or appear, rollouts whose time is over, connections that nobody needs."""
         for problem in self._providers.refresh_files():
             logger.warning("%s: the last one stays in use", problem)
         self._also()
         await self._registry.sweep()
-        now = time.monotonic()
+        await self._providers.close_unused({id(target.provider) for target in self._targets()}, time.monotonic())
+
+    async def _probe(self) -> None:
+        """Providers that may be reachable again: apart from the tick, as one that stays silent takes its time."""
+        await self._providers.probe(self._targets(), time.monotonic())
+
+    def _targets(self) -> list[Target]:
         arms = [arm for serving in self._registry.all() for arm in (serving.stable, serving.canary) if arm]
-        targets = [target for arm in arms for target in arm.targets]
-        await self._providers.close_unused({id(target.provider) for target in targets}, now)
-        await self._providers.probe(targets, now)
+        return [target for arm in arms for target in arm.targets]
 
     async def _serve_from_disk_alone(self, count: int) -> None:
         """Become ready with the disk's copy if the API server stays silent before the first lists are complete."""

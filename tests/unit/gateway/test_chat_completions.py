@@ -395,6 +395,33 @@ async def test_a_provider_that_asks_for_too_long_a_pause_is_not_waited_for(
     assert len(provider.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("base_url", "said"),
+    [
+        ("http://nobody.invalid/v1", "provider openai cannot be reached: its host name cannot be resolved"),
+        (NOWHERE, "provider openai cannot be reached: Connection refused"),
+        ("hangs up", "the connection to provider openai broke: it hung up before it answered"),
+        ("no TLS", "provider openai cannot be reached: TLS failed"),
+    ],
+)
+async def test_why_there_is_no_connection_is_said_in_words(
+    base_url: str, said: str, gateway: Gateway, caller: Caller
+) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        if base_url == "no TLS":
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    scheme = {"hangs up": "http", "no TLS": "https"}.get(base_url)
+    url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1" if scheme else base_url
+    async with server:
+        await gateway.registry.apply("support", delivery(stable=arm(url=url, provider_maxRetries=0)))
+        answered = await caller.post(request())
+    assert (answered.status, answered.error["message"]) == (502, said)
+
+
 async def test_silence_is_a_504(gateway: Gateway, caller: Caller, provider: Provider) -> None:
     await one(gateway, provider, provider_timeouts={"connectSeconds": 5})
     serving = gateway.registry.find("support")

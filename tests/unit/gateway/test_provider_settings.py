@@ -308,3 +308,45 @@ async def test_an_outage_does_not_multiply_the_load(gateway: Gateway, caller: Ca
     seconds = time.monotonic() - began
     further = len(provider.requests) - 100
     assert 10 <= further <= 10 + 20 + seconds + 1
+
+
+# ------------------------------------------------------------------------------------------- proxies
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+async def test_a_proxy_of_the_environment_is_used_and_netrc_is_not(
+    variable: str, gateway: Gateway, caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])}
+        asked.append((head[0], headers.get("authorization")))
+        body = orjson.dumps(completion())
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n")
+        writer.write(b"content-length: %d\r\n\r\n%b" % (len(body), body))
+        writer.close()
+
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine provider.example login me password secret\n")
+    netrc.chmod(0o600)
+    server = await asyncio.start_server(proxy, "127.0.0.1", 0)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,inside.example")
+    monkeypatch.setenv("NETRC", str(netrc))
+    async with server:
+        await serve(gateway, "http://provider.example/v1")
+        assert (await caller.post(request())).status == 200
+    assert asked == [("POST http://provider.example/v1/chat/completions HTTP/1.1", None)]
+
+
+async def test_hosts_of_no_proxy_are_asked_directly(
+    gateway: Gateway, caller: Caller, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    await serve(gateway, provider.url)
+    assert (await caller.post(request())).status == 200

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import ClassVar, Final
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 import aiohttp
 
@@ -41,6 +42,13 @@ LOADING_PAUSE_SECONDS: Final = 1.0
 LOADING_PAUSE_MAX_SECONDS: Final = 5.0
 
 _THE_WHOLE: Final = "the whole answer"
+_WORDS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (aiohttp.ClientConnectorDNSError, "its host name cannot be resolved"),
+    (aiohttp.ConnectionTimeoutError, "no connection in time"),
+    (aiohttp.ClientSSLError, "TLS failed"),
+    (aiohttp.ServerDisconnectedError, "it hung up before it answered"),
+    (aiohttp.ClientPayloadError, "it hung up in the middle of its answer"),
+)
 
 # the account's, the connection's or our own: not for callers
 _OWN_HEADERS: Final = frozenset(
@@ -170,6 +178,7 @@ class Endpoint:
         self._key_header, self._key_prefix = _auth_parts(self.auth)
         self._rng = rng or random.Random()
         self._session: aiohttp.ClientSession | None = None
+        self._proxy = _proxy_of(base_url)
         self._clock = clock
         self._answered_at: float | None = None
         self._key_refused_said: float | None = None
@@ -245,6 +254,7 @@ class Endpoint:
                 timeout=timeout,
                 allow_redirects=False,
                 ssl=self.trust,
+                proxy=self._proxy,
             ) as response:
                 return response.status < min(DOWN_STATUS)
         except (aiohttp.ClientError, OSError, TimeoutError):
@@ -283,6 +293,7 @@ class Endpoint:
                     allow_redirects=False,
                     timeout=_connect_timeout(timeouts.connect_seconds),
                     ssl=self.trust,
+                    proxy=self._proxy,
                 )
                 if response.status != 200:
                     body = await _read_some(response)
@@ -364,10 +375,18 @@ class Endpoint:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0, ttl_dns_cache=30),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                # looked up per request, so only where there is a proxy to be found
-                trust_env=any(os.environ.get(name) for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy")),
+                # not aiohttp's reading of the environment: it takes credentials from ~/.netrc too
+                trust_env=False,
             )
         return self._session
+
+
+def _proxy_of(base_url: str) -> str | None:
+    """By HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in either case."""
+    parts = urlsplit(base_url)
+    proxies = getproxies_environment()
+    bypassed = proxy_bypass(parts.netloc, proxies)
+    return None if bypassed else proxies.get(parts.scheme) or proxies.get("all")
 
 
 def _auth_parts(auth: Auth) -> tuple[str, str]:
@@ -419,6 +438,9 @@ def _broken(provider: str, error: BaseException) -> ProviderError:
 
 
 def _reason(error: BaseException) -> str:
-    """Without the address: it is nobody's business outside."""
+    """In words, and without the address: it is nobody's business outside."""
+    for kind, words in _WORDS:
+        if isinstance(error, kind):
+            return words
     number = getattr(getattr(error, "os_error", None) or error, "errno", None)
-    return os.strerror(number) if isinstance(number, int) and number > 0 else type(error).__name__
+    return os.strerror(number) if isinstance(number, int) and number > 0 else "the connection failed"
