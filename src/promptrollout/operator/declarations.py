@@ -15,6 +15,7 @@ from promptrollout.api.slo import SLOSpec
 from promptrollout.api.template import prompt_problems
 from promptrollout.cluster import ApiException
 from promptrollout.engine.objectives import make_test
+from promptrollout.operator.addresses import elsewhere
 from promptrollout.operator.cluster_api import Api
 from promptrollout.operator.conditions import conditions, same_status
 from promptrollout.operator.queue import Key
@@ -31,7 +32,7 @@ async def reconcile_declaration(key: Key, item: Object, api: Api, store: Store) 
     if key.kind == "PromptVersion":
         truth, digest = version_verdict(item)
     elif key.kind == "ModelProvider":
-        truth = provider_verdict(item)
+        truth = provider_verdict(item, store)
         more = tls_verdict(item)
     else:
         truth = slo_verdict(item)
@@ -68,11 +69,20 @@ def version_verdict(item: Object) -> tuple[Verdict, str | None]:
     return (True, "Valid", "the prompt can be served"), digest
 
 
-def provider_verdict(item: Object) -> Verdict:
+def provider_verdict(item: Object, store: Store) -> Verdict:
     try:
         spec = ProviderSpec.model_validate(item.get("spec") or {})
     except ValidationError as error:
         return _invalid(error)
+    metadata = item["metadata"]
+    if others := elsewhere(metadata["namespace"], metadata["name"], (spec.type, spec.base_url), store):
+        rollouts = ", ".join(sorted(others)[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        urls = ", ".join(sorted(set().union(*others.values())))
+        text = (
+            f"spec.baseURL: what {rollouts} serve was rolled out with {urls}, and stays there until another version is "
+            f"rolled out, which is asked at {spec.base_url}. Better give another endpoint a name of its own"
+        )
+        return False, "ServedElsewhere", text
     prices = f"{len(spec.prices)} model prices" if spec.prices else "no prices: its requests are unpriced"
     return True, "Valid", f"{spec.base_url}, {prices}"
 

@@ -180,15 +180,24 @@ def _arm(namespace: str, version: VersionRef, existing: DeliverySpec | None, sto
             raise CannotCompile(f"PromptVersion {version.version}, the copy of what is to be served, is gone")
         prompt = before.prompt
     known = [] if before is None else [before.provider, *(each.provider for each in before.fallbacks)]
+    if existing is not None and existing.retired_at is None:
+        # as it is served now: type and URL are part of the version
+        served_at = {each.name: (each.type, each.base_url) for each in known}
+    else:
+        served_at = {}
+
+    def provider(name: str, model: str) -> ProviderConfig:
+        found = _provider(namespace, name, model, known, store)
+        kind, url = served_at.get(name, (found.type, found.base_url))
+        return found.model_copy(update={"type": kind, "base_url": url})
+
     return ArmConfig(
         version=version.version,
         digest=version.digest,
         prompt=prompt,
-        provider=_provider(namespace, prompt.provider_ref.name, prompt.model, known, store),
+        provider=provider(prompt.provider_ref.name, prompt.model),
         fallbacks=[
-            FallbackConfig(
-                model=each.model, provider=_provider(namespace, each.provider_ref.name, each.model, known, store)
-            )
+            FallbackConfig(model=each.model, provider=provider(each.provider_ref.name, each.model))
             for each in prompt.fallbacks or ()
         ],
     )

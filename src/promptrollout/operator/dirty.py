@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from promptrollout.api.names import LABEL_GATEWAY, LABEL_ROLLOUT
+from promptrollout.operator.addresses import addresses
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 
@@ -25,6 +26,8 @@ def affected(key: Key, before: Object | None, after: Object | None, store: Store
         found |= {Key("PromptGateway", space, ref) for each in (before, after) if (ref := _gateway_of(each))}
     elif key.kind == "PromptDelivery":
         found.add(Key("PromptRollout", space, name))
+        moved = addresses(before) ^ addresses(after)
+        found |= {Key("ModelProvider", space, provider) for provider, _, _ in moved}
     elif key.kind == "PromptVersion":
         found.add(key)
         if owner := labels.get(LABEL_ROLLOUT):

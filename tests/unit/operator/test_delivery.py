@@ -12,8 +12,11 @@ from promptrollout.api.digest import digest_of
 from promptrollout.api.rollout import Snapshot
 from promptrollout.engine.facts import DeliveryIntent
 from promptrollout.engine.signals import SIGNALS
+from promptrollout.operator.declarations import provider_verdict
 from promptrollout.operator.delivery import CannotCompile, body_of, compile_delivery, prompt_in, read
+from promptrollout.operator.dirty import affected
 from promptrollout.operator.question import Measured
+from promptrollout.operator.queue import Key
 from promptrollout.operator.resolve import resolve
 from promptrollout.operator.store import Store
 from tests.unit.operator.world import a_copy, an_object, prompt, rollout_spec, store_with
@@ -104,6 +107,47 @@ def test_a_deleted_provider_or_copy_is_taken_from_the_delivery_in_force() -> Non
     found = compile_delivery("ns", "uid", rollout_spec(), intent(0), [None], first, store)
     assert (found.stable, found.canary) == (first.stable, first.canary)
     assert prompt_in(first, ref(V2)) == prompt(model="large")
+
+
+def test_a_provider_that_is_made_anew_elsewhere_moves_no_version_that_is_served() -> None:
+    """Its URL is immutable, but not against deleting it: stable would move without a canary."""
+    first = compiled()
+    moved = an_object(
+        "ModelProvider", "model", {"baseURL": "http://elsewhere/v1", "maxRetries": 5}, uid="b", resourceVersion="8"
+    )
+    store = store_with(V1, V2)
+    store.put("ModelProvider", moved)
+    found = compiled(store, existing=first)
+    assert (found.stable.provider.base_url, found.stable.provider.max_retries) == ("http://model/v1", 5)
+    assert found.canary is not None
+    assert found.canary.provider.base_url == "http://model/v1"
+    # a version that was not served before comes there by a rollout of its own
+    alone = first.model_copy(update={"canary": None})
+    found = compiled(store, existing=alone)
+    assert found.canary is not None
+    assert (found.stable.provider.base_url, found.canary.provider.base_url) == (
+        "http://model/v1",
+        "http://elsewhere/v1",
+    )
+    # nobody is served by a rollout that was deleted
+    retired = first.model_copy(update={"retired_at": "2026-01-01T00:00:00Z"})
+    assert compiled(store, existing=retired).stable.provider.base_url == "http://elsewhere/v1"
+
+
+def test_a_provider_says_what_is_served_elsewhere() -> None:
+    store = store_with(V1, V2)
+    delivery = body_of("ns", "app", compiled(), None)
+    provider = store.get("ModelProvider", "ns", "model")
+    assert provider is not None
+    store.put("PromptDelivery", delivery)
+    assert provider_verdict(provider, store)[0]
+    moved = provider | {"spec": {**provider["spec"], "baseURL": "http://elsewhere/v1"}}
+    truth, reason, message = provider_verdict(moved, store)
+    assert (truth, reason) == (False, "ServedElsewhere")
+    assert "app serve was rolled out with http://model/v1" in message
+    key = Key("PromptDelivery", "ns", "app")
+    assert Key("ModelProvider", "ns", "model") in affected(key, delivery, None, store)
+    assert Key("ModelProvider", "ns", "model") not in affected(key, delivery, delivery, store)
 
 
 def test_what_was_never_compiled_needs_its_copy_and_its_provider() -> None:

@@ -151,6 +151,6 @@ def test_declarations_say_what_is_wrong_with_them() -> None:
     bad, _ = version_verdict(an_object("PromptVersion", "v", PROMPT | {"outputSchema": {"type": "odd"}}))
     assert bad[:2] == (False, "InvalidSpec")
     assert "spec.outputSchema" in bad[2]
-    assert provider_verdict(an_object("ModelProvider", "m", {"baseURL": "http://m/v1"}))[0]
-    assert provider_verdict(an_object("ModelProvider", "m", {}))[2].startswith("spec.baseURL")
+    assert provider_verdict(an_object("ModelProvider", "m", {"baseURL": "http://m/v1"}), Store())[0]
+    assert provider_verdict(an_object("ModelProvider", "m", {}), Store())[2].startswith("spec.baseURL")
     assert slo_verdict(an_object("PromptSLO", "s", {"objectives": []}))[0] is False
