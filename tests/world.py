@@ -71,6 +71,7 @@ class World:
         self.paused = False
         self.frozen: str | None = None
         self.overridden = False
+        self.unserved = 0
         self.promoted: VersionRef | None = None
         self.command: Command | str | None = None
         self.pods = ["pod-a", "pod-b"]
@@ -223,6 +224,7 @@ class World:
             acknowledged=len(confirmed),
             total=len(self.pods),
             laggards=tuple(Laggard(pod=p, reason="silent") for p in self.pods if p not in confirmed),
+            unserved=self.unserved,
             overridden=self.overridden,
             canary_provider_unreachable=self.provider_unreachable,
             heavy_key_share_percent=self.heavy_key_share_percent,

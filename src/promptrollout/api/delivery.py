@@ -4,7 +4,7 @@ A delivery has no ownerReference to its rollout: it must outlive a `kubectl repl
 because it carries what the status would otherwise be the only one to know (see `Memory`).
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -229,6 +229,10 @@ class HeavyUnit(Model):
     """Its hash: nothing else is kept of a unit."""
     requests: int
     """At least so many."""
+
+
+NO_DIGEST: Final = "sha256:" + "0" * 64
+"""As `stable` of a RolloutReport: the pod serves nothing of this rollout."""
 
 
 class RolloutReport(Model):

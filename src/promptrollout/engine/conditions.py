@@ -70,6 +70,8 @@ def summary(draft: Draft, lacks: list[str], insufficient: bool) -> tuple[str, st
         text = f"the emergency override sends everybody to {named(s.stable)}; "
         text += f"take it away with `promptrollout emergency clear {facts.name}`"
         return "Degraded", "EmergencyOverride", text
+    if facts.delivered is not None and facts.delivered.unserved == facts.delivered.total > 0:
+        return "Degraded", "NotServed", f"no gateway pod serves {named(s.stable)}: {acknowledged(draft)}"
     if problems:
         answers = facts.delivered is not None and facts.delivered.total > 0
         serving = f"{named(s.stable)} keeps serving" if answers else "no gateway pod is ready, so nothing answers"

@@ -35,6 +35,8 @@ class Delivered:
     acknowledged: int = 0
     total: int = 0
     laggards: tuple[Laggard, ...] = ()
+    unserved: int = 0
+    """Ready pods that have nothing of the rollout in service: its callers get errors from them."""
     overridden: bool = False
     """The emergency override object exists."""
     canary_provider_unreachable: bool | None = None

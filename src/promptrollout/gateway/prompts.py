@@ -87,7 +87,9 @@ class Prompts:
     def serving(self, rollout: str) -> Serving:
         """Raises CallerError."""
         if (serving := self._registry.find(rollout)) is None:
-            raise CallerError(404, "rollout_not_found", f"no rollout {rollout[:253]!r} here; see GET /v1/models")
+            raise self._registry.refusal(rollout) or CallerError(
+                404, "rollout_not_found", f"no rollout {rollout[:253]!r} here; see GET /v1/models"
+            )
         return serving
 
     def give(self, serving: Serving, request: Request, *, counts: bool) -> Given:

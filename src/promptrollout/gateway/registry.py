@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from promptrollout.api.delivery import HeavyUnit, PodReport, RolloutReport
+from promptrollout.api.delivery import NO_DIGEST, HeavyUnit, PodReport, RolloutReport
 from promptrollout.api.names import (
     FORMAT_VERSION,
     METRIC_CONTRACT_CHECKS,
@@ -22,6 +22,7 @@ from promptrollout.api.names import (
 from promptrollout.gateway.caller_keys import CALLER
 from promptrollout.gateway.configuration import Arm, Configuration, KeyMissing, Loader, LoadError
 from promptrollout.gateway.counters import Compared, Counters
+from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.heavy import HeavyUnits
 from promptrollout.gateway.pending import PendingRenders
 from promptrollout.gateway.providers.circuit import Circuit
@@ -39,7 +40,6 @@ KEY_PATIENCE_SECONDS: Final = 60.0
 """A new pod is held unready for so long where it cannot serve what others surely do: a key's file may still come."""
 HEAVY_UNITS: Final = 4
 """So many are reported to the operator, which adds up what pods say."""
-_NO_DIGEST: Final = "sha256:" + "0" * 64
 _SHARDS_OF_CONTRACT: Final = frozenset(map(shard_metric, (METRIC_CONTRACT_CHECKS, METRIC_CONTRACT_FAILURES)))
 _SHARDS_OF_COST: Final = frozenset(map(shard_metric, (METRIC_COST_COUNT, METRIC_COST_SUM)))
 
@@ -182,6 +182,8 @@ class Registry:
         self._overrides: set[str] = set()
         self._lock = asyncio.Lock()
         self.renders = PendingRenders(clock)
+        self.confirmed: set[str] = set()
+        """Rollouts that pods have put in service, by the status of their deliveries."""
         self.loaded = False
         """The first list of deliveries is complete."""
 
@@ -195,6 +197,19 @@ class Registry:
         ):
             return None
         return serving
+
+    def refusal(self, name: str) -> CallerError | None:
+        """What a caller is told of a rollout that `find` does not have though it is there: its configuration cannot be
+        loaded. None: nobody has it, or it is not this caller's."""
+        if name not in self._problems or not CALLER.get().may_use(name):
+            return None
+        serving = self._serving.get(name)
+        if serving is not None and serving.gone_at is not None:
+            return None
+        message = f"rollout {name} cannot be served by this pod: see the condition Ready of PromptRollout {name}"
+        error = CallerError(503, "rollout_not_loaded", message, "model")
+        error.headers["retry-after"] = "5"
+        return error
 
     def that_gave(self, response_id: str) -> list[Serving]:
         """Whose response id it may be; several only where their tags collide. Raises ValueError: nobody's."""
@@ -305,6 +320,7 @@ class Registry:
         """The rollout is not served here at all for want of a key, and was in service before."""
         memory = problem.raw.get("memory")
         served_before = problem.sequence > 1 and isinstance(memory, dict) and bool(memory.get("stable"))
+        served_before = served_before or name in self.confirmed
         return problem.waits_for_key and served_before and name not in self._serving
 
     async def set_overrides(self, rollouts: set[str]) -> None:
@@ -370,7 +386,7 @@ class Registry:
                 rolloutUID=str(problem.raw.get("rolloutUID", "")),
                 sequence=0,  # not served at all: below every real one
                 weight=0,
-                stable=_NO_DIGEST,
+                stable=NO_DIGEST,
                 problem=message,
                 problem_sequence=problem_sequence,
             )

@@ -61,7 +61,8 @@ class Requests:
     def _serving(self, request: Request) -> Serving:
         name = request.protocol.rollout(request.body)
         if (serving := self._registry.find(name)) is None:
-            raise CallerError(404, "model_not_found", f"no rollout {name[:253]!r} here; see GET /v1/models", "model")
+            nobody = CallerError(404, "model_not_found", f"no rollout {name[:253]!r} here; see GET /v1/models", "model")
+            raise self._registry.refusal(name) or nobody
         return serving
 
     def _assign(self, serving: Serving, request: Request) -> Assignment:

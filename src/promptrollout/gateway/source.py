@@ -89,6 +89,8 @@ class Source:
                     self._registry.remove(name)
                 else:
                     listed.add(name)
+                    if (item.get("status") or {}).get("acknowledged"):
+                        self._registry.confirmed.add(name)
                     await self._registry.apply(name, item.get("spec") or {})
 
     async def _watch_overrides(self) -> None:

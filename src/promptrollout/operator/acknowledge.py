@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 from pydantic import ValidationError
 
-from promptrollout.api.delivery import DeliverySpec, Laggard, PodReport, RolloutReport
+from promptrollout.api.delivery import NO_DIGEST, DeliverySpec, Laggard, PodReport, RolloutReport
 from promptrollout.api.names import LABEL_GATEWAY, PORT_ADMIN
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
@@ -70,6 +70,8 @@ class Acknowledgement:
     """Of the requests of all pods: what the heaviest unit has at least. None as above."""
     highest: int = 0
     """The highest sequence that any pod knows for this rollout."""
+    unserved: int = 0
+    """Pods that answer, and serve nothing of it."""
     taken: int = 0
     """The highest sequence under which any pod serves something else than what is expected."""
 
@@ -347,13 +349,14 @@ def judge(expected: Expected, pods: list[Object], reports: list[RolloutReport | 
     laggards: list[Laggard] = []
     unreachable: list[bool] = []
     shares: list[int] = []
-    highest = taken = 0
+    highest = taken = unserved = 0
     for pod, report in zip(pods, reports, strict=True):
         name = str(pod["metadata"]["name"])
         if isinstance(report, str):
             laggards.append(Laggard(pod=name, reason=report))
             continue
         highest = max(highest, report.sequence)
+        unserved += report.stable == NO_DIGEST
         if not _serves(expected, report):
             taken = max(taken, report.sequence)
         unreachable.append(report.canary_provider_unreachable)
@@ -370,6 +373,7 @@ def judge(expected: Expected, pods: list[Object], reports: list[RolloutReport | 
         unassigned_share_percent=max(shares) if shares else None,
         heavy_key_share_percent=_heaviest([report for report in reports if not isinstance(report, str)]),
         highest=highest,
+        unserved=unserved,
         taken=taken,
     )
 

@@ -252,6 +252,7 @@ class RolloutReconciler:
             acknowledged=answer.acknowledged,
             total=answer.total,
             laggards=answer.laggards,
+            unserved=answer.unserved,
             overridden=self._overridden(key),
             canary_provider_unreachable=answer.canary_provider_unreachable,
             unassigned_share_percent=answer.unassigned_share_percent,

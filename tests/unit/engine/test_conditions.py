@@ -129,6 +129,13 @@ def overridden() -> World:
     return world.tick()
 
 
+def unserved(pods: int) -> World:
+    world = World()
+    world.settle()
+    world.unserved = pods
+    return world.tick()
+
+
 def invalid_at_rest(*pods: str) -> World:
     world = World()
     world.settle()
@@ -271,6 +278,20 @@ SITUATIONS: dict[str, tuple[Callable[[], World], str, str, str, set[str]]] = {
         "Degraded",
         "EmergencyOverride",
         f"the emergency override sends everybody to {ONE}; take it away with `promptrollout emergency clear app`",
+        {"Stalled", "Delivered"},
+    ),
+    "one pod lacks it": (
+        lambda: unserved(1),
+        "Healthy",
+        "Healthy",
+        f"{ONE} serves 100 %",
+        {"Ready", "Completed", "Delivered"},
+    ),
+    "no pod serves it": (
+        lambda: unserved(2),
+        "Degraded",
+        "NotServed",
+        f"no gateway pod serves {ONE}: 2 of 2 ready pods confirmed",
         {"Stalled", "Delivered"},
     ),
     "invalid at rest": (

@@ -88,7 +88,16 @@ async def test_a_first_delivery_that_does_not_compile_is_reported_below_every_se
     found = report(gateway)
     assert (found["sequence"], found["problem_sequence"], found["rollout_uid"]) == (0, 3, "uid-1")
     assert "formatVersion: this gateway reads 1" in found["problem"]
-    assert (await caller.post(request())).status == 404
+    answered = await caller.post(request())
+    assert (answered.status, answered.error["code"], answered.headers["retry-after"]) == (
+        503,
+        "rollout_not_loaded",
+        "5",
+    )
+    assert "see the condition Ready of PromptRollout support" in answered.error["message"]
+    assert (await caller.post({}, "/v1/prompts/support/render")).status == 503
+    gateway.registry.remove("support")
+    assert (await caller.post(request())).status == 404, "it is not there any more"
 
 
 async def test_a_key_that_appears_or_rotates_is_used(
@@ -342,6 +351,13 @@ async def test_a_new_pod_waits_for_the_key_of_what_others_serve(
     assert gateway.registry.waits_for_keys is waits
     clock.now += KEY_PATIENCE_SECONDS
     assert not gateway.registry.waits_for_keys, "one broken rollout does not keep the gateway from being replaced"
+
+
+async def test_a_first_version_that_pods_have_confirmed_is_waited_for_too(gateway: Gateway) -> None:
+    await gateway.registry.apply("support", delivery(1, stable=arm(provider_needsKey=True), **BEFORE))
+    gateway.registry.confirmed.add("support")
+    gateway.registry.listed({"support"})
+    assert gateway.registry.waits_for_keys
 
 
 async def test_the_wait_ends_with_the_key(gateway: Gateway, tmp_path: Path) -> None:

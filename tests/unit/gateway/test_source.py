@@ -145,11 +145,14 @@ async def test_ready_once_everything_of_the_first_lists_is_in_service(gateway: G
     assert server.selectors[CONFIGMAPS] == "metadata.name=promptrollout-overrides"
 
 
+@pytest.mark.parametrize(("sequence", "status"), [(3, {}), (1, {"sequence": 1, "acknowledged": 2, "total": 2})])
 async def test_a_new_pod_is_not_ready_before_the_key_of_what_others_serve_is_here(
-    gateway: Gateway, server: ApiServer, tmp_path: Path
+    sequence: int, status: dict[str, Any], gateway: Gateway, server: ApiServer, tmp_path: Path
 ) -> None:
     before = {"stable": {"version": "a-1", "digest": "sha256:" + "a" * 64}}
-    server.put(DELIVERIES, "a", spec=delivery(3, stable=arm(provider_needsKey=True), memory=before))
+    server.put(
+        DELIVERIES, "a", spec=delivery(sequence, stable=arm(provider_needsKey=True), memory=before), status=status
+    )
     server.put(DELIVERIES, "b", spec=delivery(4))
     async with Running(gateway, server) as running:
         await running.until(lambda: gateway.registry.loaded and running.source._overrides_listed)
@@ -158,7 +161,7 @@ async def test_a_new_pod_is_not_ready_before_the_key_of_what_others_serve_is_her
         key.parent.mkdir(parents=True)
         key.write_text("secret\n")
         await running.until(lambda: gateway.state().ready)
-        assert running.sequences() == {"a": 3, "b": 4}
+        assert running.sequences() == {"a": sequence, "b": 4}
 
 
 async def test_changes_arrive_and_deletions_begin_retirement(gateway: Gateway, server: ApiServer) -> None:

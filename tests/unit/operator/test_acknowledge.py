@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from promptrollout.api.delivery import RolloutReport
+from promptrollout.api.delivery import NO_DIGEST, RolloutReport
 from promptrollout.operator import acknowledge
 from promptrollout.operator.acknowledge import Acknowledgement, Acknowledger, Expected, judge, serving_pods
 from promptrollout.operator.queue import Key
@@ -60,6 +60,13 @@ def test_complete_when_every_ready_pod_confirms() -> None:
     assert not judge(expected(3), [], []).complete
     assert "earlier object" in judge(expected(3, "new"), pods[:1], [report(3)]).laggards[0].reason
     assert judge(expected(3), pods[:1], ["no answer within 1 s"]).laggards[0].reason == "no answer within 1 s"
+
+
+def test_pods_that_serve_nothing_of_it_are_counted() -> None:
+    """Not those that have not heard of it yet."""
+    nothing = report(0, stable=NO_DIGEST, problem="no key file", problemSequence=3)
+    answer = judge(expected(3), [pod("a"), pod("b"), pod("c")], [nothing, "it has not loaded it yet", report(2)])
+    assert (answer.unserved, answer.total) == (1, 3)
 
 
 def test_a_higher_sequence_confirms_only_the_same_content() -> None:
