@@ -18,8 +18,8 @@ from promptrollout.api import names
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.feedback import NotCounted
 from promptrollout.gateway.pending import PendingRenders
-from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.series_text import Copy, labels_text, series_lines, shard_lines
+from promptrollout.gateway.serving import Serving
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LINES_PER_PIECE = 500

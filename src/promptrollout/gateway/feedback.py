@@ -13,10 +13,11 @@ from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.http import JSON, Reply
 from promptrollout.gateway.json_body import read
-from promptrollout.gateway.registry import Registry, Serving
+from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.response_id import MAX_CHARACTERS, ResponseId
 from promptrollout.gateway.route import Headers
 from promptrollout.gateway.series import Series
+from promptrollout.gateway.serving import Serving
 from promptrollout.gateway.votes import Rating, age_of
 
 FEEDBACK_PATH: Final = "/v1/feedback"

@@ -9,11 +9,11 @@ from promptrollout.gateway.account import Outcome
 from promptrollout.gateway.bounds import RenderError
 from promptrollout.gateway.configuration import Arm, Target
 from promptrollout.gateway.errors import CallerError, Unfilled, Untranslatable
-from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.render import VARIABLES, SystemMessageRefused
 from promptrollout.gateway.request import Filled, Prepared, Request
 from promptrollout.gateway.response_id import provider_tag
 from promptrollout.gateway.route import Assignment
+from promptrollout.gateway.serving import Serving
 from promptrollout.gateway.signed_reasoning import without_signed_reasoning
 from promptrollout.gateway.templates import MissingVariable
 from promptrollout.gateway.ways import way

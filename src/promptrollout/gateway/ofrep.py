@@ -17,10 +17,11 @@ from promptrollout.gateway.http import JSON, Reply
 from promptrollout.gateway.json_body import read
 from promptrollout.gateway.prompts import Given, Prompts
 from promptrollout.gateway.protocols.chat import CHAT
-from promptrollout.gateway.registry import Registry, Serving
+from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.render import VARIABLES
 from promptrollout.gateway.request import Request
 from promptrollout.gateway.route import CONVERSATION_HEADER, USER_HEADER, Headers, Routing
+from promptrollout.gateway.serving import Serving
 
 ROOT: Final = "/ofrep/"
 PATH: Final = "/ofrep/v1/evaluate/flags"

@@ -9,10 +9,10 @@ from promptrollout.api.names import HEADER_PIN
 from promptrollout.gateway.configuration import Arm
 from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.protocols.responses import RESPONSES
-from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.request import Request
 from promptrollout.gateway.response_id import MAX_REST, ResponseId, ResponseIds, parse, provider_tag
 from promptrollout.gateway.route import Assignment
+from promptrollout.gateway.serving import Serving
 from promptrollout.gateway.signed_reasoning import without_signed_reasoning
 
 PREVIOUS: Final = "previous_response_id"

@@ -17,12 +17,13 @@ from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.fill import prepare
 from promptrollout.gateway.http import JSON, Reply
 from promptrollout.gateway.protocols.chat import CHAT
-from promptrollout.gateway.registry import Registry, Serving
+from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.render import VARIABLES, Body
 from promptrollout.gateway.render_id import RenderId
 from promptrollout.gateway.request import Filled, Prepared, Request, parse
 from promptrollout.gateway.response_id import ResponseId, provider_tag
 from promptrollout.gateway.route import Assignment, Headers, assign
+from promptrollout.gateway.serving import Serving
 from promptrollout.gateway.ways import Way
 
 PREFIX: Final = "/v1/prompts/"

@@ -11,24 +11,15 @@ from datetime import datetime
 from typing import Any, Final
 
 from promptrollout.api.delivery import NO_DIGEST, HeavyUnit, PodReport, RolloutReport
-from promptrollout.api.names import (
-    FORMAT_VERSION,
-    METRIC_CONTRACT_CHECKS,
-    METRIC_CONTRACT_FAILURES,
-    METRIC_COST_COUNT,
-    METRIC_COST_SUM,
-    shard_metric,
-)
+from promptrollout.api.names import FORMAT_VERSION
 from promptrollout.gateway.caller_keys import CALLER
-from promptrollout.gateway.configuration import Arm, Configuration, KeyMissing, Loader, LoadError
-from promptrollout.gateway.counters import Compared, Counters
+from promptrollout.gateway.configuration import Configuration, KeyMissing, Loader, LoadError
+from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.heavy import HeavyUnits
 from promptrollout.gateway.pending import PendingRenders
-from promptrollout.gateway.providers.circuit import Circuit
-from promptrollout.gateway.response_id import ResponseIds, parse
-from promptrollout.gateway.route import Assignment, Routing, Variant
-from promptrollout.gateway.series import Series
+from promptrollout.gateway.response_id import parse
+from promptrollout.gateway.serving import Serving, served_content
 from promptrollout.gateway.store import Store
 from promptrollout.gateway.window import ShareWindow
 
@@ -40,111 +31,6 @@ KEY_PATIENCE_SECONDS: Final = 60.0
 """A new pod is held unready for so long where it cannot serve what others surely do: a key's file may still come."""
 HEAVY_UNITS: Final = 4
 """So many are reported to the operator, which adds up what pods say."""
-_SHARDS_OF_CONTRACT: Final = frozenset(map(shard_metric, (METRIC_CONTRACT_CHECKS, METRIC_CONTRACT_FAILURES)))
-_SHARDS_OF_COST: Final = frozenset(map(shard_metric, (METRIC_COST_COUNT, METRIC_COST_SUM)))
-
-
-class Serving:
-    """One rollout in service: its configuration, the arm rule in force, its counters."""
-
-    def __init__(
-        self,
-        configuration: Configuration,
-        overridden: bool,
-        counters: Counters,
-        window: ShareWindow,
-        heavy: HeavyUnits,
-        acknowledged_before: int = 0,
-        weight_since: float = 0.0,
-    ) -> None:
-        self.configuration = configuration
-        whole = configuration.canary_problem is None
-        self.acknowledged = configuration.spec.sequence if whole else acknowledged_before
-        """The last sequence that was put in service as a whole, canary included."""
-        self.served = _served(configuration.raw)
-        self.overridden = overridden
-        self.routing: Routing = configuration.routing(overridden)
-        self.stable = configuration.stable
-        self.canary = configuration.canary
-        self.window = window
-        self.weight_since = weight_since
-        """Wall clock: since when units are assigned as they are now, as far as this pod knows."""
-        self.response_ids = ResponseIds.of(configuration.spec)
-        """None: of an operator that does not know them yet; callers get the provider's ids."""
-        self.heavy = heavy
-        self.gone_at: float | None = None
-        """Wall clock: from then on it is not served."""
-        self._counters = counters
-        self._series: dict[tuple[str, Variant], Series] = {}
-        self._edges_seconds = [float(edge) for edge in configuration.spec.latency_edges_seconds]
-        self._scores = configuration.spec.scores
-        used = [self.series(self.stable, "stable")]
-        compared: list[Compared] = []
-        if self.canary is not None:
-            used.append(self.series(self.canary, "canary"))
-            compared = [
-                Compared(series, self._edges_seconds, self._shard_metrics(arm))
-                for arm, series in zip((self.stable, self.canary), used, strict=True)
-            ]
-        counters.rollout_loaded(configuration.spec.rollout_uid, configuration.name, used, compared)
-
-    def _shard_metrics(self, arm: Arm) -> frozenset[str]:
-        """What objectives need of an arm's shards, without what cannot move."""
-        found = frozenset(self.configuration.spec.shard_metrics)
-        if arm.prompt.validator is None:
-            found -= _SHARDS_OF_CONTRACT
-        if all(each is None or each.price is None for each in (self.stable, self.canary)):
-            found -= _SHARDS_OF_COST
-        return found
-
-    def series(self, arm: Arm, variant: Variant) -> Series:
-        """The counters of an arm under a variant."""
-        found = self._series.get((arm.version, variant))
-        if found is None:
-            spec, name = self.configuration.spec, self.configuration.name
-            found = self._counters.series(spec.rollout_uid, name, arm.version, variant, arm.model, self._edges_seconds)
-            found.expect_scores(self._scores)
-            self._series[arm.version, variant] = found
-        return found
-
-    def voted(self, version: str, variant: Variant) -> Series | None:
-        """The counters for a vote on an answer of this version; None if they are of the past."""
-        arm = self.canary if variant in ("canary", "canary-outside") else self.stable
-        return None if arm is None or arm.version != version else self.series(arm, variant)
-
-    def assigned(self, assignment: Assignment) -> None:
-        """Note whose request was assigned how."""
-        self.window.note(assignment.keyless)
-        if assignment.unit is not None:
-            self.heavy.note(assignment.unit)
-        if assignment.keyless:
-            self._counters.unassigned[self.configuration.spec.rollout_uid, self.configuration.name] += 1
-
-    @property
-    def canary_provider_unreachable(self) -> bool:
-        """The canary's endpoint cannot be reached, and stable's is another one that can."""
-        stable, canary = self.stable, self.canary
-        if canary is None or canary.provider.base_url == stable.provider.base_url:
-            return False
-        return canary.circuit.unreachable and not stable.circuit.unreachable
-
-    @property
-    def circuits(self) -> list[tuple[dict[str, str], Circuit]]:
-        """With what each is of, as labels."""
-        return [
-            (
-                {
-                    "arm": arm.variant,
-                    "version": arm.version,
-                    "provider": target.provider.name,
-                    "model": target.model,
-                },
-                target.circuit,
-            )
-            for arm in (self.stable, self.canary)
-            if arm is not None
-            for target in arm.targets
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +131,7 @@ class Registry:
             sequence = raw.get("sequence") if isinstance(raw.get("sequence"), int) else 0
             assert isinstance(sequence, int)
             now_serving = current.configuration.spec.sequence if current else 0
-            same = current is not None and sequence == now_serving and _served(raw) == current.served
+            same = current is not None and sequence == now_serving and served_content(raw) == current.served
             # what has no canary here was not acknowledged: it is tried again, and its content may still change
             if current and sequence == now_serving and current.configuration.canary_problem is None:
                 if not same:
@@ -455,11 +341,6 @@ def _assigning(configuration: Configuration) -> tuple[object, ...]:
 def _reason(error: LoadError) -> str:
     """As the label of a metric."""
     return "key_missing" if isinstance(error, KeyMissing) else "invalid"
-
-
-def _served(raw: dict[str, Any]) -> dict[str, Any]:
-    """What requests are answered from: all but bookkeeping that may change without a new sequence."""
-    return {name: value for name, value in raw.items() if name not in ("memory", "retiredAt", "sequence")}
 
 
 def _timestamp(text: Any) -> float | None:

@@ -25,11 +25,11 @@ from promptrollout.gateway.configuration import Arm, Target
 from promptrollout.gateway.errors import CallerError, ClientGone
 from promptrollout.gateway.http import Reply
 from promptrollout.gateway.protocols.base import Protocol
-from promptrollout.gateway.registry import Serving
 from promptrollout.gateway.render import Body
 from promptrollout.gateway.response_id import provider_tag
 from promptrollout.gateway.route import Headers, Variant
 from promptrollout.gateway.series import Series
+from promptrollout.gateway.serving import Serving
 from promptrollout.gateway.ways import Way
 
 _random: Final = random.Random()

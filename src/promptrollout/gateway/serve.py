@@ -15,9 +15,10 @@ from promptrollout.gateway.fill import prepare
 from promptrollout.gateway.http import MAX_ANSWERS_BYTES, Bodies, Reply
 from promptrollout.gateway.pin import carry, hold, keep, pin_of
 from promptrollout.gateway.protocols.base import Protocol
-from promptrollout.gateway.registry import Registry, Serving
+from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.request import Accounted, Request, parse
 from promptrollout.gateway.route import Assignment, Headers, assign
+from promptrollout.gateway.serving import Serving
 
 logger = logging.getLogger(__name__)
 
