@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 import httpx
@@ -189,3 +190,26 @@ def test_callers_need_keys_of_the_secret_and_keys_rotate_without_a_restart(story
     story.kubectl.apply(secret("new"))
     story.wait(lambda: asked("new") == 200 and asked("old") == 401, "the other key")
     assert [pod["metadata"]["name"] for pod in story.pods()] == before
+
+
+def test_what_only_pods_know_is_in_the_gateways_conditions_and_events(story: Story) -> None:
+    def said(kind: str) -> tuple[str, str]:
+        gateway = story.kubectl.json("get", "promptgateway", "default")
+        found = [c for c in (gateway.get("status") or {}).get("conditions", []) if c["type"] == kind]
+        return (found[0]["status"], found[0]["reason"]) if found else ("", "")
+
+    story.given(replicas=1, v1={}).apply("v1").healthy("v1")
+    story.wait(lambda: said("ProvidersAnswer") == ("True", "Answering"), "the pods' word on their providers")
+    # neither the Secret nor the permission is there
+    refused = {
+        "NoKeys": {"mode": "Keys", "keysSecretRef": {"name": "nowhere"}},
+        "TokenReviewsForbidden": {"mode": "ServiceAccounts", "keysSecretRef": None},
+    }
+    for reason, auth in refused.items():
+        patch = json.dumps({"spec": {"auth": auth}})
+        story.kubectl("patch", "promptgateway", "default", "--type=merge", "-p", patch)
+        wanted = ("False", reason)
+        story.wait(lambda wanted=wanted: said("Authenticated") == wanted, reason)  # type: ignore[misc]
+    told = story.kubectl("get", "events", "--field-selector", "involvedObject.kind=PromptGateway", "-o", "yaml")
+    assert "reason: NoKeys" in told
+    assert "chart's value gateway.tokenReviewers" in told

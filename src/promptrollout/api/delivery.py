@@ -266,6 +266,14 @@ class RolloutReport(Model):
     """Its shards are not exported here, since those of as many other rollouts are as a pod exports at once."""
 
 
+class PodProblem(Model):
+    """What is wrong in a pod beyond one rollout."""
+
+    reason: Annotated[str, Field(max_length=64)]
+    """`NoKeys`, `TokenReviewsForbidden`, `ProviderDown`."""
+    message: ShortText
+
+
 class PodReport(Model):
     """The whole answer of `GET /rollouts[?name=…]`."""
 
@@ -274,6 +282,7 @@ class PodReport(Model):
     loaded: bool
     """The first list of deliveries is complete."""
     rollouts: list[RolloutReport]
+    problems: Annotated[list[PodProblem], Field(max_length=16)] = []
 
 
 class Laggard(Model):

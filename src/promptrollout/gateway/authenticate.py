@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from promptrollout.api.names import HEADER_TENANT
 from promptrollout.gateway.caller_keys import ANYBODY, Caller, CallerKeys
 from promptrollout.gateway.errors import Unauthenticated
-from promptrollout.gateway.token_reviews import ServiceAccountRule, TokenReviews, looks_like_token
+from promptrollout.gateway.token_reviews import FIX, ServiceAccountRule, TokenReviews, looks_like_token
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,13 @@ class Authenticator:
         if caller.tenant is not None:
             headers[HEADER_TENANT] = caller.tenant.encode()
         return caller
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Why nobody is let in who should be: reason and message."""
+        if self.keys is not None and not self.keys:
+            yield "NoKeys", "it has no callers' keys: every key is refused"
+        if self.tokens is not None and self.tokens.forbidden:
+            yield "TokenReviewsForbidden", f"it may not review tokens: {FIX}"
 
     def refresh(self) -> None:
         """Read keys that rotated; say what is wrong with them."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import get_args
@@ -42,6 +42,9 @@ class PodState:
     """Requests that may be under way now."""
     caller_keys: int | None = None
     """None: callers need none."""
+    providers_down: Collection[str] = ()
+    """Names of those that cannot be reached, or fail nearly always."""
+    token_reviews_forbidden: bool = False
 
 
 async def exposition(counters: Counters, state: PodState) -> AsyncIterator[bytes]:
@@ -189,6 +192,10 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
     )
     if state.caller_keys is not None:
         yield from family(f"{gateway}_caller_keys", "gauge", "Keys that are taken.", [("", state.caller_keys)])
+    down = [(f'provider="{name}"', 1) for name in state.providers_down]
+    yield from family(f"{gateway}_provider_down", "gauge", "Providers that do not answer some version.", down)
+    forbidden = int(state.token_reviews_forbidden)
+    yield from family(f"{gateway}_token_reviews_forbidden", "gauge", "1: no token is taken.", [("", forbidden)])
     yield from family(f"{gateway}_ready", "gauge", "1 when the pod takes traffic.", [("", int(state.ready))])
     if state.api_contact_at is not None:
         yield from family(

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,6 @@ from promptrollout.api.names import (
     PROVIDER_KEYS_DIR,
     STATE_DIR,
 )
-from promptrollout.gateway import token_reviews
 from promptrollout.gateway.admin import AdminApp
 from promptrollout.gateway.app import Limits, ServingApp
 from promptrollout.gateway.authenticate import Auth, made
@@ -31,10 +31,11 @@ from promptrollout.gateway.caller_keys import CallerKeys
 from promptrollout.gateway.configuration import Loader, Providers
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.exposition import PodState
+from promptrollout.gateway.pod_problems import PodProblems
 from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.source import Source
 from promptrollout.gateway.store import Store
-from promptrollout.gateway.token_reviews import TokenReviews
+from promptrollout.gateway.token_reviews import CHECK_SECONDS, TokenReviews
 from promptrollout.gateway.wire import StrictProtocol
 
 logger = logging.getLogger(__name__)
@@ -84,9 +85,11 @@ class Gateway:
         self.source: Source | None = None
         self.draining = False
         auth = settings.auth
-        tokens = TokenReviews(auth.audience, auth.service_accounts, self._review)
+        tokens = TokenReviews(auth.audience, auth.service_accounts, self._post)
         self.authenticator = made(auth, CallerKeys(settings.caller_keys_dir), tokens)
         self.authenticator.refresh()
+        self.problems = PodProblems(self.authenticator, time.monotonic)
+        self.registry.problems = self.problems.found
         self.client: ApiClient | None = None
         self.serving_app = ServingApp(
             self.registry,
@@ -98,11 +101,22 @@ class Gateway:
         )
         self.admin_app = AdminApp(self.registry, self.counters, self.state, self.serving_app.reports)
 
-    async def _review(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Have the API server look at a token. Raises ApiException, ApiUnavailable."""
+    async def _post(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Ask the API server about a token, or about ourselves. Raises ApiException, ApiUnavailable."""
         if self.client is None:
             raise cluster.ApiUnavailable("not connected yet")
-        return await cluster.request(self.client, "POST", token_reviews.PATH, body=body, timeout_seconds=5.0)
+        return await cluster.request(self.client, "POST", path, body=body, timeout_seconds=5.0)
+
+    def look(self) -> None:
+        """Every second."""
+        self.authenticator.refresh()
+        self.problems.look(self.registry.all())
+
+    async def check_tokens(self) -> None:
+        """Now and then, where ServiceAccounts may call."""
+        while self.authenticator.tokens is not None:
+            await self.authenticator.tokens.check()
+            await asyncio.sleep(CHECK_SECONDS)
 
     def state(self) -> PodState:
         return PodState(
@@ -112,6 +126,8 @@ class Gateway:
             api_contact_at=self.source.api_contact_at if self.source else None,
             ready=bool(self.source and self.source.ready) and not self.draining,
             concurrency_limit=self.serving_app.admission.pace.limit,
+            providers_down=self.problems.down(),
+            token_reviews_forbidden=self.authenticator.tokens is not None and self.authenticator.tokens.forbidden,
             caller_keys=None if self.authenticator.keys is None else len(self.authenticator.keys),
         )
 
@@ -140,14 +156,16 @@ async def run(settings: Settings) -> None:
             settings.gateway,
             gateway.registry,
             gateway.providers,
-            also=gateway.authenticator.refresh,
+            also=gateway.look,
         )
+        checks = asyncio.create_task(gateway.check_tokens())
         source = asyncio.create_task(gateway.source.run())
         try:
             await serve(gateway, stop, source)
         finally:
-            source.cancel()
-            await asyncio.gather(source, return_exceptions=True)
+            for task in (source, checks):
+                task.cancel()
+            await asyncio.gather(source, checks, return_exceptions=True)
             await gateway.serving_app.close()
             await gateway.providers.close()
 

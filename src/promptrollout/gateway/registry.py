@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from promptrollout.api.delivery import NO_DIGEST, HeavyUnit, PodReport, RolloutReport
+from promptrollout.api.delivery import NO_DIGEST, HeavyUnit, PodProblem, PodReport, RolloutReport
 from promptrollout.api.names import FORMAT_VERSION
 from promptrollout.gateway.caller_keys import CALLER
 from promptrollout.gateway.configuration import Configuration, KeyMissing, Loader, LoadError
@@ -67,6 +67,8 @@ class Registry:
         self._problems: dict[str, Problem] = {}
         self._overrides: set[str] = set()
         self._lock = asyncio.Lock()
+        self.problems: Callable[[], list[PodProblem]] = list
+        """What is wrong beyond one rollout."""
         self.renders = PendingRenders(clock)
         self.confirmed: set[str] = set()
         """Rollouts that pods have put in service, by the status of their deliveries."""
@@ -259,6 +261,7 @@ class Registry:
             format_versions=[FORMAT_VERSION],
             loaded=self.loaded,
             rollouts=[report for report in reports if report is not None],
+            problems=self.problems(),
         )
 
     def _report(self, name: str) -> RolloutReport | None:

@@ -34,8 +34,12 @@ MAX_WAITING: Final = 256
 """Tokens that wait for one of these; callers with further ones are told to try again."""
 MAX_TOKEN_BYTES: Final = 8 * 1024
 
-Review = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
-"""Posts a TokenReview, returns the API server's answer. Raises ApiException or ApiUnavailable."""
+ACCESS_PATH: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+CHECK_SECONDS: Final = 60.0
+"""How often a pod asks whether it may review tokens at all: before any caller finds out."""
+
+Post = Callable[[str, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
+"""Posts an object to a path, returns the API server's answer. Raises ApiException or ApiUnavailable."""
 
 
 @dataclass(slots=True)
@@ -65,13 +69,15 @@ class TokenReviews:
         self,
         audience: str,
         rules: tuple[ServiceAccountRule, ...],
-        review: Review,
+        post: Post,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._audience = audience
         self._rules = rules
-        self._review = review
+        self._post = post
+        self.forbidden = False
+        """This gateway may not ask: no token is taken."""
         self._clock = clock
         self._wall_clock = wall_clock
         self._known: OrderedDict[bytes, _Remembered] = OrderedDict()
@@ -80,6 +86,23 @@ class TokenReviews:
 
     def __len__(self) -> int:
         return len(self._known)
+
+    async def check(self) -> None:
+        """Ask whether this gateway may ask. Where that is not answered, what is known stays."""
+        wanted = {"group": "authentication.k8s.io", "resource": "tokenreviews", "verb": "create"}
+        body = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": wanted},
+        }
+        try:
+            answer = await self._post(ACCESS_PATH, body)
+        except (ApiException, ApiUnavailable):
+            return
+        forbidden = (answer.get("status") or {}).get("allowed") is not True
+        if forbidden and not self.forbidden:
+            logger.error("ServiceAccount tokens cannot be looked at, and are all refused: %s", FIX)
+        self.forbidden = forbidden
 
     async def find(self, token: bytes) -> Caller | None:
         """The ServiceAccount with this token; None: not one that may call. Raises AuthenticationUnavailable."""
@@ -115,10 +138,11 @@ class TokenReviews:
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec}
         async with self._places:
             try:
-                answer = await self._review(body)
+                answer = await self._post(PATH, body)
             except ApiException as error:
+                self.forbidden = self.forbidden or error.status == 403
                 # nothing of what it says: it may quote the request
-                logger.error("TokenReview: the API server answers %s; %s", error.status, _FIX)
+                logger.error("TokenReview: the API server answers %s; %s", error.status, FIX)
                 raise AuthenticationUnavailable("the API server does not review tokens for this gateway") from None
             except ApiUnavailable:
                 logger.warning("TokenReview: the API server cannot be reached")
@@ -144,7 +168,7 @@ class TokenReviews:
         return None
 
 
-_FIX: Final = "let the gateway's ServiceAccount create tokenreviews: the chart's value gateway.tokenReviewers"
+FIX: Final = "let the gateway's ServiceAccount create tokenreviews: the chart's value gateway.tokenReviewers"
 
 
 def looks_like_token(credential: bytes) -> bool:

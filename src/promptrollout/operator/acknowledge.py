@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from promptrollout.api.delivery import NO_DIGEST, DeliverySpec, Laggard, PodReport, RolloutReport
 from promptrollout.api.names import LABEL_GATEWAY, PORT_ADMIN
+from promptrollout.operator.gateway_conditions import Reported
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 
@@ -103,6 +104,9 @@ class _Gateway:
     questions: dict[str, _Question] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+    reported: Reported | None = None
+    pods_changed: bool = False
+    """A new pod may have something to say though nothing is open."""
 
 
 def deployment_name(gateway: str) -> str:
@@ -213,6 +217,11 @@ class Acknowledger:
             return None
         return question.answer
 
+    def reported(self, namespace: str, gateway: str) -> Reported | None:
+        """What the gateway's pods said when they were last asked; None: none was, or none answered."""
+        place = self._gateways.get((namespace, gateway))
+        return place.reported if place else None
+
     def forget(self, namespace: str, rollout: str) -> None:
         for (space, _), place in self._gateways.items():
             if space == namespace:
@@ -222,6 +231,7 @@ class Acknowledger:
         """A pod came, went, or changed its readiness: ask at once."""
         place = self._gateways.get((namespace, gateway))
         if place is not None:
+            place.pods_changed = True
             place.wake.set()
 
     # ------------------------------------------------------------ asking
@@ -234,7 +244,8 @@ class Acknowledger:
         while place.questions:
             place.wake.clear()
             now = self._clock()
-            regular, recheck = now >= regular_due, now >= recheck_due
+            regular, recheck = now >= regular_due, now >= recheck_due or place.pods_changed
+            place.pods_changed = False
             if regular:
                 regular_due = now + REPORT_SECONDS
             if recheck:
@@ -265,6 +276,10 @@ class Acknowledger:
         pods = serving_pods(self._store, namespace, gateway)
         asked = {name: place.questions[name] for name in wanted}
         reports = await asyncio.gather(*(self._ask_pod(pod, wanted) for pod in pods))
+        reported = Reported.of(report.problems for report in reports if not isinstance(report, str))
+        if reported is not None and reported != place.reported:
+            place.reported = reported
+            self._changed(Key("PromptGateway", namespace, gateway))
         for name, question in asked.items():
             if place.questions.get(name) is not question:
                 continue

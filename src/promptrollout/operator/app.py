@@ -81,7 +81,13 @@ class Operator:
             where.pod,
         )
         self._gateways = GatewayReconciler(
-            self._api, self._store, config.gateway_image, set(sources), config.gateway_cluster_role
+            self._api,
+            self._store,
+            config.gateway_image,
+            set(sources),
+            config.gateway_cluster_role,
+            self._acknowledger.reported,
+            where.pod,
         )
         self._trouble = asyncio.Event()
         self._listed_at: float | None = None

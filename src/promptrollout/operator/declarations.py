@@ -18,6 +18,7 @@ from promptrollout.engine.objectives import make_test
 from promptrollout.operator.addresses import elsewhere
 from promptrollout.operator.cluster_api import Api
 from promptrollout.operator.conditions import conditions, same_status
+from promptrollout.operator.events import announce
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 
@@ -25,7 +26,7 @@ Object = dict[str, Any]
 Verdict = tuple[bool, str, str]
 
 
-async def reconcile_declaration(key: Key, item: Object, api: Api, store: Store) -> None:
+async def reconcile_declaration(key: Key, item: Object, api: Api, store: Store, instance: str = "") -> None:
     """Write the status of a PromptVersion, ModelProvider or PromptSLO if it says something new."""
     digest: str | None = None
     more: dict[str, Verdict] = {}
@@ -51,6 +52,7 @@ async def reconcile_declaration(key: Key, item: Object, api: Api, store: Store) 
             return  # deleted meanwhile
         raise
     store.put(key.kind, answer, quiet=True)
+    await announce(api, key.kind, item, status["conditions"], instance)
 
 
 def version_verdict(item: Object) -> tuple[Verdict, str | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from promptrollout.api.names import API_VERSION, GROUP
 from promptrollout.api.rollout import Decision
 from promptrollout.cluster import ApiException, ApiUnavailable
+from promptrollout.engine.draft import timestamp
 from promptrollout.operator.cluster_api import Api
 
 logger = logging.getLogger(__name__)
@@ -80,21 +83,59 @@ async def _post(api: Api, event: Object) -> None:
             raise
 
 
+async def announce(api: Api, kind: str, item: Object, conditions: Iterable[Object], instance: str) -> None:
+    """An Event for each condition whose status is another than `item` says, or that is False for another reason: a
+    Warning where it is False. What cannot be posted is logged: the condition has it too."""
+    before = {c.get("type"): c for c in (item.get("status") or {}).get("conditions") or []}
+    now = timestamp(int(time.time()))
+    for condition in conditions:
+        kind_of, new = condition["type"], condition["status"]
+        old = before.get(kind_of) or {"status": "True"}  # that something is as it should be is no news
+        if old["status"] == new and (new == "True" or old.get("reason") == condition["reason"]):
+            continue
+        number = hashlib.sha256(f"{kind_of} {new} {condition['reason']} {now}".encode()).hexdigest()[:12]
+        note = f"{kind_of} is {new}" + (f": {condition['message']}" if condition["message"] else "")
+        severity = "Warning" if new == "False" else "Normal"
+        event = _event(kind, item, number, now, severity, condition["reason"], "Reconcile", note, instance)
+        try:
+            await _post(api, event)
+        except (ApiException, ApiUnavailable) as error:
+            name = item["metadata"]["name"]
+            logger.warning("%s %s: the Event %s was not posted (%s)", kind, name, condition["reason"], error)
+
+
 def event_of(rollout: Object, decision: Decision, instance: str) -> Object:
-    metadata = rollout["metadata"]
-    note = decision.message.encode()[:NOTE_BYTES].decode(errors="ignore") or decision.reason
+    note, number = decision.message or decision.reason, decision.id
+    return _event(
+        "PromptRollout", rollout, number, decision.at, decision.type, decision.reason, "Decide", note, instance
+    )
+
+
+def _event(
+    kind: str,
+    item: Object,
+    number: str,
+    at: str,
+    severity: str,
+    reason: str,
+    action: str,
+    note: str,
+    instance: str,
+) -> Object:
+    """`number`: makes its name, with the object's; the same again is the same Event."""
+    metadata = item["metadata"]
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"name": f"{metadata['name']}.{decision.id}", "namespace": metadata["namespace"]},
-        "eventTime": decision.at.replace("Z", ".000000Z"),
-        "type": decision.type,
-        "reason": decision.reason,
-        "action": "Decide",
-        "note": note,
+        "metadata": {"name": f"{metadata['name']}.{number}", "namespace": metadata["namespace"]},
+        "eventTime": at.replace("Z", ".000000Z"),
+        "type": severity,
+        "reason": reason,
+        "action": action,
+        "note": note.encode()[:NOTE_BYTES].decode(errors="ignore"),
         "regarding": {
             "apiVersion": API_VERSION,
-            "kind": "PromptRollout",
+            "kind": kind,
             "namespace": metadata["namespace"],
             "name": metadata["name"],
             "uid": metadata["uid"],

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,6 +17,8 @@ from promptrollout.api.provider import ProviderSpec
 from promptrollout.operator.acknowledge import deployment_name
 from promptrollout.operator.cluster_api import WATCHED, Api
 from promptrollout.operator.conditions import conditions, same_status
+from promptrollout.operator.events import announce
+from promptrollout.operator.gateway_conditions import Reported, authenticated, providers_answer
 from promptrollout.operator.gateway_objects import (
     CA_FILE,
     KEY_FILE,
@@ -43,12 +45,24 @@ class InTheWay(Exception):
 class GatewayReconciler:
     """Server-side apply of the owned objects, only where the cluster's differ."""
 
-    def __init__(self, api: Api, store: Store, default_image: str, sources: Collection[str], cluster_role: str) -> None:
+    def __init__(
+        self,
+        api: Api,
+        store: Store,
+        default_image: str,
+        sources: Collection[str],
+        cluster_role: str,
+        reported: Callable[[str, str], Reported | None] = lambda namespace, name: None,
+        instance: str = "",
+    ) -> None:
+        """`reported`: what the pods of a gateway say is wrong with them. `instance`: this operator's pod, in Events."""
         self._api = api
         self._store = store
         self._default_image = default_image
         self._sources = sources
         self._cluster_role = cluster_role
+        self._reported = reported
+        self._instance = instance
         self._settled: dict[tuple[str, str, str], tuple[str, str]] = {}
 
     async def reconcile(self, key: Key, item: Object) -> None:
@@ -183,52 +197,29 @@ class GatewayReconciler:
             truth, reason, message = True, "Available", f"{ready} of {wanted} pods are ready{waits}"
         else:
             truth, reason, message = False, "WaitingForPods", f"{ready} of {wanted} pods are ready{waits}"
+        before = {c.get("type"): c for c in (item.get("status") or {}).get("conditions") or []}
+        reported = self._reported(key.namespace, key.name)
+        truths = {
+            "Ready": (truth, reason, message),
+            **authenticated(spec, deployment, reported, before.get("Authenticated", {})),
+            **providers_answer(reported, before.get("ProvidersAnswer", {})),
+        }
         status = {
             "observedGeneration": item["metadata"].get("generation", 0),
             "replicas": int(found.get("replicas", 0)),
             "readyReplicas": ready,
             "rollouts": len(self._rollouts(key)),
             "image": image,
-            "conditions": conditions(
-                item, {"Ready": (truth, reason, message)} | _authenticated(spec, deployment), time.time()
-            ),
+            "conditions": conditions(item, truths, time.time()),
         }
         if not same_status(item, status):
             self._store.put("PromptGateway", await self._api.apply_status("PromptGateway", item, status), quiet=True)
+            await announce(self._api, "PromptGateway", item, status["conditions"], self._instance)
 
 
 def _provider(path: str) -> str:
     """Whose file it is."""
     return path.partition("/")[0]
-
-
-def _authenticated(spec: GatewaySpec | None, deployment: Object) -> dict[str, tuple[bool, str, str]]:
-    """The condition that says whether callers must say who they are: by what the pods were told, which is not yet what
-    the spec says where they are kept as they are while a rollout is in progress."""
-    if spec is None:
-        return {}
-    auth = spec.auth
-    if deployment and (mode := _auth_mode(deployment)) != auth.mode:
-        message = (
-            f"spec.auth.mode is {auth.mode}, but the pods still run with {mode}; they are replaced when no rollout "
-        )
-        return {"Authenticated": (mode != "None", "WaitsForRollout", f"{message}of it is in progress")}
-    if auth.mode == "None":
-        message = "spec.auth.mode is None: whoever reaches the gateway may call it, on the provider's account"
-        return {"Authenticated": (False, "AuthenticationOff", message)}
-    told = []
-    if auth.mode != "ServiceAccounts" and auth.keys_secret_ref is not None:
-        told.append(f"keys of Secret {auth.keys_secret_ref.name}")
-    if auth.mode != "Keys":
-        told.append(f"ServiceAccount tokens for the audience {auth.audience}")
-    return {"Authenticated": (True, auth.mode, f"callers need one of: {', '.join(told)}")}
-
-
-def _auth_mode(deployment: Object) -> str:
-    """That its pods are told."""
-    (container, *_) = deployment["spec"]["template"]["spec"]["containers"]
-    told = (each.get("value") for each in container.get("env") or [] if each["name"] == "PROMPTROLLOUT_AUTH_MODE")
-    return next(told, None) or "None"
 
 
 def covers(live: Any, wanted: Any) -> bool:

@@ -12,6 +12,7 @@ from aiohttp import web
 from promptrollout.api.delivery import NO_DIGEST, RolloutReport
 from promptrollout.operator import acknowledge
 from promptrollout.operator.acknowledge import Acknowledgement, Acknowledger, Expected, judge, serving_pods
+from promptrollout.operator.gateway_conditions import Reported
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 from tests.unit.operator.world import an_object
@@ -154,11 +155,15 @@ async def test_pods_are_asked_until_they_confirm_and_then_no_more(monkeypatch: p
         sequence = 2
         await until(lambda: (a := asker.answer("ns", "default", "app", "uid", 2)) is not None and a.complete)
         assert asked[0] == ["app"]
-        assert set(changed) == {Key("PromptRollout", "ns", "app")}
+        assert set(changed) == {Key("PromptRollout", "ns", "app"), Key("PromptGateway", "ns", "default")}
         count = len(asked)
-        asker.pods_changed("ns", "default")
         await until(lambda: True)
         assert len(asked) == count
+        changed.clear()
+        asker.pods_changed("ns", "default")
+        await until(lambda: len(asked) == count + 1)
+        await until(lambda: True)
+        assert (len(asked), changed) == (count + 1, [])
     finally:
         await asker.close()
         await runner.cleanup()
@@ -170,11 +175,13 @@ class Pod:
     def __init__(self) -> None:
         self.asked, self.loaded = 0, True
         self.says: RolloutReport | None = report(2)
+        self.problems: list[dict[str, str]] = []
 
     async def rollouts(self, _: web.Request) -> web.Response:
         self.asked += 1
         rollouts = [self.says.model_dump(by_alias=True)] if self.says else []
-        return web.json_response({"pod": "a", "formatVersions": [1], "loaded": self.loaded, "rollouts": rollouts})
+        body = {"pod": "a", "formatVersions": [1], "loaded": self.loaded}
+        return web.json_response(body | {"rollouts": rollouts, "problems": self.problems})
 
 
 @pytest.fixture
@@ -195,9 +202,9 @@ class Asked:
     """An acknowledger that was told by the delivery's status that one pod of one confirmed sequence 2."""
 
     def __init__(self) -> None:
-        self.store, self.changed = Store(), list[Key]()
+        self.store, self.changed, self.gateways = Store(), list[Key](), list[Key]()
         self.store.put("Pod", pod("a"))
-        self.asker = Acknowledger(self.store, self.changed.append)
+        self.asker = Acknowledger(self.store, self._note)
 
     async def __aenter__(self) -> Asked:
         self.asker.ask("ns", "default", "app", expected(2), regularly=False, known=(1, 1))
@@ -206,6 +213,9 @@ class Asked:
 
     async def __aexit__(self, *_: object) -> None:
         await self.asker.close()
+
+    def _note(self, key: Key) -> None:
+        (self.changed if key.kind == "PromptRollout" else self.gateways).append(key)
 
     def answer(self) -> Acknowledgement:
         found = self.asker.answer("ns", "default", "app", "uid", 2)
@@ -277,6 +287,20 @@ async def test_what_is_served_is_asked_for_again_and_again(a_pod: Pod, monkeypat
         a_pod.says = report(9, stable="sha256:" + "b" * 64)
         await until(lambda: asked.changed)
         assert (asked.answer().complete, asked.answer().highest) == (False, 9)
+
+
+async def test_what_is_wrong_with_a_pod_is_told_to_its_gateway(a_pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acknowledge, "RECHECK_SECONDS", 0.04)
+    async with Asked() as asked:
+        assert asked.asker.reported("ns", "default") is None
+        await until(lambda: asked.asker.reported("ns", "default") == Reported(1))
+        a_pod.problems = [{"reason": "NoKeys", "message": "none"}]
+        expected_now = Reported(1, (("NoKeys", "none", 1),))
+        await until(lambda: asked.asker.reported("ns", "default") == expected_now)
+        count = a_pod.asked
+        await until(lambda: a_pod.asked > count + 1)
+        assert asked.gateways == [Key("PromptGateway", "ns", "default")] * 2, "nothing new is not told again"
+        assert asked.changed == []
 
 
 async def until(true: Any, seconds: float = 2.0) -> None:

@@ -9,6 +9,7 @@ import pytest
 from promptrollout.api.gateway import GatewaySpec
 from promptrollout.api.meta import SecretKeyRef
 from promptrollout.api.names import CALLER_KEYS_DIR
+from promptrollout.operator.gateway_conditions import Reported
 from promptrollout.operator.gateway_objects import gateway_objects, mounted_files
 from promptrollout.operator.gateways import GatewayReconciler, covers
 from promptrollout.operator.queue import Key
@@ -125,6 +126,7 @@ class FakeApi:
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
         self.writes: list[str] = []
+        self.events: list[Any] = []
 
     async def list(self, kind: str, namespace: str) -> list[Any]:
         return []
@@ -154,6 +156,10 @@ class FakeApi:
     async def delete(self, kind: str, subject: Any) -> None:
         self.writes.append(f"{kind}/delete")
         del self.objects[kind, subject["metadata"]["name"]]
+
+    async def create(self, kind: str, namespace: str, body: Any) -> Any:
+        self.events.append(body)
+        return body
 
     async def apply_status(self, kind: str, item: Any, status: Any) -> Any:
         self.writes.append(f"{kind}/status")
@@ -406,3 +412,72 @@ async def test_the_condition_says_what_the_pods_do_and_not_what_they_will() -> N
     (found,) = [one for one in item["status"]["conditions"] if one["type"] == "Authenticated"]
     assert (found["status"], found["reason"]) == ("False", "WaitsForRollout")
     assert "spec.auth.mode is ServiceAccounts, but the pods still run with None" in found["message"]
+
+
+def told(store: Store, kind: str) -> tuple[str, str, str] | None:
+    item = store.get(*KEY)
+    assert item is not None
+    found = [one for one in item["status"]["conditions"] if one["type"] == kind]
+    return (found[0]["status"], found[0]["reason"], found[0]["message"]) if found else None
+
+
+async def test_what_pods_report_becomes_conditions_and_events() -> None:
+    store, api = store_with(), FakeApi()
+    said: list[Reported | None] = [None]
+
+    def reported(namespace: str, name: str) -> Reported | None:
+        assert (namespace, name) == ("ns", "default")
+        return said[0]
+
+    async def now(found: Reported | None) -> list[tuple[str, str, str]]:
+        said[0] = found
+        api.events.clear()
+        await reconcile(reconciler)
+        return [(event["type"], event["reason"], event["regarding"]["kind"]) for event in api.events]
+
+    edit_gateway(store, {"auth": {"mode": "Keys", "keysSecretRef": {"name": "callers"}}})
+    reconciler = GatewayReconciler(
+        api,  # type: ignore[arg-type]
+        store,
+        "image:1",
+        {"default"},
+        "the-role",
+        reported,
+    )
+    assert await now(None) == [("Warning", "WaitingForPods", "PromptGateway")]
+    assert (told(store, "ProvidersAnswer"), (told(store, "Authenticated") or ())[0]) == (None, "True")
+    assert await now(Reported(2)) == []
+    assert told(store, "ProvidersAnswer") == ("True", "Answering", "")
+    trouble = (("NoKeys", "none", 2), ("ProviderDown", "azure", 1), ("ProviderDown", "openai", 2))
+    assert await now(Reported(2, trouble)) == [
+        ("Warning", "NoKeys", "PromptGateway"),
+        ("Warning", "ProviderDown", "PromptGateway"),
+    ]
+    status, reason, message = told(store, "Authenticated") or ("", "", "")
+    assert (status, reason) == ("False", "NoKeys")
+    assert message.startswith("2 of 2 pods let nobody in this way: look at Secret callers")
+    status, reason, message = told(store, "ProvidersAnswer") or ("", "", "")
+    assert (status, reason) == ("False", "ProviderDown")
+    assert "azure (1 of 2 pods), openai (2 of 2 pods)" in message
+    api.writes.clear()
+    # the operator begins anew, and nobody was asked yet: what stands there stays
+    assert (await now(None), api.writes) == ([], [])
+    assert await now(Reported(2)) == [("Normal", "Keys", "PromptGateway"), ("Normal", "Answering", "PromptGateway")]
+
+
+async def test_forbidden_token_reviews_are_said_with_their_cure() -> None:
+    store, api = store_with(), FakeApi()
+    edit_gateway(store, {"auth": {"mode": "ServiceAccounts"}})
+    said = Reported(1, (("TokenReviewsForbidden", "it may not", 1),))
+    reconciler = GatewayReconciler(
+        api,  # type: ignore[arg-type]
+        store,
+        "image:1",
+        {"default"},
+        "the-role",
+        lambda namespace, name: said,
+    )
+    await reconcile(reconciler)
+    status, reason, message = told(store, "Authenticated") or ("", "", "")
+    assert (status, reason) == ("False", "TokenReviewsForbidden")
+    assert "gateway.tokenReviewers" in message
