@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -131,6 +132,25 @@ async def test_silence_and_no_answer_to_a_probe_is_an_outage(
     assert target.circuit.unreachable, "not all of the three were silent: perhaps nobody but a proxy is there"
     other.script.extend(silent() for _ in range(3))
     assert (await caller.post(request(user="b"))).headers["x-promptrollout-variant"] == "stable"
+
+
+async def test_who_had_only_what_others_left_of_the_time_is_not_down(provider: Provider) -> None:
+    provider.script.extend(silent() for _ in range(5))
+    endpoint, circuit = OpenAIProvider("openai", provider.url), Circuit()
+    timeouts = {"firstByteSeconds": 1, "totalSeconds": 2}
+    config = ProviderConfig.model_validate(
+        {"name": "openai", "baseURL": provider.url, "maxRetries": 0, "timeouts": timeouts}
+    )
+    try:
+        for _ in range(4):
+            with pytest.raises(ProviderError) as caught:
+                since = time.perf_counter() - 1.95
+                await endpoint.call(b"{}", config, {}, circuit, path="/chat/completions", since=since)
+            assert caught.value.error_type == "timeout"
+        assert len(provider.requests) == 4
+        assert not circuit.unreachable
+    finally:
+        await endpoint.close()
 
 
 async def test_failures_of_different_kinds_add_up(

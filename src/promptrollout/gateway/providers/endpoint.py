@@ -316,7 +316,9 @@ class Endpoint:
             failure = ProviderError("connection", 502, message, unreachable=True, retryable=True)
             raise _missed(circuit, failure) from error
         except TimeoutError as error:
-            circuit.silent()
+            # what it had was the rest of what others took: that says nothing of how long it needs
+            if seconds > min(timeouts.first_byte_seconds, timeouts.total_seconds) / 2:
+                circuit.silent()
             failure = _timeout(self.name, "the first byte")
             failure.unreachable = circuit.unreachable
             raise failure from error
@@ -353,7 +355,7 @@ class Endpoint:
         now = self._clock()
         if self._key_refused_said is None or now - self._key_refused_said >= REFUSED_SECONDS:
             self._key_refused_said = now
-            logger.warning("%s; see secretRef of ModelProvider %s", refused, self.name)
+            logger.warning("%s; see apiKeySecretRef of ModelProvider %s", refused, self.name)
 
     def _pause_seconds(self, tries: int, retry_after_seconds: float | None) -> float:
         backoff: float = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2**tries) * self._rng.uniform(0.5, 1.0)
