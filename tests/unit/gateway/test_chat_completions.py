@@ -337,19 +337,33 @@ async def test_the_providers_errors_are_passed_on_in_openais_shape(
     assert stable.total.cost_count == 1, "a request that failed cost nothing, and that is known"
 
 
+@pytest.mark.parametrize("status", [401, 403])
 async def test_a_key_of_ours_that_is_refused_does_not_look_like_the_callers(
-    gateway: Gateway, caller: Caller, provider: Provider, caplog: pytest.LogCaptureFixture
+    status: int, gateway: Gateway, caller: Caller, provider: Provider, caplog: pytest.LogCaptureFixture
 ) -> None:
     await one(gateway, provider)
     said = {"error": {"message": "Incorrect API key", "type": "t", "param": None, "code": "invalid_api_key"}}
-    provider.script.extend([says(401, said)] * 3)
+    provider.script.extend([says(status, said)] * 3)
     for _ in range(3):
         answered = await caller.post(request())
         assert (answered.status, answered.error["code"]) == (502, "provider_auth")
-        assert answered.error["message"] == "provider openai answered 401: Incorrect API key"
+        assert answered.error["message"] == (
+            f"provider openai answered {status}: Incorrect API key; it refused the gateway's key: "
+            "see apiKeySecretRef of ModelProvider openai"
+        )
     assert series(gateway, "stable").errors["provider_4xx"] == 3
-    said_once = [each for each in caplog.messages if "see secretRef of ModelProvider openai" in each]
+    said_once = [each for each in caplog.messages if "see apiKeySecretRef of ModelProvider openai" in each]
     assert len(said_once) == 1
+
+
+async def test_input_that_a_router_moderated_is_the_callers(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await one(gateway, provider)
+    said = {"code": 403, "message": "flagged", "metadata": {"reasons": ["violence"], "flagged_input": "..."}}
+    provider.script.append(says(403, {"error": said}))
+    answered = await caller.post(request())
+    assert (answered.status, answered.error["code"]) == (403, "provider_4xx")
 
 
 async def test_errors_that_are_no_json_have_a_message_too(gateway: Gateway, caller: Caller, provider: Provider) -> None:

@@ -347,15 +347,15 @@ class Endpoint:
             circuit.answered()  # whatever it is: somebody is there
             if status == UNAUTHORIZED:
                 self.keys.rest(key, REFUSED_SECONDS)
+            if refused.of_the_key:
                 self._say_key_refused(refused)
-        refused.of_the_key = status in (UNAUTHORIZED, 429)
 
     def _say_key_refused(self, refused: ProviderError) -> None:
         """Once in a while: somebody has to change the Secret."""
         now = self._clock()
         if self._key_refused_said is None or now - self._key_refused_said >= REFUSED_SECONDS:
             self._key_refused_said = now
-            logger.warning("%s; see apiKeySecretRef of ModelProvider %s", refused, self.name)
+            logger.warning("%s", refused)
 
     def _pause_seconds(self, tries: int, retry_after_seconds: float | None) -> float:
         backoff: float = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2**tries) * self._rng.uniform(0.5, 1.0)
