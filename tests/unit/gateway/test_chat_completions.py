@@ -356,6 +356,21 @@ async def test_a_key_of_ours_that_is_refused_does_not_look_like_the_callers(
     assert len(said_once) == 1
 
 
+async def test_a_404_says_what_is_likely_wrong_with_the_base_url(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    provider.script.extend([says(404, b""), says(404, b"")])
+    await gateway.registry.apply("support", delivery(stable=arm(url=f"{provider.url}/chat/completions")))
+    answered = await caller.post(request())
+    assert (answered.status, answered.error["message"]) == (
+        404,
+        "provider openai answered 404; baseURL of ModelProvider openai ends in /chat/completions, and the gateway "
+        "appends such paths itself; leave it out",
+    )
+    await gateway.registry.apply("support", delivery(2, stable=arm(url=provider.url)))
+    assert (await caller.post(request())).error["message"] == "provider openai answered 404"
+
+
 async def test_input_that_a_router_moderated_is_the_callers(
     gateway: Gateway, caller: Caller, provider: Provider
 ) -> None:

@@ -143,8 +143,8 @@ async def test_who_had_only_what_others_left_of_the_time_is_not_down(provider: P
     )
     try:
         for _ in range(4):
+            since = time.perf_counter() - 1.95
             with pytest.raises(ProviderError) as caught:
-                since = time.perf_counter() - 1.95
                 await endpoint.call(b"{}", config, {}, circuit, path="/chat/completions", since=since)
             assert caught.value.error_type == "timeout"
         assert len(provider.requests) == 4

@@ -18,6 +18,7 @@ from urllib.request import getproxies_environment, proxy_bypass
 
 import aiohttp
 
+from promptrollout.api.base_url import base_url_doubt
 from promptrollout.api.delivery import ProviderConfig
 from promptrollout.api.provider import RESERVED_HEADERS, Auth
 from promptrollout.gateway.errors import Overloaded, ProviderError
@@ -297,7 +298,8 @@ class Endpoint:
                 )
                 if response.status != 200:
                     body = await _read_some(response)
-                    refused = refusal(self.name, response.status, response.headers, body, self.keys.redacted)
+                    doubt = base_url_doubt(self.base_url)
+                    refused = refusal(self.name, response.status, response.headers, body, self.keys.redacted, doubt)
                     refused.loading = response.status == 503 and time.perf_counter() < cold_until
                     self._note(refused, response.status, circuit, key)
                     raise refused

@@ -15,6 +15,7 @@ DOWN_STATUS: Final = frozenset([502, 503, 504])
 UNAUTHORIZED: Final = 401
 FORBIDDEN: Final = 403
 AUTH_CODE: Final = "provider_auth"
+_NO_SUCH_PATH: Final = frozenset([404, 405])
 _RETRIED_STATUS: Final = DOWN_STATUS | {429}
 _SHOWN_HEADERS: Final = ("retry-after", "x-request-id")
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -23,9 +24,15 @@ _SHOWN_CHARACTERS: Final = 4096
 
 
 def refusal(
-    provider: str, status: int, headers: Mapping[str, str], body: bytes, redacted: Callable[[str], str]
+    provider: str,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    redacted: Callable[[str], str],
+    doubt: str | None = None,
 ) -> ProviderError:
-    """The error to raise; `redacted` takes out what the caller must not see of the provider's words."""
+    """The error to raise; `redacted` takes out what the caller must not see of the provider's words. `doubt`: what is
+    likely wrong with the base URL, which a 404 confirms."""
     error = upstream_error(body)
     said, code, param = (
         redacted(found)[:_SHOWN_CHARACTERS] if isinstance(found := error.get(field), str) else None
@@ -42,6 +49,8 @@ def refusal(
         error_type, shown = "rate_limited", 429
     elif 400 <= status < 500:
         error_type, shown = "provider_4xx", status
+        if doubt is not None and status in _NO_SUCH_PATH:
+            message = f"{message}; baseURL of ModelProvider {provider} {doubt}"
     elif status >= 500:
         error_type, shown = "provider_5xx", 503 if status == 503 else 502
     else:
