@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import ClassVar, Final
-from urllib.parse import urlencode, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass
+from urllib.parse import urlencode
 
 import aiohttp
 
@@ -25,6 +24,7 @@ from promptrollout.gateway.errors import Overloaded, ProviderError
 from promptrollout.gateway.http import Share
 from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.keys import LIMITED_MAX_SECONDS, LIMITED_SECONDS, REFUSED_SECONDS, KeyRing
+from promptrollout.gateway.providers.proxy import proxy_of
 from promptrollout.gateway.providers.refusal import CONTROL, DOWN_STATUS, UNAUTHORIZED, refusal
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ LOADING_PAUSE_MAX_SECONDS: Final = 5.0
 
 _THE_WHOLE: Final = "the whole answer"
 _WORDS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (aiohttp.ClientProxyConnectionError, "the proxy that the gateway's environment names does not answer"),
     (aiohttp.ClientConnectorDNSError, "its host name cannot be resolved"),
     (aiohttp.ConnectionTimeoutError, "no connection in time"),
     (aiohttp.ClientSSLError, "TLS failed"),
@@ -179,7 +180,7 @@ class Endpoint:
         self._key_header, self._key_prefix = _auth_parts(self.auth)
         self._rng = rng or random.Random()
         self._session: aiohttp.ClientSession | None = None
-        self._proxy = _proxy_of(base_url)
+        self._proxy = proxy_of(base_url)
         self._clock = clock
         self._answered_at: float | None = None
         self._key_refused_said: float | None = None
@@ -324,6 +325,11 @@ class Endpoint:
             failure = _timeout(self.name, "the first byte")
             failure.unreachable = circuit.unreachable
             raise failure from error
+        except aiohttp.ClientHttpProxyError as error:
+            message = f"provider {self.name} cannot be reached: the proxy of the environment answered {error.status}"
+            raise _missed(
+                circuit, ProviderError("connection", 502, message, unreachable=True, retryable=True)
+            ) from error
         except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
             raise ProviderError("bad_response", 502, f"provider {self.name} does not speak HTTP") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -383,14 +389,6 @@ class Endpoint:
                 trust_env=False,
             )
         return self._session
-
-
-def _proxy_of(base_url: str) -> str | None:
-    """By HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in either case."""
-    parts = urlsplit(base_url)
-    proxies = getproxies_environment()
-    bypassed = proxy_bypass(parts.netloc, proxies)
-    return None if bypassed else proxies.get(parts.scheme) or proxies.get("all")
 
 
 def _auth_parts(auth: Auth) -> tuple[str, str]:
