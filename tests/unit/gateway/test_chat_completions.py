@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -434,7 +435,7 @@ async def test_a_provider_that_asks_for_too_long_a_pause_is_not_waited_for(
     ],
 )
 async def test_why_there_is_no_connection_is_said_in_words(
-    base_url: str, said: str, gateway: Gateway, caller: Caller
+    base_url: str, said: str, gateway: Gateway, caller: Caller, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -447,8 +448,12 @@ async def test_why_there_is_no_connection_is_said_in_words(
     url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1" if scheme else base_url
     async with server:
         await gateway.registry.apply("support", delivery(stable=arm(url=url, provider_maxRetries=0)))
-        answered = await caller.post(request())
+        for _ in range(4):
+            answered = await caller.post(request())
     assert (answered.status, answered.error["message"]) == (502, said)
+    why = f"{urlsplit(url).netloc}: {said.rpartition(': ')[2]}"
+    assert gateway.registry.report().rollouts[0].circuit_failures == {"stable/openai/gpt": why}
+    assert caplog.messages.count(f"provider openai at {why}") == 1
 
 
 async def test_silence_is_a_504(gateway: Gateway, caller: Caller, provider: Provider) -> None:

@@ -54,6 +54,15 @@ def authorizations(provider: Provider) -> list[str | None]:
 # ------------------------------------------------------------ keys
 
 
+async def test_a_key_that_is_no_text_is_named_in_words(gateway: Gateway) -> None:
+    write_keys(gateway, "k")
+    (gateway.settings.provider_keys_dir / "openai" / "api-key").write_bytes(b"\xff\xfe")
+    await serve(gateway, "http://127.0.0.1:1/v1", needsKey=True)
+    problem = gateway.registry.report().rollouts[0].problem
+    assert problem is not None
+    assert problem.endswith("api-key: it is no UTF-8 text")
+
+
 async def test_keys_take_turns(gateway: Gateway, caller: Caller, provider: Provider) -> None:
     write_keys(gateway, *KEYS)
     await serve(gateway, provider.url, needsKey=True)
@@ -212,6 +221,9 @@ async def test_a_certificate_of_nobody_known_is_refused(
     answered = await caller.post(request())
     assert (answered.status, answered.error["code"]) == (502, "provider_connection")
     assert "its certificate is not valid; see tls of ModelProvider" in answered.error["message"]
+    (why,) = gateway.registry.report().rollouts[0].circuit_failures.values()
+    assert "certificate not trusted: " in why
+    assert "self-signed certificate in certificate chain" in why or "unable to get local issuer certificate" in why
 
 
 async def test_insecure_skip_verify_takes_any(gateway: Gateway, caller: Caller, secure: tuple[str, Authority]) -> None:
