@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -117,6 +118,21 @@ async def test_a_provider_that_refuses_stream_options_is_not_asked_for_usage_aga
     stable = series(gateway, "stable")
     assert (stable.total.requests, sum(stable.errors.values())) == (3, 0)
     assert (stable.usage_missing, stable.total.cost_count) == (3, 0), "no usage is not no cost"
+
+
+async def test_who_is_asked_again_without_stream_options_has_what_is_left_of_the_time(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    async def slowly_refused(incoming: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.8)
+        return await REFUSED(incoming)
+
+    await one(gateway, provider, provider_timeouts={"totalSeconds": 1, "firstByteSeconds": 1})
+    provider.script.extend([slowly_refused, streams(asyncio.Event())])
+    began = time.monotonic()
+    assert (await caller.post(request(stream=True))).status == 504
+    assert len(provider.requests) == 2
+    assert 0.8 <= time.monotonic() - began < 1.6
 
 
 async def test_stream_options_of_the_callers_own_are_its_own_affair(

@@ -18,10 +18,12 @@ from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.openai import OpenAIProvider
 from tests.unit.gateway.kit import (
     CANARY,
+    DONE,
     Caller,
     Provider,
     Script,
     arm,
+    chunk,
     counted,
     delivery,
     request,
@@ -119,6 +121,25 @@ async def test_a_provider_that_is_there_and_too_slow_is_an_error_of_the_arm(
     await gateway.providers.probe([target], now=2e6)
     assert (await caller.post(request(user="c"))).headers["x-promptrollout-variant"] == "stable"
     assert counted(gateway) == {"canary": (6, 6)}
+
+
+async def test_while_stable_answers_in_a_canarys_place_its_connections_are_kept(
+    gateway: Gateway, caller: Caller, provider: Provider, other: Provider
+) -> None:
+    """Nobody's connections are closed as unused while one is read from."""
+    target = await canary_on(other, gateway, provider, max_retries=0)
+    target.provider.base_url = "http://127.0.0.1:1/v1"
+    go_on = asyncio.Event()
+    provider.script.append(streams(chunk("a"), go_on, chunk("b", "stop"), DONE))
+    under_way = asyncio.create_task(caller.post(request(stream=True)))
+    while not provider.requests:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await gateway.providers.close_unused(set(), now=1e6)
+    await gateway.providers.close_unused(set(), now=2e6)
+    go_on.set()
+    answered = await under_way
+    assert answered.headers["x-promptrollout-variant"] == "stable"
+    assert answered.body.endswith(DONE)
 
 
 async def test_silence_and_no_answer_to_a_probe_is_an_outage(
