@@ -258,6 +258,8 @@ class RolloutReport(Model):
     circuits: dict[str, str] = {}
     """By `<arm>/<provider>/<model>`: `Closed`, `Open` (not asked, but for a try now and then), or `HalfOpen` (a try
     is under way)."""
+    circuit_failures: dict[str, str] = {}
+    """By the same names, of those whose last try failed: the endpoint's address, and why."""
     assigned_requests: int = 0
     """Of the last ten minutes: requests with a stickiness key that were assigned to an arm by it."""
     heavy_units: list[HeavyUnit] = []

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from promptrollout.api.base_url import base_url_doubt
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import Analysis
 from promptrollout.api.slo import Objective
@@ -107,6 +108,8 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
             )
     errors += _unsayable(manifest, ours)
     warnings += _objectives_that_wait(kind, spec)
+    if kind == "ModelProvider" and (doubt := base_url_doubt(spec["baseURL"])):
+        warnings.append(Problem(("spec", "baseURL"), doubt))
     if kind == "PromptRollout":
         errors += _objectives_twice(manifest, ours)
         errors += _unpriced(manifest, ours)

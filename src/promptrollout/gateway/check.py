@@ -74,9 +74,10 @@ async def _pass_on(prepared: Prepared, answer: Answer, reply: Reply, share: Shar
     if way.protocol.read_in_whole:
         payload = await answer.read(share)
     else:
-        payload = await answer.begin(MAX_READ_BYTES, share)
+        begun = [await answer.begin(MAX_READ_BYTES, share)]
         if not answer.ended:
-            return await _pass_through(prepared, payload, answer, reply)
+            return await _pass_through(prepared, begun, answer, reply, share)
+        payload = begun.pop()
     whole = way.protocol.read(payload)
     if whole is None:
         raise ProviderError(
@@ -98,15 +99,17 @@ async def _pass_on(prepared: Prepared, answer: Answer, reply: Reply, share: Shar
     return Ending(200, {**answer.headers, **prepared.about(), "content-type": JSON}, payload)
 
 
-async def _pass_through(prepared: Prepared, beginning: bytes, answer: Answer, reply: Reply) -> Ending:
-    """A long answer that nobody judges: it goes on as it comes, and only its end is looked at."""
+async def _pass_through(prepared: Prepared, begun: list[bytes], answer: Answer, reply: Reply, share: Share) -> Ending:
+    """A long answer that nobody judges: it goes on as it comes, and only its end is looked at. `begun`: its beginning,
+    taken out, so that nothing of what has gone is held."""
     outcome = prepared.outcome
     await reply.begin(200, {**answer.headers, **prepared.about(), "content-type": JSON})
-    piece, end = beginning, b""
+    piece, end = begun.pop(), b""
     try:
         while piece:
             end = (end + piece)[-END_BYTES:]
             await _send_piece(piece, prepared, answer, reply)
+            share.give_back()
             piece = await answer.chunk()
     except ProviderError as error:
         outcome.error_type = outcome.error_type or ("timeout" if error.error_type == "timeout" else "stream_broken")

@@ -220,7 +220,8 @@ class Providers:
             message = f"the {what} of ModelProvider {name} is missing: create the object and key that its {field} names"
             raise KeyMissing(message) from error
         except (OSError, UnicodeDecodeError) as error:
-            message = f"the {what} of provider {name} cannot be read from {path}: {type(error).__name__}"
+            why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+            message = f"the {what} of provider {name} cannot be read from {path}: {why}"
             raise KeyMissing(message) from None  # the cause might show what was read
         if state is not None:
             self._file_states[path] = state

@@ -280,6 +280,7 @@ class Registry:
                 problem_sequence=problem_sequence,
             )
         spec = serving.configuration.spec
+        circuits = {f"{of['arm']}/{of['provider']}/{of['model']}": circuit for of, circuit in serving.circuits}
         return RolloutReport(
             name=name,
             rolloutUID=spec.rollout_uid,
@@ -292,7 +293,8 @@ class Registry:
             problem_sequence=problem_sequence,
             canary_provider_unreachable=serving.canary_provider_unreachable,
             unassigned_share_percent=serving.window.share_percent(),
-            circuits={f"{of['arm']}/{of['provider']}/{of['model']}": circuit.state for of, circuit in serving.circuits},
+            circuits={name: circuit.state for name, circuit in circuits.items()},
+            circuit_failures={name: circuit.failure for name, circuit in circuits.items() if circuit.failure},
             assigned_requests=serving.heavy.total(),
             heavy_units=[HeavyUnit(unit=unit, requests=n) for unit, n in serving.heavy.heaviest(HEAVY_UNITS)],
             shards_withheld=(spec.rollout_uid, name) in self._counters.withheld,

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from promptrollout.api.base_url import base_url_doubt
 from promptrollout.api.digest import digest_of
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.prompt import PromptSpec
@@ -86,7 +87,8 @@ def provider_verdict(item: Object, store: Store) -> Verdict:
         )
         return False, "ServedElsewhere", text
     prices = f"{len(spec.prices)} model prices" if spec.prices else "no prices: its requests are unpriced"
-    return True, "Valid", f"{spec.base_url}, {prices}"
+    doubt = base_url_doubt(spec.base_url)
+    return True, "Valid", f"{spec.base_url}, {prices}" + (f"; spec.baseURL {doubt}" if doubt else "")
 
 
 def tls_verdict(item: Object) -> dict[str, Verdict]:

@@ -62,6 +62,13 @@ def test_an_objective_that_the_api_server_takes_has_a_test(name: str) -> None:
     assert errors(slo(TAKEN[name])) == []
 
 
+def test_a_base_url_that_its_provider_will_not_know_is_warned_of() -> None:
+    body = {"apiVersion": "promptrollout.dev/v1alpha1", "kind": "ModelProvider", "metadata": {"name": "openai"}}
+    (found,) = check(list(read("f.yaml", yaml.safe_dump(body | {"spec": {"baseURL": "https://api.openai.com"}}))))
+    assert (found.is_error, found.path) == (False, "spec.baseURL")
+    assert "write https://api.openai.com/v1" in found.reason
+
+
 def test_an_objective_that_nothing_is_exported_for_is_warned_of() -> None:
     findings = list(check(list(read("f.yaml", slo(TAKEN["a judge's dimension"])))))
     assert [(each.is_error, each.path) for each in findings] == [(False, "spec.objectives[0].signal")]

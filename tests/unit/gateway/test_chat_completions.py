@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -116,6 +118,21 @@ async def test_a_provider_that_refuses_stream_options_is_not_asked_for_usage_aga
     stable = series(gateway, "stable")
     assert (stable.total.requests, sum(stable.errors.values())) == (3, 0)
     assert (stable.usage_missing, stable.total.cost_count) == (3, 0), "no usage is not no cost"
+
+
+async def test_who_is_asked_again_without_stream_options_has_what_is_left_of_the_time(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    async def slowly_refused(incoming: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.8)
+        return await REFUSED(incoming)
+
+    await one(gateway, provider, provider_timeouts={"totalSeconds": 1, "firstByteSeconds": 1})
+    provider.script.extend([slowly_refused, streams(asyncio.Event())])
+    began = time.monotonic()
+    assert (await caller.post(request(stream=True))).status == 504
+    assert len(provider.requests) == 2
+    assert 0.8 <= time.monotonic() - began < 1.6
 
 
 async def test_stream_options_of_the_callers_own_are_its_own_affair(
@@ -337,19 +354,48 @@ async def test_the_providers_errors_are_passed_on_in_openais_shape(
     assert stable.total.cost_count == 1, "a request that failed cost nothing, and that is known"
 
 
+@pytest.mark.parametrize("status", [401, 403])
 async def test_a_key_of_ours_that_is_refused_does_not_look_like_the_callers(
-    gateway: Gateway, caller: Caller, provider: Provider, caplog: pytest.LogCaptureFixture
+    status: int, gateway: Gateway, caller: Caller, provider: Provider, caplog: pytest.LogCaptureFixture
 ) -> None:
     await one(gateway, provider)
     said = {"error": {"message": "Incorrect API key", "type": "t", "param": None, "code": "invalid_api_key"}}
-    provider.script.extend([says(401, said)] * 3)
+    provider.script.extend([says(status, said)] * 3)
     for _ in range(3):
         answered = await caller.post(request())
         assert (answered.status, answered.error["code"]) == (502, "provider_auth")
-        assert answered.error["message"] == "provider openai answered 401: Incorrect API key"
+        assert answered.error["message"] == (
+            f"provider openai answered {status}: Incorrect API key; it refused the gateway's key: "
+            "see apiKeySecretRef of ModelProvider openai"
+        )
     assert series(gateway, "stable").errors["provider_4xx"] == 3
-    said_once = [each for each in caplog.messages if "see secretRef of ModelProvider openai" in each]
+    said_once = [each for each in caplog.messages if "see apiKeySecretRef of ModelProvider openai" in each]
     assert len(said_once) == 1
+
+
+async def test_a_404_says_what_is_likely_wrong_with_the_base_url(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    provider.script.extend([says(404, b""), says(404, b"")])
+    await gateway.registry.apply("support", delivery(stable=arm(url=f"{provider.url}/chat/completions")))
+    answered = await caller.post(request())
+    assert (answered.status, answered.error["message"]) == (
+        404,
+        "provider openai answered 404; baseURL of ModelProvider openai ends in /chat/completions, and the gateway "
+        "appends such paths itself; leave it out",
+    )
+    await gateway.registry.apply("support", delivery(2, stable=arm(url=provider.url)))
+    assert (await caller.post(request())).error["message"] == "provider openai answered 404"
+
+
+async def test_input_that_a_router_moderated_is_the_callers(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await one(gateway, provider)
+    said = {"code": 403, "message": "flagged", "metadata": {"reasons": ["violence"], "flagged_input": "..."}}
+    provider.script.append(says(403, {"error": said}))
+    answered = await caller.post(request())
+    assert (answered.status, answered.error["code"]) == (403, "provider_4xx")
 
 
 async def test_errors_that_are_no_json_have_a_message_too(gateway: Gateway, caller: Caller, provider: Provider) -> None:
@@ -405,7 +451,7 @@ async def test_a_provider_that_asks_for_too_long_a_pause_is_not_waited_for(
     ],
 )
 async def test_why_there_is_no_connection_is_said_in_words(
-    base_url: str, said: str, gateway: Gateway, caller: Caller
+    base_url: str, said: str, gateway: Gateway, caller: Caller, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -418,8 +464,12 @@ async def test_why_there_is_no_connection_is_said_in_words(
     url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1" if scheme else base_url
     async with server:
         await gateway.registry.apply("support", delivery(stable=arm(url=url, provider_maxRetries=0)))
-        answered = await caller.post(request())
+        for _ in range(4):
+            answered = await caller.post(request())
     assert (answered.status, answered.error["message"]) == (502, said)
+    why = f"{urlsplit(url).netloc}: {said.rpartition(': ')[2]}"
+    assert gateway.registry.report().rollouts[0].circuit_failures == {"stable/openai/gpt": why}
+    assert caplog.messages.count(f"provider openai at {why}") == 1
 
 
 async def test_silence_is_a_504(gateway: Gateway, caller: Caller, provider: Provider) -> None:

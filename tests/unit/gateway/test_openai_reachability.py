@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +18,12 @@ from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.openai import OpenAIProvider
 from tests.unit.gateway.kit import (
     CANARY,
+    DONE,
     Caller,
     Provider,
     Script,
     arm,
+    chunk,
     counted,
     delivery,
     request,
@@ -120,6 +123,25 @@ async def test_a_provider_that_is_there_and_too_slow_is_an_error_of_the_arm(
     assert counted(gateway) == {"canary": (6, 6)}
 
 
+async def test_while_stable_answers_in_a_canarys_place_its_connections_are_kept(
+    gateway: Gateway, caller: Caller, provider: Provider, other: Provider
+) -> None:
+    """Nobody's connections are closed as unused while one is read from."""
+    target = await canary_on(other, gateway, provider, max_retries=0)
+    target.provider.base_url = "http://127.0.0.1:1/v1"
+    go_on = asyncio.Event()
+    provider.script.append(streams(chunk("a"), go_on, chunk("b", "stop"), DONE))
+    under_way = asyncio.create_task(caller.post(request(stream=True)))
+    while not provider.requests:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await gateway.providers.close_unused(set(), now=1e6)
+    await gateway.providers.close_unused(set(), now=2e6)
+    go_on.set()
+    answered = await under_way
+    assert answered.headers["x-promptrollout-variant"] == "stable"
+    assert answered.body.endswith(DONE)
+
+
 async def test_silence_and_no_answer_to_a_probe_is_an_outage(
     gateway: Gateway, caller: Caller, provider: Provider, other: Provider
 ) -> None:
@@ -131,6 +153,25 @@ async def test_silence_and_no_answer_to_a_probe_is_an_outage(
     assert target.circuit.unreachable, "not all of the three were silent: perhaps nobody but a proxy is there"
     other.script.extend(silent() for _ in range(3))
     assert (await caller.post(request(user="b"))).headers["x-promptrollout-variant"] == "stable"
+
+
+async def test_who_had_only_what_others_left_of_the_time_is_not_down(provider: Provider) -> None:
+    provider.script.extend(silent() for _ in range(5))
+    endpoint, circuit = OpenAIProvider("openai", provider.url), Circuit()
+    timeouts = {"firstByteSeconds": 1, "totalSeconds": 2}
+    config = ProviderConfig.model_validate(
+        {"name": "openai", "baseURL": provider.url, "maxRetries": 0, "timeouts": timeouts}
+    )
+    try:
+        for _ in range(4):
+            since = time.perf_counter() - 1.95
+            with pytest.raises(ProviderError) as caught:
+                await endpoint.call(b"{}", config, {}, circuit, path="/chat/completions", since=since)
+            assert caught.value.error_type == "timeout"
+        assert len(provider.requests) == 4
+        assert not circuit.unreachable
+    finally:
+        await endpoint.close()
 
 
 async def test_failures_of_different_kinds_add_up(

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.providers import endpoint
+from promptrollout.gateway.providers.proxy import proxy_of
 from promptrollout.sandbox.pki import Authority
 from tests.unit.gateway.kit import (
     Caller,
@@ -51,6 +52,15 @@ def authorizations(provider: Provider) -> list[str | None]:
 
 
 # ------------------------------------------------------------ keys
+
+
+async def test_a_key_that_is_no_text_is_named_in_words(gateway: Gateway) -> None:
+    write_keys(gateway, "k")
+    (gateway.settings.provider_keys_dir / "openai" / "api-key").write_bytes(b"\xff\xfe")
+    await serve(gateway, "http://127.0.0.1:1/v1", needsKey=True)
+    problem = gateway.registry.report().rollouts[0].problem
+    assert problem is not None
+    assert problem.endswith("api-key: it is no UTF-8 text")
 
 
 async def test_keys_take_turns(gateway: Gateway, caller: Caller, provider: Provider) -> None:
@@ -211,6 +221,9 @@ async def test_a_certificate_of_nobody_known_is_refused(
     answered = await caller.post(request())
     assert (answered.status, answered.error["code"]) == (502, "provider_connection")
     assert "its certificate is not valid; see tls of ModelProvider" in answered.error["message"]
+    (why,) = gateway.registry.report().rollouts[0].circuit_failures.values()
+    assert "certificate not trusted: " in why
+    assert "self-signed certificate in certificate chain" in why or "unable to get local issuer certificate" in why
 
 
 async def test_insecure_skip_verify_takes_any(gateway: Gateway, caller: Caller, secure: tuple[str, Authority]) -> None:
@@ -350,3 +363,57 @@ async def test_hosts_of_no_proxy_are_asked_directly(
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     await serve(gateway, provider.url)
     assert (await caller.post(request())).status == 200
+
+
+@pytest.fixture
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.usefixtures("_no_proxies")
+@pytest.mark.parametrize(
+    ("environment", "base_url", "proxy"),
+    [
+        ({"http_proxy": "proxy.corp:3128"}, "http://m/v1", "http://proxy.corp:3128"),
+        ({"HTTPS_PROXY": "http://u:p@proxy:1"}, "https://m/v1", "http://u:p@proxy:1"),
+        ({"HTTPS_PROXY": "http://proxy:1"}, "http://m/v1", None),
+        ({"ALL_PROXY": "socks5://proxy:1080"}, "https://m/v1", None),
+        ({"http_proxy": "http://p:1", "no_proxy": "10.0.0.0/8,.svc"}, "http://10.1.2.3:8000/v1", None),
+        ({"http_proxy": "http://p:1", "NO_PROXY": "10.0.0.0/8, .svc"}, "http://vllm.ns.svc:8000/v1", None),
+        ({"http_proxy": "http://p:1", "no_proxy": "fd00::/8"}, "http://[fd00::1]:8000/v1", None),
+        ({"http_proxy": "http://p:1", "no_proxy": "10.0.0.0/8,nonsense/x"}, "http://11.1.2.3/v1", "http://p:1"),
+        ({"http_proxy": "http://p:1", "no_proxy": "*"}, "http://m/v1", None),
+    ],
+)
+def test_proxies_are_read_as_other_clients_read_them(
+    environment: dict[str, str], base_url: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert proxy_of(base_url) == proxy
+
+
+@pytest.mark.usefixtures("_no_proxies")
+async def test_a_proxy_that_finds_no_provider_is_an_outage(
+    gateway: Gateway, caller: Caller, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It decides nothing of the canary behind it."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    canary = arm("b" * 64, "https://provider.example/v1", provider_name="other", provider_maxRetries=0)
+    async with server:
+        await gateway.registry.apply("support", delivery(weight=100, stable=arm(url=provider.url), canary=canary))
+        assert (await caller.post(request())).status == 200
+        assert not counted(gateway)
+        await gateway.registry.apply("support", delivery(2, stable=canary))
+        answered = await caller.post(request())
+    assert (answered.status, answered.error["code"]) == (502, "provider_connection")
+    assert answered.error["message"].endswith("cannot be reached: the proxy of the environment answered 503")

@@ -164,6 +164,37 @@ async def test_a_new_pod_is_not_ready_before_the_key_of_what_others_serve_is_her
         assert running.sequences() == {"a": sequence, "b": 4}
 
 
+async def test_a_probe_that_stays_silent_delays_nothing_else(gateway: Gateway, server: ApiServer) -> None:
+    """A tick that waited for it would read no key that changed meanwhile."""
+    asked, ticks = asyncio.Event(), 0
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    def tick() -> None:
+        nonlocal ticks
+        ticks += 1
+
+    provider = await asyncio.start_server(silent, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{provider.sockets[0].getsockname()[1]}/v1"
+    running = Running(gateway, server)
+    running.source._also = tick
+    server.put(DELIVERIES, "a", spec=delivery(1, stable=arm(url=url)))
+    async with provider, running:
+        await running.until(lambda: gateway.state().ready)
+        serving = gateway.registry.find("a")
+        assert serving is not None
+        for _ in range(3):
+            serving.stable.own.circuit.missed()
+        async with asyncio.timeout(5):
+            await asked.wait()
+        before = ticks
+        async with asyncio.timeout(2):
+            await running.until(lambda: ticks > before + 5)
+
+
 async def test_changes_arrive_and_deletions_begin_retirement(gateway: Gateway, server: ApiServer) -> None:
     async with Running(gateway, server) as running:
         await running.until(lambda: gateway.state().ready)

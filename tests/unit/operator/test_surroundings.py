@@ -152,5 +152,8 @@ def test_declarations_say_what_is_wrong_with_them() -> None:
     assert bad[:2] == (False, "InvalidSpec")
     assert "spec.outputSchema" in bad[2]
     assert provider_verdict(an_object("ModelProvider", "m", {"baseURL": "http://m/v1"}), Store())[0]
+    doubtful = provider_verdict(an_object("ModelProvider", "m", {"baseURL": "https://api.openai.com"}), Store())
+    assert doubtful[:2] == (True, "Valid")
+    assert "spec.baseURL has no /v1" in doubtful[2]
     assert provider_verdict(an_object("ModelProvider", "m", {}), Store())[2].startswith("spec.baseURL")
     assert slo_verdict(an_object("PromptSLO", "s", {"objectives": []}))[0] is False

@@ -33,6 +33,8 @@ class Circuit:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self.failure: str | None = None
+        """Why the last try failed, if it did: for operators, as it names the endpoint."""
         self.opened = 0
         """How often."""
         self.under_way = 0
@@ -120,6 +122,7 @@ class Circuit:
     def answered(self) -> None:
         """A try got an answer that is the provider's own, and no failure of it."""
         self._reached()
+        self.failure = None
         self.slow = False
         self._open = False
         self._trial_pause_seconds = TRIAL_FIRST_SECONDS

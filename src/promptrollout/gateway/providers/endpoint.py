@@ -14,16 +14,17 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import ClassVar, Final
 from urllib.parse import urlencode, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass
 
 import aiohttp
 
+from promptrollout.api.base_url import base_url_doubt
 from promptrollout.api.delivery import ProviderConfig
 from promptrollout.api.provider import RESERVED_HEADERS, Auth
 from promptrollout.gateway.errors import Overloaded, ProviderError
 from promptrollout.gateway.http import Share
 from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.keys import LIMITED_MAX_SECONDS, LIMITED_SECONDS, REFUSED_SECONDS, KeyRing
+from promptrollout.gateway.providers.proxy import proxy_of
 from promptrollout.gateway.providers.refusal import CONTROL, DOWN_STATUS, UNAUTHORIZED, refusal
 
 logger = logging.getLogger(__name__)
@@ -38,11 +39,13 @@ RETRY_AFTER_MAX_SECONDS: Final = 60.0
 """A provider that asks for a longer pause is not waited for: the caller gets its answer, with its Retry-After."""
 COLD_AFTER_SECONDS: Final = 60.0
 """An endpoint that has answered nothing for so long may have been scaled to zero."""
+SAID_AGAIN_SECONDS: Final = 60.0
 LOADING_PAUSE_SECONDS: Final = 1.0
 LOADING_PAUSE_MAX_SECONDS: Final = 5.0
 
 _THE_WHOLE: Final = "the whole answer"
 _WORDS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (aiohttp.ClientProxyConnectionError, "the proxy that the gateway's environment names does not answer"),
     (aiohttp.ClientConnectorDNSError, "its host name cannot be resolved"),
     (aiohttp.ConnectionTimeoutError, "no connection in time"),
     (aiohttp.ClientSSLError, "TLS failed"),
@@ -178,10 +181,11 @@ class Endpoint:
         self._key_header, self._key_prefix = _auth_parts(self.auth)
         self._rng = rng or random.Random()
         self._session: aiohttp.ClientSession | None = None
-        self._proxy = _proxy_of(base_url)
+        self._proxy = proxy_of(base_url)
         self._clock = clock
         self._answered_at: float | None = None
-        self._key_refused_said: float | None = None
+        self._said: dict[str, float] = {}
+        self._address = urlsplit(base_url).netloc.rpartition("@")[2]
 
     def configure(self, config: ProviderConfig) -> None:
         """Take over what all requests have in common."""
@@ -297,7 +301,8 @@ class Endpoint:
                 )
                 if response.status != 200:
                     body = await _read_some(response)
-                    refused = refusal(self.name, response.status, response.headers, body, self.keys.redacted)
+                    doubt = base_url_doubt(self.base_url)
+                    refused = refusal(self.name, response.status, response.headers, body, self.keys.redacted, doubt)
                     refused.loading = response.status == 503 and time.perf_counter() < cold_until
                     self._note(refused, response.status, circuit, key)
                     raise refused
@@ -309,21 +314,30 @@ class Endpoint:
             return Answer(self.name, response, first, deadline, timeouts.idle_seconds)
         except aiohttp.ClientConnectorCertificateError as error:
             message = f"provider {self.name} cannot be trusted: its certificate is not valid; see tls of ModelProvider"
-            raise _missed(circuit, ProviderError("connection", 502, message, unreachable=True)) from error
+            failure = ProviderError("connection", 502, message, unreachable=True)
+            raise self._missed(circuit, failure, f"certificate not trusted: {_certificate_problem(error)}") from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             message = f"provider {self.name} cannot be reached: {_reason(error)}"
             # surely nothing was done for this request, so somebody else may answer it from the first failure on
             failure = ProviderError("connection", 502, message, unreachable=True, retryable=True)
-            raise _missed(circuit, failure) from error
+            raise self._missed(circuit, failure, _reason(error)) from error
         except TimeoutError as error:
-            circuit.silent()
+            # what it had was the rest of what others took: that says nothing of how long it needs
+            if seconds > min(timeouts.first_byte_seconds, timeouts.total_seconds) / 2:
+                circuit.silent()
+                self._failing(circuit, f"connected, and no first byte in {seconds:.0f} s")
             failure = _timeout(self.name, "the first byte")
             failure.unreachable = circuit.unreachable
             raise failure from error
+        except aiohttp.ClientHttpProxyError as error:
+            why = f"the proxy of the environment answered {error.status}"
+            message = f"provider {self.name} cannot be reached: {why}"
+            failure = ProviderError("connection", 502, message, unreachable=True, retryable=True)
+            raise self._missed(circuit, failure, why) from error
         except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
             raise ProviderError("bad_response", 502, f"provider {self.name} does not speak HTTP") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise _missed(circuit, _broken(self.name, error)) from error
+            raise self._missed(circuit, _broken(self.name, error), _reason(error)) from error
         finally:
             circuit.under_way -= 1
             if response is not None and not answered:
@@ -334,9 +348,10 @@ class Endpoint:
         if refused.loading:
             return
         if status in DOWN_STATUS:
-            _missed(circuit, refused)
+            self._missed(circuit, refused, f"answered {status}")
         elif status >= 500:
             circuit.erred()
+            self._failing(circuit, f"answered {status}")
         elif status == 429:
             circuit.limited()
             seconds = refused.retry_after_seconds
@@ -345,15 +360,27 @@ class Endpoint:
             circuit.answered()  # whatever it is: somebody is there
             if status == UNAUTHORIZED:
                 self.keys.rest(key, REFUSED_SECONDS)
-                self._say_key_refused(refused)
-        refused.of_the_key = status in (UNAUTHORIZED, 429)
+            if refused.of_the_key:
+                self._say("key", str(refused))
 
-    def _say_key_refused(self, refused: ProviderError) -> None:
-        """Once in a while: somebody has to change the Secret."""
-        now = self._clock()
-        if self._key_refused_said is None or now - self._key_refused_said >= REFUSED_SECONDS:
-            self._key_refused_said = now
-            logger.warning("%s; see secretRef of ModelProvider %s", refused, self.name)
+    def _missed(self, circuit: Circuit, error: ProviderError, why: str) -> ProviderError:
+        circuit.missed()
+        error.unreachable = error.unreachable or circuit.unreachable
+        self._failing(circuit, why)
+        return error
+
+    def _failing(self, circuit: Circuit, why: str) -> None:
+        """For operators, who may know the address."""
+        circuit.failure = f"{self._address}: {why}"
+        if circuit.unreachable or not circuit.closed:
+            self._say("down", f"provider {self.name} at {circuit.failure}")
+
+    def _say(self, about: str, text: str) -> None:
+        """Once in a while, however many requests meet it: somebody has to do something."""
+        now, said = self._clock(), self._said.get(about)
+        if said is None or now - said >= SAID_AGAIN_SECONDS:
+            self._said[about] = now
+            logger.warning("%s", text)
 
     def _pause_seconds(self, tries: int, retry_after_seconds: float | None) -> float:
         backoff: float = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2**tries) * self._rng.uniform(0.5, 1.0)
@@ -381,14 +408,6 @@ class Endpoint:
         return self._session
 
 
-def _proxy_of(base_url: str) -> str | None:
-    """By HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in either case."""
-    parts = urlsplit(base_url)
-    proxies = getproxies_environment()
-    bypassed = proxy_bypass(parts.netloc, proxies)
-    return None if bypassed else proxies.get(parts.scheme) or proxies.get("all")
-
-
 def _auth_parts(auth: Auth) -> tuple[str, str]:
     """The header's name, and what stands in front of the key."""
     return auth.header.lower(), f"{auth.scheme} " if auth.scheme else ""
@@ -414,12 +433,6 @@ async def _read_some(response: aiohttp.ClientResponse) -> bytes:
     return body
 
 
-def _missed(circuit: Circuit, error: ProviderError) -> ProviderError:
-    circuit.missed()
-    error.unreachable = error.unreachable or circuit.unreachable
-    return error
-
-
 def _circuit_open(provider: str, circuit: Circuit) -> ProviderError:
     seconds = math.ceil(circuit.retry_after_seconds) or 1
     message = f"provider {provider} failed most of the last requests, and is not asked for a while: try again later"
@@ -435,6 +448,11 @@ def _timeout(provider: str, what: str) -> ProviderError:
 def _broken(provider: str, error: BaseException) -> ProviderError:
     message = f"the connection to provider {provider} broke: {_reason(error)}"
     return ProviderError("connection", 502, message, retryable=True)
+
+
+def _certificate_problem(error: aiohttp.ClientConnectorCertificateError) -> str:
+    """In OpenSSL's words: self-signed, expired, another host's."""
+    return str(getattr(error.certificate_error, "verify_message", "") or "it is not valid")
 
 
 def _reason(error: BaseException) -> str:
