@@ -210,6 +210,6 @@ def test_what_only_pods_know_is_in_the_gateways_conditions_and_events(story: Sto
         story.kubectl("patch", "promptgateway", "default", "--type=merge", "-p", patch)
         wanted = ("False", reason)
         story.wait(lambda wanted=wanted: said("Authenticated") == wanted, reason)  # type: ignore[misc]
-    told = story.kubectl("get", "events", "--field-selector", "involvedObject.kind=PromptGateway", "-o", "yaml")
-    assert "reason: NoKeys" in told
+    told = story.kubectl("get", "events", "--field-selector", "involvedObject.kind=PromptGateway", "-o", "json")
+    assert '"reason": "NoKeys"' in told
     assert "chart's value gateway.tokenReviewers" in told

@@ -14,6 +14,9 @@ import yaml
 
 from promptrollout.api.crds import KINDS, crd
 from promptrollout.api.names import GROUP, PORT_ADMIN
+from promptrollout.gateway.authenticate import Auth
+from promptrollout.gateway.exposition import exposition
+from promptrollout.gateway.process import Gateway, Settings
 from promptrollout.operator.acknowledge import deployment_name
 from promptrollout.operator.cluster_api import KINDS as KINDS_BY_NAME
 from promptrollout.operator.cluster_api import WATCHED
@@ -220,14 +223,18 @@ def test_no_source_at_all_is_an_empty_list(helm: Helm) -> None:
     assert yaml.safe_load(only(manifests, "ConfigMap")["data"]["config.yaml"])["metricsSources"] == []
 
 
-def test_alerts_are_on_metrics_that_the_operator_has(render: Render) -> None:
+async def test_alerts_are_on_metrics_that_operator_or_gateway_have(render: Render, tmp_path: Path) -> None:
     (group,) = only(render(*ALL_ON), "PrometheusRule")["spec"]["groups"]
     known = {sample.name for family in Metrics().registry.collect() for sample in family.samples}
     known |= {f"{family.name}_total" for family in Metrics().registry.collect()}
     known |= {family.name for family in Metrics().registry.collect()}
+    pod = Gateway(Settings("g", "ns", "pod", tmp_path, tmp_path, auth=Auth("Keys"), caller_keys_dir=tmp_path))
+    page = b"".join([piece async for piece in exposition(pod.counters, pod.state())]).decode()
+    known |= set(re.findall(r"# TYPE (\w+)", page))
     for rule in group["rules"]:
-        (metric,) = set(re.findall(r"promptrollout_\w+", rule["expr"]))
-        assert metric in known, rule["alert"]
+        metrics = set(re.findall(r"promptrollout_\w+", rule["expr"]))
+        assert metrics, rule["alert"]
+        assert metrics <= known, rule["alert"]
         assert rule["annotations"].keys() == {"summary", "description"}
         assert "{{" not in rule["annotations"]["summary"].replace("{{ $labels.", "")
 
