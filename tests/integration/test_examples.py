@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
 from promptrollout.sandbox.sandbox import Sandbox
 from tests.integration.chart import install_all_but_the_operator
 from tests.integration.cluster import Kubectl
+from tests.integration.story import Story
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = sorted(
@@ -18,6 +20,11 @@ FILES = sorted(
         for each in yaml.safe_load_all(file.read_text())
     )
 )
+
+
+@pytest.fixture
+def story(operator: Sandbox, kubectl: Kubectl) -> Story:
+    return Story(operator, kubectl)
 
 
 def test_there_are_examples() -> None:
@@ -33,3 +40,50 @@ def test_example_is_accepted(sandbox: Sandbox, kubectl: Kubectl, file: Path) -> 
     text = yaml.safe_dump_all(bodies)
     # strict: a field that the schema does not know is an error, not a warning
     kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text)
+
+
+def asked(story: Story, key: str = "") -> httpx.Response | None:
+    """One chat with the rollout; None while nobody listens."""
+    if (url := story.gateway_url()) is None:
+        return None
+    body = {"model": story.name, "messages": [{"role": "user", "content": "Hello"}]}
+    body["prompt_variables"] = {"company": "Example"}
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    try:
+        return httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers)
+    except httpx.TransportError:
+        return None
+
+
+def test_the_example_of_callers_lets_in_whom_it_says(story: Story) -> None:
+    story.name = "greeter"
+    story.given(replicas=1, v1={}).apply("v1").healthy("v1")
+    story.kubectl("apply", "-f", str(EXAMPLES / "auth" / "gateway.yaml"))
+
+    def status(key: str) -> int:
+        answer = asked(story, key)
+        return 0 if answer is None else answer.status_code
+
+    story.wait(lambda: status("") == 401, "a gateway that asks for keys")
+    # pods of before, which asked for none, may still answer
+    story.kubectl("rollout", "status", "deployment/default-gateway", "--timeout=60s")
+    story.wait(lambda: status("shop-key-for-the-example-only") == 200, "an answer to the key")
+    assert status("shop-key-for-the-example-onlx") == 401
+
+
+def test_the_example_of_fallbacks_answers_though_the_first_provider_is_down(story: Story) -> None:
+    story.name = "greeter"
+    text = (EXAMPLES / "fallback" / "rollout.yaml").read_text()
+    for name in ("openai", "second"):
+        story.kubectl("create", "secret", "generic", name, "--from-literal=api-key=sk-test")
+    text = text.replace("https://api.openai.com/v1", "http://127.0.0.1:1/v1")
+    manifests = text.replace("https://llm.example.com/v1", f"{story.sandbox.model_url}/v1")
+    story.kubectl("apply", "-f", "-", stdin=manifests)
+
+    def answered() -> httpx.Response | None:
+        answer = asked(story)
+        return answer if answer is not None and answer.status_code == 200 else None
+
+    answer = story.wait(answered, "an answer")
+    assert answer.headers["x-promptrollout-provider"] == "second"
+    assert answer.headers["x-promptrollout-model"] == "small"

@@ -74,6 +74,11 @@ def test_wrong_options_are_named(tmp_path: Path) -> None:
     wrong = promptrollout("sandbox", "up", "--dir", str(tmp_path), "--scrape-interval", "fast")
     assert wrong.returncode == 1
     assert wrong.stderr == "Error: --scrape-interval: 'fast' is no positive duration; write 500ms, 1s or 2m\n"
+    (tmp_path / "values.yaml").write_text("- a list\n")
+    for file, reason in (("values.yaml", "values are a mapping"), ("nowhere.yaml", "cannot be read")):
+        wrong = promptrollout("sandbox", "up", "--dir", str(tmp_path / "x"), "--values", str(tmp_path / file))
+        assert (wrong.returncode, reason in wrong.stderr) == (1, True), wrong.stderr
+        assert str(tmp_path / file) in wrong.stderr
     missing = promptrollout("sandbox", "up", "--dir", str(tmp_path / "x"), PROMPTROLLOUT_CHART=str(tmp_path))
     assert missing.returncode == 1
     assert f"PROMPTROLLOUT_CHART={tmp_path}: no Chart.yaml there" in missing.stderr

@@ -30,13 +30,21 @@ def sandbox() -> None:
 @_dir
 @click.option("--scrape-interval", default="1s", show_default=True, help="How often Prometheus scrapes pods.")
 @click.option("--operator/--no-operator", default=True, show_default=True, help="Install the chart.")
-def up(directory: Path | None, scrape_interval: str, operator: bool) -> None:
+@click.option(
+    "--values",
+    "values",
+    multiple=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A file with values of the chart, as helm takes it; may be repeated.",
+)
+def up(directory: Path | None, scrape_interval: str, operator: bool, values: tuple[Path, ...]) -> None:
     """Start the sandbox; does nothing if it is up already."""
     started = time.monotonic()
     with _clear_errors():
         settings = Settings(
             scrape_interval_seconds=parse_duration(scrape_interval, "--scrape-interval"),
             install_operator=operator,
+            values_files=[str(file.resolve()) for file in values],
         )
         find_kubectl(os.environ)
         box = Sandbox(directory, settings)
@@ -44,6 +52,9 @@ def up(directory: Path | None, scrape_interval: str, operator: bool) -> None:
             click.echo(f"The sandbox is up ({time.monotonic() - started:.1f} s).")
         else:
             click.echo("The sandbox is already up.")
+            if values:
+                again = "to have it started with --values, end it first: promptrollout sandbox down"
+                click.echo(f"It stays as it is; {again}", err=True)
     argument = f" --dir {shlex.quote(str(directory))}" if directory else ""
     click.echo(f'Connect with: eval "$(promptrollout sandbox env{argument})"')
 

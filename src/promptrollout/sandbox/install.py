@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from promptrollout.sandbox.assets import Binaries
 from promptrollout.sandbox.kube import ApiError, ApiUnavailable, KubeApi, Object
@@ -38,11 +40,23 @@ def chart_values(prometheus_url: str) -> dict[str, Any]:
     return {"metricsSources": [{"name": "default", "url": prometheus_url}]}
 
 
-async def render(binaries: Binaries, layout: Layout, prometheus_url: str) -> str:
-    """`helm template` of the chart."""
+def require_values(file: Path) -> None:
+    """Raises SandboxError for a values file that helm would not take."""
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise SandboxError(f"--values {file}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise SandboxError(f"--values {file}: not YAML: {error}") from error
+    if not isinstance(content, dict | None):
+        raise SandboxError(f"--values {file}: values are a mapping, as in the chart's values.yaml")
+
+
+async def render(binaries: Binaries, layout: Layout, prometheus_url: str, values: Sequence[str] = ()) -> str:
+    """`helm template` of the chart; later files of `values` go before earlier ones, and before the sandbox's own."""
     layout.values.write_text(json.dumps(chart_values(prometheus_url), indent=1))
     command = [str(binaries.helm), "template", RELEASE, str(find_chart()), "--namespace", OPERATOR_NAMESPACE]
-    return await run([*command, "--values", str(layout.values)])
+    return await run([*command, *(part for file in (str(layout.values), *values) for part in ("--values", file))])
 
 
 async def apply(binaries: Binaries, layout: Layout, api: KubeApi, manifests: str) -> None:

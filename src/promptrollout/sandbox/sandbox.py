@@ -46,6 +46,8 @@ class Sandbox:
             return False
         if self.settings.install_operator:
             install.find_chart()  # better to know now than when everything else runs
+            for file in self.settings.values_files:
+                install.require_values(Path(file))
         assets.ensure(progress)
         self.layout.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.layout.lock.open("a") as lock:

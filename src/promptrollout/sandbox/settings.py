@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Settings:
     crash_backoff_max_seconds: float = 30.0
     #: Tests that run their own operator, or none, leave the chart out.
     install_operator: bool = True
+    #: Helm values files, over the sandbox's own.
+    values_files: list[str] = field(default_factory=list)
     #: A token is renewed at 80 % of its life, or at this age if that is sooner (tests cannot wait 8 minutes).
     token_max_age_seconds: float = 86400.0
 

@@ -99,7 +99,9 @@ class Supervisor:
         stack.push_async_callback(self.model.stop, 2.0)
         stack.push_async_callback(self.prometheus.service.stop, 5.0)
         rendering = (
-            asyncio.create_task(install.render(binaries, self.layout, self.prometheus.url)) if operator else None
+            asyncio.create_task(install.render(binaries, self.layout, self.prometheus.url, self.settings.values_files))
+            if operator
+            else None
         )
         await asyncio.gather(self.control_plane.start(), self.model.start())
         manifests = await rendering if rendering else None
@@ -128,7 +130,7 @@ class Supervisor:
         """Render and apply the chart, also into a sandbox that was started without it."""
         binaries = assets.ensure(self._progress)
         async with KubeApi(self.control_plane.access("admin")) as api:
-            manifests = await install.render(binaries, self.layout, self.prometheus.url)
+            manifests = await install.render(binaries, self.layout, self.prometheus.url, self.settings.values_files)
             await install.apply(binaries, self.layout, api, manifests)
             await install.wait_available(binaries, self.layout, api)
 

@@ -22,7 +22,8 @@ from promptrollout.operator.cluster_api import KINDS as KINDS_BY_NAME
 from promptrollout.operator.cluster_api import WATCHED
 from promptrollout.operator.config import load
 from promptrollout.operator.metrics import Metrics
-from promptrollout.sandbox import assets
+from promptrollout.sandbox import assets, install
+from promptrollout.sandbox.settings import Layout
 
 CHART = Path(__file__).parents[3] / "charts" / "promptrollout"
 Manifest = dict[str, Any]
@@ -221,6 +222,19 @@ def test_no_source_at_all_is_an_empty_list(helm: Helm) -> None:
     done = helm("template", "r", str(CHART), "--set-json", "metricsSources=[]")
     manifests = [body for body in yaml.safe_load_all(done.stdout) if body]
     assert yaml.safe_load(only(manifests, "ConfigMap")["data"]["config.yaml"])["metricsSources"] == []
+
+
+async def test_the_sandbox_takes_values_over_its_own(helm: Helm, tmp_path: Path) -> None:
+    binary = assets.find("helm", assets.cache_dir(), os.environ) or assets.ensure(print).helm
+    binaries = assets.Binaries(*[Path("unused")] * 4, helm=binary, kubectl=Path("unused"))
+    for name, content in (("one", {"logLevel": "debug", "metricsSources": []}), ("two", {"logLevel": "warning"})):
+        (tmp_path / name).write_text(yaml.safe_dump(content))
+    files = [str(tmp_path / "one"), str(tmp_path / "two")]
+    text = await install.render(binaries, Layout(tmp_path), "http://prometheus", files)
+    config = yaml.safe_load(
+        only([body for body in yaml.safe_load_all(text) if body], "ConfigMap")["data"]["config.yaml"]
+    )
+    assert (config["metricsSources"], config["logLevel"]) == ([], "warning")
 
 
 async def test_alerts_are_on_metrics_that_operator_or_gateway_have(render: Render, tmp_path: Path) -> None:
