@@ -48,4 +48,8 @@ def demo(keep: bool, directory: Path, users: int, rate: float) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # a pipe or a file has no width of its own; tables need room
     console = Console() if sys.stdout.isatty() else Console(width=160)
-    sys.exit(0 if story.run(options, console) else 1)
+    try:
+        ended_well = story.run(options, console)
+    except SandboxError as error:
+        raise click.ClickException(str(error)) from error
+    sys.exit(0 if ended_well else 1)

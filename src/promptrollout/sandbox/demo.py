@@ -55,8 +55,14 @@ class Options:
 
 def run(options: Options, console: Console) -> bool:
     """Tell the whole story; True if both changes ended as they should. Stops the sandbox unless told to keep it, also
-    when it is interrupted."""
+    when it is interrupted. Raises SandboxError while another demo tells its own in the same directory."""
     box = Sandbox(options.directory)
+    # it begins by stopping what runs there: not another demo that is in the middle of it
+    with box.to_oneself("demo"):
+        return _run(box, options, console)
+
+
+def _run(box: Sandbox, options: Options, console: Console) -> bool:
     durations: list[tuple[str, float]] = []
     started = time.monotonic()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,19 @@ class Sandbox:
         killed = kill_leftovers(self.layout.root)
         self.layout.state.unlink(missing_ok=True)
         return pid is not None or killed > 0
+
+    @contextlib.contextmanager
+    def to_oneself(self, what: str) -> Iterator[None]:
+        """One `what` at a time in this directory. Raises SandboxError while another is running."""
+        lock = self.layout.root.with_name(f"{self.layout.root.name}.{what}-lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("a") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = f"another {what} is running in {self.layout.root}: wait for its end, or choose another --dir"
+                raise SandboxError(message) from None
+            yield
 
     @property
     def is_up(self) -> bool:

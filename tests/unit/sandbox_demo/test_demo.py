@@ -1,5 +1,6 @@
 """How the demo ends when somebody presses Ctrl-C."""
 
+import contextlib
 import io
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 from rich.console import Console
 
 from promptrollout.sandbox import demo
+from promptrollout.sandbox.sandbox import Sandbox
+from promptrollout.sandbox.settings import SandboxError
 
 
 class FakeSandbox:
@@ -19,6 +22,9 @@ class FakeSandbox:
 
     def __init__(self, directory: Path) -> None:
         self.calls = type(self).calls
+
+    def to_oneself(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def up(self, _progress: Any) -> None:
         self.calls.append("up")
@@ -48,3 +54,13 @@ def test_ctrl_c_says_what_still_runs_and_how_to_stop_it(
     assert (f"To stop it: promptrollout sandbox down --dir {tmp_path}" in text) is keep
     assert ("stopping the sandbox" in text) is not keep
     assert FakeSandbox.calls == (["down", "up"] if keep else ["down", "up", "down"])
+
+
+def test_a_second_demo_leaves_the_first_alone(tmp_path: Path) -> None:
+    """It would begin by stopping what runs in its directory."""
+    console = Console(file=io.StringIO(), width=200)
+    with Sandbox(tmp_path / "box").to_oneself("demo"):
+        with pytest.raises(SandboxError, match="another demo is running in .*box: wait for its end, or choose another"):
+            demo.run(demo.Options(directory=tmp_path / "box"), console)
+    with Sandbox(tmp_path / "box").to_oneself("demo"):
+        pass
