@@ -7,6 +7,10 @@ from typing import Any, Final
 
 MAX_CONTENT_BYTES: Final = 1024 * 1024
 """Text beyond it is not collected."""
+MAX_CHOICES: Final = 128
+"""So many can be asked for at OpenAI. What is beyond is passed on, and not looked at."""
+MAX_COLLECTED: Final = 16
+"""Of the choices of a stream: the text of further ones is not kept until its end."""
 
 
 class Choice:
@@ -43,6 +47,10 @@ class Choice:
             self._said = True
         return any(value for name, value in message.items() if name != "role")
 
+    def leave(self) -> None:
+        """Its text is not collected, and so not judged."""
+        self.size = MAX_CONTENT_BYTES + 1
+
     @property
     def content(self) -> str:
         """The text that was collected."""
@@ -67,7 +75,7 @@ class Choice:
 def choices_of(answer: Mapping[str, Any]) -> list[Choice]:
     """The choices of an answer that did not stream."""
     found: list[Choice] = []
-    for given in answer.get("choices") or ():
+    for given in (answer.get("choices") or ())[:MAX_CHOICES]:
         if isinstance(given, dict):
             choice = Choice()
             choice.add(given.get("message"), given.get("finish_reason"), collect=True)

@@ -60,7 +60,7 @@ def test_a_second_demo_leaves_the_first_alone(tmp_path: Path) -> None:
     """It would begin by stopping what runs in its directory."""
     console = Console(file=io.StringIO(), width=200)
     with Sandbox(tmp_path / "box").to_oneself("demo"):
-        with pytest.raises(SandboxError, match=r"another demo is running in .*box: wait for its end, or choose another"):
+        with pytest.raises(SandboxError, match="another demo is running"):
             demo.run(demo.Options(directory=tmp_path / "box"), console)
     with Sandbox(tmp_path / "box").to_oneself("demo"):
         pass

@@ -8,7 +8,7 @@ import orjson
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.gateway.account import Usage
-from promptrollout.gateway.choices import Choice, choices_of
+from promptrollout.gateway.choices import MAX_CHOICES, MAX_COLLECTED, Choice, choices_of
 from promptrollout.gateway.errors import CallerError, error_object
 from promptrollout.gateway.protocols.base import Protocol, Whole, looser_than_a_schema
 from promptrollout.gateway.render import (
@@ -22,7 +22,7 @@ from promptrollout.gateway.render import (
     parameters_of,
 )
 from promptrollout.gateway.route import OPENAI_CONVERSATION, OPENAI_USER, Fields
-from promptrollout.gateway.sse import StreamReader
+from promptrollout.gateway.sse import StreamError, StreamReader
 
 # parameters that mean the same: ours replaces either
 _RIVALS: Final = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
@@ -114,7 +114,14 @@ class ChatReader(StreamReader):
 
     def _grow(self, choice: dict[str, Any]) -> None:
         index = choice.get("index")
-        growing = self._choices.setdefault(index if isinstance(index, int) else 0, Choice())
+        number = index if isinstance(index, int) else 0
+        growing = self._choices.get(number)
+        if growing is None:
+            if len(self._choices) >= MAX_CHOICES:
+                raise StreamError(f"it has more than {MAX_CHOICES} choices")
+            growing = self._choices[number] = Choice()
+            if len(self._choices) > MAX_COLLECTED:
+                growing.leave()
         if growing.add(choice.get("delta"), choice.get("finish_reason"), collect=self._collect_content):
             self.begun = True
 

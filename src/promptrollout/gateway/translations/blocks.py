@@ -13,6 +13,8 @@ from promptrollout.gateway.sse import StreamError
 
 MAX_CHARACTERS: Final = 32 * 1024 * 1024
 """Of the arguments of calls that are not known to be whole."""
+MAX_TRIED_CHARACTERS: Final = 4 * 1024 * 1024
+"""Of all attempts to find out whether a call is whole while others wait behind it; beyond, they wait for the end."""
 
 
 @dataclass(eq=False, slots=True)
@@ -51,6 +53,8 @@ class Blocks:
         self._index = -1
         """Of the open block."""
         self._characters = 0
+        self._tried = 0
+        """Characters of such attempts."""
 
     def text(self, text: str, out: list[bytes]) -> None:
         """More of what is said."""
@@ -106,8 +110,14 @@ class Blocks:
             self._advance(out)
 
     def _advance(self, out: list[bytes]) -> None:
-        while len(self._waiting) > 1 and self._waiting[0].whole():
+        while len(self._waiting) > 1 and self._is_whole(self._waiting[0]):
             self._drop(out)
+
+    def _is_whole(self, block: _Block) -> bool:
+        if self._tried > MAX_TRIED_CHARACTERS and block.call is not None:
+            return False
+        self._tried += sum(map(len, block.pieces))
+        return block.whole()
 
     def _drop(self, out: list[bytes]) -> None:
         """Close the open block, open the next."""

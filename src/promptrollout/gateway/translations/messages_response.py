@@ -12,10 +12,15 @@ import orjson
 from promptrollout.gateway.protocols.messages import finish_of
 from promptrollout.gateway.render import Body
 from promptrollout.gateway.signed_reasoning import TOLD
+from promptrollout.gateway.sse import StreamError
+from promptrollout.gateway.translations.blocks import MAX_CHARACTERS
 from promptrollout.gateway.translations.fields import cached_input, count, dumped, dumped_in_stream, listed
 
 _REASONS: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Why a response is incomplete."""
+
+ITEM_CHARACTERS: Final = 1000
+"""That an item of the output takes besides its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ class ResponseStream:
     def __init__(self, body: Body) -> None:
         self._body = body
         self._events = 0
+        self._kept = 0
         self._frame: Body | None = None
         """What the response says from the beginning."""
         self._output: list[Body] = []
@@ -185,8 +191,15 @@ class ResponseStream:
             self._part = []
             self._place = {**self._at, kind.index: len(self._output[-1][kind.parts])}
             self._tell(out, begins, **self._place, part={**kind.part, "text": ""})
+        self._keep(len(said))
         self._part.append(said)
         self._tell(out, delta, **self._place, delta=said, **kind.beside_text)
+
+    def _keep(self, characters: int) -> None:
+        """The last event has all of it again. Raises StreamError for more than any answer has."""
+        self._kept += characters
+        if self._kept > MAX_CHARACTERS:
+            raise StreamError(f"the answer is longer than {MAX_CHARACTERS} characters")
 
     def _end_part(self, out: list[bytes]) -> None:
         if self._kind is None or self._part is None:
@@ -201,6 +214,7 @@ class ResponseStream:
 
     def _call_with(self, arguments: Any, out: list[bytes]) -> None:
         if self._call is not None and isinstance(arguments, str) and arguments:
+            self._keep(len(arguments))
             self._call.append(arguments)
             self._tell(out, "response.function_call_arguments.delta", **self._at, delta=arguments)
 
@@ -221,6 +235,7 @@ class ResponseStream:
         return len(self._output)
 
     def _add_item(self, item: Body, out: list[bytes]) -> None:
+        self._keep(ITEM_CHARACTERS)
         self._output.append(item)
         self._tell(out, "response.output_item.added", output_index=len(self._output) - 1, item=item)
 
