@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -17,6 +19,8 @@ logger = logging.getLogger(__name__)
 AuthMode = Literal["None", "Keys", "ServiceAccounts", "KeysAndServiceAccounts"]
 
 MAX_KEY_BYTES: Final = 4096
+SAY_SECONDS: Final = 60.0
+"""Unknown keys are logged so often, however many there are."""
 _BEARER: Final = b"bearer "
 # where SDKs put a key: OpenAI's, Anthropic's, Azure's
 _KEY_HEADERS: Final = ("x-api-key", "api-key")
@@ -34,10 +38,18 @@ class Auth:
 class Authenticator:
     """Knows the callers. Without keys and tokens to look at, everybody is one."""
 
-    def __init__(self, keys: CallerKeys | None = None, tokens: TokenReviews | None = None) -> None:
+    def __init__(
+        self,
+        keys: CallerKeys | None = None,
+        tokens: TokenReviews | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.keys = keys
         self.tokens = tokens
         self._had_keys = True
+        self._clock = clock
+        self._unknown = 0
+        self._said_at = -math.inf
 
     async def caller(self, headers: dict[str, bytes]) -> Caller:
         """Who sends these headers. Takes the credentials out of them, so that nothing later can pass them on or log
@@ -51,11 +63,25 @@ class Authenticator:
         if caller is None and self.tokens is not None and looks_like_token(credential):
             caller = await self.tokens.find(credential)
         if caller is None:
-            raise Unauthenticated("invalid_api_key", "the API key is not one of this gateway's")
+            raise self._refused(credential)
         headers.pop(HEADER_TENANT, None)
         if caller.tenant is not None:
             headers[HEADER_TENANT] = caller.tenant.encode()
         return caller
+
+    def _refused(self, credential: bytes) -> Unauthenticated:
+        self._unknown += 1
+        now = self._clock()
+        if now - self._said_at >= SAY_SECONDS:
+            logger.warning("%d requests with a key or token that is not taken since this was last said", self._unknown)
+            self._unknown, self._said_at = 0, now
+        if self.tokens is not None and looks_like_token(credential):
+            message = (
+                f"the token is not taken: it must be of a ServiceAccount that may call, made for the audience "
+                f"{self.tokens.audience}, and not expired"
+            )
+            return Unauthenticated("invalid_api_key", message)
+        return Unauthenticated("invalid_api_key", "the API key is not one of this gateway's")
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Why nobody is let in who should be: reason and message."""

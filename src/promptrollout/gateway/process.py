@@ -107,9 +107,9 @@ class Gateway:
             raise cluster.ApiUnavailable("not connected yet")
         return await cluster.request(self.client, "POST", path, body=body, timeout_seconds=5.0)
 
-    def look(self) -> None:
+    async def look(self) -> None:
         """Every second."""
-        self.authenticator.refresh()
+        await asyncio.to_thread(self.authenticator.refresh)  # thousands of callers are as many files
         self.problems.look(self.registry.all())
 
     async def check_tokens(self) -> None:

@@ -147,6 +147,8 @@ class Registry:
                 self._refuse(name, "older_sequence", f"sequence {sequence} is older than {now_serving}", sequence, raw)
                 return
             if self._retired(raw):
+                if from_disk:  # the pod ended before it forgot it
+                    await asyncio.to_thread(self._store.forget, name)
                 return
             try:
                 configuration = await self._loader.load(name, raw, current.configuration if current else None)

@@ -33,7 +33,7 @@ class Source:
         gateway: str,
         registry: Registry,
         providers: Providers,
-        also: Callable[[], None] = lambda: None,
+        also: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`also` is called every second: what else is read from files that rotate."""
         self._client = client
@@ -113,7 +113,8 @@ class Source:
         """Keys that rotate or appear, rollouts whose time is over, connections that nobody needs."""
         for problem in self._providers.refresh_files():
             logger.warning("%s: the last one stays in use", problem)
-        self._also()
+        if self._also is not None:
+            await self._also()
         await self._registry.sweep()
         await self._providers.close_unused({id(target.provider) for target in self._targets()}, time.monotonic())
 

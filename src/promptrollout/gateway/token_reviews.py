@@ -73,7 +73,7 @@ class TokenReviews:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._audience = audience
+        self.audience = audience
         self._rules = rules
         self._post = post
         self.forbidden = False
@@ -106,7 +106,7 @@ class TokenReviews:
 
     async def find(self, token: bytes) -> Caller | None:
         """The ServiceAccount with this token; None: not one that may call. Raises AuthenticationUnavailable."""
-        expires_at = _expiry(token, self._audience)
+        expires_at = _expiry(token, self.audience)
         now = self._wall_clock()
         if expires_at is None or expires_at <= now:
             return None  # nothing that the API server need be asked about
@@ -134,7 +134,7 @@ class TokenReviews:
         return await asyncio.shield(task)  # a caller who hangs up is not the only one who waits
 
     async def _ask(self, digest: bytes, token: bytes, expires_at: float) -> _Remembered:
-        spec = {"token": token.decode("ascii"), "audiences": [self._audience]}
+        spec = {"token": token.decode("ascii"), "audiences": [self.audience]}
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec}
         async with self._places:
             try:
@@ -156,7 +156,7 @@ class TokenReviews:
 
     def _caller(self, status: Mapping[str, Any]) -> Caller | None:
         # an API server that knows no audiences answers without any: then the token may be for somebody else
-        if status.get("authenticated") is not True or self._audience not in (status.get("audiences") or []):
+        if status.get("authenticated") is not True or self.audience not in (status.get("audiences") or []):
             return None
         user = (status.get("user") or {}).get("username")
         parts = user.split(":") if isinstance(user, str) else []

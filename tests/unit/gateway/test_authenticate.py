@@ -7,7 +7,7 @@ import base64
 import dataclasses
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from promptrollout.gateway.app import Limits
 from promptrollout.gateway.authenticate import Auth, Authenticator, AuthMode
 from promptrollout.gateway.caller_keys import CallerKeys, EntryError, parse_entry
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.gateway.token_reviews import ServiceAccountRule
+from promptrollout.gateway.token_reviews import ServiceAccountRule, looks_like_token
 from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, counted, delivery, request, samples, value
 
 KEY = "pr-0123456789abcdef"
@@ -196,6 +196,53 @@ async def test_keys_rotate_without_a_restart(tmp_path: Path, provider: Provider)
         assert value(found, "promptrollout_gateway_caller_keys") == 1
 
 
+def test_the_files_of_a_mounted_secret_are_looked_at_when_the_kubelet_swapped_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Path] = []
+    iterdir = Path.iterdir
+
+    def listed(path: Path) -> Iterator[Path]:
+        looked.append(path)
+        return iterdir(path)
+
+    def swap(name: str, key: str) -> None:
+        """As the kubelet does it: one link changes, and with it all files."""
+        put(tmp_path / name, "shop", hashed(key))
+        (tmp_path / "..new").symlink_to(name)
+        (tmp_path / "..new").rename(tmp_path / "..data")
+
+    swap("..2026_1", "old")
+    (tmp_path / "shop").symlink_to("..data/shop")
+    monkeypatch.setattr(Path, "iterdir", listed)
+    keys = CallerKeys(tmp_path)
+    for _ in range(5):
+        assert keys.refresh() == []
+    assert (len(looked), keys.find(b"old") is not None) == (1, True)
+    swap("..2026_2", "new")
+    for _ in range(5):
+        assert keys.refresh() == []
+    assert (len(looked), keys.find(b"old"), keys.find(b"new") is not None) == (2, None, True)
+
+
+async def test_unknown_keys_leave_a_trace_but_not_one_each(
+    tmp_path: Path, provider: Provider, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path / "callers", "shop", hashed("fine"))
+    now = [1000.0]
+    async with gateway_with(tmp_path, provider, "Keys") as (gateway, caller):
+        gateway.authenticator._clock = lambda: now[0]
+        for seconds, expected in ((0, 1), (1, 1), (59, 2)):
+            now[0] += seconds
+            for _ in range(3):
+                assert (await caller.post(request(), headers={"x-api-key": "a-guess"})).status == 401
+            assert caplog.text.count("with a key or token that is not taken") == expected
+        assert "6 requests with a key" in caplog.text
+        assert "a-guess" not in caplog.text
+        found = await samples(gateway)
+        assert value(found, "promptrollout_gateway_rejected_requests_total", code="invalid_api_key") == 9
+
+
 async def test_a_broken_entry_is_named_but_not_shown(
     tmp_path: Path, provider: Provider, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -354,7 +401,9 @@ async def test_whose_tokens_are_refused(tmp_path: Path, provider: Provider) -> N
             "eyJ" + "a" * 9000 + ".b.c",
             "some-key",
         ):
-            assert (await ask(bad)).status == 401
+            refused = await ask(bad)
+            assert refused.status == 401
+            assert ("made for the audience promptrollout" in refused.error["message"]) is looks_like_token(bad.encode())
         assert len(reviewer.asked) == 3
         reviewer.audiences = []  # an API server that does not look at audiences
         assert (await ask(token(jti="new"))).status == 401

@@ -376,3 +376,11 @@ async def test_a_pod_that_was_ready_does_not_become_unready_for_a_key(gateway: G
     await gateway.registry.apply("support", delivery(2, stable=arm(provider_needsKey=True), **BEFORE))
     gateway.registry.listed({"other", "support"})
     assert not gateway.registry.waits_for_keys
+
+
+async def test_what_was_retired_long_ago_does_not_stay_on_the_disk(gateway: Gateway) -> None:
+    store = gateway.registry._store
+    store.save("old", delivery(1, retiredAt="2020-01-01T00:00:00Z"))
+    store.save("support", delivery(1))
+    assert await gateway.registry.load_from_disk() == 1
+    assert store.load().keys() == {"support"}
