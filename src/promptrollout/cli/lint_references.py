@@ -1,5 +1,6 @@
 """What a manifest says beyond its schema: prompts that cannot be served, and references between the given objects."""
 
+import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from promptrollout.cli.lint_queries import query_problems
 from promptrollout.cli.lint_schema import Path, Problem
 from promptrollout.engine.objectives import make_test
 from promptrollout.engine.signals import SIGNALS
+from promptrollout.gateway.caller_keys import EntryError, parse_entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ def references(kind: str, spec: dict[str, Any]) -> Iterator[Reference]:
                 yield Reference(("spec", field, "name"), "PromptVersion", spec[field]["name"])
         for index, ref in enumerate(spec["analysis"].get("sloRefs", ())):
             yield Reference(("spec", "analysis", "sloRefs", index, "name"), "PromptSLO", ref["name"])
+    if kind == "PromptGateway" and (secret := _keys_secret(spec)):
+        yield Reference(("spec", "auth", "keysSecretRef", "name"), "Secret", secret)
     if kind == "ModelProvider" and (key := spec.get("apiKeySecretRef")):
         yield Reference(("spec", "apiKeySecretRef", "name"), "Secret", key["name"], key["key"])
     if kind == "ModelProvider":
@@ -107,6 +111,8 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
                 )
             )
     errors += _unsayable(manifest, ours)
+    if kind == "PromptGateway":
+        errors += _callers(manifest, ours)
     warnings += _objectives_that_wait(kind, spec)
     if kind == "ModelProvider" and (doubt := base_url_doubt(spec["baseURL"])):
         warnings.append(Problem(("spec", "baseURL"), doubt))
@@ -117,6 +123,37 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
         warnings += _everybody_exposed(spec)
         warnings += _steps_below_an_interval(spec)
     return errors, warnings
+
+
+def _keys_secret(spec: dict[str, Any]) -> str:
+    auth = spec.get("auth") or {}
+    ref = auth.get("keysSecretRef") if auth.get("mode") in ("Keys", "KeysAndServiceAccounts") else None
+    return str(ref["name"]) if ref else ""
+
+
+def _callers(gateway: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:
+    """Entries of the given Secret of callers' keys that the gateway's pods could not use. Never shows one."""
+    name = _keys_secret(gateway["spec"])
+    path = ("spec", "auth", "keysSecretRef", "name")
+    for secret in ours:
+        if secret.get("kind") != "Secret" or metadata_of(secret).get("name") != name:
+            continue
+        if not _same_namespace(gateway, secret):
+            continue
+        entries: dict[str, Any] = {}
+        for caller, coded in _mapping(secret.get("data")).items():
+            try:
+                entries[caller] = base64.b64decode(str(coded), validate=True).decode()
+            except ValueError:
+                yield Problem(path, f"Secret {name}: data.{caller} is no text in base64; put plain text in stringData")
+        for caller, text in (entries | _mapping(secret.get("stringData"))).items():
+            try:
+                _, hashes = parse_entry(str(caller), str(text))
+            except EntryError as error:
+                yield Problem(path, f"Secret {name}: {error}")
+                continue
+            if not hashes:
+                yield Problem(path, f"Secret {name}: {caller} has no key; add a line sha256:<the hash of its key>")
 
 
 def _objectives_twice(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:

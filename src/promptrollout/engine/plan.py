@@ -89,7 +89,7 @@ def recover(draft: Draft) -> None:
         draft.set(stable=first, revision=1)
         draft.set_clock(started_at=draft.now)
         watch_first(draft)
-        draft.record("InitialVersion", f"{named(first)} is the first version: it goes to everybody, with none to compare it with")
+        draft.record("InitialVersion", f"{named(first)} is the first version, and goes to everybody")
 
 
 def stay_in_time(draft: Draft) -> None:

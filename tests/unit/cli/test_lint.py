@@ -1,5 +1,6 @@
 """`promptrollout lint`: what a cluster refuses is refused here, with the line; what it takes passes."""
 
+import base64
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -472,3 +473,33 @@ def test_a_fallback_must_be_able_to_say_the_prompt_too() -> None:
     spare = contract("ModelProvider", "spare", type="Anthropic", baseURL="https://host/v1")
     (error,) = errors(yaml.safe_dump_all([body, spare]))
     assert "spec.template.parameters.seed: Anthropic's API has nothing like it: remove it" in error
+
+
+HASH = "sha256:" + "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("secret", "says"),
+    [
+        ({"stringData": {"shop": f"{HASH}\nrollouts: a\ntenant: t\n"}}, None),
+        ({"data": {"shop": base64.b64encode(HASH.encode()).decode()}}, None),
+        ({"stringData": {"shop": "sk-my-own-secret"}}, "Secret callers: shop: line 1 is none of: sha256:<64 hex"),
+        ({"data": {"shop": "%%%"}}, "Secret callers: data.shop is no text in base64"),
+        ({"stringData": {"shop": "rollouts: a"}}, "Secret callers: shop has no key"),
+    ],
+)
+def test_entries_of_callers_keys_are_looked_at_and_never_shown(secret: dict[str, Any], says: str | None) -> None:
+    auth = {"mode": "Keys", "keysSecretRef": {"name": "callers"}}
+    gateway = {
+        "apiVersion": "promptrollout.dev/v1alpha1",
+        "kind": "PromptGateway",
+        "metadata": {"name": "default"},
+        "spec": {"auth": auth},
+    }
+    alone = [str(each) for each in check(list(read("f.yaml", yaml.safe_dump(gateway))))]
+    assert ["Secret callers is not in the given files" in each for each in alone] == [True]
+    other = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "callers"}, **secret}
+    found = errors(yaml.safe_dump_all([gateway, other]))
+    assert [says in each for each in found if says] == ([True] if says else [])
+    assert len(found) == (1 if says else 0)
+    assert "sk-my-own-secret" not in str(found)

@@ -182,7 +182,14 @@ def test_each_move_of_a_good_version_is_recorded_with_what_comes_next() -> None:
     until(world, "Idle")
     told = [(d.reason, d.message, d.step, d.weight, d.type, bool(d.evidence)) for d in reversed(world.status.history)]
     assert told == [
-        ("InitialVersion", f"{ONE} is the first version: it goes to everybody, with none to compare it with", "", 100, "Normal", False),
+        (
+            "InitialVersion",
+            f"{ONE} is the first version, and goes to everybody",
+            "",
+            100,
+            "Normal",
+            False,
+        ),
         ("RolloutStarted", f"the prompt changed: loading {TWO} at weight 0", "0/3", 0, "Normal", False),
         ("StepCompleted", "step 1/3 (10 %) passed; pausing at 10 %", "1/3", 10, "Normal", True),
         ("PauseCompleted", "pause of 60 s is over; going to 50 %", "2/3", 10, "Normal", False),
