@@ -110,7 +110,8 @@ class CallerKeys:
         content = _link(self._folder / "..data")
         if content is not None and content == self._seen:
             return []
-        self._seen = content
+        self._seen = None
+        missed = False
         problems: list[str] = []
         states: dict[str, tuple[int, int, int]] = {}
         changed = False
@@ -134,15 +135,21 @@ class CallerKeys:
                 self._entries[path.name] = parse_entry(path.name, path.read_text())
             except FileNotFoundError:
                 states.pop(path.name, None)  # swapped meanwhile: seen the next time
-                self._seen = None
-            except (OSError, UnicodeDecodeError):
-                problems.append(f"{path.name}: cannot be read as text")
+                missed = True
+            except OSError as error:
+                # of the pod, not of the file: tried again, and what it said before stays until then
+                states[path.name] = (0, 0, 0)
+                missed = True
+                problems.append(f"{path.name}: cannot be read: {error.strerror}")
+            except UnicodeDecodeError:
+                problems.append(f"{path.name}: is no text")
             except EntryError as error:
                 problems.append(str(error))
         gone = self._entries.keys() - states.keys()
         for name in gone:
             del self._entries[name]
         self._states = states
+        self._seen = None if missed else content
         if changed or gone:
             self._by_hash = {digest: (digest, caller) for caller, hashes in self._entries.values() for digest in hashes}
         return problems

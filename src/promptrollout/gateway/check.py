@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import jsonschema_rs
 import orjson
@@ -12,6 +12,7 @@ import orjson
 from promptrollout.gateway import contract
 from promptrollout.gateway.errors import ErrorType, ProviderError
 from promptrollout.gateway.http import JSON, Reply, Share
+from promptrollout.gateway.json_body import costs_too_much
 from promptrollout.gateway.protocols.base import Whole
 from promptrollout.gateway.providers.endpoint import Answer
 from promptrollout.gateway.request import Prepared
@@ -78,7 +79,7 @@ async def _pass_on(prepared: Prepared, answer: Answer, reply: Reply, share: Shar
         if not answer.ended:
             return await _pass_through(prepared, begun, answer, reply, share)
         payload = begun.pop()
-    whole = way.protocol.read(payload)
+    whole = None if costs_too_much(payload) else way.protocol.read(payload)
     if whole is None:
         raise ProviderError(
             "bad_response", 502, f"provider {prepared.target.provider.name} answered something else than a completion"
@@ -93,7 +94,7 @@ async def _pass_on(prepared: Prepared, answer: Answer, reply: Reply, share: Shar
             outcome.contract_kept = contract.kept(validator, whole.choices)
     answer_id = prepared.answer_id()
     if answer_id is not None and answer_id.put(whole.parsed, ("id",)) and way.translation is None:
-        payload = answer_id.replaced(payload) or orjson.dumps(whole.parsed)
+        payload = answer_id.replaced(payload) or _written(whole.parsed) or payload
     if way.translation is not None:
         payload = _translated(prepared, way.translation, whole)
     return Ending(200, {**answer.headers, **prepared.about(), "content-type": JSON}, payload)
@@ -151,6 +152,9 @@ async def _forward(
     try:
         more = True
         while more:
+            if reader.done:
+                # all is here: what ends the connection's answer is waited for only so that it can be used again
+                answer.hurry()
             chunk = await answer.chunk()
             more = bool(chunk)
             piece = reader.feed(chunk) if more else reader.finish()
@@ -159,10 +163,14 @@ async def _forward(
             if piece:
                 await _send_piece(piece, prepared, answer, reply)
     except StreamError as error:
+        if reader.done:
+            return None
         if not reply.begun:
             raise ProviderError("bad_response", 502, f"the provider's stream is none: {error}") from error
         return "stream_broken", f"the provider's stream broke: {error}"
     except ProviderError as error:
+        if reader.done:
+            return None
         if not reply.begun:
             raise
         return "timeout" if error.error_type == "timeout" else "stream_broken", str(error)
@@ -182,10 +190,18 @@ async def _send_piece(piece: bytes, prepared: Prepared, answer: Answer, reply: R
     answer.deadline += reply.blocked_seconds - blocked
 
 
+def _written(parsed: dict[str, Any]) -> bytes | None:
+    """None: it is nested too deeply to be written again."""
+    try:
+        return orjson.dumps(parsed)
+    except orjson.JSONEncodeError:
+        return None
+
+
 def _translated(prepared: Prepared, translation: Translation, whole: Whole) -> bytes:
     try:
         return orjson.dumps(translation.answer(whole.parsed, prepared.request.body))
-    except ValueError as error:
+    except (ValueError, orjson.JSONEncodeError) as error:
         message = f"the answer of provider {prepared.target.provider.name} cannot be translated: {error}"
         raise ProviderError("bad_response", 502, message) from error
 

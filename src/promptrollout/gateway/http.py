@@ -26,7 +26,9 @@ MAX_BODIES_BYTES: Final = 128 * 1024 * 1024
 MAX_ANSWERS_BYTES: Final = 64 * 1024 * 1024
 """Of the answers that are read in whole: parsed they take several times as much."""
 SMALL_BYTES: Final = 64 * 1024
-"""A body up to here is read in any case."""
+"""A body up to here is read where larger ones are refused,"""
+MAX_SMALL_BYTES: Final = 32 * 1024 * 1024
+"""until so much is held beyond the bound: thousands of connections are as many small bodies."""
 # a refused body is read to its end within these bounds: many clients cannot read an answer before they have sent all
 _DISCARD_BYTES: Final = 64 * 1024 * 1024
 _DISCARD_SECONDS: Final = 5.0
@@ -127,7 +129,8 @@ class Share:
         """Whether the body may go on; a small one always may."""
         self._size += more
         self._bodies.bytes_held += more
-        return self._size <= SMALL_BYTES or self._bodies.bytes_held <= self._bodies.max_bytes
+        beyond = self._bodies.bytes_held - self._bodies.max_bytes
+        return beyond <= 0 or (self._size <= SMALL_BYTES and beyond <= MAX_SMALL_BYTES)
 
     def give_back(self) -> None:
         self._bodies.bytes_held -= self._size

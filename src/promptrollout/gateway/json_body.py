@@ -15,6 +15,12 @@ them; writers of JSON stop at 254."""
 MAX_BRACKETS: Final = 250_000
 """In texts too. A body of nothing but empty lists takes the parser 170 ns for each, and nobody else is answered."""
 
+MAX_ANSWER_BRACKETS: Final = 1_000_000
+"""Of an answer: the probabilities of 16,000 tokens, with twenty others each, are 700,000."""
+MAX_ANSWER_COMMAS: Final = 4_000_000
+"""Behind each stands a value, of 8 to 60 bytes in memory."""
+_SMALL_BYTES: Final = 1024 * 1024
+
 _M = TypeVar("_M", bound=BaseModel)
 
 
@@ -33,6 +39,14 @@ def load(payload: bytes) -> dict[str, Any]:
     if brackets > MAX_DEPTH and _deeper_than(body, MAX_DEPTH):
         raise CallerError(400, "invalid_json", f"the request is nested too deeply: {MAX_DEPTH} levels are taken")
     return body
+
+
+def costs_too_much(answer: bytes) -> bool:
+    """Whether to parse a provider's answer would hold the event loop, or take many times its size."""
+    if len(answer) <= _SMALL_BYTES:
+        return False
+    brackets = answer.count(b"{") + answer.count(b"[")
+    return brackets > MAX_ANSWER_BRACKETS or answer.count(b",") > MAX_ANSWER_COMMAS
 
 
 def read(kind: type[_M], payload: bytes, code: str) -> _M:

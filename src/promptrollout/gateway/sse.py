@@ -14,6 +14,7 @@ from promptrollout.gateway.choices import Choice
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
 # two ends of lines, of any kind and mix; the common ones are found without it
+_BLANK_LINE_BYTES: Final = 4
 _BLANK_LINE: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 
 
@@ -45,7 +46,10 @@ class StreamReader(ABC):
     OpenAI's responses, of Anthropic's messages: none has one of the others' places for something else."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
+        """An event that is not whole yet."""
+        self._carriage_returns = False
+        """The stream has some."""
         self.translator: StreamTranslator | None = None
         """Where the caller speaks another protocol."""
         self.answer_id: AnswerId | None = None
@@ -74,22 +78,30 @@ class StreamReader(ABC):
 
     def feed(self, chunk: bytes) -> bytes:
         """Whole events that `chunk` completes. Raises StreamError."""
-        data = self._rest + chunk if self._rest else chunk
+        data: bytes | bytearray = chunk
+        start = looked_at = 0
+        if self._rest:
+            # an event in many small pieces is neither copied nor looked through for each of them
+            looked_at = max(0, len(self._rest) - _BLANK_LINE_BYTES)
+            self._rest += chunk
+            data = self._rest
+        self._carriage_returns = self._carriage_returns or b"\r" in chunk
         forward: list[bytes] = []
-        start = 0
-        carriage_returns = b"\r" in data
-        while (end := _event_end(data, start, carriage_returns)) != -1:
-            event = data[start:end]
+        while (end := _event_end(data, max(start, looked_at), self._carriage_returns)) != -1:
+            event = bytes(data[start:end])
             start = end
             forward.append(self._read(event))
-        self._rest = data[start:]
+        if data is self._rest:
+            del self._rest[:start]
+        elif start < len(data):
+            self._rest = bytearray(data[start:])
         if len(self._rest) > MAX_EVENT_BYTES:
             raise StreamError(f"an event is longer than {MAX_EVENT_BYTES} bytes")
         return b"".join(forward)
 
     def finish(self) -> bytes:
         """What is left when the provider closed: an event without its blank line, or nothing."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest = bytes(self._rest), bytearray()
         last = self._read(rest + b"\n\n") if rest.strip() else b""
         if self.translator is not None and self.complete and self.error is None:
             last += self.translator.end()
@@ -115,7 +127,7 @@ class StreamReader(ABC):
             return event if self.translator is None else self.translator.error(self.error, "stream_broken")
         forwarded = self.note(found)
         if (answer_id := self.answer_id) is not None and any(answer_id.put(found, path) for path in self.id_paths):
-            event = answer_id.replaced(event) or _with_payload(event, orjson.dumps(found))
+            event = answer_id.replaced(event) or _with_payload(event, _written(found))
         if self.translator is not None:
             return self.translator.event(found)
         return event if forwarded else b""
@@ -125,6 +137,13 @@ class StreamReader(ABC):
         if failure := found.get("error"):
             return str(failure.get("message") if isinstance(failure, dict) else failure)
         return None
+
+
+def _written(found: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(found)
+    except orjson.JSONEncodeError as error:
+        raise StreamError("an event is nested too deeply") from error
 
 
 def _payload(event: bytes) -> bytes:
@@ -143,7 +162,7 @@ def _with_payload(event: bytes, payload: bytes) -> bytes:
     return b"\n".join([*others, b"data: " + payload, b"", b""])
 
 
-def _event_end(data: bytes, start: int, carriage_returns: bool) -> int:
+def _event_end(data: bytes | bytearray, start: int, carriage_returns: bool) -> int:
     """Where the event that begins at `start` ends, its blank line included; -1 if it is not complete."""
     if carriage_returns:
         found = _BLANK_LINE.search(data, start)

@@ -18,12 +18,15 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_HEADERS: Final = 128
 HEAD_SECONDS: Final = 20.0
 """From a request's first byte to the end of its headers; also from the connection to its first byte."""
+MAX_CONNECTIONS: Final = 8192
+"""Each takes some 13 KiB while it waits: idle ones of many proxies fit, a flood does not."""
 LINGER_SECONDS: Final = 1.0
 """After a refusal, whatever else is sent is read and dropped, until the caller closes the connection."""
 SHED_SECONDS: Final = 1.0
 """A connection whose request was refused because the pod is full is read again after so long, as if its next request
 waited in the queue: no longer, since a proxy in front may send other callers' requests on it."""
 
+_END: Final = b"\r\n\r\n"
 # once only: which of two would hold is a matter of taste, and taste differs between servers
 _SINGLE: Final = frozenset([b"host", b"content-length", b"transfer-encoding", b"authorization", b"content-type"])
 
@@ -55,6 +58,11 @@ class StrictProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.write(_overloaded_answer(errors_of("", []), 1).replace(_END, b"\r\nconnection: close\r\n\r\n", 1))
+            transport.close()
+            self._refused = Refused(503, "overloaded", "")
+            return
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -120,7 +128,7 @@ class StrictProtocol(HttpToolsProtocol):
             self.loop.call_later(SHED_SECONDS, self.flow.resume_reading)
         else:
             self._refused = Refused(503, "overloaded", "")
-            self.transport.write(answer.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
+            self.transport.write(answer.replace(_END, b"\r\nconnection: close\r\n\r\n", 1))
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:

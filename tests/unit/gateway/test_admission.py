@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -14,8 +15,8 @@ import aiohttp
 import orjson
 import pytest
 
+from promptrollout.gateway import http, wire
 from promptrollout.gateway import pace as pace_module
-from promptrollout.gateway import wire
 from promptrollout.gateway.admit import MAX_RETRY_SECONDS, REFUSALS_PER_SECOND, Admission, Rates
 from promptrollout.gateway.app import Limits
 from promptrollout.gateway.counters import Counters
@@ -342,3 +343,37 @@ def test_rates_are_steady_with_a_burst_and_remember_few() -> None:
     for number in range(20_000):
         rates.take(f"caller-{number}")
     assert (len(rates), told) == (10_000, {"1"})
+
+
+async def test_small_bodies_have_a_bound_together_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_SMALL_BYTES", 50_000)
+    bodies = Bodies(max_bytes=100_000)
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(bodies.share()).take(30_000) for _ in range(7)]
+    assert taken == [True] * 5 + [False] * 2
+    assert bodies.bytes_held == 0
+
+
+async def test_connections_have_a_bound(gateway: Gateway, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_CONNECTIONS", 3)
+    await gateway.registry.apply("support", delivery(stable=arm(url=provider.url)))
+    async with listening(gateway.serving_app) as port, contextlib.AsyncExitStack() as stack:
+        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        for _, writer in opened:
+            stack.callback(writer.close)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        stack.callback(writer.close)
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"connection: close" in answer
+        assert b"overloaded" in answer
+        opened[0][1].close()
+        await opened[0][1].wait_closed()
+        async with asyncio.timeout(5):
+            while True:
+                async with aiohttp.ClientSession() as client:
+                    with contextlib.suppress(aiohttp.ClientError):
+                        async with client.get(f"http://127.0.0.1:{port}/v1/models") as listed:
+                            if listed.status == 200:
+                                break
+                await asyncio.sleep(0.01)

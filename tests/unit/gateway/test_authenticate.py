@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
+import errno
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -223,6 +224,33 @@ def test_the_files_of_a_mounted_secret_are_looked_at_when_the_kubelet_swapped_th
     for _ in range(5):
         assert keys.refresh() == []
     assert (len(looked), keys.find(b"old"), keys.find(b"new") is not None) == (2, None, True)
+
+
+@pytest.mark.parametrize("method", ["iterdir", "read_text"])
+def test_a_pod_that_could_not_read_what_was_swapped_tries_again(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a key that was taken out would be taken until the Secret changes once more."""
+
+    def swap(name: str, key: str) -> None:
+        put(tmp_path / name, "shop", hashed(key))
+        (tmp_path / "..new").symlink_to(name)
+        (tmp_path / "..new").rename(tmp_path / "..data")
+
+    def fails(*_: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    swap("..2026_1", "old")
+    (tmp_path / "shop").symlink_to("..data/shop")
+    keys = CallerKeys(tmp_path)
+    assert keys.refresh() == []
+    swap("..2026_2", "new")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, method, fails)
+        assert "cannot be read: Too many open files" in " ".join(keys.refresh())
+        assert keys.find(b"old") is not None, "the last good state"
+    assert keys.refresh() == []
+    assert (keys.find(b"old"), keys.find(b"new") is not None) == (None, True)
 
 
 async def test_unknown_keys_leave_a_trace_but_not_one_each(

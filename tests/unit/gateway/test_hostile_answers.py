@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -9,6 +10,8 @@ import pytest
 
 from promptrollout.gateway.choices import MAX_CHOICES, MAX_COLLECTED
 from promptrollout.gateway.process import Gateway
+from promptrollout.gateway.protocols.chat import ChatReader
+from promptrollout.gateway.providers import endpoint
 from promptrollout.gateway.sse import StreamError
 from promptrollout.gateway.translations import blocks, messages_response
 from promptrollout.gateway.translations.messages_response import ResponseStream
@@ -83,3 +86,61 @@ def test_calls_that_look_whole_again_and_again_are_tried_within_a_budget(monkeyp
         ]
 
     assert told(10_000) == told(0) == ['{"a": {}}', "{}"]
+
+
+async def test_an_answer_that_takes_the_parser_seconds_is_not_parsed(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    await gateway.registry.apply("support", delivery(stable=arm(url=provider.url)))
+    for values in (b"[]," * 1_000_001, b"1," * 4_000_001):
+        provider.script.append(says(200, b'{"id":"a","choices":[],"x":[' + values + b"1]}"))
+        answered = await caller.post(request())
+        assert (answered.status, answered.error["code"]) == (502, "provider_bad_response")
+    assert series(gateway, "stable").errors["bad_response"] == 2
+
+
+DEEP = b"[" * 400 + b"]" * 400
+
+
+async def test_what_cannot_be_written_again_keeps_the_providers_id(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    """Its id stands there twice, so that ours cannot simply take its place."""
+    key = {"responseKey": "0" * 64}
+    await gateway.registry.apply("support", delivery(stable=arm(url=provider.url), **key))
+    said = b'{"index":0,"message":{"content":"x"},"finish_reason":"stop"}'
+    whole = b'{"id":"a","id":"a","choices":[' + said + b'],"x":' + DEEP + b"}"
+    provider.script.append(says(200, whole))
+    answered = await caller.post(request())
+    assert (answered.status, answered.body) == (200, whole)
+    provider.script.append(streams(b"data: " + whole + b"\n\n"))
+    answered = await caller.post(request(stream=True))
+    assert (answered.status, answered.error["code"]) == (502, "provider_bad_response")
+    assert sum(series(gateway, "stable").errors.values()) == 1
+
+
+@pytest.mark.parametrize("cut", [True, False])
+async def test_behind_its_end_marker_a_stream_is_whole_whatever_the_provider_does(
+    cut: bool, gateway: Gateway, caller: Caller, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "REST_SECONDS", 0.05)
+    await gateway.registry.apply("support", delivery(stable=arm(url=provider.url)))
+    pieces = [choice(0, "Hello", "stop"), b"data: [DONE]\n\n", *([] if cut else [asyncio.Event()])]
+    provider.script.append(streams(*pieces, cut=cut))
+    answered = await caller.post(request(stream=True))
+    assert answered.body.endswith(b"data: [DONE]\n\n")
+    assert b"error" not in answered.body
+    stable = series(gateway, "stable")
+    assert (stable.total.requests, sum(stable.errors.values()), stable.total.empty_answers) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+def test_an_event_in_single_bytes_is_read_as_in_one_piece(end: bytes) -> None:
+    events = [b"data: " + orjson.dumps({"choices": [{"index": 0, "delta": {"content": "a" * n}}]}) for n in (1, 500)]
+    stream = b"".join(event + end for event in events) + b": nothing" + end + b"data: [DONE]" + end
+    whole, dripping = (ChatReader(forward_usage=True, collect_content=True) for _ in range(2))
+    expected = whole.feed(stream) + whole.finish()
+    found = b"".join(dripping.feed(stream[n : n + 1]) for n in range(len(stream))) + dripping.finish()
+    # a line feed behind the very last carriage return ends nothing any more
+    assert found.rstrip() == expected.rstrip() == stream.rstrip()
+    assert (dripping.choices()[0].content, dripping.done) == ("a" * 501, True)

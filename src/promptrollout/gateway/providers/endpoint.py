@@ -33,6 +33,8 @@ MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 PIECEWISE_BYTES: Final = 256 * 1024
 """A larger request is written in pieces: in one, it would hold the event loop."""
 MAX_ERROR_BYTES: Final = 64 * 1024
+REST_SECONDS: Final = 0.5
+"""Behind the end marker of a stream."""
 BACKOFF_FIRST_SECONDS: Final = 0.25
 BACKOFF_MAX_SECONDS: Final = 8.0
 RETRY_AFTER_MAX_SECONDS: Final = 60.0
@@ -120,6 +122,10 @@ class Answer:
                 "bad_response", 502, f"provider {self._provider} answered more than {MAX_ANSWER_BYTES} bytes"
             )
         return payload
+
+    def hurry(self) -> None:
+        """Wait for the rest for a moment only."""
+        self._idle_seconds = min(self._idle_seconds, REST_SECONDS)
 
     @property
     def ended(self) -> bool:
