@@ -18,7 +18,7 @@ from promptrollout.operator.acknowledge import deployment_name
 from promptrollout.operator.cluster_api import WATCHED, Api
 from promptrollout.operator.conditions import conditions, same_status
 from promptrollout.operator.events import announce
-from promptrollout.operator.gateway_conditions import Reported, authenticated, providers_answer
+from promptrollout.operator.gateway_conditions import SHOWN, Reported, authenticated, providers_answer
 from promptrollout.operator.gateway_objects import (
     CA_FILE,
     KEY_FILE,
@@ -78,7 +78,8 @@ class GatewayReconciler:
                 self._store.put("ModelProvider", provider)
         mounted = mounted_files(live) if live is not None else {}
         image, files = spec.image or self._default_image, self._files(key, mounted)
-        held = live is not None and self._busy(key) and _is_serving(live)
+        in_progress = self._in_progress(key)
+        held = live is not None and bool(in_progress) and _is_serving(live)
         problems, waits = [], ""
         for kind, wanted in gateway_objects(item, spec, image, files, self._cluster_role):
             if kind == "Deployment" and live is not None and held:
@@ -86,7 +87,7 @@ class GatewayReconciler:
                 in_use = {path: ref for path, ref in files.items() if _provider(path) in providers}
                 template = held_template(live, mounted | in_use)
                 if not self._is_settled(kind, live, wanted) and not covers(template, wanted["spec"]["template"]):
-                    waits = "; its pods are replaced when no rollout of it is in progress"
+                    waits = f"; its pods are replaced when no rollout of it is in progress: now {in_progress}"
                 wanted["spec"]["template"] = template
                 image = str(template["spec"]["containers"][0]["image"])
             try:
@@ -100,14 +101,18 @@ class GatewayReconciler:
 
     # ------------------------------------------------------------ objects
 
-    def _busy(self, key: Key) -> bool:
-        """A canary may still be served here though its rollout names another gateway by now."""
+    def _in_progress(self, key: Key) -> str:
+        """Names of its rollouts that are, for a message; empty: none is. A canary may still be served here though its
+        rollout names another gateway by now."""
         names = {rollout["metadata"]["name"] for rollout in self._rollouts(key)}
         for delivery in self._store.in_namespace("PromptDelivery", key.namespace):
             if delivery["spec"].get("gateway") == key.name:
                 names.add(delivery["metadata"]["name"])
-        found = (self._store.get("PromptRollout", key.namespace, name) or {} for name in names)
-        return any((rollout.get("status") or {}).get("stage") not in (None, "Idle") for rollout in found)
+        found = {name: self._store.get("PromptRollout", key.namespace, name) or {} for name in names}
+        busy = sorted(
+            name for name, rollout in found.items() if (rollout.get("status") or {}).get("stage") not in (None, "Idle")
+        )
+        return ", ".join(busy[:SHOWN]) + (f" and {len(busy) - SHOWN} more" if len(busy) > SHOWN else "")
 
     def _rollouts(self, key: Key) -> list[Object]:
         return [

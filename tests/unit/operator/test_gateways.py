@@ -350,7 +350,7 @@ async def test_in_mid_canary_only_a_missing_key_replaces_pods() -> None:
     await reconcile(reconciler)
     deployment = api.objects["Deployment", "default-gateway"]
     assert (deployment["spec"]["template"], deployment["spec"]["replicas"]) == (before, 5)
-    assert "when no rollout of it is in progress" in ready_condition(store)["message"]
+    assert "when no rollout of it is in progress: now app" in ready_condition(store)["message"]
     arms = {"stable": {"provider": {"name": "model"}}, "canary": {"provider": {"name": "other"}}}
     store.put("PromptDelivery", an_object("PromptDelivery", "app", {"gateway": "default"} | arms))
     await reconcile(reconciler)
