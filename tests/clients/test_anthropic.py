@@ -140,7 +140,8 @@ def test_a_call_of_a_tool_is_put_together_from_a_stream(world: World, client: An
     ("status", "kind", "shown"),
     [
         (400, "BadRequestError", 400),
-        (403, "PermissionDeniedError", 403),
+        (401, "InternalServerError", 502),
+        (403, "InternalServerError", 502),
         (429, "RateLimitError", 429),
         (500, "InternalServerError", 502),
     ],

@@ -193,7 +193,8 @@ def test_what_is_wrong_with_a_request_is_the_sdks_own_exception(
     ("status", "kind", "shown"),
     [
         (400, "BadRequestError", 400),
-        (403, "PermissionDeniedError", 403),
+        (401, "InternalServerError", 502),
+        (403, "InternalServerError", 502),
         (422, "UnprocessableEntityError", 422),
         (429, "RateLimitError", 429),
         (500, "InternalServerError", 502),
@@ -208,7 +209,9 @@ def test_what_a_provider_says_is_the_sdks_own_exception_with_retry_after(
     with pytest.raises(getattr(openai, kind)) as failed:
         ask(client)
     assert failed.value.status_code == shown
-    assert (failed.value.code, failed.value.param) == ("their_code", "their_param")
+    # what the provider says of our key is nothing that the caller could act on
+    code = "provider_auth" if status in (401, 403) else "their_code"
+    assert (failed.value.code, failed.value.param) == (code, "their_param")
     assert "told so" in failed.value.message
     assert failed.value.response.headers["retry-after"] == "7"
     assert failed.value.request_id == "req_1"
