@@ -261,6 +261,8 @@ class Clock(Model):
     """The canary's provider alone has been out of reach since then."""
     outage_since: Seconds | None = None
     """Stable itself has failed in half of its requests or more since then: whatever fails both arms decides nothing."""
+    unmeasured_since: Seconds | None = None
+    """No interval since then has samples of both arms for any objective: perhaps nobody scrapes the pods."""
     common_since: Seconds | None = None
     """Stable has been beyond an absolute bound like the canary since then, all of it in the present step."""
     ticked_at: Seconds | None = None

@@ -115,6 +115,7 @@ class Table:
         # pauses are measured by the clock, see plan.tick
         self._counts_time = not draft.holds and (step is None or step.pause is None)
         self._outage_since, self._common_since = clock.outage_since, clock.common_since
+        self._unmeasured_since = clock.unmeasured_since
         self._step_seconds, self._seconds = clock.step_active_seconds, clock.active_seconds
         self._ratio_row = before.get(sample_ratio.NAME)
         by_request = snapshot.stickiness.by == "Request"
@@ -132,6 +133,7 @@ class Table:
         """Fields of the clock as they are now."""
         return {
             "outage_since": self._outage_since,
+            "unmeasured_since": self._unmeasured_since,
             "common_since": self._common_since,
             "step_active_seconds": self._step_seconds,
             "active_seconds": self._seconds,
@@ -142,6 +144,9 @@ class Table:
         outage = is_outage([line.objective for line in self._lines], interval)
         if outage != (self._outage_since is not None):
             self._outage_since = interval.start if outage else None
+        unmeasured = bool(self._lines) and not interval.counts
+        if unmeasured != (self._unmeasured_since is not None):
+            self._unmeasured_since = interval.start if unmeasured else None
         promotable = self._acknowledged is not None and interval.start >= self._acknowledged and not outage
         if promotable and interval.counts and self._counts_time:
             self._step_seconds += interval.end - interval.start

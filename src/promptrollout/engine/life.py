@@ -31,6 +31,7 @@ def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool
         started_at=draft.now,
         unreachable_since=None,
         outage_since=None,
+        unmeasured_since=None,
         exposed_at=None,
         evaluated_until=None,
         active_seconds=0,
@@ -149,7 +150,7 @@ def reload(draft: Draft) -> None:
     draft.set(withdrawal=None, analysis=[], current_step_index=0)
     draft.enter("Loading", 0)
     draft.set(step=step_label(draft))
-    draft.set_clock(exposed_at=None, evaluated_until=None, outage_since=None)
+    draft.set_clock(exposed_at=None, evaluated_until=None, outage_since=None, unmeasured_since=None)
 
 
 def adopt(draft: Draft, snapshot: Snapshot) -> None:

@@ -1,11 +1,11 @@
 """`plan`: from facts to the next status, top to bottom. Pure: it reads no clock and does no I/O."""
 
 from promptrollout.api.rollout import RolloutStatus, Snapshot
-from promptrollout.engine import sample_ratio
 from promptrollout.engine.analysis import WATCHED, fold, lacking, required
-from promptrollout.engine.conditions import describe, heavy_key
+from promptrollout.engine.conditions import describe
 from promptrollout.engine.draft import ACTIVE, Draft
 from promptrollout.engine.facts import Facts, Plan
+from promptrollout.engine.holds import gather_findings, gather_holds
 from promptrollout.engine.life import (
     adopt,
     begin,
@@ -24,8 +24,6 @@ UNREACHABLE_SECONDS = 900
 """How long users of a canary whose provider alone is down are answered by stable before the weight goes to 0."""
 COMMON_SECONDS = 600
 """How long both arms may be beyond an absolute bound right after a weight increase before it is taken back."""
-READ_INTERVALS = 3
-"""Evidence that ends longer ago than so many intervals says nothing of now: nothing advances on it."""
 LAGGARD_SECONDS = 60
 """How long a pod may leave a rollback unconfirmed before it is evicted."""
 
@@ -201,47 +199,6 @@ def watch_provider(draft: Draft) -> None:
             f"only the canary's provider has been out of reach for {draft.now - since} s: weight 0, not rejected",
             reject=False,
         )
-
-
-def gather_holds(draft: Draft) -> None:
-    """What people and surroundings forbid now, each in a sentence. A breach rolls back through all of it."""
-    facts, s = draft.facts, draft.status
-    draft.holds.clear()
-    if not s.retracing:
-        if facts.spec.paused:
-            draft.holds.append("paused by spec.paused")
-        if s.paused:
-            draft.holds.append("paused by a person")
-        if facts.frozen:
-            draft.holds.append(f"held by PromptFreeze {facts.frozen}")
-        draft.holds += [f"the spec is invalid: {problem}" for problem in facts.desired.problems[:1]]
-        if facts.desired.version is None and not facts.desired.problems:
-            draft.holds.append("the version that the spec names is missing")
-        if draft.blind and s.stage in ("Loading", *WATCHED):
-            draft.holds.append(f"metrics are not available: {facts.evidence.problem}")
-    if draft.clock.unreachable_since is not None:
-        draft.holds.append("the canary's provider is out of reach")
-
-
-def gather_findings(draft: Draft) -> None:
-    """What the intervals themselves forbid, once they are folded in. Which of them count as active time is decided one
-    by one there, so that many at once, after a restart, make no other durations than one at a time."""
-    s = draft.status
-    if s.stage not in ("Stepping", "Promoting"):
-        return
-    if draft.clock.outage_since is not None:
-        draft.holds.append("stable itself fails in half of its requests or more: nothing can be concluded")
-    until, snapshot = draft.clock.evaluated_until, s.snapshot
-    if snapshot is not None and snapshot.analyse and until is not None:
-        behind = draft.now - until
-        if behind > READ_INTERVALS * snapshot.interval_seconds:
-            draft.holds.append(f"the metrics of the last {behind} s are not read yet")
-    if s.stage == "Stepping" and not s.step_approved:
-        mismatches = (row for row in s.analysis if row.name == sample_ratio.NAME and row.common_cause)
-        draft.holds += [f"{row.message}; `promote` goes on in spite of it" for row in mismatches]
-        dominated, _, message = heavy_key(draft)
-        if dominated:
-            draft.holds.append(f"{message}; `promote` goes on in spite of it")
 
 
 # ---------------------------------------------------------------- where it goes

@@ -202,6 +202,18 @@ def test_no_evidence_holds(silent: set[str]) -> None:
     world.tick(60)
     assert world.at == ("Stepping", 10)
     assert world.status.analysis[0].verdict == "NoEvidence"
+    unmeasured = silent == {"errors", "cost"}
+    assert ("are the gateway's pods scraped?" in (world.status.message or "")) is unmeasured
+    # it ends with the first samples
+    world.silent = set()
+    assert "scraped" not in (world.tick(2).status.message or "")
+
+
+def test_a_person_may_go_on_though_nobody_scrapes_the_pods() -> None:
+    world = started(silent={"errors", "cost"})
+    world.tick(60)
+    world.tell("promote-full", reason="hotfix")
+    assert world.tick(3).status.weight == 100
 
 
 def test_an_outage_of_the_metrics_holds_and_says_so() -> None:
