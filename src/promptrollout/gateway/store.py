@@ -55,7 +55,7 @@ class Store:
         self._write(self._overrides, sorted(rollouts))
 
     def load_overrides(self) -> set[str]:
-        content = self._read(self._overrides) if self._overrides.exists() else None
+        content = self._read(self._overrides)
         return {name for name in content if isinstance(name, str)} if isinstance(content, list) else set()
 
     def _write(self, path: Path, content: Any) -> None:
@@ -71,6 +71,8 @@ class Store:
     def _read(self, path: Path) -> Any:
         try:
             checksum, _, payload = path.read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            return None
         except OSError as error:
             self._failed("read", f"{path} cannot be read: {error}")
             return None

@@ -54,3 +54,19 @@ def test_a_disk_that_cannot_be_written_is_counted_not_raised(errors: list[str], 
     store.save("a", {})
     assert store.load() == {}
     assert errors[0] == "write"
+
+
+def test_a_disk_that_may_not_be_looked_into_is_counted_not_raised(
+    store: Store, errors: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a pod under another user than the one who wrote it."""
+    store.save("a", {"sequence": 1})
+    store.save_overrides({"a"})
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("read_bytes", "stat"):
+        monkeypatch.setattr(Path, name, forbidden)
+    assert (store.load(), store.load_overrides()) == ({}, set())
+    assert errors == ["read", "read"]
