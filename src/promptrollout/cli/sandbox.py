@@ -40,6 +40,7 @@ def sandbox() -> None:
 def up(directory: Path | None, scrape_interval: str, operator: bool, values: tuple[Path, ...]) -> None:
     """Start the sandbox; does nothing if it is up already."""
     started = time.monotonic()
+    argument = f" --dir {shlex.quote(str(directory))}" if directory else ""
     with _clear_errors():
         settings = Settings(
             scrape_interval_seconds=parse_duration(scrape_interval, "--scrape-interval"),
@@ -53,9 +54,8 @@ def up(directory: Path | None, scrape_interval: str, operator: bool, values: tup
         else:
             click.echo("The sandbox is already up.")
             if values:
-                again = "to have it started with --values, end it first: promptrollout sandbox down"
+                again = f"to have it started with --values, end it first: promptrollout sandbox down{argument}"
                 click.echo(f"It stays as it is; {again}", err=True)
-    argument = f" --dir {shlex.quote(str(directory))}" if directory else ""
     click.echo(f'Connect with: eval "$(promptrollout sandbox env{argument})"')
 
 

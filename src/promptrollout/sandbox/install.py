@@ -53,7 +53,7 @@ def require_values(file: Path) -> None:
 
 
 async def render(binaries: Binaries, layout: Layout, prometheus_url: str, values: Sequence[str] = ()) -> str:
-    """`helm template` of the chart; later files of `values` go before earlier ones, and before the sandbox's own."""
+    """`helm template` of the chart. What a later file of `values` says holds against earlier ones and our own."""
     layout.values.write_text(json.dumps(chart_values(prometheus_url), indent=1))
     command = [str(binaries.helm), "template", RELEASE, str(find_chart()), "--namespace", OPERATOR_NAMESPACE]
     return await run([*command, *(part for file in (str(layout.values), *values) for part in ("--values", file))])
