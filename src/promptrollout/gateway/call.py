@@ -13,8 +13,9 @@ from promptrollout.gateway.errors import CallerError, ProviderError, Unfilled
 from promptrollout.gateway.fill import fill
 from promptrollout.gateway.pin import has_state, require_no_state
 from promptrollout.gateway.protocols.chat import wants_usage, without_added_usage
+from promptrollout.gateway.providers.answer import Answer
 from promptrollout.gateway.providers.circuit import Circuit
-from promptrollout.gateway.providers.endpoint import RETRY_AFTER_MAX_SECONDS, Answer
+from promptrollout.gateway.providers.endpoint import RETRY_AFTER_MAX_SECONDS
 from promptrollout.gateway.render import Body
 from promptrollout.gateway.request import Filled, Prepared
 from promptrollout.gateway.serving import Serving

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import jsonschema_rs
 import orjson
@@ -12,9 +12,9 @@ import orjson
 from promptrollout.gateway import contract
 from promptrollout.gateway.errors import ErrorType, ProviderError
 from promptrollout.gateway.http import JSON, Reply, Share
-from promptrollout.gateway.json_body import costs_too_much
+from promptrollout.gateway.json_body import costs_too_much, written
 from promptrollout.gateway.protocols.base import Whole
-from promptrollout.gateway.providers.endpoint import Answer
+from promptrollout.gateway.providers.answer import Answer
 from promptrollout.gateway.request import Prepared
 from promptrollout.gateway.sse import StreamError, StreamReader
 from promptrollout.gateway.translations.base import Translation
@@ -94,7 +94,7 @@ async def _pass_on(prepared: Prepared, answer: Answer, reply: Reply, share: Shar
             outcome.contract_kept = contract.kept(validator, whole.choices)
     answer_id = prepared.answer_id()
     if answer_id is not None and answer_id.put(whole.parsed, ("id",)) and way.translation is None:
-        payload = answer_id.replaced(payload) or _written(whole.parsed) or payload
+        payload = answer_id.replaced(payload) or written(whole.parsed) or payload
     if way.translation is not None:
         payload = _translated(prepared, way.translation, whole)
     return Ending(200, {**answer.headers, **prepared.about(), "content-type": JSON}, payload)
@@ -188,14 +188,6 @@ async def _send_piece(piece: bytes, prepared: Prepared, answer: Answer, reply: R
     blocked = reply.blocked_seconds
     await reply.piece(piece)
     answer.deadline += reply.blocked_seconds - blocked
-
-
-def _written(parsed: dict[str, Any]) -> bytes | None:
-    """None: it is nested too deeply to be written again."""
-    try:
-        return orjson.dumps(parsed)
-    except orjson.JSONEncodeError:
-        return None
 
 
 def _translated(prepared: Prepared, translation: Translation, whole: Whole) -> bytes:

@@ -41,6 +41,14 @@ def load(payload: bytes) -> dict[str, Any]:
     return body
 
 
+def written(found: dict[str, Any]) -> bytes | None:
+    """None: it is nested too deeply to be written again."""
+    try:
+        return orjson.dumps(found)
+    except orjson.JSONEncodeError:
+        return None
+
+
 def costs_too_much(answer: bytes) -> bool:
     """Whether to parse a provider's answer would hold the event loop, or take many times its size."""
     if len(answer) <= _SMALL_BYTES:

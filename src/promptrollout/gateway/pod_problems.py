@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from promptrollout.api.delivery import PodProblem
+from promptrollout.api.few import first_few
 from promptrollout.gateway.authenticate import Authenticator
 from promptrollout.gateway.serving import Serving
 
@@ -38,7 +39,7 @@ class PodProblems:
         now = self._clock()
         for name in down.keys() - self._down_since.keys():
             self._down_since[name] = now
-            logger.warning("provider %s does not answer as it should: %s", name, _named(down[name]))
+            logger.warning("provider %s does not answer as it should: rollouts %s", name, first_few(down[name], SHOWN))
         for name in self._down_since.keys() - down.keys():
             logger.info("provider %s answers again, after %.0f s", name, now - self._down_since.pop(name))
 
@@ -54,9 +55,3 @@ class PodProblems:
             if now - since >= DOWN_AFTER_SECONDS:
                 problems.append(PodProblem(reason="ProviderDown", message=name))
         return problems[:MAX_PROBLEMS]
-
-
-def _named(rollouts: Iterable[str]) -> str:
-    found = sorted(rollouts)
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return f"rollouts {', '.join(found[:SHOWN])}{more}"

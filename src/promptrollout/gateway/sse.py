@@ -11,6 +11,7 @@ import orjson
 from promptrollout.gateway.account import Usage
 from promptrollout.gateway.answer_id import AnswerId
 from promptrollout.gateway.choices import Choice
+from promptrollout.gateway.json_body import written
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
 # two ends of lines, of any kind and mix; the common ones are found without it
@@ -127,7 +128,7 @@ class StreamReader(ABC):
             return event if self.translator is None else self.translator.error(self.error, "stream_broken")
         forwarded = self.note(found)
         if (answer_id := self.answer_id) is not None and any(answer_id.put(found, path) for path in self.id_paths):
-            event = answer_id.replaced(event) or _with_payload(event, _written(found))
+            event = answer_id.replaced(event) or _with_payload(event, found)
         if self.translator is not None:
             return self.translator.event(found)
         return event if forwarded else b""
@@ -139,13 +140,6 @@ class StreamReader(ABC):
         return None
 
 
-def _written(found: dict[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(found)
-    except orjson.JSONEncodeError as error:
-        raise StreamError("an event is nested too deeply") from error
-
-
 def _payload(event: bytes) -> bytes:
     """What an event carries; empty of a comment."""
     at = 0 if event.startswith(b"data:") else event.find(b"\ndata:") + 1
@@ -155,8 +149,10 @@ def _payload(event: bytes) -> bytes:
     return b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
 
 
-def _with_payload(event: bytes, payload: bytes) -> bytes:
-    """The event with other data; its other fields as they are."""
+def _with_payload(event: bytes, found: dict[str, Any]) -> bytes:
+    """The event with other data; its other fields as they are. Raises StreamError."""
+    if (payload := written(found)) is None:
+        raise StreamError("an event is nested too deeply")
     lines = event.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
     others = [line for line in lines if line and not line.startswith(b"data:")]
     return b"\n".join([*others, b"data: " + payload, b"", b""])

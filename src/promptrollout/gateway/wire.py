@@ -26,7 +26,6 @@ SHED_SECONDS: Final = 1.0
 """A connection whose request was refused because the pod is full is read again after so long, as if its next request
 waited in the queue: no longer, since a proxy in front may send other callers' requests on it."""
 
-_END: Final = b"\r\n\r\n"
 # once only: which of two would hold is a matter of taste, and taste differs between servers
 _SINGLE: Final = frozenset([b"host", b"content-length", b"transfer-encoding", b"authorization", b"content-type"])
 
@@ -59,7 +58,7 @@ class StrictProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
-            transport.write(_overloaded_answer(errors_of("", []), 1).replace(_END, b"\r\nconnection: close\r\n\r\n", 1))
+            transport.write(_the_last(_overloaded_answer(errors_of("", []), 1)))
             transport.close()
             self._refused = Refused(503, "overloaded", "")
             return
@@ -128,7 +127,7 @@ class StrictProtocol(HttpToolsProtocol):
             self.loop.call_later(SHED_SECONDS, self.flow.resume_reading)
         else:
             self._refused = Refused(503, "overloaded", "")
-            self.transport.write(answer.replace(_END, b"\r\nconnection: close\r\n\r\n", 1))
+            self.transport.write(_the_last(answer))
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
@@ -209,6 +208,11 @@ def _whole(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     length = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     return STATUS_LINE[status] + head.encode() + length.encode() + body
+
+
+def _the_last(answer: bytes) -> bytes:
+    """The same on a connection that is closed behind it."""
+    return answer.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
 
 
 @lru_cache(maxsize=256)

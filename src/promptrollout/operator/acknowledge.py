@@ -15,8 +15,9 @@ import aiohttp
 from pydantic import ValidationError
 
 from promptrollout.api.delivery import NO_DIGEST, DeliverySpec, Laggard, PodReport, RolloutReport
-from promptrollout.api.names import LABEL_GATEWAY, PORT_ADMIN
+from promptrollout.api.names import PORT_ADMIN
 from promptrollout.operator.gateway_conditions import Reported
+from promptrollout.operator.pods import serving_pods
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 
@@ -107,43 +108,6 @@ class _Gateway:
     reported: Reported | None = None
     pods_changed: bool = False
     """A new pod may have something to say though nothing is open."""
-
-
-def deployment_name(gateway: str) -> str:
-    """Of a PromptGateway's Deployment, Service, ServiceAccount and so on. Not the bare name: `default` is taken by the
-    namespace's own ServiceAccount."""
-    return f"{gateway}-gateway"
-
-
-def serving_pods(store: Store, namespace: str, gateway: str) -> list[Object]:
-    """Ready pods of the gateway's own Deployment, of all its ReplicaSets, by name."""
-    return sorted(
-        (
-            pod
-            for pod in store.in_namespace("Pod", namespace)
-            if (pod["metadata"].get("labels") or {}).get(LABEL_GATEWAY) == gateway
-            and _belongs(pod, deployment_name(gateway))
-            and is_ready(pod)
-        ),
-        key=lambda pod: str(pod["metadata"]["name"]),
-    )
-
-
-def _belongs(pod: Object, deployment: str) -> bool:
-    """By its controller: a ReplicaSet is named after its Deployment and the hash of the pod's template."""
-    template = (pod["metadata"].get("labels") or {}).get("pod-template-hash", "")
-    return any(
-        owner.get("controller")
-        and owner.get("kind") == "ReplicaSet"
-        and owner.get("name") == f"{deployment}-{template}"
-        for owner in pod["metadata"].get("ownerReferences") or []
-    )
-
-
-def is_ready(pod: Object) -> bool:
-    status = pod.get("status") or {}
-    ready = any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or [])
-    return ready and not pod["metadata"].get("deletionTimestamp") and bool(status.get("podIP"))
 
 
 class Acknowledger:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from promptrollout.api.base_url import base_url_doubt
 from promptrollout.api.digest import digest_of
+from promptrollout.api.few import first_few
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.provider import ProviderSpec
@@ -79,7 +80,7 @@ def provider_verdict(item: Object, store: Store) -> Verdict:
         return _invalid(error)
     metadata = item["metadata"]
     if others := elsewhere(metadata["namespace"], metadata["name"], (spec.type, spec.base_url), store):
-        rollouts = ", ".join(sorted(others)[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        rollouts = first_few(others, 5)
         urls = ", ".join(sorted(set().union(*others.values())))
         text = (
             f"spec.baseURL: what {rollouts} serve was rolled out with {urls}, and stays there until another version is "

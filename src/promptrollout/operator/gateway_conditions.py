@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptrollout.api.delivery import PodProblem
+from promptrollout.api.few import first_few
 from promptrollout.api.gateway import GatewaySpec
 
 Object = dict[str, Any]
@@ -80,11 +81,8 @@ def providers_answer(reported: Reported | None, before: Object) -> Truths:
     down = reported.told("ProviderDown")
     if not down:
         return {"ProvidersAnswer": (True, "Answering", "")}
-    named = ", ".join(f"{name} ({count} of {reported.pods} pods)" for name, count in down[:SHOWN])
-    more = f" and {len(down) - SHOWN} more" if len(down) > SHOWN else ""
-    text = (
-        f"cannot be reached, or fail nearly always: {named}{more}. Which versions: `circuits` on GET /rollouts of a pod"
-    )
+    named = first_few((f"{name} ({count} of {reported.pods} pods)" for name, count in down), SHOWN)
+    text = f"cannot be reached, or fail nearly always: {named}. Which versions: `circuits` on GET /rollouts of a pod"
     return {"ProvidersAnswer": (False, "ProviderDown", text)}
 
 

@@ -20,7 +20,7 @@ from promptrollout.api.names import (
     PROVIDER_KEYS_DIR,
     STATE_DIR,
 )
-from promptrollout.operator.acknowledge import deployment_name
+from promptrollout.operator.pods import deployment_name
 
 Object = dict[str, Any]
 Files = Mapping[str, SecretKeyRef | ConfigMapKeyRef]

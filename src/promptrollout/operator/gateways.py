@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from promptrollout.api.few import first_few
 from promptrollout.api.gateway import GatewaySpec
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.provider import ProviderSpec
-from promptrollout.operator.acknowledge import deployment_name
 from promptrollout.operator.cluster_api import WATCHED, Api
 from promptrollout.operator.conditions import conditions, same_status
 from promptrollout.operator.events import announce
@@ -27,6 +27,7 @@ from promptrollout.operator.gateway_objects import (
     held_template,
     mounted_files,
 )
+from promptrollout.operator.pods import deployment_name
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 
@@ -109,10 +110,10 @@ class GatewayReconciler:
             if delivery["spec"].get("gateway") == key.name:
                 names.add(delivery["metadata"]["name"])
         found = {name: self._store.get("PromptRollout", key.namespace, name) or {} for name in names}
-        busy = sorted(
+        busy = (
             name for name, rollout in found.items() if (rollout.get("status") or {}).get("stage") not in (None, "Idle")
         )
-        return ", ".join(busy[:SHOWN]) + (f" and {len(busy) - SHOWN} more" if len(busy) > SHOWN else "")
+        return first_few(busy, SHOWN)
 
     def _rollouts(self, key: Key) -> list[Object]:
         return [

@@ -17,11 +17,11 @@ from promptrollout.api.names import GROUP, PORT_ADMIN
 from promptrollout.gateway.authenticate import Auth
 from promptrollout.gateway.exposition import exposition
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.operator.acknowledge import deployment_name
 from promptrollout.operator.cluster_api import KINDS as KINDS_BY_NAME
 from promptrollout.operator.cluster_api import WATCHED
 from promptrollout.operator.config import load
 from promptrollout.operator.metrics import Metrics
+from promptrollout.operator.pods import deployment_name
 from promptrollout.sandbox import assets, install
 from promptrollout.sandbox.settings import Layout
 

@@ -11,8 +11,9 @@ from aiohttp import web
 
 from promptrollout.api.delivery import NO_DIGEST, RolloutReport
 from promptrollout.operator import acknowledge
-from promptrollout.operator.acknowledge import Acknowledgement, Acknowledger, Expected, judge, serving_pods
+from promptrollout.operator.acknowledge import Acknowledgement, Acknowledger, Expected, judge
 from promptrollout.operator.gateway_conditions import Reported
+from promptrollout.operator.pods import serving_pods
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 from tests.unit.operator.world import an_object

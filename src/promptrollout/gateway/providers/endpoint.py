@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-import math
-import os
 import random
 import ssl
 import time
@@ -20,21 +18,26 @@ import aiohttp
 from promptrollout.api.base_url import base_url_doubt
 from promptrollout.api.delivery import ProviderConfig
 from promptrollout.api.provider import RESERVED_HEADERS, Auth
-from promptrollout.gateway.errors import Overloaded, ProviderError
-from promptrollout.gateway.http import Share
+from promptrollout.gateway.errors import ProviderError
+from promptrollout.gateway.providers.answer import Answer
 from promptrollout.gateway.providers.circuit import Circuit
+from promptrollout.gateway.providers.failures import (
+    THE_WHOLE,
+    broken,
+    certificate_problem,
+    circuit_open,
+    reason,
+    timed_out,
+)
 from promptrollout.gateway.providers.keys import LIMITED_MAX_SECONDS, LIMITED_SECONDS, REFUSED_SECONDS, KeyRing
 from promptrollout.gateway.providers.proxy import proxy_of
-from promptrollout.gateway.providers.refusal import CONTROL, DOWN_STATUS, UNAUTHORIZED, refusal
+from promptrollout.gateway.providers.refusal import DOWN_STATUS, UNAUTHORIZED, refusal
 
 logger = logging.getLogger(__name__)
 
-MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 PIECEWISE_BYTES: Final = 256 * 1024
 """A larger request is written in pieces: in one, it would hold the event loop."""
 MAX_ERROR_BYTES: Final = 64 * 1024
-REST_SECONDS: Final = 0.5
-"""Behind the end marker of a stream."""
 BACKOFF_FIRST_SECONDS: Final = 0.25
 BACKOFF_MAX_SECONDS: Final = 8.0
 RETRY_AFTER_MAX_SECONDS: Final = 60.0
@@ -44,111 +47,6 @@ COLD_AFTER_SECONDS: Final = 60.0
 SAID_AGAIN_SECONDS: Final = 60.0
 LOADING_PAUSE_SECONDS: Final = 1.0
 LOADING_PAUSE_MAX_SECONDS: Final = 5.0
-
-_THE_WHOLE: Final = "the whole answer"
-_WORDS: Final[tuple[tuple[type[Exception], str], ...]] = (
-    (aiohttp.ClientProxyConnectionError, "the proxy that the gateway's environment names does not answer"),
-    (aiohttp.ClientConnectorDNSError, "its host name cannot be resolved"),
-    (aiohttp.ConnectionTimeoutError, "no connection in time"),
-    (aiohttp.ClientSSLError, "TLS failed"),
-    (aiohttp.ServerDisconnectedError, "it hung up before it answered"),
-    (aiohttp.ClientPayloadError, "it hung up in the middle of its answer"),
-)
-
-# the account's, the connection's or our own: not for callers
-_OWN_HEADERS: Final = frozenset(
-    {"alt-svc", "connection", "content-encoding", "content-length", "date", "keep-alive", "openai-organization"}
-    | {
-        "openai-project",
-        "anthropic-organization-id",
-        "server",
-        "set-cookie",
-        "strict-transport-security",
-        "transfer-encoding",
-        "via",
-    }
-)
-
-
-class Answer:
-    """The provider has begun to answer 200: the headers and the first bytes are here, the rest may follow."""
-
-    def __init__(
-        self, provider: str, response: aiohttp.ClientResponse, first: bytes, deadline: float, idle_seconds: float
-    ) -> None:
-        self._provider = provider
-        self._response = response
-        self._first = first
-        self._idle_seconds = idle_seconds
-        self.deadline = deadline
-        """On `time.perf_counter`; the caller moves it by the time that a slow reader took."""
-
-    @property
-    def content_type(self) -> str:
-        return self._response.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What the caller may see of them; lower-case names."""
-        return {
-            shown: value
-            for name, value in self._response.headers.items()
-            if (shown := _shown(name)) and not CONTROL.search(value)
-        }
-
-    async def chunk(self) -> bytes:
-        """The next bytes; empty at the end. Raises ProviderError."""
-        if self._first:
-            first, self._first = self._first, b""
-            return first
-        left = self.deadline - time.perf_counter()
-        content = self._response.content
-        try:
-            if content.at_eof():
-                return b""
-            async with asyncio.timeout(max(0.0, min(left, self._idle_seconds))):
-                return await content.readany()
-        except TimeoutError as error:
-            what = _THE_WHOLE if left <= self._idle_seconds else "the next piece of its answer"
-            raise _timeout(self._provider, what) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise _broken(self._provider, error) from error
-
-    async def read(self, share: Share) -> bytes:
-        """All of it. Raises ProviderError, or Overloaded where the pod holds too much."""
-        payload = await self.begin(MAX_ANSWER_BYTES, share)
-        if not self.ended:
-            raise ProviderError(
-                "bad_response", 502, f"provider {self._provider} answered more than {MAX_ANSWER_BYTES} bytes"
-            )
-        return payload
-
-    def hurry(self) -> None:
-        """Wait for the rest for a moment only."""
-        self._idle_seconds = min(self._idle_seconds, REST_SECONDS)
-
-    @property
-    def ended(self) -> bool:
-        """All of it was taken."""
-        return not self._first and self._response.content.at_eof()
-
-    async def begin(self, max_bytes: int, share: Share) -> bytes:
-        """All of it, or the beginning where it is longer: `chunk` has the rest then. Raises likewise."""
-        pieces: list[bytes] = []
-        size = 0
-        while piece := await self.chunk():
-            size += len(piece)
-            if not share.take(len(piece)):
-                raise Overloaded()
-            if size > max_bytes:
-                self._first = piece
-                break
-            pieces.append(piece)
-        return b"".join(pieces)
-
-    async def close(self) -> None:
-        """Give the connection back, or cut it where the answer is not read to its end: the provider stops working."""
-        self._response.close() if not self._response.content.at_eof() else self._response.release()
 
 
 class Endpoint:
@@ -223,9 +121,9 @@ class Endpoint:
         started = time.perf_counter()
         deadline = (started if since is None else since) + config.timeouts.total_seconds
         if started >= deadline:
-            raise _timeout(self.name, _THE_WHOLE)  # others had it all; nothing is said of this one
+            raise timed_out(self.name, THE_WHOLE)  # others had it all; nothing is said of this one
         if not circuit.allows():
-            raise _circuit_open(self.name, circuit)
+            raise circuit_open(self.name, circuit)
         circuit.asked(config.retry_budget_percent)
         cold_until = started + config.timeouts.cold_start_seconds if self._is_cold() else started
         tries = 0
@@ -321,18 +219,18 @@ class Endpoint:
         except aiohttp.ClientConnectorCertificateError as error:
             message = f"provider {self.name} cannot be trusted: its certificate is not valid; see tls of ModelProvider"
             failure = ProviderError("connection", 502, message, unreachable=True)
-            raise self._missed(circuit, failure, f"certificate not trusted: {_certificate_problem(error)}") from error
+            raise self._missed(circuit, failure, f"certificate not trusted: {certificate_problem(error)}") from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            message = f"provider {self.name} cannot be reached: {_reason(error)}"
+            message = f"provider {self.name} cannot be reached: {reason(error)}"
             # surely nothing was done for this request, so somebody else may answer it from the first failure on
             failure = ProviderError("connection", 502, message, unreachable=True, retryable=True)
-            raise self._missed(circuit, failure, _reason(error)) from error
+            raise self._missed(circuit, failure, reason(error)) from error
         except TimeoutError as error:
             # what it had was the rest of what others took: that says nothing of how long it needs
             if seconds > min(timeouts.first_byte_seconds, timeouts.total_seconds) / 2:
                 circuit.silent()
                 self._failing(circuit, f"connected, and no first byte in {seconds:.0f} s")
-            failure = _timeout(self.name, "the first byte")
+            failure = timed_out(self.name, "the first byte")
             failure.unreachable = circuit.unreachable
             raise failure from error
         except aiohttp.ClientHttpProxyError as error:
@@ -343,7 +241,7 @@ class Endpoint:
         except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
             raise ProviderError("bad_response", 502, f"provider {self.name} does not speak HTTP") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise self._missed(circuit, _broken(self.name, error), _reason(error)) from error
+            raise self._missed(circuit, broken(self.name, error), reason(error)) from error
         finally:
             circuit.under_way -= 1
             if response is not None and not answered:
@@ -419,13 +317,6 @@ def _auth_parts(auth: Auth) -> tuple[str, str]:
     return auth.header.lower(), f"{auth.scheme} " if auth.scheme else ""
 
 
-@lru_cache(maxsize=1024)
-def _shown(name: str) -> str | None:
-    """A header of an answer as the caller sees it; None: it does not."""
-    name = name.lower()
-    return None if name in _OWN_HEADERS or name.startswith(("cf-", "access-control-")) else name
-
-
 @lru_cache(maxsize=64)
 def _connect_timeout(seconds: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, connect=seconds)
@@ -437,34 +328,3 @@ async def _read_some(response: aiohttp.ClientResponse) -> bytes:
     while len(body) < MAX_ERROR_BYTES and (piece := await response.content.readany()):
         body += piece
     return body
-
-
-def _circuit_open(provider: str, circuit: Circuit) -> ProviderError:
-    seconds = math.ceil(circuit.retry_after_seconds) or 1
-    message = f"provider {provider} failed most of the last requests, and is not asked for a while: try again later"
-    return ProviderError(
-        "circuit_open", 503, message, headers={"retry-after": str(seconds)}, unreachable=circuit.unreachable
-    )
-
-
-def _timeout(provider: str, what: str) -> ProviderError:
-    return ProviderError("timeout", 504, f"provider {provider} took too long for {what}")
-
-
-def _broken(provider: str, error: BaseException) -> ProviderError:
-    message = f"the connection to provider {provider} broke: {_reason(error)}"
-    return ProviderError("connection", 502, message, retryable=True)
-
-
-def _certificate_problem(error: aiohttp.ClientConnectorCertificateError) -> str:
-    """In OpenSSL's words: self-signed, expired, another host's."""
-    return str(getattr(error.certificate_error, "verify_message", "") or "it is not valid")
-
-
-def _reason(error: BaseException) -> str:
-    """In words, and without the address: it is nobody's business outside."""
-    for kind, words in _WORDS:
-        if isinstance(error, kind):
-            return words
-    number = getattr(getattr(error, "os_error", None) or error, "errno", None)
-    return os.strerror(number) if isinstance(number, int) and number > 0 else "the connection failed"

@@ -1,0 +1,121 @@
+"""What a provider answers, as it comes: read within its times and within what the pod may hold."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import lru_cache
+from typing import Final
+
+import aiohttp
+
+from promptrollout.gateway.errors import Overloaded, ProviderError
+from promptrollout.gateway.http import Share
+from promptrollout.gateway.providers.failures import THE_WHOLE, broken, timed_out
+from promptrollout.gateway.providers.refusal import CONTROL
+
+MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
+REST_SECONDS: Final = 0.5
+"""Behind the end marker of a stream."""
+
+# the account's, the connection's or our own: not for callers
+_OWN_HEADERS: Final = frozenset(
+    {"alt-svc", "connection", "content-encoding", "content-length", "date", "keep-alive", "openai-organization"}
+    | {
+        "openai-project",
+        "anthropic-organization-id",
+        "server",
+        "set-cookie",
+        "strict-transport-security",
+        "transfer-encoding",
+        "via",
+    }
+)
+
+
+class Answer:
+    """The provider has begun to answer 200: the headers and the first bytes are here, the rest may follow."""
+
+    def __init__(
+        self, provider: str, response: aiohttp.ClientResponse, first: bytes, deadline: float, idle_seconds: float
+    ) -> None:
+        self._provider = provider
+        self._response = response
+        self._first = first
+        self._idle_seconds = idle_seconds
+        self.deadline = deadline
+        """On `time.perf_counter`; the caller moves it by the time that a slow reader took."""
+
+    @property
+    def content_type(self) -> str:
+        return self._response.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the caller may see of them; lower-case names."""
+        return {
+            shown: value
+            for name, value in self._response.headers.items()
+            if (shown := _shown(name)) and not CONTROL.search(value)
+        }
+
+    async def chunk(self) -> bytes:
+        """The next bytes; empty at the end. Raises ProviderError."""
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        left = self.deadline - time.perf_counter()
+        content = self._response.content
+        try:
+            if content.at_eof():
+                return b""
+            async with asyncio.timeout(max(0.0, min(left, self._idle_seconds))):
+                return await content.readany()
+        except TimeoutError as error:
+            what = THE_WHOLE if left <= self._idle_seconds else "the next piece of its answer"
+            raise timed_out(self._provider, what) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise broken(self._provider, error) from error
+
+    async def read(self, share: Share) -> bytes:
+        """All of it. Raises ProviderError, or Overloaded where the pod holds too much."""
+        payload = await self.begin(MAX_ANSWER_BYTES, share)
+        if not self.ended:
+            raise ProviderError(
+                "bad_response", 502, f"provider {self._provider} answered more than {MAX_ANSWER_BYTES} bytes"
+            )
+        return payload
+
+    def hurry(self) -> None:
+        """Wait for the rest for a moment only."""
+        self._idle_seconds = min(self._idle_seconds, REST_SECONDS)
+
+    @property
+    def ended(self) -> bool:
+        """All of it was taken."""
+        return not self._first and self._response.content.at_eof()
+
+    async def begin(self, max_bytes: int, share: Share) -> bytes:
+        """All of it, or the beginning where it is longer: `chunk` has the rest then. Raises likewise."""
+        pieces: list[bytes] = []
+        size = 0
+        while piece := await self.chunk():
+            size += len(piece)
+            if not share.take(len(piece)):
+                raise Overloaded()
+            if size > max_bytes:
+                self._first = piece
+                break
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    async def close(self) -> None:
+        """Give the connection back, or cut it where the answer is not read to its end: the provider stops working."""
+        self._response.close() if not self._response.content.at_eof() else self._response.release()
+
+
+@lru_cache(maxsize=1024)
+def _shown(name: str) -> str | None:
+    """A header of an answer as the caller sees it; None: it does not."""
+    name = name.lower()
+    return None if name in _OWN_HEADERS or name.startswith(("cf-", "access-control-")) else name

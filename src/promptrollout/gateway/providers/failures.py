@@ -1,0 +1,53 @@
+"""What is said of a provider that did not answer, to callers: in words, and without its address."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Final
+
+import aiohttp
+
+from promptrollout.gateway.errors import ProviderError
+from promptrollout.gateway.providers.circuit import Circuit
+
+THE_WHOLE: Final = "the whole answer"
+_WORDS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (aiohttp.ClientProxyConnectionError, "the proxy that the gateway's environment names does not answer"),
+    (aiohttp.ClientConnectorDNSError, "its host name cannot be resolved"),
+    (aiohttp.ConnectionTimeoutError, "no connection in time"),
+    (aiohttp.ClientSSLError, "TLS failed"),
+    (aiohttp.ServerDisconnectedError, "it hung up before it answered"),
+    (aiohttp.ClientPayloadError, "it hung up in the middle of its answer"),
+)
+
+
+def circuit_open(provider: str, circuit: Circuit) -> ProviderError:
+    seconds = math.ceil(circuit.retry_after_seconds) or 1
+    message = f"provider {provider} failed most of the last requests, and is not asked for a while: try again later"
+    return ProviderError(
+        "circuit_open", 503, message, headers={"retry-after": str(seconds)}, unreachable=circuit.unreachable
+    )
+
+
+def timed_out(provider: str, what: str) -> ProviderError:
+    return ProviderError("timeout", 504, f"provider {provider} took too long for {what}")
+
+
+def broken(provider: str, error: BaseException) -> ProviderError:
+    message = f"the connection to provider {provider} broke: {reason(error)}"
+    return ProviderError("connection", 502, message, retryable=True)
+
+
+def certificate_problem(error: aiohttp.ClientConnectorCertificateError) -> str:
+    """In OpenSSL's words: self-signed, expired, another host's."""
+    return str(getattr(error.certificate_error, "verify_message", "") or "it is not valid")
+
+
+def reason(error: BaseException) -> str:
+    """In words, and without the address: it is nobody's business outside."""
+    for kind, words in _WORDS:
+        if isinstance(error, kind):
+            return words
+    number = getattr(getattr(error, "os_error", None) or error, "errno", None)
+    return os.strerror(number) if isinstance(number, int) and number > 0 else "the connection failed"
