@@ -22,6 +22,7 @@ from typing import Any
 import orjson
 import uvloop
 
+from promptrollout.api.networks import Networks
 from promptrollout.gateway.app import Limits
 from promptrollout.gateway.process import Gateway, Settings, collect_seldom, serve
 
@@ -327,6 +328,7 @@ async def _gateway(model: int, state: str, changes: float, limits: dict[str, int
             "ns",
             "pod-1",
             state_dir=Path(state),
+            networks=Networks.of(["127.0.0.0/8"]),
             limits=Limits(**limits),
             drain_seconds=1,
             bind_address="127.0.0.1",

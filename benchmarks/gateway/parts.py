@@ -11,7 +11,7 @@ from pathlib import Path
 
 import orjson
 
-from benchmarks.gateway.served import delivery
+from benchmarks.gateway.served import LOOPBACK, delivery
 from promptrollout.gateway.account import Usage
 from promptrollout.gateway.authenticate import Authenticator
 from promptrollout.gateway.caller_keys import CallerKeys
@@ -51,7 +51,7 @@ def page_of_metrics(rollouts: int) -> tuple[float, float]:
 
 async def _page_of_metrics(rollouts: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as state:
-        gateway = Gateway(Settings("bench", "default", "pod", Path(state), Path(state)))
+        gateway = Gateway(Settings("bench", "default", "pod", Path(state), Path(state), networks=LOOPBACK))
         for number in range(rollouts):
             await gateway.registry.apply(f"app-{number}", delivery(number, "http://127.0.0.1:1"))
         whole, longest = float("inf"), float("inf")
@@ -89,7 +89,7 @@ async def _turns(found: list[float]) -> None:
 
 async def _parts(payload: bytes, answer: bytes) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as state:
-        gateway = Gateway(Settings("bench", "default", "pod", Path(state), Path(state)))
+        gateway = Gateway(Settings("bench", "default", "pod", Path(state), Path(state), networks=LOOPBACK))
         await gateway.registry.apply("app-0", delivery(0, "http://127.0.0.1:1"))
         requests, protocol = gateway.serving_app._requests, chat.CHAT
         raw = [(b"host", b"x"), (b"content-type", b"application/json"), (b"content-length", b"250")]

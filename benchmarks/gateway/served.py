@@ -17,8 +17,10 @@ import aiohttp
 import orjson
 import uvloop
 
+from promptrollout.api.networks import Networks
 from promptrollout.gateway.process import Gateway, Settings, collect_seldom, server_of
 
+LOOPBACK = Networks.of(["127.0.0.0/8"])
 SYSTEM = "You are the support assistant of a shop. Answer in one short sentence and never promise a refund. " * 8
 
 
@@ -59,7 +61,14 @@ def delivery(number: int, provider_url: str) -> dict[str, Any]:
 async def gateway(provider_url: str, rollouts: int) -> None:
     with tempfile.TemporaryDirectory() as state:
         settings = Settings(
-            "bench", "default", "pod", Path(state), Path(state), port=free_port(), admin_port=free_port()
+            "bench",
+            "default",
+            "pod",
+            Path(state),
+            Path(state),
+            networks=LOOPBACK,
+            port=free_port(),
+            admin_port=free_port(),
         )
         found = Gateway(settings)
         for number in range(rollouts):

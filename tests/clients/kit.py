@@ -18,7 +18,7 @@ import uvloop
 
 from promptrollout.gateway.process import Gateway, Settings
 from promptrollout.sandbox.model import SimulatedModel
-from tests.unit.gateway.kit import CANARY, Provider, Script, arm, delivery, serving
+from tests.unit.gateway.kit import CANARY, LOOPBACK, Provider, Script, arm, delivery, serving
 
 Result = TypeVar("Result")
 
@@ -33,7 +33,7 @@ class World:
         self._loop = self._runner.get_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._settings = Settings(
-            "default", "ns", "pod-1", state_dir=state, provider_keys_dir=state / "keys", **settings
+            "default", "ns", "pod-1", networks=LOOPBACK, state_dir=state, provider_keys_dir=state / "keys", **settings
         )
         self._stop = asyncio.Event()
         self._started = threading.Event()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from promptrollout.gateway.process import Gateway, Settings
 from promptrollout.gateway.providers import endpoint
-from tests.unit.gateway.kit import Answered, Caller, Provider
+from tests.unit.gateway.kit import LOOPBACK, Answered, Caller, Provider
 
 Result = TypeVar("Result")
 
@@ -106,4 +106,8 @@ def lab(state: Path) -> Iterator[Lab]:
 
 
 async def _gateway(state: Path) -> Gateway:
-    return Gateway(Settings("default", "ns", "pod-1", state_dir=state / "state", provider_keys_dir=state / "keys"))
+    return Gateway(
+        Settings(
+            "default", "ns", "pod-1", networks=LOOPBACK, state_dir=state / "state", provider_keys_dir=state / "keys"
+        )
+    )

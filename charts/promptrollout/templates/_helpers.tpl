@@ -94,6 +94,8 @@ watchNamespaces: {{ toJson .Values.watchNamespaces }}
 logLevel: {{ .Values.logLevel }}
 settleSeconds: {{ .Values.settleSeconds }}
 gatewayClusterRole: {{ include "promptrollout.gatewayRole" . }}
+allowedProviderNetworks: {{ toJson ((.Values.gateway).allowedProviderNetworks | default list) }}
+refusedProviderNetworks: {{ toJson ((.Values.gateway).refusedProviderNetworks | default list) }}
 gatewayImage: {{ default (include "promptrollout.image" .) .Values.gatewayImage | quote }}
 {{- end }}
 

@@ -268,11 +268,18 @@ class RolloutReport(Model):
     """Its shards are not exported here, since those of as many other rollouts are as a pod exports at once."""
 
 
+KEY_NOT_BOUND: Final = "ProviderKeyNotBound"
+KEY_UNBOUND: Final = "ProviderKeyUnbound"
+ADDRESS_REFUSED: Final = "ProviderAddressRefused"
+
+
 class PodProblem(Model):
     """What is wrong in a pod beyond one rollout."""
 
     reason: Annotated[str, Field(max_length=64)]
-    """`NoKeys`, `TokenReviewsForbidden`, `ProviderDown`."""
+    """`NoKeys`, `TokenReviewsForbidden`; with a provider's name as message `ProviderDown`, `ProviderKeyNotBound` (the
+    key's Secret does not name its host), `ProviderAddressRefused`, and, though it is used, `ProviderKeyUnbound` (the
+    Secret does not say where the key may go)."""
     message: ShortText
 
 

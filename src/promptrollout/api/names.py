@@ -34,6 +34,9 @@ PROVIDER_KEYS_DIR: Final = "/var/run/promptrollout/providers"
 # and the hashes of its callers' keys: <this>/<caller's name>
 CALLER_KEYS_DIR: Final = "/var/run/promptrollout/callers"
 STATE_DIR: Final = "/var/lib/promptrollout"
+# CIDRs with commas between: where providers may be, by the operator's configuration
+ENV_ALLOWED_NETWORKS: Final = "PROMPTROLLOUT_ALLOWED_PROVIDER_NETWORKS"
+ENV_REFUSED_NETWORKS: Final = "PROMPTROLLOUT_REFUSED_PROVIDER_NETWORKS"
 # the configuration formats that a gateway of this release reads (PromptDelivery spec.formatVersion)
 FORMAT_VERSION: Final = 1
 

@@ -15,10 +15,13 @@ from pydantic import TypeAdapter, ValidationError
 from promptrollout.api.gateway import ServiceAccountCallers
 from promptrollout.api.names import (
     CALLER_KEYS_DIR,
+    ENV_ALLOWED_NETWORKS,
     ENV_BIND_ADDRESS,
+    ENV_REFUSED_NETWORKS,
     PROVIDER_KEYS_DIR,
     STATE_DIR,
 )
+from promptrollout.api.networks import Networks
 from promptrollout.cluster import ClusterError, namespace
 from promptrollout.gateway.app import Limits
 from promptrollout.gateway.authenticate import Auth, AuthMode
@@ -46,6 +49,18 @@ from promptrollout.gateway.token_reviews import ServiceAccountRule
     default=PROVIDER_KEYS_DIR,
     show_default=True,
     help="Keys are read from <this>/<ModelProvider>/api-key.",
+)
+@click.option(
+    "--allowed-provider-networks",
+    envvar=ENV_ALLOWED_NETWORKS,
+    default="",
+    help="CIDRs, with commas between, of providers that are refused otherwise, such as 127.0.0.0/8.",
+)
+@click.option(
+    "--refused-provider-networks",
+    envvar=ENV_REFUSED_NETWORKS,
+    default="",
+    help="CIDRs, with commas between, where no provider may be, besides loopback, link-local and the like.",
 )
 @click.option(
     "--max-request-bytes",
@@ -132,6 +147,8 @@ def gateway(
     pod_ip: str,
     state_dir: Path,
     provider_keys_dir: Path,
+    allowed_provider_networks: str,
+    refused_provider_networks: str,
     max_request_bytes: int,
     max_concurrent_requests: int,
     max_queued_requests: int,
@@ -156,6 +173,7 @@ def gateway(
             pod_ip=pod_ip,
             state_dir=state_dir,
             provider_keys_dir=provider_keys_dir,
+            networks=_networks(allowed_provider_networks, refused_provider_networks),
             caller_keys_dir=caller_keys_dir,
             auth=Auth(auth_mode, auth_audience, _rules(auth_service_accounts, own)),
             limits=Limits(
@@ -173,6 +191,15 @@ def gateway(
             runner.run(run(settings))
     except ClusterError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _networks(allowed: str, refused: str) -> Networks:
+    """Where providers may be. Raises click.ClickException."""
+    try:
+        first, second = ([each.strip() for each in text.split(",") if each.strip()] for text in (allowed, refused))
+        return Networks.of(first, second, os.environ.get("KUBERNETES_SERVICE_HOST", ""))
+    except ValueError as error:
+        raise click.ClickException(f"provider networks: {error}") from error
 
 
 def _rules(text: str, own_namespace: str) -> tuple[ServiceAccountRule, ...]:

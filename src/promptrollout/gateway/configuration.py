@@ -10,18 +10,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
 from promptrollout.api.delivery import ArmConfig, DeliverySpec, ProviderConfig
 from promptrollout.api.names import FORMAT_VERSION, short_digest
+from promptrollout.api.networks import Networks
 from promptrollout.gateway.account import Price
 from promptrollout.gateway.errors import Untranslatable
 from promptrollout.gateway.protocols import BY_NAME
 from promptrollout.gateway.providers import KINDS
 from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.endpoint import Endpoint
+from promptrollout.gateway.providers.key_hosts import KeyHosts, parse_hosts
 from promptrollout.gateway.providers.keys import parse_keys
 from promptrollout.gateway.render import CompiledPrompt, compile_prompt
 from promptrollout.gateway.route import Routing
@@ -29,6 +32,7 @@ from promptrollout.gateway.route import Routing
 logger = logging.getLogger(__name__)
 
 KEY_FILE: Final = "api-key"
+HOSTS_FILE: Final = "hosts"
 CA_FILE: Final = "ca.crt"
 PROBE_SECONDS: Final = 3.0
 _ROLLOUT_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -40,6 +44,26 @@ class LoadError(Exception):
 
 class KeyMissing(LoadError):
     """A provider's file of keys, or of its CA, is not there yet; worth another try when it is."""
+
+
+class KeyNotBound(KeyMissing):
+    """The key's Secret does not name the provider's host; worth another try when it does."""
+
+    def __init__(self, provider: str, host: str, problem: str) -> None:
+        super().__init__(
+            f"the key of ModelProvider {provider} is not sent to {host}: `hosts` of its Secret {problem}: add it there"
+        )
+        self.provider = provider
+
+
+class AddressRefused(LoadError):
+    """The provider's address is one that gateways may not connect to."""
+
+    def __init__(self, provider: str, why: str) -> None:
+        super().__init__(
+            f"baseURL of ModelProvider {provider} is {why}: refused; see the chart's gateway.allowedProviderNetworks"
+        )
+        self.provider = provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,24 +138,31 @@ class Configuration:
 class Providers:
     """The endpoints in use, each with one pool of connections, and their files: keys, and certificates of CAs."""
 
-    def __init__(self, keys_dir: Path) -> None:
+    def __init__(self, keys_dir: Path, networks: Networks | None = None) -> None:
+        """`networks`: where they may be."""
         self._keys_dir = keys_dir
+        self._networks = networks or Networks()
         self._known: dict[tuple[str, str, str], Endpoint] = {}
-        self._file_states: dict[Path, tuple[int, int]] = {}
+        self._file_states: dict[Path, tuple[int, int] | None] = {}
         self._idle_since: dict[tuple[str, str, str], float] = {}
         self._circuits: WeakValueDictionary[tuple[str, ...], Circuit] = WeakValueDictionary()
         self._probe_due = 0.0
 
     def get(self, config: ProviderConfig) -> Endpoint:
-        """The endpoint with its keys. Raises KeyMissing."""
+        """The endpoint with its keys. Raises KeyMissing; KeyNotBound and AddressRefused only where it is not in use
+        yet: what serves must be able to take a smaller weight over, and refuses each call itself."""
         key = (config.name, config.type, config.base_url)
-        provider = self._known.get(key)
+        provider, known = self._known.get(key), True
         if provider is None:
-            provider = KINDS[config.type](config.name, config.base_url)
+            provider, known = KINDS[config.type](config.name, config.base_url, networks=self._networks), False
+        if not known and (why := provider.literal_refusal) is not None:
+            raise AddressRefused(config.name, why)
         if not config.needs_key:
             provider.keys.replace(())
         elif not len(provider.keys):
-            provider.keys.replace(self._read_keys(config.name))
+            self._read_bound_keys(provider)
+        if not known and provider.key_not_bound and (hosts := provider.key_hosts) is not None:
+            raise KeyNotBound(config.name, urlsplit(config.base_url).netloc, hosts.problem)
         if config.tls.insecure_skip_verify or not config.tls.has_ca:
             provider.trust = not config.tls.insecure_skip_verify
         elif not isinstance(provider.trust, ssl.SSLContext):
@@ -148,8 +179,8 @@ class Providers:
         problems: list[str] = []
         for provider in self._known.values():
             try:
-                if len(provider.keys) and self._changed(provider.name, KEY_FILE):
-                    provider.keys.replace(self._read_keys(provider.name))
+                if len(provider.keys) and any(self._changed(provider.name, file) for file in (KEY_FILE, HOSTS_FILE)):
+                    self._read_bound_keys(provider)
                 if isinstance(provider.trust, ssl.SSLContext) and self._changed(provider.name, CA_FILE):
                     provider.trust = self._read_ca(provider.name)
             except KeyMissing as error:
@@ -195,6 +226,27 @@ class Providers:
     async def close(self) -> None:
         for provider in self._known.values():
             await provider.close()
+
+    def _read_bound_keys(self, provider: Endpoint) -> None:
+        """The keys, and where they may go, both as the Secret has them at one moment. Raises KeyMissing."""
+        path = self._keys_dir / provider.name / HOSTS_FILE
+        while True:
+            state = _state(path)
+            hosts, keys = self._read_hosts(path), self._read_keys(provider.name)
+            if _state(path) == state:
+                break
+        self._file_states[path] = state
+        provider.keys.replace(keys)
+        provider.key_hosts = hosts
+
+    def _read_hosts(self, path: Path) -> KeyHosts | None:
+        """None: the Secret does not say. What it says and nobody can read allows nothing."""
+        try:
+            return parse_hosts(path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            return KeyHosts((), f"cannot be read: {error.strerror if isinstance(error, OSError) else error}")
 
     def _read_keys(self, name: str) -> list[str]:
         content = self._read(name, KEY_FILE, "key", "apiKeySecretRef")

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from promptrollout.api.delivery import PodProblem
+from promptrollout.api.delivery import ADDRESS_REFUSED, KEY_NOT_BOUND, KEY_UNBOUND, PodProblem
 from promptrollout.api.few import first_few
 from promptrollout.gateway.authenticate import Authenticator
 from promptrollout.gateway.serving import Serving
@@ -19,6 +19,13 @@ DOWN_AFTER_SECONDS: Final = 20.0
 SHOWN: Final = 5
 """Rollouts of one provider that are named."""
 MAX_PROBLEMS: Final = 16
+_CONFIGURED: Final = {
+    KEY_NOT_BOUND: "provider %s is not asked: `hosts` in the Secret of its key does not name the host of its baseURL",
+    ADDRESS_REFUSED: "provider %s is not asked: gateways may not connect to its address",
+    KEY_UNBOUND: "the key of provider %s may go to any host: name its hosts in the data key `hosts` of its Secret; "
+    "a later release will not send a key without",
+}
+"""In the order in which they are reported, the last one first to be left out."""
 
 
 class PodProblems:
@@ -28,9 +35,15 @@ class PodProblems:
         self._authenticator = authenticator
         self._clock = clock
         self._down_since: dict[str, float] = {}
+        self._configured: set[tuple[str, str]] = set()
 
-    def look(self, servings: Iterable[Serving]) -> None:
-        """Note which providers are down: out of reach for an arm, or failing so much that its circuit is open."""
+    def look(self, servings: Iterable[Serving], configured: set[tuple[str, str]] | None = None) -> None:
+        """Note which providers are down: out of reach for an arm, or failing so much that its circuit is open.
+        `configured`: reason and name of those whose configuration is at fault."""
+        configured = configured or set()
+        for reason, name in sorted(configured - self._configured):
+            logger.warning(_CONFIGURED[reason], name)
+        self._configured = configured
         down: dict[str, set[str]] = {}
         for serving in servings:
             for of, circuit in serving.circuits:
@@ -51,7 +64,11 @@ class PodProblems:
         """What is wrong now, in a fixed order."""
         problems = [PodProblem(reason=reason, message=text) for reason, text in self._authenticator.problems()]
         now = self._clock()
+        refused = {name for reason, name in self._configured if reason != KEY_UNBOUND}  # not asked, so not down
         for name, since in sorted(self._down_since.items()):
-            if now - since >= DOWN_AFTER_SECONDS:
+            if now - since >= DOWN_AFTER_SECONDS and name not in refused:
                 problems.append(PodProblem(reason="ProviderDown", message=name))
+        for reason in _CONFIGURED:
+            names = sorted(name for each, name in self._configured if each == reason)
+            problems += [PodProblem(reason=reason, message=name) for name in names]
         return problems[:MAX_PROBLEMS]

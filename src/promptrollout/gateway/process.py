@@ -24,6 +24,7 @@ from promptrollout.api.names import (
     PROVIDER_KEYS_DIR,
     STATE_DIR,
 )
+from promptrollout.api.networks import Networks
 from promptrollout.gateway.admin import AdminApp
 from promptrollout.gateway.app import Limits, ServingApp
 from promptrollout.gateway.authenticate import Auth, made
@@ -54,6 +55,8 @@ class Settings:
     state_dir: Path = Path(STATE_DIR)
     provider_keys_dir: Path = Path(PROVIDER_KEYS_DIR)
     caller_keys_dir: Path = Path(CALLER_KEYS_DIR)
+    networks: Networks = field(default_factory=Networks)
+    """Where providers may be."""
     auth: Auth = field(default_factory=Auth)
     limits: Limits = field(default_factory=Limits)
     drain_seconds: int = 30
@@ -79,7 +82,7 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.counters = Counters()
-        self.providers = Providers(settings.provider_keys_dir)
+        self.providers = Providers(settings.provider_keys_dir, settings.networks)
         store = Store(settings.state_dir, lambda operation: self.counters.disk_errors.update((operation,)))
         self.registry = Registry(settings.pod, Loader(self.providers), store, self.counters)
         self.source: Source | None = None
@@ -110,7 +113,7 @@ class Gateway:
     async def look(self) -> None:
         """Every second."""
         await asyncio.to_thread(self.authenticator.refresh)  # thousands of callers are as many files
-        self.problems.look(self.registry.all())
+        self.problems.look(self.registry.all(), self.registry.provider_problems())
 
     async def check_tokens(self) -> None:
         """Now and then, where ServiceAccounts may call."""

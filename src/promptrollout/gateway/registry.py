@@ -10,10 +10,26 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from promptrollout.api.delivery import NO_DIGEST, HeavyUnit, PodProblem, PodReport, RolloutReport
+from promptrollout.api.delivery import (
+    ADDRESS_REFUSED,
+    KEY_NOT_BOUND,
+    KEY_UNBOUND,
+    NO_DIGEST,
+    HeavyUnit,
+    PodProblem,
+    PodReport,
+    RolloutReport,
+)
 from promptrollout.api.names import FORMAT_VERSION
 from promptrollout.gateway.caller_keys import CALLER
-from promptrollout.gateway.configuration import Configuration, KeyMissing, Loader, LoadError
+from promptrollout.gateway.configuration import (
+    AddressRefused,
+    Configuration,
+    KeyMissing,
+    KeyNotBound,
+    Loader,
+    LoadError,
+)
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.heavy import HeavyUnits
@@ -41,6 +57,8 @@ class Problem:
     message: str
     raw: dict[str, Any]
     waits_for_key: bool
+    provider: tuple[str, str] | None = None
+    """Reason and name, where a provider is configured so that nothing may be sent to it."""
 
 
 class Registry:
@@ -112,6 +130,20 @@ class Registry:
             and self.find(name) is not None
         ]
 
+    def provider_problems(self) -> set[tuple[str, str]]:
+        """Reason and name of each provider that is configured so that nothing may be sent to it, or whose key may go
+        anywhere."""
+        found = {problem.provider for problem in self._problems.values() if problem.provider is not None}
+        for serving in self._serving.values():
+            for endpoint in serving.endpoints:
+                if endpoint.key_not_bound:
+                    found.add((KEY_NOT_BOUND, endpoint.name))
+                elif endpoint.key_unbound:
+                    found.add((KEY_UNBOUND, endpoint.name))
+                if endpoint.refused_at is not None:
+                    found.add((ADDRESS_REFUSED, endpoint.name))
+        return found
+
     def names(self) -> list[str]:
         return sorted(name for name in self._serving if self.find(name) is not None)
 
@@ -153,7 +185,7 @@ class Registry:
             try:
                 configuration = await self._loader.load(name, raw, current.configuration if current else None)
             except LoadError as error:
-                self._refuse(name, _reason(error), str(error), sequence, raw)
+                self._refuse(name, _reason(error), str(error), sequence, raw, error)
                 return
             except Exception as error:
                 # a fault of ours in one delivery must not keep the others from being loaded
@@ -165,7 +197,7 @@ class Registry:
                 self._problems.pop(name, None)
             else:
                 message = f"canary not loaded, stable serves alone: {problem}"
-                self._refuse(name, _reason(problem), message, sequence, raw)
+                self._refuse(name, _reason(problem), message, sequence, raw, problem)
                 if current and same:
                     self._retire_or_revive(current, raw)
                     return
@@ -323,12 +355,20 @@ class Registry:
             "rollout %s: sequence %d, weight %d %%", name, configuration.spec.sequence, configuration.spec.weight
         )
 
-    def _refuse(self, name: str, reason: str, message: str, sequence: int, raw: dict[str, Any]) -> None:
+    def _refuse(
+        self,
+        name: str,
+        reason: str,
+        message: str,
+        sequence: int,
+        raw: dict[str, Any],
+        error: LoadError | None = None,
+    ) -> None:
         known = self._problems.get(name)
         if known is None or known.message != message or known.sequence != sequence:
             logger.error("rollout %s: sequence %d is not put in service: %s", name, sequence, message)
             self._counters.refused[reason] += 1
-        self._problems[name] = Problem(sequence, message, raw, reason == "key_missing")
+        self._problems[name] = Problem(sequence, message, raw, reason == "key_missing", _of_a_provider(error))
 
     def _retire_or_revive(self, serving: Serving, raw: dict[str, Any]) -> None:
         retired_at = _timestamp(raw.get("retiredAt"))
@@ -343,6 +383,12 @@ def _assigning(configuration: Configuration) -> tuple[object, ...]:
     """What an arm is assigned by."""
     spec = configuration.spec
     return spec.weight, spec.salt, spec.stickiness, spec.audience, spec.canary and spec.canary.digest
+
+
+def _of_a_provider(error: LoadError | None) -> tuple[str, str] | None:
+    if isinstance(error, KeyNotBound):
+        return KEY_NOT_BOUND, error.provider
+    return (ADDRESS_REFUSED, error.provider) if isinstance(error, AddressRefused) else None
 
 
 def _reason(error: LoadError) -> str:

@@ -15,6 +15,7 @@ from promptrollout.gateway.configuration import Arm, Configuration
 from promptrollout.gateway.counters import Compared, Counters
 from promptrollout.gateway.heavy import HeavyUnits
 from promptrollout.gateway.providers.circuit import Circuit
+from promptrollout.gateway.providers.endpoint import Endpoint
 from promptrollout.gateway.response_id import ResponseIds
 from promptrollout.gateway.route import Assignment, Routing, Variant
 from promptrollout.gateway.series import Series
@@ -107,6 +108,11 @@ class Serving:
         if canary is None or canary.provider.base_url == stable.provider.base_url:
             return False
         return canary.circuit.unreachable and not stable.circuit.unreachable
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """Of both arms, fallbacks included."""
+        return [target.provider for arm in (self.stable, self.canary) if arm is not None for target in arm.targets]
 
     @property
     def circuits(self) -> list[tuple[dict[str, str], Circuit]]:

@@ -88,6 +88,7 @@ class Operator:
             config.gateway_cluster_role,
             self._acknowledger.reported,
             where.pod,
+            config.gateway_environment,
         )
         self._trouble = asyncio.Event()
         self._listed_at: float | None = None

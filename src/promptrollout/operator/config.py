@@ -15,7 +15,8 @@ from pydantic.alias_generators import to_camel
 from promptrollout import __version__
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.meta import HeaderName, Name
-from promptrollout.api.names import ENV_BIND_ADDRESS, PORT_ADMIN
+from promptrollout.api.names import ENV_ALLOWED_NETWORKS, ENV_BIND_ADDRESS, ENV_REFUSED_NETWORKS, PORT_ADMIN
+from promptrollout.api.networks import CIDR
 
 FilePath = Annotated[str, Field(pattern=r"^/", max_length=1024)]
 
@@ -105,8 +106,21 @@ class Config(_Section):
     """Of serving pods whose PromptGateway names none."""
     gateway_cluster_role: Annotated[str, Field(min_length=1, max_length=253)] = "promptrollout-gateway"
     """Bound for the ServiceAccount of each PromptGateway in its namespace."""
+    allowed_provider_networks: Annotated[list[CIDR], Field(max_length=64)] = []
+    """Where gateways may connect to though it is refused by default: loopback, link-local and the like."""
+    refused_provider_networks: Annotated[list[CIDR], Field(max_length=64)] = []
+    """Where they may not, besides."""
     settle_seconds: Annotated[float, Field(ge=0, le=60)] = 2.0
     """How long after an interval's end its last scrapes are waited for; never more than a quarter of the interval."""
+
+    @property
+    def gateway_environment(self) -> dict[str, str]:
+        """What pods of gateways are told of it: nothing by default, so that no upgrade replaces them for it."""
+        networks = {
+            ENV_ALLOWED_NETWORKS: self.allowed_provider_networks,
+            ENV_REFUSED_NETWORKS: self.refused_provider_networks,
+        }
+        return {name: ",".join(found) for name, found in networks.items() if found}
 
     @field_validator("metrics_sources")
     @classmethod

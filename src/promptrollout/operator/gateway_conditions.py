@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from promptrollout.api.delivery import PodProblem
+from promptrollout.api.delivery import ADDRESS_REFUSED, KEY_NOT_BOUND, KEY_UNBOUND, PodProblem
 from promptrollout.api.few import first_few
 from promptrollout.api.gateway import GatewaySpec
 
@@ -75,15 +75,40 @@ def authenticated(spec: GatewaySpec | None, deployment: Object, reported: Report
 def providers_answer(reported: Reported | None, before: Object) -> Truths:
     """Whether the pods get answers from the providers of what they serve. As it stands while nothing is known."""
     if reported is None:
-        known = before.get("status") in ("True", "False")
-        said = (before.get("status") == "True", str(before.get("reason", "")), str(before.get("message", "")))
-        return {"ProvidersAnswer": said} if known else {}
-    down = reported.told("ProviderDown")
-    if not down:
+        return _as_it_stands("ProvidersAnswer", before)
+    if refused := _named(reported, ADDRESS_REFUSED):
+        text = f"gateways may not connect to the address of: {refused}. Allow it by gateway.allowedProviderNetworks"
+        return {"ProvidersAnswer": (False, ADDRESS_REFUSED, text)}
+    if not (down := _named(reported, "ProviderDown")):
         return {"ProvidersAnswer": (True, "Answering", "")}
-    named = first_few((f"{name} ({count} of {reported.pods} pods)" for name, count in down), SHOWN)
-    text = f"cannot be reached, or fail nearly always: {named}. Which versions: `circuits` on GET /rollouts of a pod"
+    text = f"cannot be reached, or fail nearly always: {down}. Which versions: `circuits` on GET /rollouts of a pod"
     return {"ProvidersAnswer": (False, "ProviderDown", text)}
+
+
+def provider_keys_bound(reported: Reported | None, before: Object) -> Truths:
+    """Whether each key's Secret says to which hosts it may go, and names the one that it is wanted for."""
+    kind = "ProviderKeysBound"
+    if reported is None:
+        return _as_it_stands(kind, before)
+    if named := _named(reported, KEY_NOT_BOUND):
+        text = f"not asked, as `hosts` in the Secret of the key does not name the host of baseURL: {named}"
+        return {kind: (False, KEY_NOT_BOUND, text)}
+    if named := _named(reported, KEY_UNBOUND):
+        text = f"the key's Secret has no data key `hosts`, which a later release requires: {named}"
+        return {kind: (False, KEY_UNBOUND, text)}
+    return {kind: (True, "Bound", "")}
+
+
+def _named(reported: Reported, reason: str) -> str:
+    """The providers of which pods say so; empty: none."""
+    told = reported.told(reason)
+    return first_few((f"{name} ({count} of {reported.pods} pods)" for name, count in told), SHOWN)
+
+
+def _as_it_stands(kind: str, before: Object) -> Truths:
+    known = before.get("status") in ("True", "False")
+    said = (before.get("status") == "True", str(before.get("reason", "")), str(before.get("message", "")))
+    return {kind: said} if known else {}
 
 
 def _auth_mode(deployment: Object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from promptrollout.api.gateway import Auth, GatewaySpec, Limits, SecretName
@@ -28,15 +29,23 @@ Files = Mapping[str, SecretKeyRef | ConfigMapKeyRef]
 
 UID = 65532
 KEY_FILE = "api-key"
+HOSTS_FILE = "hosts"
+"""Beside the key: where it may go."""
 CA_FILE = "ca.crt"
 _FILE_VOLUME = "provider-keys"
 _CALLERS_VOLUME = "caller-keys"
 
 
 def gateway_objects(
-    gateway: Object, spec: GatewaySpec, image: str, files: Files, cluster_role: str
+    gateway: Object,
+    spec: GatewaySpec,
+    image: str,
+    files: Files,
+    cluster_role: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> list[tuple[str, Object]]:
-    """(kind, object), in the order in which they are needed. `cluster_role`: what its pods may do."""
+    """(kind, object), in the order in which they are needed. `cluster_role`: what its pods may do; `environment`: what
+    they are told of the operator's configuration."""
     namespace, name = gateway["metadata"]["namespace"], gateway["metadata"]["name"]
     own = deployment_name(name)
     labels = {
@@ -59,6 +68,9 @@ def gateway_objects(
         metadata = {"name": own, "namespace": namespace, "labels": labels, "ownerReferences": [owner]}
         return kind, {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
 
+    deployment = _deployment(name, own, spec, image, files, labels, selector)
+    (container,) = deployment["template"]["spec"]["containers"]
+    container["env"] += [{"name": variable, "value": value} for variable, value in sorted(environment.items())]
     return [
         made("ServiceAccount", "v1", {"automountServiceAccountToken": False}),
         made(
@@ -69,7 +81,7 @@ def gateway_objects(
                 "subjects": [{"kind": "ServiceAccount", "name": own, "namespace": namespace}],
             },
         ),
-        made("Deployment", "apps/v1", {"spec": _deployment(name, own, spec, image, files, labels, selector)}),
+        made("Deployment", "apps/v1", {"spec": deployment}),
         made(
             "Service",
             "v1",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,13 +14,21 @@ from pydantic import ValidationError
 from promptrollout.api.few import first_few
 from promptrollout.api.gateway import GatewaySpec
 from promptrollout.api.invalid import first_problem
+from promptrollout.api.meta import ConfigMapKeyRef, SecretKeyRef
 from promptrollout.api.provider import ProviderSpec
 from promptrollout.operator.cluster_api import WATCHED, Api
 from promptrollout.operator.conditions import conditions, same_status
 from promptrollout.operator.events import announce
-from promptrollout.operator.gateway_conditions import SHOWN, Reported, authenticated, providers_answer
+from promptrollout.operator.gateway_conditions import (
+    SHOWN,
+    Reported,
+    authenticated,
+    provider_keys_bound,
+    providers_answer,
+)
 from promptrollout.operator.gateway_objects import (
     CA_FILE,
+    HOSTS_FILE,
     KEY_FILE,
     Files,
     gateway_objects,
@@ -55,8 +63,10 @@ class GatewayReconciler:
         cluster_role: str,
         reported: Callable[[str, str], Reported | None] = lambda namespace, name: None,
         instance: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`reported`: what the pods of a gateway say is wrong with them. `instance`: this operator's pod, in Events."""
+        """`reported`: what the pods of a gateway say is wrong with them. `instance`: this operator's pod, in Events.
+        `environment`: what pods are told of its configuration."""
         self._api = api
         self._store = store
         self._default_image = default_image
@@ -64,6 +74,7 @@ class GatewayReconciler:
         self._cluster_role = cluster_role
         self._reported = reported
         self._instance = instance
+        self._environment = environment or {}
         self._settled: dict[tuple[str, str, str], tuple[str, str]] = {}
 
     async def reconcile(self, key: Key, item: Object) -> None:
@@ -82,11 +93,11 @@ class GatewayReconciler:
         in_progress = self._in_progress(key)
         held = live is not None and bool(in_progress) and _is_serving(live)
         problems, waits = [], ""
-        for kind, wanted in gateway_objects(item, spec, image, files, self._cluster_role):
+        for kind, wanted in gateway_objects(item, spec, image, files, self._cluster_role, self._environment):
             if kind == "Deployment" and live is not None and held:
                 providers = self._in_use(key)
                 in_use = {path: ref for path, ref in files.items() if _provider(path) in providers}
-                template = held_template(live, mounted | in_use)
+                template = held_template(live, mounted | _without_late_hosts(in_use, mounted))
                 if not self._is_settled(kind, live, wanted) and not covers(template, wanted["spec"]["template"]):
                     waits = f"; its pods are replaced when no rollout of it is in progress: now {in_progress}"
                 wanted["spec"]["template"] = template
@@ -145,7 +156,9 @@ class GatewayReconciler:
             except ValidationError:
                 continue  # its own status says so
             ca = (spec.tls.ca_config_map_ref or spec.tls.ca_secret_ref) if spec.tls else None
-            for file, ref in ((KEY_FILE, spec.api_key_secret_ref), (CA_FILE, ca)):
+            key_ref = spec.api_key_secret_ref
+            hosts_ref = None if key_ref is None else SecretKeyRef(name=key_ref.name, key=HOSTS_FILE)
+            for file, ref in ((KEY_FILE, key_ref), (HOSTS_FILE, hosts_ref), (CA_FILE, ca)):
                 if ref is not None:
                     found[f"{name}/{file}"] = ref
         return found
@@ -209,6 +222,7 @@ class GatewayReconciler:
             "Ready": (truth, reason, message),
             **authenticated(spec, deployment, reported, before.get("Authenticated", {})),
             **providers_answer(reported, before.get("ProvidersAnswer", {})),
+            **provider_keys_bound(reported, before.get("ProviderKeysBound", {})),
         }
         status = {
             "observedGeneration": item["metadata"].get("generation", 0),
@@ -221,6 +235,19 @@ class GatewayReconciler:
         if not same_status(item, status):
             self._store.put("PromptGateway", await self._api.apply_status("PromptGateway", item, status), quiet=True)
             await announce(self._api, "PromptGateway", item, status["conditions"], self._instance)
+
+
+def _without_late_hosts(files: Files, mounted: Files) -> dict[str, SecretKeyRef | ConfigMapKeyRef]:
+    """Without the `hosts` of keys that a release mounted which knew none: pods are not replaced for them alone."""
+    late = {
+        path
+        for path in files
+        if path.endswith(f"/{HOSTS_FILE}")
+        and path not in mounted
+        and mounted.get(key := f"{_provider(path)}/{KEY_FILE}") is not None
+        and mounted[key] == files.get(key)
+    }
+    return {path: ref for path, ref in files.items() if path not in late}
 
 
 def _provider(path: str) -> str:

@@ -37,7 +37,11 @@ def find_chart(environ: Mapping[str, str] | None = None) -> Path:
 
 def chart_values(prometheus_url: str) -> dict[str, Any]:
     """What the sandbox sets in the chart; all else is the chart's default."""
-    return {"metricsSources": [{"name": "default", "url": prometheus_url}]}
+    return {
+        "metricsSources": [{"name": "default", "url": prometheus_url}],
+        # its pods and its model are on loopback
+        "gateway": {"allowedProviderNetworks": ["127.0.0.0/8"]},
+    }
 
 
 def require_values(file: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from promptrollout.gateway.process import Gateway, Settings
 from promptrollout.gateway.providers import endpoint
-from tests.unit.gateway.kit import Caller, Provider
+from tests.unit.gateway.kit import LOOPBACK, Caller, Provider
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,14 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     made = Gateway(
-        Settings("default", "ns", "pod-1", state_dir=tmp_path / "state", provider_keys_dir=tmp_path / "keys")
+        Settings(
+            "default",
+            "ns",
+            "pod-1",
+            networks=LOOPBACK,
+            state_dir=tmp_path / "state",
+            provider_keys_dir=tmp_path / "keys",
+        )
     )
     yield made
     await made.serving_app.close()

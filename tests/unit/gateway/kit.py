@@ -15,12 +15,15 @@ import uvicorn
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
+from promptrollout.api.networks import Networks
 from promptrollout.gateway.http import Message
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.series import Series
 
 STABLE = "a" * 64
 CANARY = "b" * 64
+LOOPBACK = Networks.of(["127.0.0.0/8"])
+"""Where the tests' providers are."""
 KEY = "5e" * 32
 """Of response ids."""
 SCHEMA = {"type": "object", "required": ["answer"], "properties": {"answer": {"type": "string"}}}

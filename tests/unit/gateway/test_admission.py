@@ -24,13 +24,13 @@ from promptrollout.gateway.errors import Overloaded, RateLimited
 from promptrollout.gateway.http import Bodies, Receive, read_body
 from promptrollout.gateway.pace import LATE_SECONDS, LEAST, Pace
 from promptrollout.gateway.process import Gateway, Settings
-from tests.unit.gateway.kit import DONE, Provider, arm, delivery, request, samples, series, streams, value
+from tests.unit.gateway.kit import DONE, LOOPBACK, Provider, arm, delivery, request, samples, series, streams, value
 from tests.unit.gateway.live import listening
 
 
 @asynccontextmanager
 async def serving(tmp_path: Path, provider: Provider, limits: Limits) -> AsyncIterator[tuple[Gateway, str]]:
-    gateway = Gateway(Settings("default", "ns", "pod-1", state_dir=tmp_path, limits=limits))
+    gateway = Gateway(Settings("default", "ns", "pod-1", networks=LOOPBACK, state_dir=tmp_path, limits=limits))
     await gateway.registry.apply("support", delivery(stable=arm(url=provider.url)))
     try:
         async with listening(gateway.serving_app) as port:

@@ -24,7 +24,7 @@ from promptrollout.gateway.authenticate import Auth, Authenticator, AuthMode
 from promptrollout.gateway.caller_keys import CallerKeys, EntryError, parse_entry
 from promptrollout.gateway.process import Gateway, Settings
 from promptrollout.gateway.token_reviews import ServiceAccountRule, looks_like_token
-from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, counted, delivery, request, samples, value
+from tests.unit.gateway.kit import CANARY, LOOPBACK, Caller, Provider, arm, counted, delivery, request, samples, value
 
 KEY = "pr-0123456789abcdef"
 
@@ -49,6 +49,7 @@ async def gateway_with(
         "default",
         "ns",
         "pod-1",
+        networks=LOOPBACK,
         state_dir=tmp_path / "state",
         provider_keys_dir=tmp_path / "keys",
         caller_keys_dir=tmp_path / "callers",
@@ -516,7 +517,7 @@ async def test_keys_and_tokens_side_by_side(tmp_path: Path, provider: Provider) 
 
 def test_settings_of_one_process_are_a_copy(tmp_path: Path) -> None:
     """The authenticator follows the mode of its own settings."""
-    settings = Settings("default", "ns", "pod-1", state_dir=tmp_path, caller_keys_dir=tmp_path)
+    settings = Settings("default", "ns", "pod-1", networks=LOOPBACK, state_dir=tmp_path, caller_keys_dir=tmp_path)
     assert Gateway(settings).authenticator.keys is None
     assert Gateway(dataclasses.replace(settings, auth=Auth("Keys"))).authenticator.keys is not None
 

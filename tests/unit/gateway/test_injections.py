@@ -24,6 +24,7 @@ from promptrollout.gateway.process import Gateway, Settings
 from promptrollout.gateway.templates import MissingVariable, compile_renderer
 from tests.unit.gateway.kit import (
     DONE,
+    LOOPBACK,
     USAGE_CHUNK,
     Caller,
     Provider,
@@ -352,6 +353,7 @@ async def test_keys_are_in_no_log_error_metric_or_file(
             "default",
             "ns",
             "pod-1",
+            networks=LOOPBACK,
             state_dir=tmp_path / "state",
             provider_keys_dir=keys,
             caller_keys_dir=callers,

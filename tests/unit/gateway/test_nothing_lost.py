@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 import yaml
 
-from promptrollout.api.names import ENV_BIND_ADDRESS, PORT_ADMIN, PORT_HTTP
+from promptrollout.api.names import ENV_ALLOWED_NETWORKS, ENV_BIND_ADDRESS, PORT_ADMIN, PORT_HTTP
 from promptrollout.sandbox.model import SimulatedModel
 from promptrollout.sandbox.model_behaviour import parse_behaviours
 from tests.unit.gateway.kit import CANARY, arm, delivery, request
@@ -53,6 +53,7 @@ class Pod:
             "POD_NAME": self.address,
             "PROMPTROLLOUT_STATE_DIR": str(self.state),
             ENV_BIND_ADDRESS: self.address,
+            ENV_ALLOWED_NETWORKS: "127.0.0.0/8",
         }
         with self._log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(

@@ -19,6 +19,7 @@ from promptrollout.gateway.providers.openai import OpenAIProvider
 from tests.unit.gateway.kit import (
     CANARY,
     DONE,
+    LOOPBACK,
     Caller,
     Provider,
     Script,
@@ -157,7 +158,7 @@ async def test_silence_and_no_answer_to_a_probe_is_an_outage(
 
 async def test_who_had_only_what_others_left_of_the_time_is_not_down(provider: Provider) -> None:
     provider.script.extend(silent() for _ in range(5))
-    endpoint, circuit = OpenAIProvider("openai", provider.url), Circuit()
+    endpoint, circuit = OpenAIProvider("openai", provider.url, networks=LOOPBACK), Circuit()
     timeouts = {"firstByteSeconds": 1, "totalSeconds": 2}
     config = ProviderConfig.model_validate(
         {"name": "openai", "baseURL": provider.url, "maxRetries": 0, "timeouts": timeouts}
@@ -244,7 +245,7 @@ async def test_a_probe_needs_an_answer_of_the_provider_itself(status: int, back:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     config = config_of(f"http://127.0.0.1:{runner.addresses[0][1]}/v1")
-    endpoint, circuit = OpenAIProvider(config.name, config.base_url), Circuit()
+    endpoint, circuit = OpenAIProvider(config.name, config.base_url, networks=LOOPBACK), Circuit()
     endpoint.keys.replace(["k"])
     try:
         await unreachable(endpoint, config, circuit)
@@ -268,7 +269,7 @@ async def test_a_connection_that_is_taken_and_never_answered_does_not_clear() ->
 
     server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
     config = config_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
-    endpoint, circuit = OpenAIProvider(config.name, config.base_url), Circuit()
+    endpoint, circuit = OpenAIProvider(config.name, config.base_url, networks=LOOPBACK), Circuit()
     try:
         await unreachable(endpoint, config, circuit)
         circuit.probed(await endpoint.probe(config))
@@ -308,7 +309,7 @@ async def test_where_no_completion_is_tried_the_list_of_models_is_believed_after
     """A canary at weight 0 has no users who could find out, and its rollout waits for the provider."""
     now = 0.0
     config = config_of(provider.url)
-    endpoint, circuit = OpenAIProvider(config.name, config.base_url), Circuit(clock=lambda: now)
+    endpoint, circuit = OpenAIProvider(config.name, config.base_url, networks=LOOPBACK), Circuit(clock=lambda: now)
 
     async def seconds_until_believed() -> float:
         nonlocal now
@@ -339,7 +340,7 @@ async def test_where_no_completion_is_tried_the_list_of_models_is_believed_after
 
 async def test_while_one_request_waits_to_find_out_no_other_does(provider: Provider) -> None:
     config = config_of(provider.url)
-    endpoint, circuit = OpenAIProvider(config.name, config.base_url), Circuit()
+    endpoint, circuit = OpenAIProvider(config.name, config.base_url, networks=LOOPBACK), Circuit()
     arrived = asyncio.Event()
 
     async def hang(_: web.Request) -> web.Response:
@@ -366,7 +367,7 @@ async def test_while_one_request_waits_to_find_out_no_other_does(provider: Provi
 
 async def test_one_success_clears(provider: Provider) -> None:
     config = config_of(provider.url)
-    endpoint, circuit = OpenAIProvider(config.name, config.base_url), Circuit()
+    endpoint, circuit = OpenAIProvider(config.name, config.base_url, networks=LOOPBACK), Circuit()
     provider.script.extend([says(503, b"")] * 3)
     try:
         await unreachable(endpoint, config, circuit)

@@ -27,6 +27,7 @@ from promptrollout.gateway.series import Series
 from promptrollout.gateway.usage import usage_of
 from tests.unit.gateway.kit import (
     CANARY,
+    LOOPBACK,
     SCHEMA,
     STABLE,
     Caller,
@@ -326,7 +327,9 @@ async def a_pod(name: str, state: Path, client: aiohttp.ClientSession) -> AsyncI
 
     async with serving(admin) as admin_url:
         port = int(admin_url.rpartition(":")[2])
-        settings = Settings("default", "ns", name, state_dir=state, pod_ip="127.0.0.1", admin_port=port)
+        settings = Settings(
+            "default", "ns", name, networks=LOOPBACK, state_dir=state, pod_ip="127.0.0.1", admin_port=port
+        )
         made.append(gateway := Gateway(settings))
         async with serving(gateway.serving_app) as url:
             await deliver(gateway, weight=50, canary=arm(CANARY), **REPORTED)

@@ -25,6 +25,7 @@ from promptrollout.sandbox.model_behaviour import parse_behaviours
 from tests.unit.gateway.kit import (
     CANARY,
     KEY,
+    LOOPBACK,
     STABLE,
     Answered,
     Caller,
@@ -325,7 +326,10 @@ async def pods(tmp_path: Path) -> AsyncIterator[Pods]:
     async with AsyncExitStack() as stack:
         model_url = await stack.enter_async_context(serving(model))
         gateways = [
-            Gateway(Settings("default", "ns", f"pod-{n}", tmp_path / f"state-{n}", tmp_path / "keys")) for n in (0, 1)
+            Gateway(
+                Settings("default", "ns", f"pod-{n}", tmp_path / f"state-{n}", tmp_path / "keys", networks=LOOPBACK)
+            )
+            for n in (0, 1)
         ]
         wanted = delivery(
             weight=50,
@@ -383,7 +387,7 @@ async def test_the_id_of_a_stream_votes_too(pods: Pods) -> None:
 
 async def test_a_pod_that_restarts_takes_the_votes_on_answers_before(pods: Pods, tmp_path: Path) -> None:
     _, answer, _ = await pods.post(0, "/v1/chat/completions", request())
-    again = Gateway(Settings("default", "ns", "pod-0", tmp_path / "state-0", tmp_path / "keys"))
+    again = Gateway(Settings("default", "ns", "pod-0", tmp_path / "state-0", tmp_path / "keys", networks=LOOPBACK))
     assert await again.registry.load_from_disk() == 1
     assert (await thumb(Caller(again.serving_app), answer["id"])).json["counted"] is True
     await again.providers.close()

@@ -257,7 +257,9 @@ async def test_the_key_of_a_deleted_provider_stays_while_it_serves() -> None:
     store.put("PromptDelivery", an_object("PromptDelivery", "app", {"gateway": "default", "stable": arm}))
     store.remove("ModelProvider", "ns", "model", "ModelProvider-model")
     await reconcile(reconciler)
-    assert mounted_files(api.objects["Deployment", "default-gateway"]) == {"model/api-key": REF}
+    hosts = SecretKeyRef(name="openai", key="hosts")
+    found = mounted_files(api.objects["Deployment", "default-gateway"])
+    assert found == {"model/api-key": REF, "model/hosts": hosts}
     store.remove("PromptDelivery", "ns", "app", "PromptDelivery-app")
     await reconcile(reconciler)
     assert mounted_files(api.objects["Deployment", "default-gateway"]) == {}
@@ -355,7 +357,8 @@ async def test_in_mid_canary_only_a_missing_key_replaces_pods() -> None:
     store.put("PromptDelivery", an_object("PromptDelivery", "app", {"gateway": "default"} | arms))
     await reconcile(reconciler)
     deployment = api.objects["Deployment", "default-gateway"]
-    assert mounted_files(deployment).keys() == {"model/api-key", "other/api-key"}
+    files = {"model/api-key", "model/hosts", "other/api-key", "other/hosts"}
+    assert mounted_files(deployment).keys() == files
     assert container(api)["image"] == "image:1"
     ready(store, api)
     rollout(store, "Idle")
@@ -481,3 +484,67 @@ async def test_forbidden_token_reviews_are_said_with_their_cure() -> None:
     status, reason, message = told(store, "Authenticated") or ("", "", "")
     assert (status, reason) == ("False", "TokenReviewsForbidden")
     assert "gateway.tokenReviewers" in message
+
+
+async def test_hosts_of_keys_are_mounted_with_them_but_replace_no_pods_in_mid_canary() -> None:
+    """A release before knew no `hosts`: they come with the pods' next replacement, or with another Secret."""
+    store, api = store_with(), FakeApi()
+    reconciler = GatewayReconciler(api, store, "image:1", {"default"}, "the-role")  # type: ignore[arg-type]
+    provide(store, "model", "openai")
+    await reconcile(reconciler)
+    ready(store, api)
+    old = copy.deepcopy(api.objects["Deployment", "default-gateway"])
+    projected = old["spec"]["template"]["spec"]["volumes"][2]["projected"]
+    projected["sources"] = [s for s in projected["sources"] if s["secret"]["items"][0]["key"] != "hosts"]
+    api.objects["Deployment", "default-gateway"] = old
+    store.put("Deployment", old | {"metadata": old["metadata"] | {"resourceVersion": "900"}})
+    store.put(
+        "PromptDelivery",
+        an_object("PromptDelivery", "app", {"gateway": "default", "stable": {"provider": {"name": "model"}}}),
+    )
+    rollout(store, "Stepping")
+    await reconcile(reconciler)
+    assert mounted_files(api.objects["Deployment", "default-gateway"]).keys() == {"model/api-key"}
+    assert "its pods are replaced when no rollout of it is in progress" in ready_condition(store)["message"]
+    rollout(store, "Idle")
+    await reconcile(reconciler)
+    found = mounted_files(api.objects["Deployment", "default-gateway"])
+    assert found["model/hosts"] == SecretKeyRef(name="openai", key="hosts")
+
+
+async def test_keys_that_are_not_bound_to_hosts_and_addresses_that_are_refused_are_conditions() -> None:
+    store, api = store_with(), FakeApi()
+    said: list[Reported | None] = [None]
+    reconciler = GatewayReconciler(
+        api,  # type: ignore[arg-type]
+        store,
+        "image:1",
+        {"default"},
+        "the-role",
+        lambda namespace, name: said[0],
+        environment={"PROMPTROLLOUT_ALLOWED_PROVIDER_NETWORKS": "127.0.0.0/8"},
+    )
+
+    async def now(*problems: tuple[str, str, int]) -> list[tuple[str, str]]:
+        said[0] = Reported(2, problems)
+        api.events.clear()
+        await reconcile(reconciler)
+        return [(event["type"], event["reason"]) for event in api.events]
+
+    await now()
+    assert container(api)["env"][-1] == {"name": "PROMPTROLLOUT_ALLOWED_PROVIDER_NETWORKS", "value": "127.0.0.0/8"}
+    assert told(store, "ProviderKeysBound") == ("True", "Bound", "")
+    assert await now(("ProviderKeyUnbound", "openai", 2)) == [("Warning", "ProviderKeyUnbound")]
+    text = "the key's Secret has no data key `hosts`, which a later release requires: openai (2 of 2 pods)"
+    assert told(store, "ProviderKeysBound") == ("False", "ProviderKeyUnbound", text)
+    assert await now(("ProviderKeyNotBound", "azure", 1), ("ProviderKeyUnbound", "openai", 2)) == [
+        ("Warning", "ProviderKeyNotBound")
+    ]
+    assert "azure (1 of 2 pods)" in (told(store, "ProviderKeysBound") or ("", "", ""))[2]
+    assert ("Warning", "ProviderAddressRefused") in await now(("ProviderAddressRefused", "metadata", 2))
+    status, reason, message = told(store, "ProvidersAnswer") or ("", "", "")
+    assert (status, reason) == ("False", "ProviderAddressRefused")
+    assert "metadata (2 of 2 pods)" in message
+    said[0] = None
+    await reconcile(reconciler)
+    assert (told(store, "ProvidersAnswer") or ("",))[0] == "False", "as it stands while nobody answers"

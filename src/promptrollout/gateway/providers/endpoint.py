@@ -17,18 +17,23 @@ import aiohttp
 
 from promptrollout.api.base_url import base_url_doubt
 from promptrollout.api.delivery import ProviderConfig
+from promptrollout.api.networks import Networks
 from promptrollout.api.provider import RESERVED_HEADERS, Auth
 from promptrollout.gateway.errors import ProviderError
+from promptrollout.gateway.providers.addresses import refused_address, socket_factory
 from promptrollout.gateway.providers.answer import Answer
 from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.failures import (
     THE_WHOLE,
+    address_refused,
     broken,
     certificate_problem,
     circuit_open,
+    key_not_bound,
     reason,
     timed_out,
 )
+from promptrollout.gateway.providers.key_hosts import KeyHosts
 from promptrollout.gateway.providers.keys import LIMITED_MAX_SECONDS, LIMITED_SECONDS, REFUSED_SECONDS, KeyRing
 from promptrollout.gateway.providers.proxy import proxy_of
 from promptrollout.gateway.providers.refusal import DOWN_STATUS, UNAUTHORIZED, refusal
@@ -70,10 +75,16 @@ class Endpoint:
         base_url: str,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
+        networks: Networks | None = None,
     ) -> None:
         self.name = name
         self.base_url = base_url
         self.keys = KeyRing(clock)
+        self.key_hosts: KeyHosts | None = None
+        """Where the keys may go; None: their Secret does not say."""
+        self.networks = networks or Networks()
+        self.refused_at: str | None = None
+        """Why its address may not be called, by the last try to connect."""
         self.trust: ssl.SSLContext | bool = True
         """For https: what its certificate is held against. True: the public authorities; False: nothing."""
         self.in_flight = 0
@@ -99,6 +110,22 @@ class Endpoint:
         allowed = {name: value for name, value in further.items() if name not in RESERVED_HEADERS}
         self._own_headers = {**self.constant_headers, **allowed}
 
+    @property
+    def literal_refusal(self) -> str | None:
+        """Why its address may not be called, where the base URL has one and no name. Of a name it is known when a
+        connection is made; where a proxy makes it, nobody here knows."""
+        return self.networks.refusal_of_host(urlsplit(self.base_url).hostname or "")
+
+    @property
+    def key_not_bound(self) -> bool:
+        """It has keys, and their Secret names other hosts."""
+        return len(self.keys) > 0 and self.key_hosts is not None and not self.key_hosts.allow(self.base_url)
+
+    @property
+    def key_unbound(self) -> bool:
+        """It has keys, and their Secret does not say where they may go."""
+        return len(self.keys) > 0 and self.key_hosts is None
+
     async def call(
         self,
         payload: bytes,
@@ -122,6 +149,7 @@ class Endpoint:
         deadline = (started if since is None else since) + config.timeouts.total_seconds
         if started >= deadline:
             raise timed_out(self.name, THE_WHOLE)  # others had it all; nothing is said of this one
+        self._require_permission(circuit)
         if not circuit.allows():
             raise circuit_open(self.name, circuit)
         circuit.asked(config.retry_budget_percent)
@@ -155,6 +183,8 @@ class Endpoint:
     async def probe(self, config: ProviderConfig) -> bool:
         """Whether the endpoint answers anything; that it answers this does not mean that it completes chats."""
         timeout = aiohttp.ClientTimeout(total=config.timeouts.connect_seconds + 5.0)
+        if self.key_not_bound or (self._proxy is not None and self.literal_refusal is not None):
+            return False
         try:
             async with self._sessions().get(
                 f"{self.base_url}/models{self._query}",
@@ -171,6 +201,15 @@ class Endpoint:
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+    def _require_permission(self, circuit: Circuit) -> None:
+        """Raises ProviderError where nothing may be sent. Nothing is learned of the version then, so it counts as a
+        provider that is out of reach: stable answers, and nobody decides on it."""
+        if self.key_not_bound:
+            raise self._missed(circuit, key_not_bound(self.name), "`hosts` of its key's Secret does not name it")
+        if self._proxy is not None and (why := self.literal_refusal) is not None:
+            self.refused_at = why
+            raise self._missed(circuit, address_refused(self.name), f"is refused: {why}")
 
     def _is_cold(self) -> bool:
         return self._answered_at is None or self._clock() - self._answered_at > COLD_AFTER_SECONDS
@@ -212,6 +251,7 @@ class Endpoint:
                     raise refused
                 first = await response.content.readany()
             circuit.answered()
+            self.refused_at = None
             self.keys.works(key)
             self._answered_at = self._clock()
             answered = True
@@ -221,6 +261,11 @@ class Endpoint:
             failure = ProviderError("connection", 502, message, unreachable=True)
             raise self._missed(circuit, failure, f"certificate not trusted: {certificate_problem(error)}") from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            if (refused_here := refused_address(error)) is not None:
+                self.refused_at = refused_here.why
+                why = f"{refused_here.address} is refused: {refused_here.why}"
+                raise self._missed(circuit, address_refused(self.name), why) from error
+            self.refused_at = None
             message = f"provider {self.name} cannot be reached: {reason(error)}"
             # surely nothing was done for this request, so somebody else may answer it from the first failure on
             failure = ProviderError("connection", 502, message, unreachable=True, retryable=True)
@@ -304,7 +349,13 @@ class Endpoint:
     def _sessions(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0, ttl_dns_cache=30),
+                connector=aiohttp.TCPConnector(
+                    limit=0,
+                    keepalive_timeout=30.0,
+                    ttl_dns_cache=30,
+                    # the proxy is the environment's choice, so wherever it is, it may be asked
+                    socket_factory=None if self._proxy is not None else socket_factory(self.networks),
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 # not aiohttp's reading of the environment: it takes credentials from ~/.netrc too
                 trust_env=False,

@@ -39,6 +39,22 @@ def broken(provider: str, error: BaseException) -> ProviderError:
     return ProviderError("connection", 502, message, retryable=True)
 
 
+def key_not_bound(provider: str) -> ProviderError:
+    message = (
+        f"provider {provider} is not asked: `hosts` in the Secret of its key does not name the host of its baseURL; "
+        "add it there"
+    )
+    return ProviderError("connection", 502, message, code="provider_key_not_bound", unreachable=True)
+
+
+def address_refused(provider: str) -> ProviderError:
+    message = (
+        f"provider {provider} is not asked: gateways may not connect to its address; see the chart's value "
+        "gateway.allowedProviderNetworks"
+    )
+    return ProviderError("connection", 502, message, code="provider_address_refused", unreachable=True)
+
+
 def certificate_problem(error: aiohttp.ClientConnectorCertificateError) -> str:
     """In OpenSSL's words: self-signed, expired, another host's."""
     return str(getattr(error.certificate_error, "verify_message", "") or "it is not valid")
