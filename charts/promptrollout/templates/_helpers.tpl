@@ -105,9 +105,9 @@ gatewayImage: {{ default (include "promptrollout.image" .) .Values.gatewayImage 
 - apiGroups: [promptrollout.dev]
   resources: [promptrollouts, promptgateways, promptslos, modelproviders]
   verbs: [get, list, watch]
-# What it owns: copies of versions, and the configuration that gateways read.
+# What it owns: copies of versions, and the configuration and keys of response ids that gateways read.
 - apiGroups: [promptrollout.dev]
-  resources: [promptversions, promptdeliveries]
+  resources: [promptversions, promptdeliveries, promptsigningkeys]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [promptrollout.dev]
   resources:

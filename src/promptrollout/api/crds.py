@@ -21,6 +21,7 @@ from promptrollout.api.names import GROUP, VERSION
 from promptrollout.api.prompt import PromptVersion
 from promptrollout.api.provider import ModelProvider
 from promptrollout.api.rollout import PromptRollout
+from promptrollout.api.signing_key import PromptSigningKey
 from promptrollout.api.slo import PromptSLO
 
 KINDS: tuple[type[CustomResource], ...] = (
@@ -29,6 +30,7 @@ KINDS: tuple[type[CustomResource], ...] = (
     PromptGateway,
     PromptRollout,
     PromptSLO,
+    PromptSigningKey,
     PromptVersion,
 )
 # `kubectl get prompts`. No kind's name: kubectl expands a category first, and `get promptrollout NAME` would fail
@@ -73,14 +75,14 @@ def crd(kind: type[CustomResource]) -> Schema:
                 "plural": kind.plural,
                 "singular": singular,
                 "shortNames": list(kind.short_names),
-                "categories": [CATEGORY],
+                **({"categories": [CATEGORY]} if kind.in_category else {}),
             },
             "versions": [
                 {
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {"status": {}},
+                    **({"subresources": {"status": {}}} if "status" in kind.model_fields else {}),
                     "additionalPrinterColumns": [
                         {"name": name, "type": type_, "jsonPath": path} | ({"priority": priority} if priority else {})
                         for name, type_, path, priority in kind.columns
@@ -105,8 +107,10 @@ def kind_schema(kind: type[CustomResource]) -> Schema:
     """
     raw = kind.model_json_schema(by_alias=True, schema_generator=_WithRules)
     definitions: Schema = raw.get("$defs", {})
-    properties: Schema = {name: structural(raw["properties"][name], definitions) for name in ("spec", "status")}
-    properties["status"] = _without(properties["status"], "default", RULES)
+    parts = [name for name in ("spec", "status") if name in raw["properties"]]
+    properties: Schema = {name: structural(raw["properties"][name], definitions) for name in parts}
+    if "status" in properties:
+        properties["status"] = _without(properties["status"], "default", RULES)
     if kind.written_by_operator:
         properties["spec"] = _without(properties["spec"], "default", RULES)
     properties["spec"] = _list_defaults_told(properties["spec"])

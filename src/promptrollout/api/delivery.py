@@ -24,6 +24,7 @@ from promptrollout.api.meta import (
 )
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.provider import Auth, ModelPrice, QueryParameter, StaticHeader, Timeouts
+from promptrollout.api.signing_key import ResponseKey
 from promptrollout.api.slo import LabelValue
 
 
@@ -149,9 +150,6 @@ class Memory(Model):
     handled_commands: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=20)] = []
 
 
-ResponseKey = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")]
-
-
 class ResponseKeys(Model):
     """Beside the key that signs response ids: that which will, so that all pods know it by then, and that which did."""
 
@@ -186,7 +184,7 @@ class DeliverySpec(Model):
     scores: Annotated[list[LabelValue], Field(max_length=20)] = []
     """Names of scores that objectives are on: pods export them from the start, at zero."""
     response_key: ResponseKey | None = None
-    """Signs the response ids that callers get; to have others drawn at once, take the field out."""
+    """Only while a pod of the gateway cannot read PromptSigningKeys: signs the response ids that callers get."""
     response_keys: ResponseKeys | None = None
     """Whose ids are believed too."""
     retired_at: Timestamp | None = None
@@ -264,6 +262,8 @@ class RolloutReport(Model):
     """Of the last ten minutes: requests with a stickiness key that were assigned to an arm by it."""
     heavy_units: list[HeavyUnit] = []
     """The units with most of them, as far as they are known to have."""
+    signing_key: bool | None = None
+    """Whether its PromptSigningKey is here; absent: the pod cannot read such objects."""
     shards_withheld: bool = False
     """Its shards are not exported here, since those of as many other rollouts are as a pod exports at once."""
 

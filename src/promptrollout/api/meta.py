@@ -112,6 +112,9 @@ class CustomResource(Model):
     written_by_operator: ClassVar[bool] = False
     """The whole object, not only its status: its schema has bounds, but no defaults and no rules."""
 
+    in_category: ClassVar[bool] = True
+    """`kubectl get prompts` lists it too."""
+
     api_version: str = ""
     kind: str = ""
     metadata: ObjectMeta

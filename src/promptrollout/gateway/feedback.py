@@ -29,7 +29,7 @@ MAX_REMEMBERED: Final = 100_000
 MAX_SCORE: Final = 1e9
 
 INVALID_VOTE: Final = "invalid_vote"
-NotCounted = Literal["already_counted", "too_old", "version_retired", "not_compared"]
+NotCounted = Literal["already_counted", "too_old", "version_retired", "not_compared", "key_retired"]
 
 _Id = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
 
@@ -130,9 +130,9 @@ class VoteCounting:
             raise CallerError(404, "response_not_found", message, field)
         for serving in candidates:
             assert serving.response_ids is not None
-            if given := serving.response_ids.unwrap(text):
+            if given := serving.response_ids.unwrap(text, self._wall_clock()):
                 return serving, given
-        message = f"{field}: it was changed, or signed with a key that is no longer in use"
+        message = f"{field}: it was changed, signed with a key that is no longer in use, or is of a time to come"
         raise CallerError(400, "invalid_response_id", message, field)
 
     def _count(
@@ -143,7 +143,9 @@ class VoteCounting:
         series = None if given.variant is None else serving.voted(given.version, given.variant)
         vote = hash((text, kind))
         reason: NotCounted | None = None
-        if given.variant is None:
+        if given.readable:
+            reason = "key_retired"
+        elif given.variant is None:
             reason = "not_compared"
         elif age is None:
             reason = "too_old"

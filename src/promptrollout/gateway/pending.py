@@ -61,6 +61,11 @@ class PendingRenders:
         self._settle_seconds[self._made] = settle_seconds
         return self._made
 
+    def since(self, number: int) -> float | None:
+        """When a render that waits was made, on the clock; None of one that does not wait."""
+        settle_seconds = self._settle_seconds.get(number)
+        return None if settle_seconds is None else self._by_settle_seconds[settle_seconds][number].since
+
     def take(self, number: int) -> Pending | None:
         """The render; None if it is counted already."""
         settle_seconds = self._settle_seconds.pop(number, None)

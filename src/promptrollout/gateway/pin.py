@@ -43,18 +43,18 @@ def pin_of(serving: Serving, request: Request, now: float) -> Pin | None:
         return None
     body, header = request.body, request.headers.get(HEADER_PIN)
     previous = body.get(PREVIOUS)
-    before = ids.unwrap(previous) if isinstance(previous, str) else None
+    before = ids.unwrap(previous, now) if isinstance(previous, str) else None
     if before is not None:
         body[PREVIOUS] = before.upstream
     # of two, the one that the provider goes on from
-    given = before or (_of_header(ids, header.decode("latin-1")) if header else None)
+    given = before or (_of_header(ids, header.decode("latin-1"), now) if header else None)
     if given is None:
         return None
     max_age = serving.configuration.spec.stickiness.pin_max_age_seconds
     return Pin(given, now - given.began_seconds < max_age, before is not None)
 
 
-def _of_header(ids: ResponseIds, header: str) -> ResponseId | None:
+def _of_header(ids: ResponseIds, header: str, now: float) -> ResponseId | None:
     """What the header says; None: nothing about this rollout, or an id so long that it was passed on as it was."""
     if parse(header) is None and len(header) <= MAX_REST:
         message = (
@@ -62,7 +62,7 @@ def _of_header(ids: ResponseIds, header: str) -> ResponseId | None:
             "such as `chatcmpl-`, then `P` and 39 characters, then the rest of the provider's id), or leave it out"
         )
         raise CallerError(400, "invalid_pin", message, HEADER_PIN)
-    return ids.unwrap(header)
+    return ids.unwrap(header, now)
 
 
 def keep(serving: Serving, request: Request, pin: Pin | None, assignment: Assignment) -> Assignment:

@@ -10,6 +10,8 @@ from typing import Final
 from promptrollout.api.delivery import ADDRESS_REFUSED, KEY_NOT_BOUND, KEY_UNBOUND, PodProblem
 from promptrollout.api.few import first_few
 from promptrollout.gateway.authenticate import Authenticator
+from promptrollout.gateway.configuration import AddressRefused, KeyNotBound
+from promptrollout.gateway.registry import Problem
 from promptrollout.gateway.serving import Serving
 
 logger = logging.getLogger(__name__)
@@ -37,10 +39,11 @@ class PodProblems:
         self._down_since: dict[str, float] = {}
         self._configured: set[tuple[str, str]] = set()
 
-    def look(self, servings: Iterable[Serving], configured: set[tuple[str, str]] | None = None) -> None:
-        """Note which providers are down: out of reach for an arm, or failing so much that its circuit is open.
-        `configured`: reason and name of those whose configuration is at fault."""
-        configured = configured or set()
+    def look(self, servings: Iterable[Serving], not_loaded: Iterable[Problem] = ()) -> None:
+        """Note which providers are down: out of reach for an arm, or failing so much that its circuit is open; and
+        which are configured so that nothing may be sent to them, or that their key may go anywhere."""
+        servings = list(servings)
+        configured = _configured(servings, not_loaded)
         for reason, name in sorted(configured - self._configured):
             logger.warning(_CONFIGURED[reason], name)
         self._configured = configured
@@ -72,3 +75,21 @@ class PodProblems:
             names = sorted(name for each, name in self._configured if each == reason)
             problems += [PodProblem(reason=reason, message=name) for name in names]
         return problems[:MAX_PROBLEMS]
+
+
+def _configured(servings: Iterable[Serving], not_loaded: Iterable[Problem]) -> set[tuple[str, str]]:
+    """Reason and name of each provider whose configuration is at fault."""
+    found: set[tuple[str, str]] = set()
+    for problem in not_loaded:
+        if isinstance(problem.error, KeyNotBound):
+            found.add((KEY_NOT_BOUND, problem.error.provider))
+        elif isinstance(problem.error, AddressRefused):
+            found.add((ADDRESS_REFUSED, problem.error.provider))
+    for endpoint in (endpoint for serving in servings for endpoint in serving.endpoints):
+        if endpoint.key_not_bound:
+            found.add((KEY_NOT_BOUND, endpoint.name))
+        elif endpoint.key_unbound:
+            found.add((KEY_UNBOUND, endpoint.name))
+        if endpoint.refused_at is not None:
+            found.add((ADDRESS_REFUSED, endpoint.name))
+    return found

@@ -113,7 +113,7 @@ class Gateway:
     async def look(self) -> None:
         """Every second."""
         await asyncio.to_thread(self.authenticator.refresh)  # thousands of callers are as many files
-        self.problems.look(self.registry.all(), self.registry.provider_problems())
+        self.problems.look(self.registry.all(), self.registry.not_loaded())
 
     async def check_tokens(self) -> None:
         """Now and then, where ServiceAccounts may call."""

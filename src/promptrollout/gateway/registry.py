@@ -10,32 +10,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from promptrollout.api.delivery import (
-    ADDRESS_REFUSED,
-    KEY_NOT_BOUND,
-    KEY_UNBOUND,
-    NO_DIGEST,
-    HeavyUnit,
-    PodProblem,
-    PodReport,
-    RolloutReport,
-)
+from promptrollout.api.delivery import NO_DIGEST, HeavyUnit, PodProblem, PodReport, RolloutReport
 from promptrollout.api.names import FORMAT_VERSION
 from promptrollout.gateway.caller_keys import CALLER
-from promptrollout.gateway.configuration import (
-    AddressRefused,
-    Configuration,
-    KeyMissing,
-    KeyNotBound,
-    Loader,
-    LoadError,
-)
+from promptrollout.gateway.configuration import Configuration, KeyMissing, Loader, LoadError
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.heavy import HeavyUnits
 from promptrollout.gateway.pending import PendingRenders
 from promptrollout.gateway.response_id import parse
 from promptrollout.gateway.serving import Serving, served_content
+from promptrollout.gateway.signing_keys import SigningKeys
 from promptrollout.gateway.store import Store
 from promptrollout.gateway.window import ShareWindow
 
@@ -57,8 +42,7 @@ class Problem:
     message: str
     raw: dict[str, Any]
     waits_for_key: bool
-    provider: tuple[str, str] | None = None
-    """Reason and name, where a provider is configured so that nothing may be sent to it."""
+    error: LoadError | None = None
 
 
 class Registry:
@@ -88,6 +72,7 @@ class Registry:
         self.problems: Callable[[], list[PodProblem]] = list
         """What is wrong beyond one rollout."""
         self.renders = PendingRenders(clock)
+        self.signing = SigningKeys(store)
         self.confirmed: set[str] = set()
         """Rollouts that pods have put in service, by the status of their deliveries."""
         self.loaded = False
@@ -130,19 +115,9 @@ class Registry:
             and self.find(name) is not None
         ]
 
-    def provider_problems(self) -> set[tuple[str, str]]:
-        """Reason and name of each provider that is configured so that nothing may be sent to it, or whose key may go
-        anywhere."""
-        found = {problem.provider for problem in self._problems.values() if problem.provider is not None}
-        for serving in self._serving.values():
-            for endpoint in serving.endpoints:
-                if endpoint.key_not_bound:
-                    found.add((KEY_NOT_BOUND, endpoint.name))
-                elif endpoint.key_unbound:
-                    found.add((KEY_UNBOUND, endpoint.name))
-                if endpoint.refused_at is not None:
-                    found.add((ADDRESS_REFUSED, endpoint.name))
-        return found
+    def not_loaded(self) -> Iterable[Problem]:
+        """Deliveries that could not be loaded, or only without their canary."""
+        return self._problems.values()
 
     def names(self) -> list[str]:
         return sorted(name for name in self._serving if self.find(name) is not None)
@@ -153,6 +128,7 @@ class Registry:
     async def load_from_disk(self) -> int:
         """Put the last good configurations in service; how many there were."""
         self._overrides = await asyncio.to_thread(self._store.load_overrides)
+        await asyncio.to_thread(self.signing.load)
         found = await asyncio.to_thread(self._store.load)
         for name, raw in found.items():
             await self.apply(name, raw, from_disk=True)
@@ -204,6 +180,14 @@ class Registry:
             self._swap(configuration)
             if not from_disk:
                 await asyncio.to_thread(self._store.save, name, raw)
+
+    async def sign(self, name: str, raw: dict[str, Any]) -> None:
+        """Take over the keys of a rollout's response ids: of its PromptSigningKey."""
+        if (found := self.signing.take(name, raw)) is None:
+            return
+        if (serving := self._serving.get(name)) is not None:
+            serving.sign_with(found)
+        await asyncio.to_thread(self._store.save_signing_key, name, raw)
 
     def remove(self, name: str) -> None:
         """The delivery is gone: serve it for a while longer."""
@@ -267,6 +251,7 @@ class Registry:
             if serving.gone_at is not None and now >= serving.gone_at:
                 del self._serving[name]
                 self._counters.rollout_gone(serving.configuration.spec.rollout_uid, name)
+                self.signing.forget(name)
                 await asyncio.to_thread(self._store.forget, name)
         for name, raw in self._waiting_for_key().items():
             await self.apply(name, raw)
@@ -331,6 +316,7 @@ class Registry:
             circuit_failures={name: circuit.failure for name, circuit in circuits.items() if circuit.failure},
             assigned_requests=serving.heavy.total(),
             heavy_units=[HeavyUnit(unit=unit, requests=n) for unit, n in serving.heavy.heaviest(HEAVY_UNITS)],
+            signing_key=self.signing.is_here(name),
             shards_withheld=(spec.rollout_uid, name) in self._counters.withheld,
         )
 
@@ -347,7 +333,20 @@ class Registry:
         since = self._wall_clock()
         if current and _assigning(current.configuration) == _assigning(configuration):
             since = current.weight_since
-        serving = Serving(configuration, name in self._overrides, self._counters, window, heavy, acknowledged, since)
+        readable = configuration.spec.response_key is not None
+        was_readable = current is not None and current.configuration.spec.response_key is not None
+        unreadable_since = self._clock() if readable or was_readable else current.unreadable_since if current else 0.0
+        serving = Serving(
+            configuration,
+            name in self._overrides,
+            self._counters,
+            window,
+            heavy,
+            acknowledged,
+            since,
+            self.signing.get(name),
+            unreadable_since,
+        )
         self._retire_or_revive(serving, {"retiredAt": configuration.spec.retired_at})
         self._serving[name] = serving
         self._counters.swaps += 1
@@ -368,7 +367,7 @@ class Registry:
         if known is None or known.message != message or known.sequence != sequence:
             logger.error("rollout %s: sequence %d is not put in service: %s", name, sequence, message)
             self._counters.refused[reason] += 1
-        self._problems[name] = Problem(sequence, message, raw, reason == "key_missing", _of_a_provider(error))
+        self._problems[name] = Problem(sequence, message, raw, reason == "key_missing", error)
 
     def _retire_or_revive(self, serving: Serving, raw: dict[str, Any]) -> None:
         retired_at = _timestamp(raw.get("retiredAt"))
@@ -383,12 +382,6 @@ def _assigning(configuration: Configuration) -> tuple[object, ...]:
     """What an arm is assigned by."""
     spec = configuration.spec
     return spec.weight, spec.salt, spec.stickiness, spec.audience, spec.canary and spec.canary.digest
-
-
-def _of_a_provider(error: LoadError | None) -> tuple[str, str] | None:
-    if isinstance(error, KeyNotBound):
-        return KEY_NOT_BOUND, error.provider
-    return (ADDRESS_REFUSED, error.provider) if isinstance(error, AddressRefused) else None
 
 
 def _reason(error: LoadError) -> str:

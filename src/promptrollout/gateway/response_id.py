@@ -18,6 +18,7 @@ from functools import cache
 from typing import Final
 
 from promptrollout.api.delivery import DeliverySpec
+from promptrollout.api.signing_key import SigningKeySpec
 from promptrollout.gateway.route import Variant
 
 _HEAD: Final = struct.Struct(">BB3s5sI2sH")
@@ -36,6 +37,8 @@ _MAX_EARLIER: Final = 0xFFFF
 MAX_REST: Final = 256
 """An id with more characters behind its prefix is passed on as it is."""
 MAX_CHARACTERS: Final = 512
+MAX_AHEAD_SECONDS: Final = 60.0
+"""Clocks of pods differ by less: an id of a later time was not given yet."""
 
 _PREFIX: Final = re.compile(r"(?:[a-z]{1,16}[-_])?")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._~-]*")
@@ -61,6 +64,8 @@ class ResponseId:
     """Since the epoch: when the conversation that is pinned to the version began, at most 18 h before the answer."""
     rendered: bool = False
     """Of a prompt that was rendered for an application; `upstream` is ours then."""
+    readable: bool = False
+    """It is signed with a key that people could read: enough for a conversation to go on, not for evidence."""
 
 
 @cache
@@ -93,22 +98,33 @@ def parse(text: str) -> Unverified | None:
 
 
 class ResponseIds:
-    """Makes and reads the ids of one rollout under its key, which all pods have from its delivery. `others` are keys
-    that sign no longer, or not yet."""
+    """Makes and reads the ids of one rollout under its key, which all pods have. `others` are keys that sign no longer,
+    or not yet; `readable` those that people could read, and that only conversations are believed with."""
 
-    def __init__(self, rollout_uid: str, key: bytes, others: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self, rollout_uid: str, key: bytes, others: Sequence[bytes] = (), readable: Sequence[bytes] = ()
+    ) -> None:
         self.tag = hashlib.sha256(rollout_uid.encode()).digest()[:3]
         self._key = key
         self._keys = (key, *others)
+        self._readable = tuple(each for each in readable if each not in self._keys)
 
     @staticmethod
-    def of(spec: DeliverySpec) -> ResponseIds | None:
-        """None: of an operator that does not know them yet."""
-        if spec.response_key is None:
-            return None
+    def of(spec: DeliverySpec, held: SigningKeySpec | None = None) -> ResponseIds | None:
+        """By the rollout's PromptSigningKey; by the keys of its delivery as long as they stand there, since other pods
+        may know no others. None: of an operator that knows neither yet."""
         beside = spec.response_keys
-        others = [] if beside is None else [key for key in (beside.previous, beside.next) if key is not None]
-        return ResponseIds(spec.rollout_uid, bytes.fromhex(spec.response_key), [bytes.fromhex(key) for key in others])
+        told = [] if beside is None else [beside.previous, beside.next]
+        own = [] if held is None else [held.key, held.next, held.previous]
+        found = [key for key in (spec.response_key, *own) if key is not None]
+        if not found:
+            return None
+        signing, *others = found
+        if spec.response_key is not None:
+            others += [key for key in told if key is not None]
+        readable = [] if held is None else held.readable
+        first, second = ([bytes.fromhex(key) for key in keys] for keys in (others, readable))
+        return ResponseIds(spec.rollout_uid, bytes.fromhex(signing), first, second)
 
     def wrap(self, given: ResponseId) -> str:
         """The caller's id for an answer; the provider's as it is if that is too long."""
@@ -129,21 +145,33 @@ class ResponseIds:
         signed = base64.urlsafe_b64encode(head + _mac(self._key, prefix, head, rest)).decode()
         return f"{prefix}{signed}{rest}"
 
-    def unwrap(self, text: str) -> ResponseId | None:
-        """What an id says; None if it was not made under these keys, or was changed since."""
+    def unwrap(self, text: str, now: float) -> ResponseId | None:
+        """What an id says; None if it was not made under these keys, was changed since, or is of a time to come.
+        `now`: since the epoch."""
         found = parse(text)
-        if found is None or not any(
-            hmac.compare_digest(found.mac, _mac(key, found.prefix, found.head, found.rest)) for key in self._keys
-        ):
+        if found is None:
             return None
+        readable = False
+        if not _made_under(self._keys, found):
+            if not _made_under(self._readable, found):
+                return None
+            readable = True
         first, arm, _, version, at, provider, earlier = _HEAD.unpack(found.head)
+        if at > now + MAX_AHEAD_SECONDS:
+            return None
         rest = found.rest
         if first & _CODED:
             rest = base64.urlsafe_b64decode(rest + "=" * (-len(rest) % 4)).decode()
         # one that this release does not know counts for neither arm
         upstream, variant = f"{found.prefix}{rest}", dict(enumerate(_VARIANTS)).get(arm >> 5)
         rendered = bool(first & _RENDERED)
-        return ResponseId(upstream, version.hex(), variant, arm & 31, at, provider, at - earlier, rendered)
+        return ResponseId(
+            upstream, version.hex(), variant, arm & 31, at, provider, at - earlier, rendered, readable=readable
+        )
+
+
+def _made_under(keys: Sequence[bytes], found: Unverified) -> bool:
+    return any(hmac.compare_digest(found.mac, _mac(key, found.prefix, found.head, found.rest)) for key in keys)
 
 
 def _mac(key: bytes, prefix: str, head: bytes, rest: str) -> bytes:

@@ -11,6 +11,7 @@ from promptrollout.api.names import (
     METRIC_COST_SUM,
     shard_metric,
 )
+from promptrollout.api.signing_key import SigningKeySpec
 from promptrollout.gateway.configuration import Arm, Configuration
 from promptrollout.gateway.counters import Compared, Counters
 from promptrollout.gateway.heavy import HeavyUnits
@@ -37,6 +38,8 @@ class Serving:
         heavy: HeavyUnits,
         acknowledged_before: int = 0,
         weight_since: float = 0.0,
+        signing_key: SigningKeySpec | None = None,
+        unreadable_since: float = 0.0,
     ) -> None:
         self.configuration = configuration
         whole = configuration.canary_problem is None
@@ -50,8 +53,10 @@ class Serving:
         self.window = window
         self.weight_since = weight_since
         """Wall clock: since when units are assigned as they are now, as far as this pod knows."""
-        self.response_ids = ResponseIds.of(configuration.spec)
+        self.response_ids = ResponseIds.of(configuration.spec, signing_key)
         """None: of an operator that does not know them yet; callers get the provider's ids."""
+        self.unreadable_since = unreadable_since
+        """On the registry's clock: since when the key that signs is one that people cannot read."""
         self.heavy = heavy
         self.gone_at: float | None = None
         """Wall clock: from then on it is not served."""
@@ -92,6 +97,10 @@ class Serving:
         """The counters for a vote on an answer of this version; None if they are of the past."""
         arm = self.canary if variant in ("canary", "canary-outside") else self.stable
         return None if arm is None or arm.version != version else self.series(arm, variant)
+
+    def sign_with(self, key: SigningKeySpec) -> None:
+        """Its keys are here, or were changed."""
+        self.response_ids = ResponseIds.of(self.configuration.spec, key)
 
     def assigned(self, assignment: Assignment) -> None:
         """Note whose request was assigned how."""

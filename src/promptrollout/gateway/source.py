@@ -44,6 +44,8 @@ class Source:
         self._also = also
         self._overrides_listed = self._overrides_in_force = False
         self._served_from_disk = False
+        self._loaded_at: float | None = None
+        self._said_no_keys = False
         self.api_contact_at: float | None = None
         """On the monotonic clock: when the API server was last heard."""
 
@@ -52,7 +54,14 @@ class Source:
         """Everything of the first lists is in service that can be, keys waited for; or the disk's copy is, and no API
         server answers."""
         listed = self._registry.loaded and self._overrides_in_force and not self._registry.waits_for_keys
-        return listed or self._served_from_disk
+        return (listed and self._can_sign) or self._served_from_disk
+
+    @property
+    def _can_sign(self) -> bool:
+        """The keys of response ids are here. Not waited for long: where this pod may not read them, the operator hears
+        of it and puts keys into the deliveries."""
+        waited = 0.0 if self._loaded_at is None else time.monotonic() - self._loaded_at
+        return self._registry.signing.listed or waited >= API_PATIENCE_SECONDS
 
     async def run(self) -> None:
         """Load, watch, look after keys and providers. Ends by cancellation only."""
@@ -60,6 +69,7 @@ class Source:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._forever("deliveries", self._watch_deliveries))
             group.create_task(self._forever("overrides", self._watch_overrides))
+            group.create_task(self._forever("signing keys", self._watch_signing_keys))
             group.create_task(self._forever("tick", self._tick))
             group.create_task(self._forever("probes", self._probe))
             if on_disk:
@@ -82,6 +92,7 @@ class Source:
             async for kind, item in events:
                 if kind == "SYNCED":
                     self._registry.listed(listed)
+                    self._loaded_at = self._loaded_at or time.monotonic()
                     continue
                 name = item["metadata"]["name"]
                 if kind == "DELETED":
@@ -92,6 +103,16 @@ class Source:
                     if (item.get("status") or {}).get("acknowledged"):
                         self._registry.confirmed.add(name)
                     await self._registry.apply(name, item.get("spec") or {})
+
+    async def _watch_signing_keys(self) -> None:
+        path = cluster.custom_path("promptsigningkeys", self._namespace)
+        selector = f"{LABEL_GATEWAY}={self._gateway}"
+        async with aclosing(cluster.watch(self._client, path, label_selector=selector, contact=self._heard)) as events:
+            async for kind, item in events:
+                if kind == "SYNCED":
+                    self._registry.signing.listed = True
+                elif kind != "DELETED":
+                    await self._registry.sign(item["metadata"]["name"], item.get("spec") or {})
 
     async def _watch_overrides(self) -> None:
         found: set[str] = set()
@@ -113,6 +134,11 @@ class Source:
         """Keys that rotate or appear, rollouts whose time is over, connections that nobody needs."""
         for problem in self._providers.refresh_files():
             logger.warning("%s: the last one stays in use", problem)
+        if self._can_sign and not self._registry.signing.listed and not self._said_no_keys:
+            self._said_no_keys = True
+            logger.warning(
+                "PromptSigningKeys cannot be read: the gateway's role needs get, list and watch on promptsigningkeys"
+            )
         if self._also is not None:
             await self._also()
         await self._registry.sweep()

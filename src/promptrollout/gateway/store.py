@@ -25,25 +25,38 @@ class Store:
     def __init__(self, folder: Path, on_error: Callable[[str], None]) -> None:
         self._deliveries = folder / "deliveries"
         self._overrides = folder / "overrides"
+        self._signing_keys = folder / "signing-keys"
         self._on_error = on_error
 
     def save(self, name: str, spec: dict[str, Any]) -> None:
         """Keep the spec of a delivery that has just been put in service."""
         self._write(self._deliveries / f"{name}{_SUFFIX}", spec)
 
+    def save_signing_key(self, name: str, spec: dict[str, Any]) -> None:
+        """Keep the keys of a rollout's response ids."""
+        self._write(self._signing_keys / f"{name}{_SUFFIX}", spec)
+
     def forget(self, name: str) -> None:
-        try:
-            (self._deliveries / f"{name}{_SUFFIX}").unlink(missing_ok=True)
-        except OSError as error:
-            self._failed("delete", f"{name} cannot be deleted: {error}")
+        for folder in (self._deliveries, self._signing_keys):
+            try:
+                (folder / f"{name}{_SUFFIX}").unlink(missing_ok=True)
+            except OSError as error:
+                self._failed("delete", f"{name} cannot be deleted: {error}")
 
     def load(self) -> dict[str, dict[str, Any]]:
         """All deliveries that are whole, by the rollout's name."""
+        return self._load(self._deliveries)
+
+    def load_signing_keys(self) -> dict[str, dict[str, Any]]:
+        """All keys of response ids that are whole, by the rollout's name."""
+        return self._load(self._signing_keys)
+
+    def _load(self, folder: Path) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         try:
-            files = sorted(self._deliveries.glob(f"*{_SUFFIX}"))
+            files = sorted(folder.glob(f"*{_SUFFIX}"))
         except OSError as error:
-            self._failed("read", f"{self._deliveries} cannot be read: {error}")
+            self._failed("read", f"{folder} cannot be read: {error}")
             return found
         for path in files:
             content = self._read(path)

@@ -124,12 +124,18 @@ class UsageReports:
             servings = []
         for serving in servings:
             assert serving.response_ids is not None
-            given = serving.response_ids.unwrap(token)
+            given = serving.response_ids.unwrap(token, time.time())
             if given is None or not given.rendered:
                 continue
-            if (render := RenderId.read(given.upstream)) is not None:
+            render = RenderId.read(given.upstream)
+            if render is not None and not (given.readable and self._is_forged(serving, render)):
                 return _Rendered(serving, given, render)
         raise CallerError(400, "invalid_token", "token: take usage_token of the rendered prompt, as it is", "token")
+
+    def _is_forged(self, serving: Serving, render: RenderId) -> bool:
+        """Whether a token under a key that people could read names a render that got one under another key."""
+        since = self._registry.renders.since(render.number) if render.process == self._counters.process else None
+        return since is not None and since >= serving.unreadable_since
 
     def _here(self, rendered: _Rendered, report: Report) -> NotCounted | None:
         """Count it; why not, if not."""
@@ -172,6 +178,8 @@ class UsageReports:
         known = (rendered.render.process, rendered.render.number)
         if known in self._orphans:
             return "already_reported"
+        if given.readable:
+            return "too_late"  # nobody is left who knows that it was rendered
         if arm is None or given.variant is None or reporting is None:
             return "version_retired"
         if since_seconds > reporting.settle_seconds:

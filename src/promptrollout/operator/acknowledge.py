@@ -19,6 +19,7 @@ from promptrollout.api.names import PORT_ADMIN
 from promptrollout.operator.gateway_conditions import Reported
 from promptrollout.operator.pods import serving_pods
 from promptrollout.operator.queue import Key
+from promptrollout.operator.signing_keys import pods_read_keys
 from promptrollout.operator.store import Store
 
 logger = logging.getLogger(__name__)
@@ -49,11 +50,13 @@ class Expected:
     weight: int
     stable: str
     canary: str | None = None
+    signs: bool = False
+    """Its response ids are signed with the keys of its PromptSigningKey."""
 
     @classmethod
     def of(cls, spec: DeliverySpec) -> Expected:
-        canary = spec.canary.digest if spec.canary is not None else None
-        return cls(spec.sequence, spec.rollout_uid, spec.weight, spec.stable.digest, canary)
+        canary, signs = spec.canary.digest if spec.canary is not None else None, spec.response_key is None
+        return cls(spec.sequence, spec.rollout_uid, spec.weight, spec.stable.digest, canary, signs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,6 @@ class Acknowledgement:
     canary_provider_unreachable: bool | None = None
     """None: no pod was asked, or none answered."""
     unassigned_share_percent: int | None = None
-    """None as above."""
     heavy_key_share_percent: int | None = None
     """Of the requests of all pods: what the heaviest unit has at least. None as above."""
     highest: int = 0
@@ -76,6 +78,8 @@ class Acknowledgement:
     """Pods that answer, and serve nothing of it."""
     taken: int = 0
     """The highest sequence under which any pod serves something else than what is expected."""
+    pods_read_keys: bool | None = None
+    """Of its PromptSigningKey: see signing_keys.pods_read_keys."""
 
 
 @dataclass(slots=True)
@@ -248,14 +252,16 @@ class Acknowledger:
             if place.questions.get(name) is not question:
                 continue
             before = question.answer
-            answer = judge(question.expected, pods, [_of(report, name) for report in reports])
+            judged = judge(question.expected, pods, [_of(report, name) for report in reports])
+            answer = replace(judged, pods_read_keys=pods_read_keys(reports, name))
             if before is not None and before.complete:
                 answer = self._still(question, before, answer, [_differs(question.expected, r, name) for r in reports])
                 if not answer.complete:
                     said = ", ".join(f"{laggard.pod}: {laggard.reason}" for laggard in answer.laggards)
                     logger.warning("PromptRollout %s/%s was confirmed, but now: %s", namespace, name, said)
-            if answer != before:
-                question.answer = answer
+            question.answer = answer
+            told = None if before is None else replace(before, pods_read_keys=answer.pods_read_keys)
+            if answer != told or (answer != before and answer.pods_read_keys is (not question.expected.signs)):
                 self._changed(Key("PromptRollout", namespace, name))
 
     def _still(
@@ -273,14 +279,16 @@ class Acknowledger:
             question.doubted_at = None
             if (differs and None not in differs) or now >= (question.verify_until or 0.0):
                 question.verify_until = None
+        keys = before.pods_read_keys if answer.pods_read_keys is None else answer.pods_read_keys
         if not question.regularly:
-            return before
+            return replace(before, pods_read_keys=keys)
         return replace(
             before,
             canary_provider_unreachable=answer.canary_provider_unreachable,
             unassigned_share_percent=answer.unassigned_share_percent,
             heavy_key_share_percent=answer.heavy_key_share_percent,
             highest=answer.highest,
+            pods_read_keys=keys,
         )
 
     async def _ask_pod(self, pod: Object, wanted: set[str]) -> PodReport | str:
@@ -382,6 +390,8 @@ def _missing(expected: Expected, report: RolloutReport) -> str:
         return report.problem or f"it still serves sequence {report.sequence}"
     if report.rollout_uid != expected.uid:
         return report.problem or "it still serves an earlier object of this name"
+    if expected.signs and report.signing_key is False:
+        return "it has not read the rollout's PromptSigningKey yet"
     if not _serves(expected, report):
         return f"it serves sequence {report.sequence} with other content"
     return ""

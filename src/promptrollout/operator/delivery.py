@@ -32,9 +32,9 @@ from promptrollout.api.provider import TLS, ProviderSpec
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.engine.facts import DeliveryIntent
 from promptrollout.engine.signals import edge_seconds, signal_of
-from promptrollout.operator import response_keys
 from promptrollout.operator.copies import digest_if_any, prompt_of
 from promptrollout.operator.identity import OncePerObject
+from promptrollout.operator.signing_keys import drawn
 from promptrollout.operator.store import Store
 
 Object = dict[str, Any]
@@ -69,18 +69,22 @@ def compile_delivery(
     store: Store,
     at_least: int = 1,
     gateway: str = "",
-    now: float = 0.0,
+    pods_read_keys: bool | None = None,
 ) -> DeliverySpec:
     """The delivery of `intent`. Its sequence grows only when pods have something new to take over.
 
     `snapshots`: whose objectives need histogram edges and shards. `at_least`: a sequence that no pod has gone beyond.
-    `gateway`: whose pods are to serve it, if that is not yet the one that the spec names. `now`: since the epoch.
+    `gateway`: whose pods are to serve it, if that is not yet the one that the spec names. `pods_read_keys`: all of them
+    have its PromptSigningKey (True), or one cannot read any (False); None: nobody knows.
     Raises CannotCompile.
     """
     gateway = gateway or spec.gateway_ref.name
     if store.get("PromptGateway", namespace, gateway) is None and existing is not None:
         gateway = existing.gateway
-    signing, beside = response_keys.kept(existing)
+    key, keys = (existing.response_key, existing.response_keys) if existing is not None else (None, None)
+    if pods_read_keys is not None:
+        # what people can read stands here only for pods that read nothing else
+        key, keys = (None, None) if pods_read_keys else (key or drawn(), keys)
     wanted = DeliverySpec(
         format_version=FORMAT_VERSION,
         gateway=gateway,
@@ -97,16 +101,14 @@ def compile_delivery(
         latency_edges_seconds=_edges(snapshots, existing),
         shard_metrics=_shard_metrics(snapshots, existing),
         scores=_scores(snapshots, existing),
-        response_key=signing,
-        response_keys=beside,
+        response_key=key,
+        response_keys=keys,
         memory=intent.memory,
     )
     if existing is not None and _content(wanted) == _content(existing):
         return wanted
-    signing, beside = response_keys.in_turn(signing, beside, now)
-    keys: dict[str, Any] = {"response_key": signing, "response_keys": beside}
     following = existing.sequence + 1 if existing else 1
-    return wanted.model_copy(update={**keys, "sequence": max(at_least, following)})
+    return wanted.model_copy(update={"sequence": max(at_least, following)})
 
 
 def _content(spec: DeliverySpec) -> DeliverySpec:

@@ -10,6 +10,7 @@ from promptrollout.api.delivery import DeliverySpec
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.cluster import ApiException
 from promptrollout.engine.facts import DeliveryIntent
+from promptrollout.operator import signing_keys
 from promptrollout.operator.acknowledge import Acknowledger, Expected
 from promptrollout.operator.cluster_api import Api, Stale
 from promptrollout.operator.delivery import body_of, compile_delivery, is_labelled, read
@@ -44,9 +45,11 @@ class DeliveryWriter:
         they have confirmed it."""
         before = read(existing)
         lowest = self._lowest_sequence(key, existing, before)
+        pods_read_keys = self._pods_read_keys(key, before)
         wanted = compile_delivery(
-            key.namespace, uid, spec, intent, snapshots, before, self._store, lowest, gateway, time.time()
+            key.namespace, uid, spec, intent, snapshots, before, self._store, lowest, gateway, pods_read_keys
         )
+        await signing_keys.ensure(key, wanted, before, self._api, self._store, time.time())
         if existing is None or wanted != before or not is_labelled(existing, key.name, wanted):
             existing = await self._apply(key, wanted, existing)
         assert existing is not None
@@ -59,6 +62,13 @@ class DeliveryWriter:
             known=is_complete(existing, wanted.sequence),
         )
         await self._write_status(key, existing, wanted)
+
+    def _pods_read_keys(self, key: Key, before: DeliverySpec | None) -> bool | None:
+        """Of the gateway that serves it; None while nobody knows."""
+        if before is None:
+            return None
+        answer = self._acknowledger.answer(key.namespace, before.gateway, key.name, before.rollout_uid, before.sequence)
+        return None if answer is None else answer.pods_read_keys
 
     async def _apply(self, key: Key, wanted: DeliverySpec, existing: Object | None) -> Object:
         body = body_of(key.namespace, key.name, wanted, existing)

@@ -28,6 +28,8 @@ def affected(key: Key, before: Object | None, after: Object | None, store: Store
         found.add(Key("PromptRollout", space, name))
         moved = addresses(before) ^ addresses(after)
         found |= {Key("ModelProvider", space, provider) for provider, _, _ in moved}
+    elif key.kind == "PromptSigningKey":
+        found.add(Key("PromptRollout", space, name))
     elif key.kind == "PromptVersion":
         found.add(key)
         if owner := labels.get(LABEL_ROLLOUT):

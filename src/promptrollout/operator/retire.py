@@ -26,7 +26,8 @@ async def retire(key: Key, api: Api, store: Store, queue: WorkQueue, wall: Calla
     """Carry out what is due for a name without a rollout. Asks the API server first: a watch may lag behind."""
     delivery = store.get("PromptDelivery", key.namespace, key.name)
     owned = copies.owned(store, key.namespace, key.name)
-    if delivery is None and not owned:
+    signing_key = store.get("PromptSigningKey", key.namespace, key.name)
+    if delivery is None and not owned and signing_key is None:
         return
     item = await api.get("PromptRollout", key.namespace, key.name)
     if item is not None:
@@ -42,9 +43,7 @@ async def retire(key: Key, api: Api, store: Store, queue: WorkQueue, wall: Calla
         queue.add_after(key, KEEP_SECONDS)
         return
     gone_at = spec.retired_at if spec is not None else None
-    since = (
-        _seconds(gone_at) if gone_at else max(_created(item) for item in [*owned, *([delivery] if delivery else [])])
-    )
+    since = _seconds(gone_at) if gone_at else max(_created(item) for item in (*owned, delivery, signing_key) if item)
     left = since + KEEP_SECONDS - wall()
     if left > 0:
         queue.add_after(key, left)
@@ -53,6 +52,8 @@ async def retire(key: Key, api: Api, store: Store, queue: WorkQueue, wall: Calla
         await api.delete("PromptVersion", copy)
     if delivery is not None:
         await api.delete("PromptDelivery", delivery)
+    if signing_key is not None:
+        await api.delete("PromptSigningKey", signing_key)
     logger.info("%s has been gone for a week: its copies and its memory are deleted", key)
 
 

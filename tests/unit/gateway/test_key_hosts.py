@@ -34,7 +34,7 @@ def write(gateway: Gateway, provider: str, **files: str | None) -> None:
 
 async def told(gateway: Gateway) -> list[tuple[str, str]]:
     await gateway.registry.sweep()
-    gateway.problems.look(gateway.registry.all(), gateway.registry.provider_problems())
+    gateway.problems.look(gateway.registry.all(), gateway.registry.not_loaded())
     return [(each.reason, each.message) for each in gateway.registry.report().problems]
 
 

@@ -33,6 +33,7 @@ from tests.unit.gateway.kit import (
 
 IDS = ResponseIds("uid-1", bytes.fromhex(KEY))
 NOW = 1_700_000_000
+LATER = 2.0**33
 SAFE = string.ascii_letters + string.digits + "-_.~"
 
 upstream_ids = st.one_of(
@@ -60,7 +61,7 @@ def an_answer(upstream: str = "chatcmpl-1") -> ResponseId:
 @given(answers)
 def test_it_says_what_was_put_in(answer: ResponseId) -> None:
     token = IDS.wrap(answer)
-    assert IDS.unwrap(token) == answer
+    assert IDS.unwrap(token, LATER) == answer
     assert re.fullmatch(r"[A-Za-z0-9._~-]{40,}", token), "safe in a URL"
     assert len(token) <= MAX_CHARACTERS
 
@@ -69,10 +70,10 @@ def test_it_says_what_was_put_in(answer: ResponseId) -> None:
 def test_a_token_in_a_token_is_one_too(answer: ResponseId) -> None:
     inner = IDS.wrap(answer)
     outer = ResponseIds("uid-2", bytes(32)).wrap(an_answer(inner))
-    found = ResponseIds("uid-2", bytes(32)).unwrap(outer)
+    found = ResponseIds("uid-2", bytes(32)).unwrap(outer, LATER)
     assert found is not None
     assert found.upstream == inner
-    assert IDS.unwrap(outer) is None
+    assert IDS.unwrap(outer, LATER) is None
 
 
 @given(answers, st.data())
@@ -81,31 +82,31 @@ def test_no_changed_one_is_taken(answer: ResponseId, data: st.DataObject) -> Non
     token = IDS.wrap(answer)
     at = data.draw(st.integers(0, len(token) - 1))
     other = data.draw(st.sampled_from(SAFE + "+/=é\n ").filter(lambda c: c != token[at]))
-    assert IDS.unwrap(token[:at] + other + token[at + 1 :]) is None, "one character is another"
-    assert IDS.unwrap(token[:at]) is None, "cut"
-    assert IDS.unwrap(token + other) is None, "longer"
-    assert IDS.unwrap(token[:at] + token[at + 1 :]) is None, "one character is missing"
+    assert IDS.unwrap(token[:at] + other + token[at + 1 :], LATER) is None, "one character is another"
+    assert IDS.unwrap(token[:at], LATER) is None, "cut"
+    assert IDS.unwrap(token + other, LATER) is None, "longer"
+    assert IDS.unwrap(token[:at] + token[at + 1 :], LATER) is None, "one character is missing"
 
 
 def test_a_conversation_began_at_most_eighteen_hours_before() -> None:
     for began, said in ((NOW + 5, NOW), (NOW - 65_535, NOW - 65_535), (NOW - 100_000, NOW - 65_535)):
         answer = dataclasses.replace(an_answer(), began_seconds=began)
-        found = IDS.unwrap(IDS.wrap(answer))
+        found = IDS.unwrap(IDS.wrap(answer), LATER)
         assert found is not None
         assert found.began_seconds == said
 
 
 @given(st.text(max_size=600))
 def test_whatever_is_asked_gets_an_answer(text: str) -> None:
-    assert IDS.unwrap(text) is None
+    assert IDS.unwrap(text, LATER) is None
 
 
 def test_the_rest_cannot_become_the_prefix() -> None:
     """Text before and behind the signed part is signed for its place."""
     token = IDS.wrap(an_answer("ab-c"))
     signed = token.removeprefix("ab-").removesuffix("c")
-    assert IDS.unwrap(f"{signed}ab-c") is None
-    assert IDS.unwrap(f"c{signed}ab-") is None
+    assert IDS.unwrap(f"{signed}ab-c", LATER) is None
+    assert IDS.unwrap(f"c{signed}ab-", LATER) is None
 
 
 def test_it_is_short_and_keeps_the_prefix() -> None:
@@ -122,7 +123,7 @@ def test_an_id_that_is_too_long_stays_as_it_is() -> None:
 
 def test_another_key_or_rollout_takes_none() -> None:
     token = IDS.wrap(an_answer())
-    assert ResponseIds("uid-1", bytes(32)).unwrap(token) is None
+    assert ResponseIds("uid-1", bytes(32)).unwrap(token, LATER) is None
     found = parse(token)
     assert found is not None
     assert found.tag == IDS.tag != ResponseIds("uid-2", bytes(32)).tag
@@ -141,7 +142,7 @@ def test_nothing_but_the_id_is_changed(answer: ResponseId, also: int, indented: 
     found: dict[str, Any] = orjson.loads(payload)
     assert answer_id.put(found, ("id",))
     replaced = orjson.loads(answer_id.replaced(payload) or orjson.dumps(found))
-    made = IDS.unwrap(replaced["id"])
+    made = IDS.unwrap(replaced["id"], LATER)
     assert made == ResponseId(upstream, answer.version, answer.variant, answer.shard, NOW, TAG, NOW)
     assert {**replaced, "id": upstream} == parsed
 
@@ -171,7 +172,7 @@ async def test_every_chunk_of_a_stream_has_it(gateway: Gateway, caller: Caller, 
     assert events[1].startswith(b"event: x\ndata: {"), "an event's other fields stay"
     found = [orjson.loads(event[event.index(b"data: ") + 6 :]) for event in events[:-1]]
     assert len({event["id"] for event in found}) == 1
-    made = IDS.unwrap(found[0]["id"])
+    made = IDS.unwrap(found[0]["id"], LATER)
     assert made is not None
     assert (made.upstream, made.version, made.variant) == ("chatcmpl-1", "a" * 10, "stable")
     assert [event["choices"][0]["delta"].get("content") for event in found] == ["Hel", "!", "lo"]
@@ -186,7 +187,7 @@ def test_it_stands_where_other_protocols_have_it(place: str) -> None:
     sent = b"".join(b"event: e\ndata: " + orjson.dumps(each) + b"\n\n" for each in (event, delta))
     first, second, _ = reader.feed(sent).split(b"\n\n")
     found = orjson.loads(first.removeprefix(b"event: e\ndata: "))
-    made = IDS.unwrap(found[place]["id"])
+    made = IDS.unwrap(found[place]["id"], LATER)
     assert made is not None
     assert made.upstream == "x_1"
     assert found[place]["output"] == [{"id": "item_1"}]

@@ -20,19 +20,21 @@ from promptrollout.gateway.source import Source
 from tests.unit.gateway.kit import arm, delivery
 
 DELIVERIES = "/apis/promptrollout.dev/v1alpha1/namespaces/ns/promptdeliveries"
+SIGNING_KEYS = "/apis/promptrollout.dev/v1alpha1/namespaces/ns/promptsigningkeys"
 CONFIGMAPS = "/api/v1/namespaces/ns/configmaps"
+COLLECTIONS = (DELIVERIES, CONFIGMAPS, SIGNING_KEYS)
 
 
 class ApiServer:
-    """Two collections that can be listed and watched; `down` drops every connection."""
+    """Three collections that can be listed and watched; `down` drops every connection."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, dict[str, dict[str, Any]]] = {DELIVERIES: {}, CONFIGMAPS: {}}
+        self.objects: dict[str, dict[str, dict[str, Any]]] = {path: {} for path in COLLECTIONS}
         self.selectors: dict[str, str] = {}
         self.down = False
         self._version = 1
-        self._history: dict[str, list[tuple[int, bytes]]] = {DELIVERIES: [], CONFIGMAPS: []}
-        self._watchers: dict[str, set[asyncio.Queue[bytes]]] = {DELIVERIES: set(), CONFIGMAPS: set()}
+        self._history: dict[str, list[tuple[int, bytes]]] = {path: [] for path in COLLECTIONS}
+        self._watchers: dict[str, set[asyncio.Queue[bytes]]] = {path: set() for path in COLLECTIONS}
 
     async def __aenter__(self) -> Self:
         app = web.Application()

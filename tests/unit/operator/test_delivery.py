@@ -73,17 +73,6 @@ def test_the_sequence_grows_only_with_something_new_for_pods() -> None:
     assert compiled(existing=first, wanted=other).sequence == 2
 
 
-def test_the_key_of_response_ids_is_drawn_once() -> None:
-    first = compiled()
-    assert first.response_key is not None
-    assert re.fullmatch(r"[0-9a-f]{64}", first.response_key)
-    assert compiled().response_key != first.response_key, "each rollout has its own"
-    assert compiled(existing=first, wanted=intent(50)).response_key == first.response_key
-    before = first.model_copy(update={"response_key": None})  # of a release that knew none
-    upgraded = compiled(existing=before)
-    assert (upgraded.sequence, len(upgraded.response_key or "")) == (2, 64)
-
-
 def test_pods_are_told_which_scores_are_objectives() -> None:
     objectives = [{"name": each, "signal": "Score", "score": each, "min": "4"} for each in ("polite", "helpful")]
     first = compiled(analysis={"objectives": objectives})

@@ -497,7 +497,7 @@ async def test_hosts_of_keys_are_mounted_with_them_but_replace_no_pods_in_mid_ca
     projected = old["spec"]["template"]["spec"]["volumes"][2]["projected"]
     projected["sources"] = [s for s in projected["sources"] if s["secret"]["items"][0]["key"] != "hosts"]
     api.objects["Deployment", "default-gateway"] = old
-    store.put("Deployment", old | {"metadata": old["metadata"] | {"resourceVersion": "900"}})
+    store.put("Deployment", old | {"metadata": old["metadata"] | {"resourceVersion": "9000"}})
     store.put(
         "PromptDelivery",
         an_object("PromptDelivery", "app", {"gateway": "default", "stable": {"provider": {"name": "model"}}}),
