@@ -17,7 +17,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _METADATA: Final = "an address of a cloud's metadata"
-_REFUSED: Final[tuple[tuple[str, Network], ...]] = tuple(
+REFUSED: Final[tuple[tuple[str, Network], ...]] = tuple(
     (what, ipaddress.ip_network(network))
     for what, networks in (
         ("loopback", ("127.0.0.0/8", "::1/128")),
@@ -71,7 +71,7 @@ class Networks:
         if any(_within(each, self.allowed) for each in meant):
             return None
         for each in meant:
-            for what, network in _REFUSED:
+            for what, network in REFUSED:
                 if _within(each, (network,)):
                     return what
             if each == self.api_server:

@@ -39,7 +39,7 @@ class PromptSigningKey(CustomResource):
     short_names = ("pkey",)
     columns = (
         ("Gateway", "string", ".spec.gateway", 0),
-        ("Rotated", "date", ".spec.rotatedAt", 0),
+        ("Rotated", "string", ".spec.rotatedAt", 0),
         ("Age", "date", ".metadata.creationTimestamp", 0),
     )
     written_by_operator = True

@@ -4,10 +4,12 @@ import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from promptrollout.api.base_url import base_url_doubt
+from promptrollout.api.networks import Networks
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import Analysis
 from promptrollout.api.slo import Objective
@@ -116,6 +118,9 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
     warnings += _objectives_that_wait(kind, spec)
     if kind == "ModelProvider" and (doubt := base_url_doubt(spec["baseURL"])):
         warnings.append(Problem(("spec", "baseURL"), doubt))
+    if kind == "ModelProvider" and (why := Networks().refusal_of_host(urlsplit(spec["baseURL"]).hostname or "")):
+        refused = f"is {why}, which gateways refuse unless the chart's gateway.allowedProviderNetworks allows it"
+        warnings.append(Problem(("spec", "baseURL"), refused))
     if kind == "PromptRollout":
         errors += _objectives_twice(manifest, ours)
         errors += _unpriced(manifest, ours)

@@ -14,6 +14,7 @@ import yaml
 
 from promptrollout.api.crds import KINDS, crd
 from promptrollout.api.names import GROUP, PORT_ADMIN
+from promptrollout.api.networks import REFUSED as DEFAULT_REFUSED
 from promptrollout.gateway.authenticate import Auth
 from promptrollout.gateway.exposition import exposition
 from promptrollout.gateway.process import Gateway, Settings
@@ -29,7 +30,8 @@ CHART = Path(__file__).parents[3] / "charts" / "promptrollout"
 Manifest = dict[str, Any]
 Helm = Callable[..., subprocess.CompletedProcess[str]]
 Render = Callable[..., list[Manifest]]
-CLUSTER_SCOPED = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
+POLICY = "ValidatingAdmissionPolicy"
+CLUSTER_SCOPED = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding", POLICY, f"{POLICY}Binding"}
 ALL_ON = (
     "podDisruptionBudget.enabled=true",
     "networkPolicy.enabled=true",
@@ -152,6 +154,8 @@ def test_configuration(render: Render) -> None:
         "logLevel": "debug",
         "settleSeconds": 2,
         "gatewayClusterRole": "promptrollout-gateway",
+        "allowedProviderNetworks": [],
+        "refusedProviderNetworks": [],
         "gatewayImage": only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"],
     }
 
@@ -288,8 +292,9 @@ def test_permissions_of_the_operator(render: Render) -> None:
     assert written == {
         "promptversions",
         "promptdeliveries",
+        "promptsigningkeys",
         "promptgateways/finalizers",
-        *(f"{kind.plural}/status" for kind in KINDS),
+        *(f"{kind.plural}/status" for kind in KINDS if "status" in kind.model_fields),
     }
     # the only role that it may hand out
     (bind,) = [rule for rule in role["rules"] if "bind" in rule["verbs"]]
@@ -302,7 +307,7 @@ def test_permissions_without_a_use_are_not_asked_for(render: Render) -> None:
     cells = granted(only(render(), "ClusterRole", "promptrollout-operator")["rules"])
     assert {resource for _, resource, verb in cells if verb == "watch"} == {KINDS_BY_NAME[k].plural for k in WATCHED}
     deleted = {resource for _, resource, verb in cells if verb == "delete"}
-    assert deleted == {"promptversions", "promptdeliveries", "rolebindings"}
+    assert deleted == {"promptversions", "promptdeliveries", "promptsigningkeys", "rolebindings"}
     assert not {cell for cell in cells if cell[1] in ("leases", "replicasets")}
     assert {cell for cell in cells if cell[1] == "events"} == {("events.k8s.io", "events", "create")}
 
@@ -325,7 +330,7 @@ def test_releases_of_other_names_share_a_cluster(helm: Helm) -> None:
 def test_permissions_of_gateways(render: Render) -> None:
     assert granted(only(render(), "ClusterRole", "promptrollout-gateway")["rules"]) == {
         (group, resource, verb)
-        for group, resource in ((GROUP, "promptdeliveries"), ("", "configmaps"))
+        for group, resource in ((GROUP, "promptdeliveries"), (GROUP, "promptsigningkeys"), ("", "configmaps"))
         for verb in ("get", "list", "watch")
     }
 
@@ -362,7 +367,8 @@ def test_people_edit_what_they_declare_and_only_read_deliveries(render: Render) 
     manifests = render()
     edit = granted(only(manifests, "ClusterRole", "promptrollout-edit")["rules"])
     view = granted(only(manifests, "ClusterRole", "promptrollout-view")["rules"])
-    assert {resource for _, resource, _ in view} == {kind.plural for kind in KINDS}
+    # whoever reads the keys of response ids can forge votes
+    assert {resource for _, resource, _ in view} == {kind.plural for kind in KINDS} - {"promptsigningkeys"}
     assert {resource for _, resource, _ in edit} == {kind.plural for kind in KINDS if not kind.written_by_operator}
     assert {verb for _, _, verb in view} == {"get", "list", "watch"}
 
@@ -381,6 +387,7 @@ def test_people_edit_what_they_declare_and_only_read_deliveries(render: Render) 
         ("metricsSources[0].clientKeyFile=/tls.key", "clientCertificateFile"),
         ("metricsSources[0].queryTimeoutSeconds=0", "queryTimeoutSeconds"),
         ("watchNamespaces={a,a}", "watchNamespaces"),
+        ("gateway.allowedProviderNetworks={localhost}", "allowedProviderNetworks"),
         ("serviceAccount.create=false", "serviceAccount.name is needed"),
     ],
 )
@@ -399,3 +406,16 @@ def test_a_key_without_its_secret_is_refused(template: Helm) -> None:
 def test_service_monitor_and_pod_monitor_exclude_each_other(template: Helm) -> None:
     done = template("monitoring.serviceMonitor.enabled=true", "monitoring.podMonitor.enabled=true")
     assert "would scrape the operator twice" in done.stderr
+
+
+def test_networks_of_providers_reach_the_operator_and_the_policy(render: Render) -> None:
+    values = ("gateway.allowedProviderNetworks={127.0.0.0/8}", "gateway.refusedProviderNetworks={10.0.0.0/8}")
+    manifests = render(*values)
+    config = yaml.safe_load(only(manifests, "ConfigMap")["data"]["config.yaml"])
+    assert (config["allowedProviderNetworks"], config["refusedProviderNetworks"]) == (["127.0.0.0/8"], ["10.0.0.0/8"])
+    policy = only(manifests, POLICY, "promptrollout-providers")["spec"]
+    variables = {each["name"]: each["expression"] for each in policy["variables"]}
+    assert yaml.safe_load(variables["allowed"]) == ["127.0.0.0/8"]
+    refused = [str(network) for _, network in DEFAULT_REFUSED]
+    assert sorted(yaml.safe_load(variables["refused"])) == sorted([*refused, "10.0.0.0/8"]), "as gateways refuse them"
+    assert not [each for each in render("admission.enabled=false") if each["kind"].startswith(POLICY)]
