@@ -19,6 +19,7 @@ from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 
 Object = dict[str, Any]
+_KEYS = ("responseKey", "responseKeys")
 
 
 class DeliveryWriter:
@@ -76,6 +77,12 @@ class DeliveryWriter:
             if existing is None and await self._api.get("PromptDelivery", key.namespace, key.name) is not None:
                 await self._read_again(key, None)
                 raise Stale("the delivery exists already")
+            gone = [each for each in _KEYS if each in ((existing or {}).get("spec") or {}) and each not in body["spec"]]
+            if gone:
+                # whoever restored the object from a backup owns these, and an apply leaves them where they are
+                patch = {"metadata": body["metadata"], "spec": body["spec"] | dict.fromkeys(gone)}
+                patched = await self._api.merge("PromptDelivery", key.namespace, key.name, patch)
+                body["metadata"]["resourceVersion"] = patched["metadata"]["resourceVersion"]
             # applied, not created: fields that a create owns cannot be taken out by a later apply
             item = await self._api.apply("PromptDelivery", key.namespace, key.name, body)
         except ApiException as error:
