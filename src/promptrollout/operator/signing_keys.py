@@ -112,16 +112,18 @@ async def ensure(
         metadata |= {name: item["metadata"][name] for name in ("uid", "resourceVersion")}
     body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": found.dump()}
     try:
-        if item is None and (there := await api.get(KIND, key.namespace, key.name)) is not None:
-            store.put(KIND, there)
-            raise Stale("the signing key exists already")
-        store.put(KIND, await api.apply(KIND, key.namespace, key.name, body), quiet=True)
+        if item is None:
+            # created: another operator's must not be overwritten, or its pods would sign with what nobody else knows
+            written = await api.create(KIND, key.namespace, body)
+        else:
+            written = await api.apply(KIND, key.namespace, key.name, body)
+        store.put(KIND, written, quiet=True)
     except ApiException as error:
-        if error.status in (404, 409) and item is not None:
+        if error.status == 409 or (error.status == 404 and item is not None):
             there = await api.get(KIND, key.namespace, key.name)
             if there is not None:
                 store.put(KIND, there)
-            else:
+            elif item is not None:
                 store.remove(KIND, key.namespace, key.name, item["metadata"]["uid"])
             raise Stale(str(error.reason)) from error
         logger.error("%s: its PromptSigningKey cannot be written: HTTP %s %s", key, error.status, error.reason)

@@ -118,6 +118,11 @@ class FakeApi:
     async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         return self.item
 
+    async def create(self, kind: str, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
+        if self.item is not None:
+            raise ApiException(status=409, reason="exists")
+        return await self.apply(kind, namespace, body["metadata"]["name"], body)
+
     async def apply(self, kind: str, namespace: str, name: str, body: dict[str, Any]) -> dict[str, Any]:
         if self.refuses is not None:
             raise self.refuses

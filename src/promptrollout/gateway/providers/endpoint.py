@@ -80,9 +80,12 @@ class Endpoint:
         self.name = name
         self.base_url = base_url
         self.keys = KeyRing(clock)
-        self.key_hosts: KeyHosts | None = None
-        """Where the keys may go; None: their Secret does not say."""
+        self._key_hosts: KeyHosts | None = None
+        self._key_may_go = True
         self.networks = networks or Networks()
+        self.literal_refusal = self.networks.refusal_of_host(urlsplit(base_url).hostname or "")
+        """Why its address may not be called, where the base URL has one and no name. Of a name it is known when a
+        connection is made; where a proxy makes it, nobody here knows."""
         self.refused_at: str | None = None
         """Why its address may not be called, by the last try to connect."""
         self.trust: ssl.SSLContext | bool = True
@@ -111,20 +114,24 @@ class Endpoint:
         self._own_headers = {**self.constant_headers, **allowed}
 
     @property
-    def literal_refusal(self) -> str | None:
-        """Why its address may not be called, where the base URL has one and no name. Of a name it is known when a
-        connection is made; where a proxy makes it, nobody here knows."""
-        return self.networks.refusal_of_host(urlsplit(self.base_url).hostname or "")
+    def key_hosts(self) -> KeyHosts | None:
+        """Where the keys may go; None: their Secret does not say."""
+        return self._key_hosts
+
+    @key_hosts.setter
+    def key_hosts(self, hosts: KeyHosts | None) -> None:
+        self._key_hosts = hosts
+        self._key_may_go = hosts is None or hosts.allow(self.base_url)
 
     @property
     def key_not_bound(self) -> bool:
         """It has keys, and their Secret names other hosts."""
-        return len(self.keys) > 0 and self.key_hosts is not None and not self.key_hosts.allow(self.base_url)
+        return not self._key_may_go and len(self.keys) > 0
 
     @property
     def key_unbound(self) -> bool:
         """It has keys, and their Secret does not say where they may go."""
-        return len(self.keys) > 0 and self.key_hosts is None
+        return self._key_hosts is None and len(self.keys) > 0
 
     async def call(
         self,
