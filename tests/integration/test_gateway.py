@@ -43,6 +43,7 @@ class Pod:
             "PROMPTROLLOUT_STATE_DIR": str(folder / "state"),
             "PROMPTROLLOUT_PROVIDER_KEYS_DIR": str(folder / "keys"),
             "PROMPTROLLOUT_DRAIN_SECONDS": "20",
+            "PROMPTROLLOUT_ALLOWED_PROVIDER_NETWORKS": "127.0.0.0/8",
         }
         self._log = folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -96,7 +97,8 @@ class Pod:
 
 @pytest.fixture
 def pod(sandbox: Sandbox, namespace: str, kubectl: Kubectl, tmp_path: Path) -> Iterator[Pod]:
-    kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "promptdeliveries.promptrollout.dev.yaml"))
+    for kind in ("promptdeliveries", "promptsigningkeys"):
+        kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / f"{kind}.promptrollout.dev.yaml"))
     kubectl.until_established()
     made = Pod(sandbox.kubeconfig, namespace, tmp_path)
     made.start()
