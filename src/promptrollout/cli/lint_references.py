@@ -20,6 +20,7 @@ from promptrollout.cli.lint_schema import Path, Problem
 from promptrollout.engine.objectives import make_test
 from promptrollout.engine.signals import SIGNALS
 from promptrollout.gateway.caller_keys import EntryError, parse_entry
+from promptrollout.gateway.providers.key_hosts import parse_hosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,9 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
     warnings += _objectives_that_wait(kind, spec)
     if kind == "ModelProvider" and (doubt := base_url_doubt(spec["baseURL"])):
         warnings.append(Problem(("spec", "baseURL"), doubt))
+    if kind == "ModelProvider":
+        wrong, doubtful = _key_hosts(manifest, ours)
+        errors, warnings = errors + wrong, warnings + doubtful
     if kind == "ModelProvider" and (why := Networks().refusal_of_host(urlsplit(spec["baseURL"]).hostname or "")):
         refused = f"is {why}, which gateways refuse unless the chart's gateway.allowedProviderNetworks allows it"
         warnings.append(Problem(("spec", "baseURL"), refused))
@@ -140,18 +144,10 @@ def _callers(gateway: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterato
     """Entries of the given Secret of callers' keys that the gateway's pods could not use. Never shows one."""
     name = _keys_secret(gateway["spec"])
     path = ("spec", "auth", "keysSecretRef", "name")
-    for secret in ours:
-        if secret.get("kind") != "Secret" or metadata_of(secret).get("name") != name:
-            continue
-        if not _same_namespace(gateway, secret):
-            continue
-        entries: dict[str, Any] = {}
-        for caller, coded in _mapping(secret.get("data")).items():
-            try:
-                entries[caller] = base64.b64decode(str(coded), validate=True).decode()
-            except ValueError:
-                yield Problem(path, f"Secret {name}: data.{caller} is no text in base64; put plain text in stringData")
-        for caller, text in (entries | _mapping(secret.get("stringData"))).items():
+    for entries, no_texts in _secrets(gateway, ours, name):
+        for caller in no_texts:
+            yield Problem(path, f"Secret {name}: data.{caller} is no text in base64; put plain text in stringData")
+        for caller, text in entries.items():
             try:
                 _, hashes = parse_entry(str(caller), str(text))
             except EntryError as error:
@@ -159,6 +155,50 @@ def _callers(gateway: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterato
                 continue
             if not hashes:
                 yield Problem(path, f"Secret {name}: {caller} has no key; add a line sha256:<the hash of its key>")
+
+
+def _secrets(
+    manifest: dict[str, Any], ours: Sequence[dict[str, Any]], name: str
+) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """What the given Secrets of this name and the manifest's namespace have, and which of it is no text."""
+    for secret in ours:
+        if secret.get("kind") != "Secret" or metadata_of(secret).get("name") != name:
+            continue
+        if not _same_namespace(manifest, secret):
+            continue
+        entries: dict[str, str] = {}
+        no_texts: list[str] = []
+        for key, coded in _mapping(secret.get("data")).items():
+            try:
+                entries[key] = base64.b64decode(str(coded), validate=True).decode()
+            except ValueError:
+                no_texts.append(key)
+        yield entries | {key: str(text) for key, text in _mapping(secret.get("stringData")).items()}, no_texts
+
+
+def _key_hosts(provider: dict[str, Any], ours: Sequence[dict[str, Any]]) -> tuple[list[Problem], list[Problem]]:
+    """Errors and warnings: where the given Secret of its key lets the key go."""
+    spec, path = provider["spec"], ("spec", "apiKeySecretRef", "name")
+    name = str((spec.get("apiKeySecretRef") or {}).get("name", ""))
+    errors, warnings = [], []
+    for entries, _ in _secrets(provider, ours, name):
+        if "hosts" not in entries:
+            text = (
+                f"Secret {name} has no data key hosts, which a later release requires; name there where its key may go"
+            )
+            warnings.append(Problem(path, text))
+            continue
+        try:
+            allowed = parse_hosts(entries["hosts"]).allow(spec["baseURL"])
+        except ValueError as error:
+            errors.append(Problem(path, f"Secret {name}: hosts: {error}"))
+            continue
+        if not allowed:
+            host = urlsplit(spec["baseURL"]).netloc
+            errors.append(
+                Problem(path, f"Secret {name}: hosts does not name {host}, so the key is not sent there; add it")
+            )
+    return errors, warnings
 
 
 def _objectives_twice(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:

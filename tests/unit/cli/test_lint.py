@@ -503,3 +503,29 @@ def test_entries_of_callers_keys_are_looked_at_and_never_shown(secret: dict[str,
     assert [says in each for each in found if says] == ([True] if says else [])
     assert len(found) == (1 if says else 0)
     assert "sk-my-own-secret" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("data", "says", "is_error"),
+    [
+        ({"api-key": "sk-mine", "hosts": "api.openai.com"}, None, False),
+        ({"api-key": "sk-mine"}, "Secret openai has no data key hosts, which a later release requires", False),
+        ({"api-key": "sk-mine", "hosts": "db.internal"}, "Secret openai: hosts does not name api.openai.com", True),
+        ({"api-key": "sk-mine", "hosts": "https://x"}, "Secret openai: hosts: entry 1 is not a host", True),
+    ],
+)
+def test_where_a_given_secret_lets_its_key_go(data: dict[str, str], says: str | None, is_error: bool) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "openai"}, "stringData": data}
+    ref = {"name": "openai", "key": "api-key"}
+    provider = contract("ModelProvider", "openai", baseURL="https://api.openai.com/v1", apiKeySecretRef=ref)
+    found = check(list(read("f.yaml", yaml.safe_dump_all([provider, secret]))))
+    assert [each.is_error for each in found] == ([is_error] if says else [])
+    assert not says or says in found[0].reason
+    assert "sk-mine" not in str(found)
+
+
+def test_an_address_that_gateways_refuse_is_warned_of() -> None:
+    body = contract("ModelProvider", "metadata", baseURL="http://169.254.169.254/v1")
+    (found,) = check(list(read("f.yaml", yaml.safe_dump(body))))
+    assert (found.is_error, found.path) == (False, "spec.baseURL")
+    assert "is link-local, which gateways refuse unless the chart's gateway.allowedProviderNetworks" in found.reason

@@ -31,6 +31,10 @@ from tests.unit.operator.world import PROMPT, a_copy, an_object, store_with
             "Authorization or bearerTokenFile, not both",
         ),
         ("logLevel: loud", "logLevel"),
+        (
+            "allowedProviderNetworks: [10.0.0.1/8]",
+            "allowedProviderNetworks.0: Value error, '10.0.0.1/8' is not a network",
+        ),
         ("- a", "must be a mapping"),
         ("a: [", "not YAML"),
     ],
