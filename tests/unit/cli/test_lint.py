@@ -518,7 +518,7 @@ def test_where_a_given_secret_lets_its_key_go(data: dict[str, str], says: str | 
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "openai"}, "stringData": data}
     ref = {"name": "openai", "key": "api-key"}
     provider = contract("ModelProvider", "openai", baseURL="https://api.openai.com/v1", apiKeySecretRef=ref)
-    found = check(list(read("f.yaml", yaml.safe_dump_all([provider, secret]))))
+    found = list(check(list(read("f.yaml", yaml.safe_dump_all([provider, secret])))))
     assert [each.is_error for each in found] == ([is_error] if says else [])
     assert not says or says in found[0].reason
     assert "sk-mine" not in str(found)
