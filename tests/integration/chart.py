@@ -35,7 +35,9 @@ def install_all_but_the_operator(kubeconfig: str) -> None:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE, "labels": labels}}
     # without the ConfigMap too: an operator that runs has one that names the sandbox's Prometheus
-    bodies = [body for body in rendered() if body["kind"] not in ("Deployment", "ConfigMap")]
+    # and with the sandbox's networks, for tests whose providers are on loopback
+    values = "gateway.allowedProviderNetworks={127.0.0.0/8}"
+    bodies = [body for body in rendered(values) if body["kind"] not in ("Deployment", "ConfigMap")]
     text = yaml.safe_dump_all([namespace, *bodies])
     kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
     kubectl.until_established()

@@ -56,7 +56,7 @@ class KeyNotBound(KeyMissing):
         self.provider = provider
 
 
-class AddressRefused(LoadError):
+class ProviderAddressRefused(LoadError):
     """The provider's address is one that gateways may not connect to."""
 
     def __init__(self, provider: str, why: str) -> None:
@@ -149,14 +149,14 @@ class Providers:
         self._probe_due = 0.0
 
     def get(self, config: ProviderConfig) -> Endpoint:
-        """The endpoint with its keys. Raises KeyMissing; KeyNotBound and AddressRefused only where it is not in use
-        yet: what serves must be able to take a smaller weight over, and refuses each call itself."""
+        """The endpoint with its keys. Raises KeyMissing; KeyNotBound and ProviderAddressRefused only where it is not in
+        use yet: what serves must be able to take a smaller weight over, and refuses each call itself."""
         key = (config.name, config.type, config.base_url)
         provider, known = self._known.get(key), True
         if provider is None:
             provider, known = KINDS[config.type](config.name, config.base_url, networks=self._networks), False
         if not known and (why := provider.literal_refusal) is not None:
-            raise AddressRefused(config.name, why)
+            raise ProviderAddressRefused(config.name, why)
         if not config.needs_key:
             provider.keys.replace(())
         elif not len(provider.keys):

@@ -10,7 +10,7 @@ from typing import Final
 from promptrollout.api.delivery import ADDRESS_REFUSED, KEY_NOT_BOUND, KEY_UNBOUND, PodProblem
 from promptrollout.api.few import first_few
 from promptrollout.gateway.authenticate import Authenticator
-from promptrollout.gateway.configuration import AddressRefused, KeyNotBound
+from promptrollout.gateway.configuration import KeyNotBound, ProviderAddressRefused
 from promptrollout.gateway.registry import Problem
 from promptrollout.gateway.serving import Serving
 
@@ -83,7 +83,7 @@ def _configured(servings: Iterable[Serving], not_loaded: Iterable[Problem]) -> s
     for problem in not_loaded:
         if isinstance(problem.error, KeyNotBound):
             found.add((KEY_NOT_BOUND, problem.error.provider))
-        elif isinstance(problem.error, AddressRefused):
+        elif isinstance(problem.error, ProviderAddressRefused):
             found.add((ADDRESS_REFUSED, problem.error.provider))
     for endpoint in (endpoint for serving in servings for endpoint in serving.endpoints):
         if endpoint.key_not_bound:
