@@ -32,6 +32,7 @@ class Draft:
         self.decisions: list[Decision] = []
         self.holds: list[str] = []
         """Why nothing may advance now, each a sentence for people."""
+        self.wants_contact = False
 
     # ------------------------------------------------------------ reading
 
@@ -57,6 +58,15 @@ class Draft:
         """Metrics are wanted for the present revision, and their source does not answer."""
         snapshot = self.status.snapshot
         return snapshot is not None and snapshot.analyse and not self.facts.evidence.available
+
+    def watched(self) -> bool:
+        """Whether the metrics source is there, as of a moment ago. If that is not known, the plan asks for it: a canary
+        that met users right after its source had died would be watched by nobody."""
+        snapshot = self.status.snapshot
+        if snapshot is None or not snapshot.analyse or self.status.direct or self.facts.evidence.confirmed:
+            return True
+        self.wants_contact = True
+        return False
 
     def attempt_of(self, digest: str) -> int:
         return next((a.attempt for a in self.status.attempts if a.digest == digest), 1)

@@ -100,5 +100,7 @@ class Plan:
     """Read Prometheus from `status.clock.evaluated_until` (or the start of the revision) on."""
     urgent: bool = False
     """The status must be written now; otherwise only sums moved on and the checkpoint may wait."""
+    wants_contact: bool = False
+    """Ask the metrics source whether it is there, then plan again: a raise of the weight waits for its answer."""
     evict: tuple[str, ...] = field(default=())
     """Pods that failed to confirm a rollback within the deadline: evict them."""

@@ -37,7 +37,7 @@ def gather_findings(draft: Draft) -> None:
     """What the intervals themselves forbid, once they are folded in. Which of them count as active time is decided one
     by one there, so that many at once, after a restart, make no other durations than one at a time."""
     s = draft.status
-    if s.stage not in ("Stepping", "Promoting"):
+    if s.stage not in ("Stepping", "Promoting") or s.retracing:
         return
     if draft.clock.outage_since is not None:
         draft.holds.append("stable itself fails in half of its requests or more: nothing can be concluded")

@@ -8,6 +8,8 @@ from promptrollout.engine.draft import ACTIVE, Draft
 from promptrollout.engine.objectives import definition_hash
 
 DEFAULT_STEP_SECONDS = 300
+STARTS_OVER = ("ProviderUnreachable", "MetricsLost", "PodsFailing")
+"""Withdrawals that say nothing against the version: it stays the canary, and begins again at its first step."""
 BASELINE_INTERVALS = 60
 """So many before the canary met its first user are read as well: they say how much stable fluctuates by itself."""
 GRACE_INTERVALS = 10
@@ -133,7 +135,7 @@ def withdraw(draft: Draft, why: str, message: str, *, reject: bool, warning: boo
 def settle(draft: Draft) -> None:
     """Weight 0 is acknowledged everywhere: the canary's arm can be removed."""
     why, canary = draft.status.withdrawal, draft.status.canary
-    if why == "ProviderUnreachable":
+    if why in STARTS_OVER:
         reload(draft)
         return
     took = draft.now - (draft.clock.stage_since or draft.now)

@@ -110,6 +110,8 @@ class RolloutReconciler:
         result = plan(facts, now)
         item = await self._write_status(key, item, record, result)
         self._schedule_analysis(key, item, result, resolved)
+        if result.wants_contact:
+            self._analyses.make_contact(key, resolved.metrics_source)
         await self._write_delivery(key, item, record, spec, resolved, result, delivery)
         await self._evict(key, result.evict)
         await self._copies.mark_promoted(key, result.status)
@@ -148,7 +150,7 @@ class RolloutReconciler:
         self._analyses.drop(key)
         self._copies.forget(key)
         self._acknowledger.forget(key.namespace, key.name)
-        self._metrics.set_phase(key.namespace, key.name, None)
+        self._metrics.set_rollout(key.namespace, key.name, None)
 
     # ------------------------------------------------------------ load
 
@@ -205,12 +207,7 @@ class RolloutReconciler:
         if record.cannot_compile and not desired.problems:
             desired = type(desired)(desired.version, desired.baseline, None, (record.cannot_compile,))
         metadata = item["metadata"]
-        evidence = self._analyses.evidence(
-            key,
-            status.clock.evaluated_until,
-            resolved.metrics_source,
-            about_to_begin=status.stage == "Loading" and spec.analysis.mode == "Metrics",
-        )
+        evidence = self._analyses.evidence(key, status.clock.evaluated_until, resolved.metrics_source)
         return Facts(
             name=key.name,
             uid=metadata["uid"],
@@ -289,7 +286,8 @@ class RolloutReconciler:
         for decision in result.decisions:
             self._metrics.decisions.labels(decision.reason).inc()
             logger.info("%s: %s: %s", key, decision.reason, decision.message)
-        self._metrics.set_phase(key.namespace, key.name, result.status.phase)
+        lost = result.status.clock.metrics_lost_told
+        self._metrics.set_rollout(key.namespace, key.name, result.status.phase, unwatched=lost)
         return item
 
     def _must_write(self, record: Record, result: Plan) -> bool:
