@@ -14,7 +14,7 @@ from promptrollout.api.rollout import RolloutSpec, RolloutStatus, Snapshot, Step
 from promptrollout.api.slo import Objective
 from promptrollout.engine.dispersion import SHARDS
 from promptrollout.engine.evidence import Arm, Counts, Evidence, Interval
-from promptrollout.engine.facts import Delivered, DeliveryIntent, Desired, Facts, Plan
+from promptrollout.engine.facts import Delivered, DeliveryIntent, Desired, Facts, Plan, Pods
 from promptrollout.engine.plan import plan
 
 INTERVAL = 30
@@ -91,6 +91,7 @@ class World:
         self.silent: set[str] = set()
         """Objectives whose series are missing."""
         self.provider_unreachable: bool | None = False
+        self.pods_state = Pods()
         self.heavy_key_share_percent: int | None = None
         self.stickiness = Stickiness()
         self.read_until: int | None = None
@@ -249,6 +250,7 @@ class World:
             evidence=self.evidence(),
             command=self.command,
             frozen=self.frozen,
+            pods=self.pods_state,
         )
 
     # ------------------------------------------------------------ reading

@@ -276,6 +276,10 @@ class Clock(Model):
     """Nothing could be read for this rollout since then, while users met the canary."""
     metrics_lost_told: bool = False
     """`MetricsLost` was recorded, and what the spec asks for was done."""
+    suspected_at: Seconds | None = None
+    """Pods of the gateway failed while users met the canary; since then it waits to be tried alone, or is on trial."""
+    trial_at: Seconds | None = None
+    """Since when it has been tried alone."""
     ticked_at: Seconds | None = None
     """Until when durations that do not rest on intervals (pauses, `mode: None`) have been counted."""
 

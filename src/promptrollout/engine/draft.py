@@ -54,6 +54,14 @@ class Draft:
         return s.stage in ACTIVE or (s.stage == "Baking" and s.previous is not None)
 
     @property
+    def is_kept_away(self) -> bool:
+        """Pods must not even load the canary: it may be what ends them."""
+        s, clock = self.status, self.clock
+        waits = s.stage == "Loading" and clock.suspected_at is not None and clock.trial_at is None
+        leaves = s.stage == "Withdrawing" and (s.withdrawal == "PodsFailing" or clock.suspected_at is not None)
+        return waits or leaves
+
+    @property
     def blind(self) -> bool:
         """Metrics are wanted for the present revision, and their source does not answer."""
         snapshot = self.status.snapshot
@@ -80,7 +88,7 @@ class Draft:
         if s.stage == "Baking":
             if s.previous is not None:
                 stable, canary, weight = s.previous, s.stable, 100
-        elif s.stage != "Idle":
+        elif s.stage != "Idle" and not self.is_kept_away:
             canary, weight = s.canary, s.weight
         subject = canary or stable
         spec = self.facts.spec

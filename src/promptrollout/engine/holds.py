@@ -29,8 +29,21 @@ def gather_holds(draft: Draft) -> None:
             draft.holds.append("the version that the spec names is missing")
         if draft.blind and s.stage in ("Loading", *WATCHED):
             draft.holds.append(f"metrics are not available: {facts.evidence.problem}")
+        if s.stage in ("Loading", "Stepping") and not s.direct and (why := _suspicion(draft)):
+            draft.holds.append(why)
     if draft.clock.unreachable_since is not None:
         draft.holds.append("the canary's provider is out of reach")
+
+
+def _suspicion(draft: Draft) -> str:
+    """What waits because pods of the gateway failed: a suspect for its turn, the others for the suspects."""
+    clock, trial = draft.clock, draft.facts.pods.trial
+    if draft.is_kept_away:
+        turn = "once all pods have been ready for a while" if trial in ("", draft.facts.name) else f"after {trial}"
+        return f"gateway pods failed while users met it: it is tried again alone, {turn}"
+    if clock.suspected_at is None and trial:
+        return f"gateway pods failed: rollout {trial} is tried again alone first"
+    return ""
 
 
 def gather_findings(draft: Draft) -> None:

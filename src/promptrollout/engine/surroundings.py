@@ -1,4 +1,4 @@
-"""What happens around a rollout while it goes on: deliveries, its provider, its metrics."""
+"""What happens around a rollout while it goes on: deliveries, its provider, its metrics, the gateway's pods."""
 
 from promptrollout.engine.analysis import WATCHED
 from promptrollout.engine.draft import ACTIVE, Draft
@@ -6,6 +6,14 @@ from promptrollout.engine.life import enter_step, named, withdraw
 
 UNREACHABLE_SECONDS = 900
 """How long users of a canary whose provider alone is down are answered by stable before the weight goes to 0."""
+SUSPECT_SECONDS = 900
+"""A canary is under suspicion when pods fail so soon after it met its first, or more, users."""
+FAILURES = 2
+"""So many, within SUSPECT_SECONDS, are no accident."""
+TRIAL_SECONDS = 300
+"""A canary that is tried alone is cleared when pods have held out for so long with users on it."""
+TURN_SECONDS = 1800
+"""One that does not get so far (it is paused, say) goes back to the end of the queue."""
 
 
 def watch_delivery(draft: Draft) -> None:
@@ -74,3 +82,48 @@ def watch_metrics(draft: Draft) -> None:
         enter_step(draft, first)
     else:
         draft.record("MetricsLost", f"{text}: it is at the first weight already, and stays there", warning=True)
+
+
+def watch_pods(draft: Draft) -> None:
+    """Pods that end or hang one after the other soon after users met the canary: it is taken back, whatever the metrics
+    say, as pods that are gone export none. It may be innocent: it is not rejected, and is tried again alone. One that
+    fails alone, or that a pod was at work for when it ended, is rejected."""
+    s, clock, failure = draft.status, draft.clock, draft.facts.pods.failure
+    take_turn(draft)
+    begun = draft.clock.exposed_at or draft.clock.trial_at or clock.stage_since
+    if failure is None or begun is None or draft.is_kept_away or not draft.can_go_back:
+        return
+    latest = failure.times[-1]
+    count = sum(begun <= at and latest - at < SUSPECT_SECONDS for at in failure.times)
+    alone = clock.suspected_at is not None
+    proven = latest >= begun and (alone or failure.named)
+    if not proven and (count < FAILURES or not is_suspect(draft, latest)):
+        return
+    what = f"{failure.message}, while {named(s.canary or s.stable)} was at {s.weight} %"
+    if proven:
+        why = "it was tried alone" if alone else "it was at work on a request of it"
+        withdraw(draft, "PodsFailing", f"{what}; {why}: rolled back", reject=True)
+    else:
+        withdraw(draft, "PodsFailing", f"{what}: taken back, not rejected; it is tried again alone", reject=False)
+        draft.set_clock(suspected_at=draft.now)
+
+
+def is_suspect(draft: Draft, at: int) -> bool:
+    """Its weight was raised shortly before; or no other canary's of the gateway was either."""
+    raised, others = draft.clock.stage_since, draft.facts.pods.raised_at
+    recent = raised is not None and at - raised <= SUSPECT_SECONDS
+    return recent or others is None or at - others > SUSPECT_SECONDS
+
+
+def take_turn(draft: Draft) -> None:
+    """The trial of a canary under suspicion: its beginning, and its end where nothing happened."""
+    s, clock, pods = draft.status, draft.clock, draft.facts.pods
+    if clock.suspected_at is None or s.stage == "Withdrawing":
+        return
+    if clock.trial_at is None:
+        if s.stage == "Loading" and pods.calm and pods.trial == draft.facts.name:
+            draft.set_clock(trial_at=draft.now, stage_since=draft.now, acknowledged_at=None)
+    elif clock.exposed_at is not None and draft.now - clock.exposed_at >= TRIAL_SECONDS:
+        draft.set_clock(suspected_at=None, trial_at=None)
+    elif clock.exposed_at is None and draft.now - clock.trial_at >= TURN_SECONDS:
+        draft.set_clock(suspected_at=draft.now, trial_at=None, acknowledged_at=None)

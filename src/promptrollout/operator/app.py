@@ -20,10 +20,11 @@ from promptrollout.operator.analyses import Analyses
 from promptrollout.operator.cluster_api import KINDS, WATCHED, Api, Stale
 from promptrollout.operator.config import Config, MetricsSource, Surroundings
 from promptrollout.operator.declarations import reconcile_declaration
-from promptrollout.operator.dirty import affected
+from promptrollout.operator.dirty import affected, rollouts_of
 from promptrollout.operator.gateways import GatewayReconciler
 from promptrollout.operator.identity import OncePerObject
 from promptrollout.operator.metrics import Metrics
+from promptrollout.operator.pod_failures import failure_of
 from promptrollout.operator.prometheus import Source
 from promptrollout.operator.queue import Key, WorkQueue
 from promptrollout.operator.reconcile import RolloutReconciler
@@ -167,10 +168,14 @@ class Operator:
         if after is None:
             OncePerObject.forget(key)
         if key.kind == "Pod":
+            failed = after is not None and failure_of(after) != (failure_of(before) if before is not None else None)
             for item in (before, after):
                 gateway = ((item or {}).get("metadata", {}).get("labels") or {}).get(LABEL_GATEWAY)
                 if gateway:
                     self._acknowledger.pods_changed(key.namespace, gateway)
+                if gateway and failed:
+                    for each in rollouts_of(key.namespace, gateway, self._store):
+                        self._queue.add(each)
             return
         for each in affected(key, before, after, self._store):
             self._queue.add(each)
