@@ -36,7 +36,7 @@ def deadly(story: Story, digest: str) -> Iterator[list[float]]:
                 with contextlib.suppress(httpx.HTTPError, SandboxError, ProcessLookupError, KeyError):
                     url = f"http://{pod['status']['podIP']}:9090/rollouts"
                     served = httpx.get(url, timeout=1).json()["rollouts"]
-                    if any(r["canary"] == digest for r in served):
+                    if any(r.get("canary") == digest for r in served):
                         os.kill(story.sandbox.pid(story.namespace, pod["metadata"]["name"]), signal.SIGKILL)
                         kills.append(time.monotonic())
 
@@ -52,7 +52,7 @@ def deadly(story: Story, digest: str) -> Iterator[list[float]]:
 def served(story: Story) -> list[str | None]:
     """The canary's digest on each pod that answers."""
     with contextlib.suppress(httpx.HTTPError, KeyError):
-        return [report["canary"] for report in story.reports()]
+        return [report.get("canary") for report in story.reports()]
     return []
 
 
