@@ -4,14 +4,15 @@ WORKDIR /src
 COPY requirements/build.txt requirements/runtime.txt requirements/
 # every download's hash is checked
 RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/build.txt
-# What runs needs no pip. Of Kubernetes' client it uses the connection; the generated classes, which are loaded by name
-# only, are two thirds of the packages' size (tests/unit/chart/test_image.py holds that nothing loads them).
+# What runs needs no pip. What nothing of ours loads stays out (tests/unit/chart/test_image.py holds that nothing does):
+# the generated classes of Kubernetes' client (72 MB), pygments, which rich loads to print source code, and C sources.
 RUN python -m venv --without-pip /opt/promptrollout \
  && pip --python /opt/promptrollout/bin/python install --no-cache-dir --disable-pip-version-check --no-compile \
       --require-hashes -r requirements/runtime.txt \
  && cd /opt/promptrollout/lib/python3.13/site-packages \
  && find kubernetes/client kubernetes/aio/client \( -path '*/api/*_api.py' -o -path '*/models/*_*.py' \) -delete \
- && find . -type d \( -name tests -o -name test \) -prune -exec rm -r {} +
+ && find . \( -name '*.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' \) -delete \
+ && find . -type d \( -name tests -o -name test -o -name pygments -o -name sboms \) -prune -exec rm -r {} +
 COPY pyproject.toml README.md LICENSE ./
 COPY src/ src/
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \

@@ -1,4 +1,4 @@
-module promptrollout.dev/tests/dns
+module promptrollout.dev/tests/coredns
 
 go 1.26.0
 
