@@ -110,7 +110,8 @@ class Images:
             run(self._buildah(*command), "the image from the Dockerfile", self.log, self.progress)
         if self._identity(PROJECT) != before or not archive.exists():
             self._save(PROJECT, archive)
-            self._output("rmi", "--prune", "--force")
+            if before:  # its layers that the new one shares stay, and so does what the next build starts from
+                subprocess.run(self._buildah("rmi", before), capture_output=True, check=False)
         return archive
 
     def _of_binary(self, image: str, binary: Path, path: str) -> Path:
