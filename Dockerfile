@@ -4,7 +4,7 @@ WORKDIR /src
 COPY requirements/build.txt requirements/runtime.txt requirements/
 # every download's hash is checked
 RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/build.txt
-# What runs needs no pip. What nothing of ours loads stays out (tests/unit/chart/test_image.py holds that nothing does):
+# What runs needs no pip. What nothing of ours needs stays out (tests/unit/chart/test_image.py holds that nothing does):
 # the generated classes of Kubernetes' client (72 MB), pygments, which rich loads to print source code, and C sources.
 RUN python -m venv --without-pip /opt/promptrollout \
  && pip --python /opt/promptrollout/bin/python install --no-cache-dir --disable-pip-version-check --no-compile \

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 LOCK   := requirements/dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo kind-demo test unit clients mutation check generate lock fmt clean
+.PHONY: help demo kind-demo test node-test unit clients mutation check generate lock fmt clean
 .SUFFIXES:
 
 help: ## list the targets
@@ -33,6 +33,9 @@ kind-demo: $(VENV)/.installed ## the same at full size: on a kind cluster, in co
 
 test: check $(VENV)/.clients ## static checks, then all tests (starts one sandbox)
 	@$(BIN)/pytest $(ARGS)
+
+node-test: $(VENV)/.installed ## chart and quickstart on a real node in namespaces of its own (Linux, root, apt; skips otherwise)
+	@$(BIN)/pytest tests/node $(ARGS)
 
 unit: $(VENV)/.installed ## the tests without I/O, in seconds
 	@$(BIN)/pytest tests/unit tests/properties $(ARGS)
