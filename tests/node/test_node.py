@@ -162,14 +162,12 @@ def test_uninstalling_leaves_nothing(users: Users, node: Node, kubectl: NodeKube
     eventually(lambda: not kubectl.names("pods", "-l", GATEWAY_PODS), "the gateway's pods are still there")
     done = node.run("helm", "uninstall", "promptrollout", "--namespace", OPERATOR_NAMESPACE, "--wait")
     assert done.returncode == 0, done.stderr
-    left = [
-        f"{kind}/{name}"
-        for kind in ("clusterroles", "clusterrolebindings")
-        for name in system.names(kind, "-l", "app.kubernetes.io/name=promptrollout")
-    ]
-    namespaced = "deployments,replicasets,pods,services,configmaps,serviceaccounts,roles,rolebindings,networkpolicies"
-    left += system.names(namespaced, "-l", "app.kubernetes.io/name=promptrollout")
-    assert left == []
+    kinds = (
+        *("clusterroles", "clusterrolebindings", "roles", "rolebindings", "serviceaccounts"),
+        *("deployments", "replicasets", "pods", "services", "configmaps", "networkpolicies"),
+    )
+    ours = ("-A", "-l", "app.kubernetes.io/name in (promptrollout,promptrollout-gateway)")
+    eventually(lambda: not system.names(",".join(kinds), *ours), "the release left something", 60)
     # they stay on purpose (crds.keep), with every object of theirs
     crds = [name for name in system.names("crds") if name.endswith(".promptrollout.dev")]
     assert crds
