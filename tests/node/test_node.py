@@ -90,7 +90,7 @@ def test_deleted_gateway_pod_answers_what_it_has(users: Users, kubectl: NodeKube
 def test_drained_node_keeps_one_gateway_pod(users: Users, kubectl: NodeKubectl) -> None:
     before = set(kubectl.names("pods", "-l", GATEWAY_PODS))
     drain = ("drain", "node", f"--pod-selector={GATEWAY_PODS}", "--ignore-daemonsets", "--delete-emptydir-data")
-    done = kubectl.run(*drain, "--timeout=25s")
+    done = kubectl.run(*drain, "--timeout=15s")
     # there is no second node for the evicted pod's successor, so the budget protects the other one
     assert done.returncode != 0
     assert "disruption budget" in done.stderr
