@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,20 +71,21 @@ def prepared(progress: Progress) -> Iterator[Prepared]:
 def node(prepared: Prepared, progress: Progress) -> Iterator[Node]:
     """A node that is Ready and has the images. Its logs stay in the cache, everything else goes."""
     machine.remove_cgroups()
-    directory = Path(tempfile.mkdtemp(prefix="promptrollout-node-"))
+    directory = assets.cache_dir() / "node" / "run"
+    shutil.rmtree(directory, ignore_errors=True)  # of a session that was killed
     tools = directory / "tools"
-    tools.mkdir()
+    tools.mkdir(parents=True)
     (tools / "kubectl").symlink_to(prepared.control.kubectl)
     (tools / "helm").symlink_to(prepared.control.helm)
     kubeconfig = directory / "etc" / "admin.kubeconfig"
-    machine_ = Node(directory, prepared.control, prepared.own, environment(kubeconfig, tools))
+    made = Node(directory, prepared.control, prepared.own, environment(kubeconfig, tools))
     try:
-        machine_.up(progress)
-        machine_.load(prepared.archives)
+        made.up(progress)
+        made.load(prepared.archives)
         progress("the images are loaded")
-        yield machine_
+        yield made
     finally:
-        machine_.down()
+        made.down()
         logs = assets.cache_dir() / "node" / "log"
         shutil.rmtree(logs, ignore_errors=True)
         shutil.copytree(directory / "log", logs)

@@ -104,7 +104,7 @@ class Images:
         """The unmodified Dockerfile. pip finds this machine's package index by files mounted for the build alone."""
         archive = self.directory / "promptrollout.tar"
         before = self._identity(PROJECT)
-        with _pip_volumes() as volumes:
+        with pip_volumes() as volumes:
             command = ["bud", "--layers", "--pull-never", "--isolation", "chroot", "--network", "host"]
             command += ["--format", "docker", *volumes, "--tag", PROJECT, str(ROOT)]
             run(self._buildah(*command), "the image from the Dockerfile", self.log, self.progress)
@@ -150,7 +150,7 @@ def _prometheus_name() -> str:
 
 
 @contextmanager
-def _pip_volumes() -> Iterator[list[str]]:
+def pip_volumes() -> Iterator[list[str]]:
     """Mounts by which pip in a build asks the index that pip asks here, and trusts whom it trusts."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
     settings: dict[str, str] = {}
