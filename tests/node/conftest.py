@@ -19,7 +19,7 @@ from tests.node.cluster import NodeKubectl, Users
 from tests.node.images import ROOT, Images
 from tests.node.node import Node, environment
 
-_REQUESTS_PER_SECOND = 150.0
+_REQUESTS_PER_SECOND = 120.0
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class Node:
         self._start_node()
         ready = ("wait", "--for=condition=Ready", f"node/{configuration.NAME}", "--timeout=1s")
         self._await("the node", lambda: self._kubectl(*ready))
+        machine.favour_pods()
         self._start_policies()  # needs the Node object
         progress("the node is Ready")
 
