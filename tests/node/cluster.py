@@ -90,6 +90,15 @@ class Users:
         counts = json.loads(done.stdout)
         return TrafficStats(**{**counts, "statuses": {int(key): value for key, value in counts["statuses"].items()}})
 
+    def complaints(self) -> str:
+        """The gateway pods' counts of failed requests, and the end of their logs."""
+        read = "import urllib.request as r; print(r.urlopen('http://%s:9090/metrics').read().decode())"
+        lines = []
+        for pod in self._kubectl.json("get", "pods", "-l", GATEWAY_PODS)["items"]:
+            page = self._kubectl.python(pod["metadata"]["name"], read % pod["status"].get("podIP")).stdout
+            lines += [line for line in page.splitlines() if "error" in line and line[0] != "#" and line[-2:] != " 0"]
+        return "\n".join([*lines, self._kubectl.run("logs", "-l", GATEWAY_PODS, "--tail=20", "--prefix").stdout])
+
     def after(self, requests: float) -> TrafficStats:
         """The counts once so many more requests than by now were sent."""
         before = self.stats()

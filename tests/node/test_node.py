@@ -178,7 +178,8 @@ def test_uninstalling_leaves_nothing(users: Users, node: Node, kubectl: NodeKube
 def assert_nothing_lost(users: Users) -> None:
     """Every request of the session so far was answered, and some were since whatever happened just now."""
     stats = users.after(120)
-    assert (stats.failures, stats.skipped, set(stats.statuses)) == ({}, 0, {200})
+    seen = f"{stats.statuses}, {stats.failures}, {stats.skipped} skipped; the gateway's pods say\n{users.complaints()}"
+    assert (stats.failures, stats.skipped, set(stats.statuses)) == ({}, 0, {200}), seen
 
 
 def reasons(kubectl: NodeKubectl) -> set[str]:
