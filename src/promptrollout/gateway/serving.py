@@ -71,7 +71,7 @@ class Serving:
     def _shard_metrics(self, arm: Arm) -> frozenset[str]:
         """What objectives need of an arm's shards, without what cannot move."""
         found = frozenset(self.configuration.spec.shard_metrics)
-        if arm.prompt.validator is None:
+        if arm.prompt.contract is None:
             found -= _SHARDS_OF_CONTRACT
         if all(each is None or each.price is None for each in (self.stable, self.canary)):
             found -= _SHARDS_OF_COST
