@@ -51,7 +51,7 @@ async def check(prepared: Prepared, answer: Answer, reply: Reply, share: Share, 
     """Note in the outcome what the answer is. Raises ProviderError, or Overloaded, where nothing was passed on yet.
     `share`: of the answers that this pod reads in whole; `process`: checks what may take long."""
     try:
-        if answer.content_type == EVENT_STREAM:
+        if answer.content_type == EVENT_STREAM or await _made_a_stream(prepared, answer, share):
             return await _relay(prepared, answer, reply, process)
         return await _pass_on(prepared, answer, reply, share, process)
     finally:
@@ -67,6 +67,32 @@ def failed(prepared: Prepared, error: ProviderError) -> Ending:
     return Ending(error.status, headers, body)
 
 
+async def _made_a_stream(prepared: Prepared, answer: Answer, share: Share) -> bool:
+    """Where a provider was asked for a stream and answers as a whole: clients find no event in that, and take it for an
+    empty answer. Raises ProviderError where the protocol's stream cannot be made of it."""
+    filled, protocol = prepared.filled, prepared.filled.way.protocol
+    if filled.asked.get("stream") is not True or not (protocol.compared and protocol.sampled):
+        return False
+    whole = _read(prepared, await answer.read(share))
+    events = protocol.events_of(whole)
+    if events is None:
+        raise ProviderError(
+            "bad_response", 502, f"provider {prepared.target.provider.name} was asked for a stream and did not stream"
+        )
+    answer.replace(events)
+    return True
+
+
+def _read(prepared: Prepared, payload: bytes) -> Whole:
+    """Raises ProviderError."""
+    whole = None if costs_too_much(payload) else prepared.filled.way.protocol.read(payload)
+    if whole is None:
+        raise ProviderError(
+            "bad_response", 502, f"provider {prepared.target.provider.name} answered something else than a completion"
+        )
+    return whole
+
+
 async def _pass_on(prepared: Prepared, answer: Answer, reply: Reply, share: Share, process: SchemaProcess) -> Ending:
     """An answer that comes as a whole."""
     outcome, way = prepared.outcome, prepared.filled.way
@@ -79,11 +105,7 @@ async def _pass_on(prepared: Prepared, answer: Answer, reply: Reply, share: Shar
         if not answer.ended:
             return await _pass_through(prepared, begun, answer, reply, share)
         payload = begun.pop()
-    whole = None if costs_too_much(payload) else way.protocol.read(payload)
-    if whole is None:
-        raise ProviderError(
-            "bad_response", 502, f"provider {prepared.target.provider.name} answered something else than a completion"
-        )
+    whole = _read(prepared, payload)
     outcome.usage = whole.usage
     if whole.failure is not None:
         outcome.error_type = outcome.error_type or "provider_5xx"
