@@ -60,6 +60,8 @@ METHODS: Final[dict[type, frozenset[str]]] = {
 }
 LOOP_METHODS: Final = frozenset({"changed", "cycle"})
 _METHODS: Final = LOOP_METHODS.union(*METHODS.values())
+_MAX_LOOP_LEVELS: Final = 20
+"""More cannot be compiled to Python, and to find that out takes time by their square."""
 _NO_TOKENS: Final = (TOKEN_DATA, TOKEN_WHITESPACE)
 _MAX_NUMBER: Final = 2**64
 MAX_NODES: Final = 10_000
@@ -131,6 +133,8 @@ def _parsed(text: str) -> nodes.Template:
                 raise ValueError(f"line {node.lineno}: {reason}")
             if count == MAX_NODES:
                 raise ValueError(f"more than {MAX_NODES} statements and expressions: simplify the template")
+        if _loop_levels(tree) > _MAX_LOOP_LEVELS:
+            raise ValueError(f"more than {_MAX_LOOP_LEVELS} loops in each other: simplify the template")
         _ENVIRONMENT.compile(tree)
     except TemplateSyntaxError as error:
         raise ValueError(
@@ -139,6 +143,17 @@ def _parsed(text: str) -> nodes.Template:
     except (RecursionError, MemoryError, SyntaxError) as error:  # of Python's own compiler, on deep nesting
         raise ValueError("nested too deeply: simplify the template") from error
     return tree
+
+
+def _loop_levels(tree: nodes.Template) -> int:
+    deepest = 0
+    waiting: list[tuple[nodes.Node, int]] = [(tree, 0)]
+    while waiting:
+        node, level = waiting.pop()
+        level += isinstance(node, nodes.For)
+        deepest = max(deepest, level)
+        waiting += ((child, level) for child in node.iter_child_nodes())
+    return deepest
 
 
 def _not_allowed(node: nodes.Node) -> str | None:
