@@ -85,7 +85,8 @@ async def _made_a_stream(prepared: Prepared, answer: Answer, share: Share) -> bo
 
 def _read(prepared: Prepared, payload: bytes) -> Whole:
     """Raises ProviderError."""
-    whole = None if costs_too_much(payload) else prepared.filled.way.protocol.read(payload)
+    with prepared.busy:
+        whole = None if costs_too_much(payload) else prepared.filled.way.protocol.read(payload)
     if whole is None:
         raise ProviderError(
             "bad_response", 502, f"provider {prepared.target.provider.name} answered something else than a completion"
@@ -113,7 +114,7 @@ async def _pass_on(prepared: Prepared, answer: Answer, reply: Reply, share: Shar
         outcome.answered(whole.choices)
         contract = _contract(prepared)
         if contract is not None:
-            outcome.contract_kept = await kept(contract, whole.choices, process)
+            outcome.contract_kept = await kept(contract, whole.choices, process, prepared.busy)
     answer_id = prepared.answer_id()
     if answer_id is not None and answer_id.put(whole.parsed, ("id",)) and way.translation is None:
         payload = answer_id.replaced(payload) or written(whole.parsed) or payload
@@ -157,7 +158,7 @@ async def _relay(prepared: Prepared, answer: Answer, reply: Reply, process: Sche
         choices = reader.choices()
         outcome.answered(choices)
         if contract is not None:
-            outcome.contract_kept = await kept(contract, choices, process)
+            outcome.contract_kept = await kept(contract, choices, process, prepared.busy)
     if failure is None:
         return Ending(200, {}, b"")
     code, message = failure

@@ -15,6 +15,7 @@ from promptrollout.api.template import answer_validator
 from promptrollout.gateway.choices import MAX_CONTENT_BYTES, Choice
 from promptrollout.gateway.schema_process import SchemaProcess
 from promptrollout.gateway.schema_visits import Visits, visits
+from promptrollout.gateway.spans import Busy
 
 MAX_LOOP_WORK: Final = 1_000_000
 """Of one answer, held against its schema in the event loop: keywords and characters, counted; 10 to 30 ms."""
@@ -59,8 +60,8 @@ def make_contract(schema: Any) -> Contract:
     return Contract(text, None if found is None else validator, found)
 
 
-async def kept(contract: Contract, choices: Iterable[Choice], process: SchemaProcess) -> bool | None:
-    """Whether every choice is JSON that matches. None: nothing to judge, or nobody could.
+async def kept(contract: Contract, choices: Iterable[Choice], process: SchemaProcess, busy: Busy) -> bool | None:
+    """Whether every choice is JSON that matches. None: nothing to judge, or nobody could. `busy`: with whose answer.
 
     Judged are complete answers: what was cut at a length limit or by a filter, and calls of tools, say nothing about
     the schema; nor is an answer judged that is longer than what is collected.
@@ -72,7 +73,8 @@ async def kept(contract: Contract, choices: Iterable[Choice], process: SchemaPro
         return None
     if contract.validator is None or contract.work(contents) > MAX_LOOP_WORK:
         return await process.matches(contract.schema, [content.encode() for content in contents])
-    return all(matches(contract.validator, content) for content in contents)
+    with busy:
+        return all(matches(contract.validator, content) for content in contents)
 
 
 def matches(validator: jsonschema_rs.Validator, content: str | bytes) -> bool:

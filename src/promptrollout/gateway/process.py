@@ -82,9 +82,10 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.counters = Counters()
+        self.counters.spans.open(settings.state_dir)
         self.providers = Providers(settings.provider_keys_dir)
         store = Store(settings.state_dir, lambda operation: self.counters.disk_errors.update((operation,)))
-        self.registry = Registry(settings.pod, Loader(self.providers), store, self.counters)
+        self.registry = Registry(settings.pod, Loader(self.providers, self.counters.spans), store, self.counters)
         self.source: Source | None = None
         self.draining = False
         auth = settings.auth

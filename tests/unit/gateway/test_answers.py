@@ -6,6 +6,7 @@ from promptrollout.gateway.choices import MAX_CONTENT_BYTES, Choice, choices_of
 from promptrollout.gateway.contract import kept, make_contract
 from promptrollout.gateway.protocols.chat import CHAT
 from promptrollout.gateway.schema_process import SchemaProcess
+from promptrollout.gateway.spans import Busy, Spans
 from tests.unit.gateway.kit import SCHEMA, completion
 
 CONTRACT = make_contract(SCHEMA)
@@ -38,7 +39,7 @@ def said(content: str, finish_reason: str | None) -> Choice:
     ],
 )
 async def test_verdicts(choices: list[Choice], verdict: bool | None) -> None:
-    assert await kept(CONTRACT, choices, SchemaProcess()) is verdict
+    assert await kept(CONTRACT, choices, SchemaProcess(), Busy(Spans(), "", "", "stable")) is verdict
 
 
 def test_choices_of_any_answer() -> None:
