@@ -49,6 +49,8 @@ class Counters:
         self.refused: Counter[str] = Counter()
         self.votes_not_counted: Counter[str] = Counter()
         """By why (a fixed set)."""
+        self.answers_not_judged: Counter[str] = Counter()
+        """Against their output schema, by why (a fixed set)."""
         self.disk_errors: Counter[str] = Counter()
         self.disconnects = 0
         self.retries: Counter[str] = Counter()

@@ -9,13 +9,14 @@ import logging
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from typing import Final
 
 from promptrollout.gateway.schema_worker import KEPT, NOT_COMPILED, request
 
 logger = logging.getLogger(__name__)
 
+NOT_JUDGED: Final = ("too_many_waiting", "no_cpu", "no_process", "not_compiled")
 MAX_WAITING: Final = 8
 """Of one schema. More would hold places that other rollouts' requests need: those answers are not judged."""
 PATIENCE_SECONDS: Final = 10.0
@@ -28,20 +29,20 @@ class SchemaProcess:
     """Starts the worker when it is first needed, and again after it ended. One check at a time; schemas take turns, so
     that one which uses up its time does not keep the others waiting for longer than that."""
 
-    def __init__(self) -> None:
+    def __init__(self, not_judged: Counter[str] | None = None) -> None:
         self._waiting: OrderedDict[bytes, deque[tuple[bytes, asyncio.Future[bool | None]]]] = OrderedDict()
         self._process: Process | None = None
         self._turns: asyncio.Task[None] | None = None
         self.killed = 0
         """Checks that ended the worker."""
-        self.skipped = 0
-        """Answers that were not judged: too many of their schema waited."""
+        self.not_judged: Counter[str] = Counter() if not_judged is None else not_judged
+        """Answers, by why (NOT_JUDGED)."""
 
     async def matches(self, schema: bytes, texts: list[bytes]) -> bool | None:
         """Whether all are JSON that matches. False too where that takes more than 100 ms of CPU; None: not judged."""
         queue = self._waiting.setdefault(schema, deque())
         if len(queue) >= MAX_WAITING:
-            self.skipped += 1
+            self.not_judged["too_many_waiting"] += 1
             return None
         verdict: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()
         queue.append((request(schema, texts), verdict))
@@ -73,6 +74,7 @@ class SchemaProcess:
             except OSError as error:
                 logger.error("the process that checks output schemas cannot be used: %s", error)
                 await self._end()
+                self.not_judged["no_process"] += 1
                 found = None
             if not verdict.done():
                 verdict.set_result(found)
@@ -95,10 +97,12 @@ class SchemaProcess:
             except TimeoutError:
                 logger.warning("an output schema was not checked: no answer within %d s", PATIENCE_SECONDS)
                 await self._end()
+                self.not_judged["no_cpu"] += 1
                 return None
             if answer:
                 if answer == NOT_COMPILED:
                     logger.error("an output schema cannot be compiled: its answers are not checked")
+                    self.not_judged["not_compiled"] += 1
                     return None
                 return answer == KEPT
             status = await process.wait()
@@ -108,6 +112,7 @@ class SchemaProcess:
                 logger.warning("an answer used up the CPU time, stack or memory of a check against its output schema")
                 return False
             logger.warning("the process that checks output schemas ended with status %d", status)
+        self.not_judged["no_process"] += 1
         return None
 
     async def _end(self) -> None:

@@ -39,7 +39,7 @@ class Requests:
         self._answers = Bodies(MAX_ANSWERS_BYTES)
         self._random_unit = random_unit
         self._wall_clock = wall_clock
-        self._schemas = SchemaProcess()
+        self._schemas = SchemaProcess(counters.answers_not_judged)
 
     async def close(self) -> None:
         await self._schemas.close()
