@@ -54,6 +54,12 @@ async def test_a_worker_that_somebody_else_ended_says_nothing_of_the_answer(proc
     assert process.killed == 0
 
 
+async def test_long_answers_have_more_time(process: SchemaProcess) -> None:
+    lists = b"[" + b"[]," * 300_000 + b"[]]"
+    assert await process.matches(UNION, [lists] * 4) is True
+    assert process.killed == 0
+
+
 async def test_what_cannot_be_compiled_is_not_judged(process: SchemaProcess) -> None:
     assert await process.matches(b'{"type": 1}', [b"1"]) is None
 
