@@ -25,7 +25,7 @@ _SLOW_FORMATS: Final = frozenset({"regex", "idn-email", "idn-hostname"})
 _POINTER: Final = re.compile(r"#(?:/.*)?", re.DOTALL)
 
 
-MAX_SCHEMAS: Final = 5_000
+MAX_SCHEMAS: Final = 4_000
 
 
 class SchemaRefused(ValueError):
@@ -76,48 +76,37 @@ class Graph:
             waiting += (*node.same_value, *node.properties.values(), *node.items, *node.each, *node.definitions)
             waiting += (node.other_property, node.other_item)
 
-    def node(self, schema: Any) -> Node:
-        """Of a boolean, or of what is no schema: an empty one."""
-        return self.nodes.get(id(schema)) or Node()
-
     def _node(self, schema: dict[str, Any]) -> Node:
         node = Node()
         for name, value in schema.items():
             if name not in _SUBSCHEMAS:
-                node.weight += values_in(value)
-        for name in _SAME_VALUE:
-            if name in schema:
-                node.same_value.append(schema[name])
-        for name in _SAME_VALUE_LISTS:
-            node.same_value += _list(schema.get(name))
-        for name in _SAME_VALUE_MAPS:
-            node.same_value += [each for each in _map(schema.get(name)).values() if not isinstance(each, list)]
-        self._add_children(schema, node)
-        for name in _DEFINITIONS:
-            node.definitions += _map(schema.get(name)).values()
-        self._add_reference(schema, node)
-        patterns = [schema.get("pattern"), *_map(schema.get("patternProperties"))]
-        node.patterns = [pattern_size(pattern) for pattern in patterns if isinstance(pattern, str)]
-        node.unevaluated = "unevaluatedProperties" in schema or "unevaluatedItems" in schema
-        node.slow = schema.get("format") in _SLOW_FORMATS if isinstance(schema.get("format"), str) else False
+                node.weight += values_in(value) if isinstance(value, dict | list) else 1
+            elif name in _SAME_VALUE:
+                node.same_value.append(value)
+            elif name in _SAME_VALUE_LISTS:
+                node.same_value += _list(value)
+            elif name in _SAME_VALUE_MAPS:
+                node.same_value += [each for each in _map(value).values() if not isinstance(each, list)]
+            elif name in _EACH_VALUE:
+                node.each.append(value)
+                node.unevaluated = node.unevaluated or name.startswith("unevaluated")
+            elif name in _DEFINITIONS:
+                node.definitions += _map(value).values()
+            elif name == "$ref":
+                self._add_reference(value, node)
+            elif name in _DYNAMIC_REFS:
+                node.unknown = True
+            else:
+                _add_children(name, value, schema, node)
+        if isinstance(pattern := schema.get("pattern"), str):
+            node.patterns.append(pattern_size(pattern))
+        if isinstance(form := schema.get("format"), str):
+            node.slow = form in _SLOW_FORMATS
         if schema is not self.root and isinstance(schema.get("$id", schema.get("id")), str):
             node.unknown = True  # references are relative to it
         return node
 
-    def _add_children(self, schema: dict[str, Any], node: Node) -> None:
-        node.properties = dict(_map(schema.get("properties")))
-        node.weight += len(node.properties)
-        node.other_property = schema.get("additionalProperties")
-        node.each += _map(schema.get("patternProperties")).values()
-        node.each += [schema[name] for name in _EACH_VALUE if name in schema]
-        items = schema.get("items")
-        node.items = _list(schema.get("prefixItems")) or _list(items)
-        node.other_item = schema.get("additionalItems") if isinstance(items, list) else items
-
-    def _add_reference(self, schema: dict[str, Any], node: Node) -> None:
-        if any(name in schema for name in _DYNAMIC_REFS):
-            node.unknown = True
-        reference = schema.get("$ref")
+    def _add_reference(self, reference: Any, node: Node) -> None:
         if not isinstance(reference, str):
             return
         found = self._resolved(reference)
@@ -137,11 +126,30 @@ class Graph:
             name = part.replace("~1", "/").replace("~0", "~")
             if isinstance(found, dict) and name in found:
                 found = found[name]
-            elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+            elif isinstance(found, list) and len(name) < 9 and name.isdecimal() and int(name) < len(found):
                 found = found[int(name)]
             else:
                 return None
         return found
+
+
+def _add_children(name: str, value: Any, schema: dict[str, Any], node: Node) -> None:
+    """Of a keyword about properties or items."""
+    if name == "properties":
+        node.properties = dict(_map(value))
+        node.weight += len(node.properties)
+    elif name == "patternProperties":
+        node.each += _map(value).values()
+        node.patterns += [pattern_size(pattern) for pattern in _map(value)]
+    elif name == "additionalProperties":
+        node.other_property = value
+    elif name == "prefixItems":
+        node.items = _list(value)
+    elif name == "items" and isinstance(value, list):  # of older drafts
+        node.items = node.items or value
+        node.other_item = schema.get("additionalItems")
+    elif name == "items":
+        node.other_item = value
 
 
 def values_in(value: Any) -> int:

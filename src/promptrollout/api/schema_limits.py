@@ -14,7 +14,7 @@ MAX_COMPILE_COST: Final = 50_000
 """Of all schemas of a prompt together; about microseconds."""
 MAX_SAME_VALUE_LEVELS: Final = 64
 """Of `$ref`, `allOf` and the like in each other without a property or an item between them: the validator's stack."""
-_NODE_COST: Final = 8
+_NODE_COST: Final = 12
 _UNEVALUATED_COST: Final = 15
 """Of each way from `unevaluatedProperties` to what has evaluated a property: the validator unfolds them."""
 
