@@ -21,6 +21,7 @@ MAX_WAITING: Final = 8
 """Of one schema. More would hold places that other rollouts' requests need: those answers are not judged."""
 PATIENCE_SECONDS: Final = 10.0
 """By the clock, for a check: a worker that gets no CPU has said nothing about the answer."""
+_LOGGED_EACH: Final = 100
 _FAULTS_OF_THE_ANSWER: Final = frozenset({-signal.SIGPROF, -signal.SIGSEGV, -signal.SIGABRT})
 """It used up its time, its stack or its memory."""
 
@@ -71,8 +72,8 @@ class SchemaProcess:
                 continue
             try:
                 found = await self._ask(asked)
-            except OSError as error:
-                logger.error("the process that checks output schemas cannot be used: %s", error)
+            except Exception:  # no process can be started; or a fault of ours, for which nobody shall wait for ever
+                logger.exception("the process that checks output schemas cannot be used")
                 await self._end()
                 self.not_judged["no_process"] += 1
                 found = None
@@ -80,7 +81,7 @@ class SchemaProcess:
                 verdict.set_result(found)
 
     async def _ask(self, asked: bytes) -> bool | None:
-        """A worker that somebody else ended is tried once more. Raises OSError."""
+        """A worker that somebody else ended is tried once more. Raises OSError where none can be started."""
         for _ in range(2):
             if self._process is None:
                 module = f"{__package__}.schema_worker"
@@ -109,7 +110,8 @@ class SchemaProcess:
             self._process = None
             if status in _FAULTS_OF_THE_ANSWER:
                 self.killed += 1
-                logger.warning("an answer used up the CPU time, stack or memory of a check against its output schema")
+                if self.killed % _LOGGED_EACH == 1:
+                    logger.warning("checks of answers against their output schema used up their time: %d", self.killed)
                 return False
             logger.warning("the process that checks output schemas ended with status %d", status)
         self.not_judged["no_process"] += 1
