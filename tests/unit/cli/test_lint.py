@@ -503,3 +503,23 @@ def test_entries_of_callers_keys_are_looked_at_and_never_shown(secret: dict[str,
     assert [says in each for each in found if says] == ([True] if says else [])
     assert len(found) == (1 if says else 0)
     assert "sk-my-own-secret" not in str(found)
+
+
+def test_what_would_stall_the_operator_is_the_same_error_here() -> None:
+    stalls = {"role": "user", "content": "{{ " + "x~" * 8990 + "x }}"}
+    doubled = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)}
+    spec = {
+        "providerRef": {"name": "p"},
+        "model": "m",
+        "messages": [stalls] * 7,
+        "outputSchema": {"$defs": {**doubled, "d40": {"type": "object"}}, "$ref": "#/$defs/d0"},
+    }
+    kind = {"apiVersion": "promptrollout.dev/v1alpha1", "kind": "PromptVersion", "metadata": {"name": "v"}}
+    found = " ".join(errors(yaml.dump(kind | {"spec": spec}, Dumper=_WithoutAliases)))
+    assert "more than 2500 tokens in braces" in found
+    assert "in each other" in found
+
+
+class _WithoutAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
