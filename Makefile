@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 LOCK   := requirements/dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo kind-demo test unit clients mutation check generate lock fmt clean
+.PHONY: help demo kind-demo test node-test unit clients mutation check generate lock fmt clean
 .SUFFIXES:
 
 help: ## list the targets
@@ -33,6 +33,9 @@ kind-demo: $(VENV)/.installed ## the same at full size: on a kind cluster, in co
 
 test: check $(VENV)/.clients ## static checks, then all tests (starts one sandbox)
 	@$(BIN)/pytest $(ARGS)
+
+node-test: $(VENV)/.installed ## chart and quickstart on a real node in namespaces of its own (Linux, root, apt; skips otherwise)
+	@$(BIN)/pytest tests/node $(ARGS)
 
 unit: $(VENV)/.installed ## the tests without I/O, in seconds
 	@$(BIN)/pytest tests/unit tests/properties $(ARGS)
@@ -63,8 +66,9 @@ fmt: $(VENV)/.installed ## format and fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 lock: ## compile the lock files (needs uv)
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --extra sandbox -o requirements/runtime.txt
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --extra sandbox --group dev -c requirements/runtime.txt -o requirements/dev.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements/runtime.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group build -c requirements/runtime.txt -o requirements/build.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml --extra sandbox --group dev -c requirements/runtime.txt -c requirements/build.txt -o requirements/dev.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group mutation -c requirements/dev.txt -o requirements/mutation.txt
 	echo "litellm[proxy]==1.106.2" | uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-header - -o requirements/litellm.txt
 	printf 'granian==2.8.7\npyreqwest==0.15.1\naiohttp==3.14.5\nuvicorn==0.54.0\nuvloop==0.23.0\nhttptools\norjson\n' | uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-header - -o requirements/stacks.txt

@@ -14,7 +14,7 @@ from promptrollout.api.rollout import RolloutSpec, RolloutStatus, Snapshot, Step
 from promptrollout.api.slo import Objective
 from promptrollout.engine.dispersion import SHARDS
 from promptrollout.engine.evidence import Arm, Counts, Evidence, Interval
-from promptrollout.engine.facts import Delivered, DeliveryIntent, Desired, Facts, Plan
+from promptrollout.engine.facts import Delivered, DeliveryIntent, Desired, Facts, Plan, Pods
 from promptrollout.engine.plan import plan
 
 INTERVAL = 30
@@ -78,6 +78,10 @@ class World:
         self.deaf: set[str] = set()
         """Pods that never confirm."""
         self.metrics_available = True
+        self.contact: bool | None = None
+        """Whether the metrics source answers when it is asked before a raise; None: it did so a moment ago."""
+        self.asked = 0
+        """How often it was asked."""
         self.requests = 2_000.0
         """An interval's requests, of both arms together."""
         self.error_rate: dict[str, float] = {}
@@ -87,6 +91,7 @@ class World:
         self.silent: set[str] = set()
         """Objectives whose series are missing."""
         self.provider_unreachable: bool | None = False
+        self.pods_state = Pods()
         self.heavy_key_share_percent: int | None = None
         self.stickiness = Stickiness()
         self.read_until: int | None = None
@@ -135,6 +140,7 @@ class World:
             self.checkpointed_at = self.now
             self.writes += result.urgent
         self.status = result.status
+        self.asked += result.wants_contact
         if crash_after == "status":
             return result
         if result.delivery is not None:
@@ -201,14 +207,15 @@ class World:
 
     def evidence(self) -> Evidence:
         if not self.metrics_available:
-            return Evidence(available=False, problem="connection refused")
+            return Evidence(available=False, problem="connection refused", lost=True, confirmed=False)
+        confirmed = self.contact is None
         since = self.status.clock.evaluated_until
         if since is None:
-            return Evidence()
+            return Evidence(confirmed=confirmed)
         ends = range(since + INTERVAL, (self.read_until or self.now) + 1, INTERVAL)
         stable = self.intent.stable.digest if self.intent else ""
         found = (Interval(e - INTERVAL, e, self.recorded.get((e - INTERVAL, stable), {})) for e in ends)
-        return Evidence(tuple(found))
+        return Evidence(tuple(found), confirmed=confirmed)
 
     def delivered(self) -> Delivered | None:
         if self.intent is None:
@@ -243,6 +250,7 @@ class World:
             evidence=self.evidence(),
             command=self.command,
             frozen=self.frozen,
+            pods=self.pods_state,
         )
 
     # ------------------------------------------------------------ reading

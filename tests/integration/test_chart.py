@@ -154,11 +154,25 @@ def test_a_gateway_reads_deliveries_and_overrides_and_nothing_else(run: Run, nam
     assert not may("watch", "promptdeliveries.promptrollout.dev", "default")
 
 
-def test_people_with_the_edit_role_write_rollouts_but_no_deliveries(run: Run) -> None:
-    """Aggregation is the controller manager's work; the roles' labels are what it goes by."""
-    done = run("get", "clusterrole", "-l", "rbac.authorization.k8s.io/aggregate-to-edit=true", "-o", "json")
-    rules = [rule for role in json.loads(done.stdout)["items"] for rule in role["rules"] or ()]
-    ours = [rule for rule in rules if rule["apiGroups"] == ["promptrollout.dev"]]
-    written = {resource for rule in ours if "patch" in rule["verbs"] for resource in rule["resources"]}
-    assert "promptrollouts" in written
-    assert "promptdeliveries" not in written
+ALLOWED_TO_EDIT = ("promptrollouts", "promptversions", "modelproviders", "promptgateways", "promptslos")
+
+
+@pytest.mark.parametrize("role", ["view", "edit", "admin"])
+def test_what_people_may_do_by_the_aggregated_roles(
+    run: Run, namespace: str, role: str, eventually: Callable[..., Any]
+) -> None:
+    """As a user whom a RoleBinding gives Kubernetes' own role: the controller manager adds the chart's rules to it."""
+    binding = role_binding(namespace, role)
+    binding["subjects"] = [{"kind": "User", "name": "person", "apiGroup": "rbac.authorization.k8s.io"}]
+    assert run("apply", "-f", "-", stdin=binding).returncode == 0
+
+    def may(verb: str, resource: str) -> bool:
+        asked = ("auth", "can-i", verb, f"{resource}.promptrollout.dev", "--as=person", "--namespace", namespace)
+        return run(*asked).stdout.strip() == "yes"
+
+    eventually(lambda: may("watch", "promptrollouts"))
+    for kind in ALLOWED_TO_EDIT:
+        assert may("get", kind)
+        assert may("patch", kind) == (role != "view"), kind
+    assert may("get", "promptdeliveries")
+    assert not may("patch", "promptdeliveries")

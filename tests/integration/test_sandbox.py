@@ -157,6 +157,25 @@ def test_env_and_volumes_of_every_kind_reach_the_process(kubectl: Kubectl, event
     assert "PYTEST_CURRENT_TEST" not in env
 
 
+def test_pods_run_as_the_images_user(kubectl: Kubectl, eventually: Eventually) -> None:
+    """A UID without a name, no home, and of the environment nothing but the pod's own."""
+    code = """
+import json, os, pathlib, pwd, time
+def outcome(ask):
+    try:
+        return str(ask())
+    except Exception as error:
+        return type(error).__name__
+print(json.dumps({"uid": os.getuid(), "gid": os.getgid(), "name": outcome(lambda: pwd.getpwuid(os.getuid())),
+    "home": outcome(pathlib.Path.home), "env": sorted(os.environ)}))
+time.sleep(600)
+"""
+    kubectl.apply(pod("user", code))
+    report = json.loads(eventually(lambda: kubectl.run("logs", "user").stdout.strip()))
+    assert (report["uid"], report["gid"], report["name"], report["home"]) == (65532, 65532, "KeyError", "RuntimeError")
+    assert {"HOME", "USER", "LOGNAME", "LANG"}.isdisjoint(report["env"])
+
+
 def test_changed_objects_and_tokens_reach_a_running_pod(kubectl: Kubectl, eventually: Eventually) -> None:
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm"}}
     code = """

@@ -283,6 +283,17 @@ class PodProblem(Model):
     message: ShortText
 
 
+class DiedIn(Model):
+    """The version that a pod's process was busy with when it died. To be believed where the process ended of itself:
+    one that was killed from outside (exit code 137, and not for its memory) was busy with whatever came just then."""
+
+    rollout_uid: str = Field(alias="rolloutUID")
+    digest: Digest
+    variant: Literal["stable", "canary"]
+    at: Timestamp
+    """When the next process found it."""
+
+
 class PodReport(Model):
     """The whole answer of `GET /rollouts[?name=…]`."""
 
@@ -292,6 +303,8 @@ class PodReport(Model):
     """The first list of deliveries is complete."""
     rollouts: list[RolloutReport]
     problems: Annotated[list[PodProblem], Field(max_length=16)] = []
+    died_in: Annotated[list[DiedIn], Field(max_length=2)] = []
+    """Of the process before this one in the same container; empty where that ended in order."""
 
 
 class Laggard(Model):

@@ -33,7 +33,8 @@ class Message(Model):
     role: Literal["system", "developer", "user", "assistant"] | None = None
     """Who speaks, as the provider sees it."""
     content: Annotated[str, Field(max_length=131_072)] | None = None
-    """Jinja2 template text; `{{ name }}` is filled from the request's `prompt_variables`."""
+    """Jinja2 template text; `{{ name }}` is filled from the request's `prompt_variables`. All messages together have at
+    most 2,500 tokens in braces."""
     placeholder: Literal["history"] | None = None
     """`history`: the request's messages go here instead of at the end. At most once."""
 
@@ -95,7 +96,8 @@ class PromptSpec(Model):
     tools: Annotated[list[Json], Field(max_length=128)] | None = None
     """As in OpenAI's API. They win over the request's own."""
     output_schema: Json | None = None
-    """JSON Schema of the answer. An answer that does not match is a contract failure."""
+    """JSON Schema of the answer. An answer that does not match is a contract failure. What it costs to compile is
+    bounded by counts, together with the parameters of tools."""
     caller_system_message: Literal["Append", "Refuse", "Replace"] | None = None
     """A request's own system messages: put after ours (absent means this), refused with 400, or dropped."""
 

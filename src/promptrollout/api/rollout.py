@@ -85,6 +85,11 @@ class Canary(Model):
     """When maxDurationSeconds is over: wait for a person, or go back to stable."""
     on_insufficient_traffic: Literal["RequireApproval", "Hold", "Rollback"] = "RequireApproval"
     """When a step's time is over and there were too few requests to tell: ask a person, wait, or go back to stable."""
+    on_metrics_loss: Literal["Hold", "ReduceToFirstStep", "Withdraw"] = "Hold"
+    """When the metrics source could not be read for metricsLossSeconds while users meet the canary: stay, go back to
+    the first weight, or go to weight 0 and start over when it can be read again. Never rejects the version."""
+    metrics_loss_seconds: Annotated[int, Field(ge=10, le=86_400)] = 600
+    """How long the metrics source may be out of reach before onMetricsLoss applies and an Event says so."""
 
 
 class Strategy(Model):
@@ -178,6 +183,8 @@ class Snapshot(Model):
     max_duration_seconds: int
     on_timeout: Literal["Hold", "Rollback"]
     on_insufficient_traffic: Literal["RequireApproval", "Hold", "Rollback"]
+    on_metrics_loss: Literal["Hold", "ReduceToFirstStep", "Withdraw"] = "Hold"
+    metrics_loss_seconds: int = 600
     analyse: bool
     """False with `analysis.mode: None`."""
     stickiness: Stickiness = Stickiness()
@@ -265,6 +272,14 @@ class Clock(Model):
     """No interval since then has samples of both arms for any objective: perhaps nobody scrapes the pods."""
     common_since: Seconds | None = None
     """Stable has been beyond an absolute bound like the canary since then, all of it in the present step."""
+    metrics_lost_since: Seconds | None = None
+    """Nothing could be read for this rollout since then, while users met the canary."""
+    metrics_lost_told: bool = False
+    """`MetricsLost` was recorded, and what the spec asks for was done."""
+    suspected_at: Seconds | None = None
+    """Pods of the gateway failed while users met the canary; since then it waits to be tried alone, or is on trial."""
+    trial_at: Seconds | None = None
+    """Since when it has been tried alone."""
     ticked_at: Seconds | None = None
     """Until when durations that do not rest on intervals (pauses, `mode: None`) have been counted."""
 

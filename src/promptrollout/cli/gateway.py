@@ -185,7 +185,7 @@ def gateway(
                 burst_per_key,
             ),
             drain_seconds=drain_seconds,
-            bind_address=os.environ.get(ENV_BIND_ADDRESS) or "0.0.0.0",
+            bind_address=os.environ.get(ENV_BIND_ADDRESS, ""),
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(settings))

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from pathlib import Path
 from typing import Final
 
 import click
@@ -48,6 +49,7 @@ class LazyGroup(click.Group):
         for name, target, _ in COMMANDS:
             if name == cmd_name:
                 module, _, attribute = target.partition(":")
+                _have_a_home()
                 try:
                     command: click.Command = getattr(importlib.import_module(module), attribute)
                 except ModuleNotFoundError as error:
@@ -68,6 +70,15 @@ class LazyGroup(click.Group):
 def main() -> None:
     """Progressive delivery for prompts on Kubernetes."""
     _no_proxy_on_loopback()
+
+
+def _have_a_home() -> None:
+    """As container runtimes do for a UID without a passwd entry: the kubernetes package asks where home is while it is
+    imported."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
 
 
 def _no_proxy_on_loopback() -> None:

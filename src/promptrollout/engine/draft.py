@@ -32,6 +32,7 @@ class Draft:
         self.decisions: list[Decision] = []
         self.holds: list[str] = []
         """Why nothing may advance now, each a sentence for people."""
+        self.wants_contact = False
 
     # ------------------------------------------------------------ reading
 
@@ -53,10 +54,27 @@ class Draft:
         return s.stage in ACTIVE or (s.stage == "Baking" and s.previous is not None)
 
     @property
+    def is_kept_away(self) -> bool:
+        """Pods must not even load the canary: it may be what ends them."""
+        s, clock = self.status, self.clock
+        waits = s.stage == "Loading" and clock.suspected_at is not None and clock.trial_at is None
+        leaves = s.stage == "Withdrawing" and (s.withdrawal == "PodsFailing" or clock.suspected_at is not None)
+        return waits or leaves
+
+    @property
     def blind(self) -> bool:
         """Metrics are wanted for the present revision, and their source does not answer."""
         snapshot = self.status.snapshot
         return snapshot is not None and snapshot.analyse and not self.facts.evidence.available
+
+    def watched(self) -> bool:
+        """Whether the metrics source is there, as of a moment ago. If that is not known, the plan asks for it: a canary
+        that met users right after its source had died would be watched by nobody."""
+        snapshot = self.status.snapshot
+        if snapshot is None or not snapshot.analyse or self.status.direct or self.facts.evidence.confirmed:
+            return True
+        self.wants_contact = True
+        return False
 
     def attempt_of(self, digest: str) -> int:
         return next((a.attempt for a in self.status.attempts if a.digest == digest), 1)
@@ -70,7 +88,7 @@ class Draft:
         if s.stage == "Baking":
             if s.previous is not None:
                 stable, canary, weight = s.previous, s.stable, 100
-        elif s.stage != "Idle":
+        elif s.stage != "Idle" and not self.is_kept_away:
             canary, weight = s.canary, s.weight
         subject = canary or stable
         spec = self.facts.spec

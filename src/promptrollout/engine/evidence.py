@@ -100,6 +100,10 @@ class Evidence:
     intervals: tuple[Interval, ...] = ()
     available: bool = True
     problem: str = ""
+    lost: bool = False
+    """Nothing at all can be read for this rollout; short of that, only some of its objectives are not measured."""
+    confirmed: bool = True
+    """The source answered a moment ago: a version that meets more users from now on is watched."""
 
 
 def _at_cached_share(arm: Arm, share: float) -> Arm:

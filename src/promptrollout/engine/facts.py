@@ -47,6 +47,31 @@ class Delivered:
 
 
 @dataclass(frozen=True, slots=True)
+class PodFailure:
+    """Pods of the gateway that ended or hang, by the kubelet's word."""
+
+    times: tuple[int, ...]
+    """When, on the metrics source's clock; the latest last."""
+    message: str
+    """Which pod was the latest, and how."""
+    named: bool = False
+    """A pod was at work on a request of this very canary when it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pods:
+    """The gateway's pods, as far as a canary may be to blame for their failures."""
+
+    failure: PodFailure | None = None
+    calm: bool = True
+    """All are ready, and none has failed for a while."""
+    trial: str = ""
+    """The rollout of this gateway whose turn it is to be tried alone; empty: none is under suspicion."""
+    raised_at: int | None = None
+    """When one of the gateway's canaries last met its first, or more, users."""
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """One rollout and its surroundings at one moment."""
 
@@ -66,6 +91,7 @@ class Facts:
     """Of the annotation; a string says why it is malformed."""
     frozen: str | None = None
     """Name of a PromptFreeze that holds this rollout."""
+    pods: Pods = Pods()
     note: str = ""
     """What people should read beside the message, though nothing depends on it."""
 
@@ -100,5 +126,7 @@ class Plan:
     """Read Prometheus from `status.clock.evaluated_until` (or the start of the revision) on."""
     urgent: bool = False
     """The status must be written now; otherwise only sums moved on and the checkpoint may wait."""
+    wants_contact: bool = False
+    """Ask the metrics source whether it is there, then plan again: a raise of the weight waits for its answer."""
     evict: tuple[str, ...] = field(default=())
     """Pods that failed to confirm a rollback within the deadline: evict them."""

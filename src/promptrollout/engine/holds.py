@@ -29,15 +29,28 @@ def gather_holds(draft: Draft) -> None:
             draft.holds.append("the version that the spec names is missing")
         if draft.blind and s.stage in ("Loading", *WATCHED):
             draft.holds.append(f"metrics are not available: {facts.evidence.problem}")
+        if s.stage in ("Loading", "Stepping") and not s.direct and (why := _suspicion(draft)):
+            draft.holds.append(why)
     if draft.clock.unreachable_since is not None:
         draft.holds.append("the canary's provider is out of reach")
+
+
+def _suspicion(draft: Draft) -> str:
+    """What waits because pods of the gateway failed: a suspect for its turn, the others for the suspects."""
+    clock, trial = draft.clock, draft.facts.pods.trial
+    if draft.is_kept_away:
+        turn = "once all pods have been ready for a while" if trial in ("", draft.facts.name) else f"after {trial}"
+        return f"gateway pods failed while users met it: it is tried again alone, {turn}"
+    if clock.suspected_at is None and trial:
+        return f"gateway pods failed: rollout {trial} is tried again alone first"
+    return ""
 
 
 def gather_findings(draft: Draft) -> None:
     """What the intervals themselves forbid, once they are folded in. Which of them count as active time is decided one
     by one there, so that many at once, after a restart, make no other durations than one at a time."""
     s = draft.status
-    if s.stage not in ("Stepping", "Promoting"):
+    if s.stage not in ("Stepping", "Promoting") or s.retracing:
         return
     if draft.clock.outage_since is not None:
         draft.holds.append("stable itself fails in half of its requests or more: nothing can be concluded")

@@ -8,6 +8,8 @@ from promptrollout.engine.draft import ACTIVE, Draft
 from promptrollout.engine.objectives import definition_hash
 
 DEFAULT_STEP_SECONDS = 300
+STARTS_OVER = ("ProviderUnreachable", "MetricsLost", "PodsFailing")
+"""Withdrawals that say nothing against the version: it stays the canary, and begins again at its first step."""
 BASELINE_INTERVALS = 60
 """So many before the canary met its first user are read as well: they say how much stable fluctuates by itself."""
 GRACE_INTERVALS = 10
@@ -35,6 +37,8 @@ def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool
         exposed_at=None,
         evaluated_until=None,
         active_seconds=0,
+        suspected_at=None,
+        trial_at=None,
     )
     draft.enter("Loading", 0)
     draft.set(step=step_label(draft))
@@ -133,9 +137,10 @@ def withdraw(draft: Draft, why: str, message: str, *, reject: bool, warning: boo
 def settle(draft: Draft) -> None:
     """Weight 0 is acknowledged everywhere: the canary's arm can be removed."""
     why, canary = draft.status.withdrawal, draft.status.canary
-    if why == "ProviderUnreachable":
+    if why in STARTS_OVER and not draft.is_rejected(canary):
         reload(draft)
         return
+    draft.set_clock(suspected_at=None, trial_at=None)
     took = draft.now - (draft.clock.stage_since or draft.now)
     draft.set(canary=None)
     draft.rest(0)
@@ -150,7 +155,7 @@ def reload(draft: Draft) -> None:
     draft.set(withdrawal=None, analysis=[], current_step_index=0)
     draft.enter("Loading", 0)
     draft.set(step=step_label(draft))
-    draft.set_clock(exposed_at=None, evaluated_until=None, outage_since=None, unmeasured_since=None)
+    draft.set_clock(exposed_at=None, evaluated_until=None, outage_since=None, unmeasured_since=None, trial_at=None)
 
 
 def adopt(draft: Draft, snapshot: Snapshot) -> None:

@@ -18,10 +18,9 @@ from promptrollout.engine.life import (
     step_seconds,
     withdraw,
 )
+from promptrollout.engine.surroundings import watch_delivery, watch_metrics, watch_pods, watch_provider
 from promptrollout.engine.verbs import obey
 
-UNREACHABLE_SECONDS = 900
-"""How long users of a canary whose provider alone is down are answered by stable before the weight goes to 0."""
 COMMON_SECONDS = 600
 """How long both arms may be beyond an absolute bound right after a weight increase before it is taken back."""
 LAGGARD_SECONDS = 60
@@ -40,6 +39,8 @@ def plan(facts: Facts, now: int) -> Plan:
     follow(draft)
     watch_delivery(draft)
     watch_provider(draft)
+    watch_metrics(draft)
+    watch_pods(draft)
     gather_holds(draft)
     breached = fold(draft)
     gather_holds(draft)
@@ -167,40 +168,6 @@ def follow_in_progress(draft: Draft) -> None:
         withdraw(draft, "RolloutSuperseded", f"the spec names {named(desired)} now", reject=False, warning=False)
 
 
-def watch_delivery(draft: Draft) -> None:
-    """Note when the present configuration was first confirmed by every ready pod; later pods reset nothing.
-
-    Applications that call the model themselves may use a prompt that they keep for a while longer, and what they never
-    report is known later still: until then, what counts is of the configuration before."""
-    if draft.clock.acknowledged_at is None and draft.status.stage is not None and draft.delivered():
-        reporting = draft.status.snapshot.reporting if draft.status.snapshot else None
-        lag_seconds = reporting.cache_seconds + reporting.settle_seconds if reporting else 0
-        draft.set_clock(acknowledged_at=draft.now + lag_seconds)
-
-
-def watch_provider(draft: Draft) -> None:
-    """Only the canary's provider is down: no verdict, and weight 0 after a while, without rejecting the version."""
-    delivered, since = draft.facts.delivered, draft.clock.unreachable_since
-    if delivered is None or delivered.canary_provider_unreachable is None:
-        return  # nobody was asked: no news
-    if not delivered.canary_provider_unreachable:
-        if since is not None:
-            draft.set_clock(unreachable_since=None)
-        return
-    if draft.status.stage not in ACTIVE:
-        return
-    if since is None:
-        draft.set_clock(unreachable_since=draft.now)
-        draft.record("CanaryProviderUnreachable", "its users are answered by stable; no verdict", warning=True)
-    elif draft.now - since >= UNREACHABLE_SECONDS and draft.status.stage in ("Stepping", "Promoting"):
-        withdraw(
-            draft,
-            "ProviderUnreachable",
-            f"only the canary's provider has been out of reach for {draft.now - since} s: weight 0, not rejected",
-            reject=False,
-        )
-
-
 # ---------------------------------------------------------------- where it goes
 
 
@@ -212,7 +179,7 @@ def progress(draft: Draft) -> None:
         if draft.delivered():
             settle(draft)
     elif stage == "Loading":
-        if draft.delivered() and not draft.holds:
+        if draft.delivered() and not draft.holds and draft.watched():
             enter_step(draft, 1 << 30 if draft.status.direct else draft.status.current_step_index)
     elif stage == "Stepping":
         progress_step(draft)
@@ -260,7 +227,7 @@ def progress_step(draft: Draft) -> None:
         return
     if step.pause is not None:
         seconds = step.pause.duration_seconds
-        if seconds is not None and draft.clock.step_active_seconds >= seconds and not draft.holds:
+        if seconds is not None and draft.clock.step_active_seconds >= seconds and not draft.holds and draft.watched():
             draft.record("PauseCompleted", f"pause of {seconds} s is over; {whereto(snapshot, s)}")
             enter_step(draft, s.current_step_index + 1)
         return
@@ -280,6 +247,8 @@ def progress_step(draft: Draft) -> None:
         if snapshot.on_insufficient_traffic == "Rollback" and overdue(draft):
             text = f"the step's time is up without enough evidence: {'; '.join(missing)}"
             withdraw(draft, "InsufficientTraffic", text, reject=True)
+        return
+    if not draft.watched():
         return
     how = f"approved by a person without enough evidence ({'; '.join(missing)})" if missing else "passed"
     if not missing:
@@ -349,6 +318,7 @@ def outcome(draft: Draft) -> Plan:
         next_seconds=next_seconds,
         wants_evidence=s.stage in WATCHED and s.snapshot is not None and s.snapshot.analyse,
         urgent=urgent,
+        wants_contact=draft.wants_contact,
         evict=evict,
     )
 

@@ -7,7 +7,7 @@ from promptrollout.api.command import Command
 from promptrollout.engine import sample_ratio
 from promptrollout.engine.conditions import heavy_key
 from promptrollout.engine.draft import REMEMBERED, Draft
-from promptrollout.engine.life import begin, current_step, enter_step, named, withdraw
+from promptrollout.engine.life import STARTS_OVER, begin, current_step, enter_step, named, withdraw
 
 Refusal = str | None
 
@@ -20,6 +20,13 @@ def obey(draft: Draft) -> None:
     identity = command.id if isinstance(command, Command) else hashlib.sha256(command.encode()).hexdigest()[:32]
     if identity in draft.status.handled_commands:
         return
+    if (
+        isinstance(command, Command)
+        and command.verb == "promote"
+        and ends_pause(draft)
+        and not (draft.blind or draft.watched())
+    ):
+        return  # the metrics source is asked first, and the next plan obeys
     draft.set(handled_commands=[identity, *draft.status.handled_commands][:REMEMBERED])
     if isinstance(command, str):
         draft.record("CommandRefused", command, warning=True)
@@ -52,6 +59,12 @@ def forbidden(draft: Draft, command: Command) -> Refusal:
     if draft.status.paused and command.verb.startswith("promote"):
         return "it is paused by a person: `resume` first"
     return None
+
+
+def ends_pause(draft: Draft) -> bool:
+    """More users meet the canary behind it."""
+    step = current_step(draft)
+    return step is not None and step.pause is not None
 
 
 def by(command: Command) -> str:
@@ -132,7 +145,7 @@ def promote_full(draft: Draft, command: Command) -> Refusal:
 
 def abort(draft: Draft, command: Command) -> Refusal:
     s = draft.status
-    if s.stage == "Withdrawing" and s.canary is not None and s.withdrawal == "ProviderUnreachable":
+    if s.stage == "Withdrawing" and s.canary is not None and s.withdrawal in STARTS_OVER:
         draft.reject(s.canary, "RolloutAborted")
         draft.set(withdrawal="RolloutAborted")
         draft.record("RolloutAborted", f"aborted{by(command)}", warning=True)

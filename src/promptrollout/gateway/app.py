@@ -80,6 +80,7 @@ class ServingApp:
 
     async def close(self) -> None:
         await self.reports.close()
+        await self._requests.close()
 
     def overloaded(self) -> int:
         """Whether the server shall refuse a request before anybody looks at it: 0, or after how many seconds to come

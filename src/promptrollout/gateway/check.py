@@ -6,16 +6,16 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-import jsonschema_rs
 import orjson
 
-from promptrollout.gateway import contract
+from promptrollout.gateway.contract import Contract, kept
 from promptrollout.gateway.errors import ErrorType, ProviderError
 from promptrollout.gateway.http import JSON, Reply, Share
 from promptrollout.gateway.json_body import costs_too_much, written
 from promptrollout.gateway.protocols.base import Whole
 from promptrollout.gateway.providers.answer import Answer
 from promptrollout.gateway.request import Prepared
+from promptrollout.gateway.schema_process import SchemaProcess
 from promptrollout.gateway.sse import StreamError, StreamReader
 from promptrollout.gateway.translations.base import Translation
 
@@ -47,13 +47,13 @@ class Ending:
             await reply.end(self.body)
 
 
-async def check(prepared: Prepared, answer: Answer, reply: Reply, share: Share) -> Ending:
+async def check(prepared: Prepared, answer: Answer, reply: Reply, share: Share, process: SchemaProcess) -> Ending:
     """Note in the outcome what the answer is. Raises ProviderError, or Overloaded, where nothing was passed on yet.
-    `share`: of the answers that this pod reads in whole."""
+    `share`: of the answers that this pod reads in whole; `process`: checks what may take long."""
     try:
-        if answer.content_type == EVENT_STREAM:
-            return await _relay(prepared, answer, reply)
-        return await _pass_on(prepared, answer, reply, share)
+        if answer.content_type == EVENT_STREAM or await _made_a_stream(prepared, answer, share):
+            return await _relay(prepared, answer, reply, process)
+        return await _pass_on(prepared, answer, reply, share, process)
     finally:
         await answer.close()
 
@@ -67,7 +67,34 @@ def failed(prepared: Prepared, error: ProviderError) -> Ending:
     return Ending(error.status, headers, body)
 
 
-async def _pass_on(prepared: Prepared, answer: Answer, reply: Reply, share: Share) -> Ending:
+async def _made_a_stream(prepared: Prepared, answer: Answer, share: Share) -> bool:
+    """Where a provider was asked for a stream and answers as a whole: clients find no event in that, and take it for an
+    empty answer. Raises ProviderError where the protocol's stream cannot be made of it."""
+    filled, protocol = prepared.filled, prepared.filled.way.protocol
+    if filled.asked.get("stream") is not True or not (protocol.compared and protocol.sampled):
+        return False
+    whole = _read(prepared, await answer.read(share))
+    events = protocol.events_of(whole)
+    if events is None:
+        raise ProviderError(
+            "bad_response", 502, f"provider {prepared.target.provider.name} was asked for a stream and did not stream"
+        )
+    answer.replace(events)
+    return True
+
+
+def _read(prepared: Prepared, payload: bytes) -> Whole:
+    """Raises ProviderError."""
+    with prepared.busy:
+        whole = None if costs_too_much(payload) else prepared.filled.way.protocol.read(payload)
+    if whole is None:
+        raise ProviderError(
+            "bad_response", 502, f"provider {prepared.target.provider.name} answered something else than a completion"
+        )
+    return whole
+
+
+async def _pass_on(prepared: Prepared, answer: Answer, reply: Reply, share: Share, process: SchemaProcess) -> Ending:
     """An answer that comes as a whole."""
     outcome, way = prepared.outcome, prepared.filled.way
     # the first bytes are here, or there were no answer
@@ -79,19 +106,15 @@ async def _pass_on(prepared: Prepared, answer: Answer, reply: Reply, share: Shar
         if not answer.ended:
             return await _pass_through(prepared, begun, answer, reply, share)
         payload = begun.pop()
-    whole = None if costs_too_much(payload) else way.protocol.read(payload)
-    if whole is None:
-        raise ProviderError(
-            "bad_response", 502, f"provider {prepared.target.provider.name} answered something else than a completion"
-        )
+    whole = _read(prepared, payload)
     outcome.usage = whole.usage
     if whole.failure is not None:
         outcome.error_type = outcome.error_type or "provider_5xx"
     elif way.protocol.compared:
         outcome.answered(whole.choices)
-        validator = _validator(prepared)
-        if validator is not None:
-            outcome.contract_kept = contract.kept(validator, whole.choices)
+        contract = _contract(prepared)
+        if contract is not None:
+            outcome.contract_kept = await kept(contract, whole.choices, process, prepared.busy)
     answer_id = prepared.answer_id()
     if answer_id is not None and answer_id.put(whole.parsed, ("id",)) and way.translation is None:
         payload = answer_id.replaced(payload) or written(whole.parsed) or payload
@@ -119,11 +142,11 @@ async def _pass_through(prepared: Prepared, begun: list[bytes], answer: Answer, 
     return Ending(200, {}, b"")
 
 
-async def _relay(prepared: Prepared, answer: Answer, reply: Reply) -> Ending:
+async def _relay(prepared: Prepared, answer: Answer, reply: Reply, process: SchemaProcess) -> Ending:
     """An answer that streams: every event goes on at once, and is read on the side."""
     outcome, filled = prepared.outcome, prepared.filled
-    validator = _validator(prepared)
-    reader = filled.way.protocol.reader(filled.asked, collect_content=validator is not None)
+    contract = _contract(prepared)
+    reader = filled.way.protocol.reader(filled.asked, collect_content=contract is not None)
     reader.answer_id = prepared.answer_id()
     if filled.way.translation is not None:
         reader.translator = filled.way.translation.stream(prepared.request.body)
@@ -134,8 +157,8 @@ async def _relay(prepared: Prepared, answer: Answer, reply: Reply) -> Ending:
     else:
         choices = reader.choices()
         outcome.answered(choices)
-        if validator is not None:
-            outcome.contract_kept = contract.kept(validator, choices)
+        if contract is not None:
+            outcome.contract_kept = await kept(contract, choices, process, prepared.busy)
     if failure is None:
         return Ending(200, {}, b"")
     code, message = failure
@@ -198,10 +221,10 @@ def _translated(prepared: Prepared, translation: Translation, whole: Whole) -> b
         raise ProviderError("bad_response", 502, message) from error
 
 
-def _validator(prepared: Prepared) -> jsonschema_rs.Validator | None:
+def _contract(prepared: Prepared) -> Contract | None:
     """What the answer is held against. Not where stable stands in for a canary that could not be filled: its answer
     says nothing about the canary. A fallback's is part of the version."""
     filled, outcome = prepared.filled, prepared.outcome
     if (outcome.error_type is not None and not outcome.fallback) or not filled.way.protocol.leaves_format(filled.asked):
         return None
-    return prepared.arm.prompt.validator
+    return prepared.arm.prompt.contract

@@ -28,6 +28,7 @@ from promptrollout.gateway.providers.key_hosts import KeyHosts, parse_hosts
 from promptrollout.gateway.providers.keys import parse_keys
 from promptrollout.gateway.render import CompiledPrompt, compile_prompt
 from promptrollout.gateway.route import Routing
+from promptrollout.gateway.spans import Busy, Spans
 
 logger = logging.getLogger(__name__)
 
@@ -295,8 +296,9 @@ def _state(path: Path) -> tuple[int, int] | None:
 class Loader:
     """Compiles deliveries off the request path; what did not change since the last one is taken over."""
 
-    def __init__(self, providers: Providers) -> None:
+    def __init__(self, providers: Providers, spans: Spans | None = None) -> None:
         self._providers = providers
+        self._spans = spans or Spans()
 
     async def load(self, name: str, raw: dict[str, Any], previous: Configuration | None) -> Configuration:
         """The compiled configuration, without its canary if only that cannot be loaded: a canary takes nobody down.
@@ -308,7 +310,7 @@ class Loader:
                 f"formatVersion: this gateway reads {FORMAT_VERSION}, not {version}: use the operator's release"
             )
         known = [arm.prompt for arm in (previous.stable, previous.canary) if arm is not None] if previous else []
-        spec, stable_prompt, canary_prompt = await asyncio.to_thread(_compile, raw, known)
+        spec, stable_prompt, canary_prompt = await asyncio.to_thread(_compile, raw, known, self._spans)
         stable = self._arm("stable", spec.rollout_uid, spec.stable, stable_prompt)
         canary, problem = None, None
         if isinstance(canary_prompt, LoadError):
@@ -348,15 +350,15 @@ class Loader:
 
 
 def _compile(
-    raw: dict[str, Any], known: list[CompiledPrompt]
+    raw: dict[str, Any], known: list[CompiledPrompt], spans: Spans
 ) -> tuple[DeliverySpec, CompiledPrompt, CompiledPrompt | LoadError | None]:
     """What is wrong with the canary alone comes back in its place."""
     spec, problem = _parse(raw)
-    stable = _prompt("stable", spec.stable, known)
+    stable = _prompt("stable", spec.rollout_uid, spec.stable, known, spans)
     if problem is not None or spec.canary is None:
         return spec, stable, problem
     try:
-        return spec, stable, _prompt("canary", spec.canary, [*known, stable])
+        return spec, stable, _prompt("canary", spec.rollout_uid, spec.canary, [*known, stable], spans)
     except LoadError as error:
         return spec, stable, error
     except Exception as error:
@@ -378,11 +380,14 @@ def _parse(raw: dict[str, Any]) -> tuple[DeliverySpec, LoadError | None]:
     return DeliverySpec.model_validate({**raw, "canary": None}), problem
 
 
-def _prompt(arm: str, config: ArmConfig, known: list[CompiledPrompt]) -> CompiledPrompt:
+def _prompt(
+    arm: Literal["stable", "canary"], uid: str, config: ArmConfig, known: list[CompiledPrompt], spans: Spans
+) -> CompiledPrompt:
     for prompt in known:
         if prompt.spec == config.prompt:
             return prompt
     try:
-        return compile_prompt(config.prompt)
+        with Busy(spans, uid, config.digest, arm, loading=True):
+            return compile_prompt(config.prompt)
     except ValueError as error:
         raise LoadError(f"{arm}.prompt.{error}") from error

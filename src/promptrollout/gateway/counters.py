@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from promptrollout.gateway.route import Variant
 from promptrollout.gateway.series import Series
+from promptrollout.gateway.spans import Spans
 
 SECONDS_KEPT = 120.0
 """After a version retires: several scrapes, so that its last increments are seen."""
@@ -35,6 +36,7 @@ class Counters:
         self.process = secrets.token_hex(4)
         """A label of every series: a pod that two jobs scrape shows the same counters twice, and who reads them must
         be able to tell that from two pods. The scrape's own labels (job, instance) cannot say it."""
+        self.spans = Spans()
         self._series: dict[Labels, Series] = {}
         self._withheld: dict[tuple[str, str], Sequence[Compared]] = {}
         """By rollout uid and name, in the order in which their canaries were loaded: whose shards find no place."""
@@ -47,6 +49,8 @@ class Counters:
         self.refused: Counter[str] = Counter()
         self.votes_not_counted: Counter[str] = Counter()
         """By why (a fixed set)."""
+        self.answers_not_judged: Counter[str] = Counter()
+        """Against their output schema, by why (a fixed set)."""
         self.disk_errors: Counter[str] = Counter()
         self.disconnects = 0
         self.retries: Counter[str] = Counter()

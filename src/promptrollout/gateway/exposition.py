@@ -18,6 +18,7 @@ from promptrollout.api import names
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.feedback import NotCounted
 from promptrollout.gateway.pending import PendingRenders
+from promptrollout.gateway.schema_process import NOT_JUDGED
 from promptrollout.gateway.series_text import Copy, labels_text, series_lines, shard_lines
 from promptrollout.gateway.serving import Serving
 
@@ -152,6 +153,12 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
         "counter",
         "Feedback and scores that were taken, but counted for nobody, by why.",
         by("reason", {**not_counted, **counters.votes_not_counted}),
+    )
+    yield from family(
+        f"{gateway}_answers_not_judged_total",
+        "counter",
+        "Complete answers that were not held against their output schema, by why.",
+        by("reason", {**dict.fromkeys(NOT_JUDGED, 0), **counters.answers_not_judged}),
     )
     yield from family(
         f"{gateway}_disconnects_total",

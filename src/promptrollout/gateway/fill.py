@@ -45,11 +45,11 @@ def prepare(
     canary = serving.canary
     arm = canary if assignment.on_canary and canary is not None else serving.stable
     outcome = Outcome(shard=assignment.shard, price=arm.price)
-    filled = _filled(arm, request, filling)
+    filled = _filled(serving, arm, request, filling)
     counted_as = serving.series(arm, assignment.variant)
     if isinstance(filled, Exception):
         other = serving.stable if arm is canary else canary
-        instead = None if other is None else _filled(other, request, filling)
+        instead = None if other is None else _filled(serving, other, request, filling)
         of_the_caller = isinstance(filled, MissingVariable | SystemMessageRefused | Untranslatable)
         if isinstance(instead, Exception) or (other is None and of_the_caller):
             raise _unfilled(filled)
@@ -67,10 +67,11 @@ def prepare(
     return Prepared(request, serving, arm, filled, counted_as if counts else None, outcome)
 
 
-def _filled(arm: Arm, request: Request, filling: Filling) -> Filled | Unfilled:
+def _filled(serving: Serving, arm: Arm, request: Request, filling: Filling) -> Filled | Unfilled:
     """The arm's request, or why there is none."""
     try:
-        return filling(arm, request)
+        with serving.busy(arm):
+            return filling(arm, request)
     except Unfilled as error:
         return error
     except CallerError:

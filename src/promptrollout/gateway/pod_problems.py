@@ -48,8 +48,10 @@ class PodProblems:
             logger.warning(_CONFIGURED[reason], name)
         self._configured = configured
         down: dict[str, set[str]] = {}
+        used: set[str] = set()
         for serving in servings:
             for of, circuit in serving.circuits:
+                used.add(of["provider"])
                 if circuit.unreachable or not circuit.closed:
                     down.setdefault(of["provider"], set()).add(serving.configuration.name)
         now = self._clock()
@@ -57,7 +59,11 @@ class PodProblems:
             self._down_since[name] = now
             logger.warning("provider %s does not answer as it should: rollouts %s", name, first_few(down[name], SHOWN))
         for name in self._down_since.keys() - down.keys():
-            logger.info("provider %s answers again, after %.0f s", name, now - self._down_since.pop(name))
+            seconds = now - self._down_since.pop(name)
+            if name in used:
+                logger.info("provider %s answers again, after %.0f s", name, seconds)
+            else:
+                logger.info("provider %s is not used any more; it did not answer for %.0f s", name, seconds)
 
     def down(self) -> list[str]:
         """Names of providers, since whenever."""

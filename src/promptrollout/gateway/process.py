@@ -37,7 +37,9 @@ from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.source import Source
 from promptrollout.gateway.store import Store
 from promptrollout.gateway.token_reviews import CHECK_SECONDS, TokenReviews
+from promptrollout.gateway.watchdog import ended_if_hung
 from promptrollout.gateway.wire import StrictProtocol
+from promptrollout.listen import listening_socket
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,8 @@ class Settings:
     auth: Auth = field(default_factory=Auth)
     limits: Limits = field(default_factory=Limits)
     drain_seconds: int = 30
-    bind_address: str = "0.0.0.0"
+    bind_address: str = ""
+    """Empty: all."""
     pod_ip: str = ""
     """Where the gateway's other pods reach this one; empty: not known."""
     port: int = PORT_HTTP
@@ -82,9 +85,10 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.counters = Counters()
+        self.counters.spans.open(settings.state_dir)
         self.providers = Providers(settings.provider_keys_dir, settings.networks)
         store = Store(settings.state_dir, lambda operation: self.counters.disk_errors.update((operation,)))
-        self.registry = Registry(settings.pod, Loader(self.providers), store, self.counters)
+        self.registry = Registry(settings.pod, Loader(self.providers, self.counters.spans), store, self.counters)
         self.source: Source | None = None
         self.draining = False
         auth = settings.auth
@@ -150,6 +154,11 @@ async def run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     collect_seldom()
+    with ended_if_hung():
+        await _run(settings, stop)
+
+
+async def _run(settings: Settings, stop: asyncio.Event) -> None:
     gateway = Gateway(settings)
     async with await cluster.connect() as client:
         gateway.client = client
@@ -176,9 +185,10 @@ async def run(settings: Settings) -> None:
 async def serve(gateway: Gateway, stop: asyncio.Event, source: asyncio.Task[None]) -> None:
     """Both ports, until `stop` is set or `source` fails; then in order: unready, endpoint lag, requests under way."""
     settings = gateway.settings
-    serving = server_of(gateway.serving_app, settings.bind_address, settings.port, settings.drain_seconds)
-    admin = server_of(gateway.admin_app, settings.bind_address, settings.admin_port, 1)
-    tasks = [asyncio.create_task(server.serve()) for server in (serving, admin)]
+    serving, admin = server_of(gateway.serving_app, settings.drain_seconds), server_of(gateway.admin_app, 1)
+    ports = ((serving, settings.port), (admin, settings.admin_port))
+    sockets = [listening_socket(settings.bind_address, port) for _, port in ports]
+    tasks = [asyncio.create_task(one.serve([its])) for (one, _), its in zip(ports, sockets, strict=True)]
     stopping = asyncio.create_task(stop.wait())
     logger.info("gateway %s: http %d, admin %d", settings.gateway, settings.port, settings.admin_port)
     await asyncio.wait([stopping, source, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -194,13 +204,11 @@ async def serve(gateway: Gateway, stop: asyncio.Event, source: asyncio.Task[None
         source.result()
 
 
-def server_of(app: Any, host: str, port: int, graceful_seconds: int) -> uvicorn.Server:
-    """A port as this process opens it."""
+def server_of(app: Any, graceful_seconds: int) -> uvicorn.Server:
+    """Answers on the sockets that it is given."""
     return _Server(
         uvicorn.Config(
             app,
-            host=host,
-            port=port,
             http=StrictProtocol,
             ws="none",
             lifespan="off",

@@ -281,6 +281,7 @@ class Registry:
             loaded=self.loaded,
             rollouts=[report for report in reports if report is not None],
             problems=self.problems(),
+            died_in=self._counters.spans.died_in,
         )
 
     def _report(self, name: str) -> RolloutReport | None:

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import jsonschema_rs
 import orjson
 
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.api.template import answer_validator
+from promptrollout.gateway.contract import Contract, make_contract
 from promptrollout.gateway.errors import CallerError, ErrorType, Unfilled
 from promptrollout.gateway.templates import Renderer, compile_renderer
 
@@ -65,7 +64,8 @@ class CompiledPrompt:
     before: tuple[Part, ...]
     """In front of the request's own messages."""
     after: tuple[Part, ...]
-    validator: jsonschema_rs.Validator | None
+    contract: Contract | None
+    """What answers are held against."""
     overlays: dict[str, Overlay] = field(default_factory=dict)
     """By protocol, as far as they were asked for."""
 
@@ -90,10 +90,10 @@ def compile_prompt(spec: PromptSpec) -> CompiledPrompt:
         except ValueError as error:
             raise ValueError(f"messages[{index}].content: {error}") from error
     split = len(parts) if history_at is None else history_at
-    validator = None
+    contract = None
     if spec.output_schema is not None:
         try:
-            validator = answer_validator(spec.output_schema)
+            contract = make_contract(spec.output_schema)
         except ValueError as error:
             raise ValueError(f"outputSchema: {error}") from error
     try:
@@ -101,7 +101,7 @@ def compile_prompt(spec: PromptSpec) -> CompiledPrompt:
         orjson.dumps([[[[spec.tools, spec.parameters and spec.parameters.extra, spec.output_schema]]]])
     except orjson.JSONEncodeError as error:
         raise ValueError(f"tools, parameters.extra or outputSchema cannot be sent as JSON: {error}") from error
-    return CompiledPrompt(spec=spec, before=tuple(parts[:split]), after=tuple(parts[split:]), validator=validator)
+    return CompiledPrompt(spec=spec, before=tuple(parts[:split]), after=tuple(parts[split:]), contract=contract)
 
 
 def messages_of(prompt: CompiledPrompt, body: Body) -> tuple[list[Body], list[Body]]:

@@ -30,6 +30,7 @@ from promptrollout.gateway.response_id import provider_tag
 from promptrollout.gateway.route import Headers, Variant
 from promptrollout.gateway.series import Series
 from promptrollout.gateway.serving import Serving
+from promptrollout.gateway.spans import Busy
 from promptrollout.gateway.ways import Way
 
 _random: Final = random.Random()
@@ -103,6 +104,11 @@ class Prepared:
     def target(self) -> Target:
         """That answers, or would have."""
         return self.answered_by or self.arm.own
+
+    @property
+    def busy(self) -> Busy:
+        """With the answer of the arm that answers."""
+        return self.serving.busy(self.arm)
 
     def about(self) -> dict[str, str]:
         """Headers that say what answered."""

@@ -18,6 +18,7 @@ from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.request import Accounted, Request, parse
 from promptrollout.gateway.route import Assignment, Headers, assign
+from promptrollout.gateway.schema_process import SchemaProcess
 from promptrollout.gateway.serving import Serving
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,10 @@ class Requests:
         self._answers = Bodies(MAX_ANSWERS_BYTES)
         self._random_unit = random_unit
         self._wall_clock = wall_clock
+        self._schemas = SchemaProcess(counters.answers_not_judged)
+
+    async def close(self) -> None:
+        await self._schemas.close()
 
     async def answer(self, protocol: Protocol, headers: Headers, payload: bytes, reply: Reply) -> None:
         """Answer one request. Raises CallerError where nothing was sent yet."""
@@ -52,7 +57,7 @@ class Requests:
         with UnderWay(prepared), Accounted(prepared, reply), self._answers.share() as share:
             try:
                 answer = await call(self._counters, serving, prepared)
-                ending = await check(prepared, answer, reply, share)
+                ending = await check(prepared, answer, reply, share, self._schemas)
             except ProviderError as error:
                 ending = failed(prepared, error)
             await ending.begin(reply)

@@ -20,6 +20,7 @@ from promptrollout.gateway.providers.endpoint import Endpoint
 from promptrollout.gateway.response_id import ResponseIds
 from promptrollout.gateway.route import Assignment, Routing, Variant
 from promptrollout.gateway.series import Series
+from promptrollout.gateway.spans import Busy
 from promptrollout.gateway.window import ShareWindow
 
 _SHARDS_OF_CONTRACT: Final = frozenset(map(shard_metric, (METRIC_CONTRACT_CHECKS, METRIC_CONTRACT_FAILURES)))
@@ -61,6 +62,12 @@ class Serving:
         self.gone_at: float | None = None
         """Wall clock: from then on it is not served."""
         self._counters = counters
+        uid = configuration.spec.rollout_uid
+        self._busy = {
+            arm.variant: Busy(counters.spans, uid, arm.digest, arm.variant)
+            for arm in (self.stable, self.canary)
+            if arm is not None
+        }
         self._series: dict[tuple[str, Variant], Series] = {}
         self._edges_seconds = [float(edge) for edge in configuration.spec.latency_edges_seconds]
         self._scores = configuration.spec.scores
@@ -77,7 +84,7 @@ class Serving:
     def _shard_metrics(self, arm: Arm) -> frozenset[str]:
         """What objectives need of an arm's shards, without what cannot move."""
         found = frozenset(self.configuration.spec.shard_metrics)
-        if arm.prompt.validator is None:
+        if arm.prompt.contract is None:
             found -= _SHARDS_OF_CONTRACT
         if all(each is None or each.price is None for each in (self.stable, self.canary)):
             found -= _SHARDS_OF_COST
@@ -109,6 +116,10 @@ class Serving:
             self.heavy.note(assignment.unit)
         if assignment.keyless:
             self._counters.unassigned[self.configuration.spec.rollout_uid, self.configuration.name] += 1
+
+    def busy(self, arm: Arm) -> Busy:
+        """To be entered while the event loop works for this arm without a pause."""
+        return self._busy[arm.variant]
 
     @property
     def canary_provider_unreachable(self) -> bool:

@@ -17,6 +17,7 @@ from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.http import JSON, Reply
 from promptrollout.gateway.json_body import read
+from promptrollout.gateway.protocols import messages
 from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.render_id import RenderId
 from promptrollout.gateway.response_id import MAX_CHARACTERS, ResponseId
@@ -194,22 +195,13 @@ class UsageReports:
 
 
 def usage_of(found: dict[str, Any] | None) -> Usage | None:
-    """Tokens in OpenAI's or Anthropic's words. Anthropic leaves what its cache gave or took out of the input."""
+    """Tokens in the words of OpenAI's chat completions, of its responses, or of Anthropic."""
     if found is None or "input_tokens" not in found:
         return Usage.read(found)
     details = found.get("input_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else found.get("cache_read_input_tokens")
-    tokens = found.get("input_tokens")
-    if not isinstance(details, dict):
-        apart = (found.get("cache_read_input_tokens"), found.get("cache_creation_input_tokens"))
-        tokens = sum(n for n in (tokens, *apart) if isinstance(n, int | float))
-    return Usage.read(
-        {
-            "prompt_tokens": tokens,
-            "completion_tokens": found.get("output_tokens"),
-            "prompt_tokens_details": {"cached_tokens": cached},
-        }
-    )
+    if isinstance(details, dict):
+        return Usage.of(found["input_tokens"], details, found.get("output_tokens"))
+    return messages.usage_of(found)
 
 
 def _reason_of(answer: dict[str, Any]) -> NotCounted | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from promptrollout.listen import listening_socket
 from promptrollout.operator.metrics import Metrics
 
 Check = Callable[[], str]
@@ -37,5 +38,5 @@ async def start_admin(
     app.router.add_get("/readyz", probe(ready))  # type: ignore[arg-type]
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, address, port).start()
+    await web.SockSite(runner, listening_socket(address, port)).start()
     return runner

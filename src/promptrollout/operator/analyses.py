@@ -28,6 +28,8 @@ CATCH_UP_INTERVALS = 100
 LOOK_SECONDS = 1.0
 CLOCK_SECONDS = 10.0
 """How old the reading of a source's clock may get while something is analysed."""
+CONFIRMED_SECONDS = 5.0
+"""A source that answered so long ago is there, as far as a raise of the weight is concerned."""
 BACKOFF_SECONDS = (1.0, 15.0)
 
 Group = tuple[Query, int, int, int]
@@ -64,7 +66,7 @@ class Analyses:
         self._changed = changed
         self._analyses: dict[Key, _Analysis] = {}
         self._waiting: dict[str, set[Key]] = {}
-        """By source: rollouts that want to know whether it answers before they begin."""
+        """By source: rollouts that want to know whether it answers before more users meet their canary."""
         self._wake = {name: asyncio.Event() for name in sources}
         self._own: set[asyncio.Task[None]] = set()
         self._clock_read: dict[str, float] = {}
@@ -93,33 +95,32 @@ class Analyses:
     def drop(self, key: Key) -> None:
         self._analyses.pop(key, None)
 
-    def evidence(self, key: Key, since: int | None, source: str | None, *, about_to_begin: bool = False) -> Evidence:
-        """What was read after `since`; whether more can be read now.
-
-        `about_to_begin`: nothing is read for this rollout yet, but it must not meet users while its source is away.
-        """
+    def evidence(self, key: Key, since: int | None, source: str | None) -> Evidence:
+        """What was read after `since`; whether more can be read now."""
         found = self._sources.get(source or "")
         if found is None:
-            return Evidence(available=False, problem="the gateway names no metrics source that the operator has")
+            problem = "the gateway names no metrics source that the operator has"
+            return Evidence(available=False, problem=problem, lost=True)
         analysis = self._analyses.get(key)
-        if analysis is None and about_to_begin:
-            self._make_sure(key, found)
         problem = found.problem or (analysis.problem if analysis is not None else "")
         intervals: tuple[Interval, ...] = ()
         if analysis is not None and since is not None:
             intervals = tuple(interval for interval in analysis.intervals if interval.start >= since)
             if intervals and intervals[0].start != since:
                 intervals = ()  # a gap: `want` starts a new reader from there
+        lost = bool(problem)
         problem = problem or (analysis.note if analysis is not None else "")
-        return Evidence(intervals, available=not problem, problem=problem)
+        return Evidence(intervals, not problem, problem, lost, confirmed=self._confirmed(found))
 
-    def _make_sure(self, key: Key, source: Source) -> None:
+    def make_contact(self, key: Key, source: str | None) -> None:
+        """Ask the source whether it is there; `changed` is called when it answered, and when it did not."""
+        if source is not None and source in self._sources:
+            self._waiting.setdefault(source, set()).add(key)
+            self._wake[source].set()
+
+    def _confirmed(self, source: Source) -> bool:
         answered = self._clock_read.get(source.name)
-        if answered is not None and time.monotonic() - answered < 2 * CLOCK_SECONDS:
-            return
-        source.problem = source.problem or f"metrics source {source.name} has not answered yet"
-        self._waiting.setdefault(source.name, set()).add(key)
-        self._wake[source.name].set()
+        return not source.problem and answered is not None and time.monotonic() - answered < CONFIRMED_SECONDS
 
     # ------------------------------------------------------------ the loop
 
@@ -165,6 +166,7 @@ class Analyses:
         if time.monotonic() < self._pause_until.get(source.name, 0.0):
             return
         stale = time.monotonic() - self._clock_read.get(source.name, -CLOCK_SECONDS) >= CLOCK_SECONDS
+        stale = stale or source.name in self._waiting
         if (stale or source.problem) and not await self._read_clock(source):
             return
         now = time.monotonic()
@@ -194,9 +196,8 @@ class Analyses:
             for analysis in self._analyses.values():
                 if analysis.reader.question.source == source.name:
                     self._changed(analysis.key)
-        if not source.problem:
-            for key in self._waiting.pop(source.name, ()):
-                self._changed(key)
+        for key in self._waiting.pop(source.name, ()) if not source.problem else self._waiting.get(source.name, ()):
+            self._changed(key)
         return not source.problem
 
     async def _read(self, source: Source, due: list[tuple[_Analysis, int]]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from kubernetes.aio.client import ApiClient
 
+from promptrollout.api.few import first_few
 from promptrollout.api.names import API_VERSION, LABEL_GATEWAY
 from promptrollout.cluster import ApiException, ApiUnavailable, connect
 from promptrollout.operator.acknowledge import Acknowledger
@@ -19,10 +20,11 @@ from promptrollout.operator.analyses import Analyses
 from promptrollout.operator.cluster_api import KINDS, WATCHED, Api, Stale
 from promptrollout.operator.config import Config, MetricsSource, Surroundings
 from promptrollout.operator.declarations import reconcile_declaration
-from promptrollout.operator.dirty import affected
+from promptrollout.operator.dirty import affected, rollouts_of
 from promptrollout.operator.gateways import GatewayReconciler
 from promptrollout.operator.identity import OncePerObject
 from promptrollout.operator.metrics import Metrics
+from promptrollout.operator.pod_failures import failure_of
 from promptrollout.operator.prometheus import Source
 from promptrollout.operator.queue import Key, WorkQueue
 from promptrollout.operator.reconcile import RolloutReconciler
@@ -38,6 +40,10 @@ WORKERS = 8
 RELIST_SECONDS = 300.0
 RELIST_RETRY_SECONDS = (1.0, 10.0)
 SHUTDOWN_SECONDS = 10.0
+WATCHLESS_SECONDS = 10.0
+"""While a watch is down, lists come so often instead."""
+WATCHES_DEAD_SECONDS = 120.0
+"""Watches that have been down for so long while lists are answered: a restart may help, and somebody must know."""
 STUCK_SECONDS = 300.0
 """A key that has waited so long for a worker: the workers hang, and a restart helps."""
 
@@ -92,6 +98,7 @@ class Operator:
         )
         self._trouble = asyncio.Event()
         self._listed_at: float | None = None
+        self._shell: Shell | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._workers: list[asyncio.Task[None]] = []
 
@@ -102,11 +109,10 @@ class Operator:
         admin = await start_admin(
             self._where.bind_address, self._where.port, self._metrics, self._refresh, self._unhealthy, self._unready
         )
-        shell: Shell | None = None
         try:
             if await self._or_stop(self._first_lists(), stop):
-                shell = Shell(self._client, self._config.watch_namespaces, self._deliver, self._metrics)
-                shell.start()
+                self._shell = Shell(self._client, self._config.watch_namespaces, self._deliver, self._metrics)
+                self._shell.start()
                 await self._analyses.first_contact()
                 self._tasks = [
                     asyncio.create_task(self._analyses.run(), name="analyses"),
@@ -118,7 +124,7 @@ class Operator:
                 logger.info("watching; %d workers", WORKERS)
                 await stop.wait()
         finally:
-            await self._shut_down(shell)
+            await self._shut_down()
             await admin.cleanup()
 
     async def _or_stop(self, work: Coroutine[Any, Any, None], stop: asyncio.Event) -> bool:
@@ -133,7 +139,7 @@ class Operator:
         task.result()
         return True
 
-    async def _shut_down(self, shell: Shell | None) -> None:
+    async def _shut_down(self) -> None:
         """Workers finish what they are at: a status without its delivery is made good after a restart, but later."""
         self._queue.close()
         if self._workers:
@@ -144,8 +150,8 @@ class Operator:
             task.cancel()
         await asyncio.gather(*self._workers, *self._tasks, return_exceptions=True)
         await self._acknowledger.close()
-        if shell is not None:
-            await shell.stop()
+        if self._shell is not None:
+            await self._shell.stop()
         for source in self._sources.values():
             source.close()
 
@@ -163,10 +169,14 @@ class Operator:
         if after is None:
             OncePerObject.forget(key)
         if key.kind == "Pod":
+            failed = after is not None and failure_of(after) != (failure_of(before) if before is not None else None)
             for item in (before, after):
                 gateway = ((item or {}).get("metadata", {}).get("labels") or {}).get(LABEL_GATEWAY)
                 if gateway:
                     self._acknowledger.pods_changed(key.namespace, gateway)
+                if gateway and failed:
+                    for each in rollouts_of(key.namespace, gateway, self._store):
+                        self._queue.add(each)
             return
         for each in affected(key, before, after, self._store):
             self._queue.add(each)
@@ -206,7 +216,7 @@ class Operator:
         pause, failing = RELIST_SECONDS, False
         while True:
             try:
-                await asyncio.wait_for(self._trouble.wait(), pause)
+                await asyncio.wait_for(self._trouble.wait(), WATCHLESS_SECONDS if self._watches_down() else pause)
                 if pause >= RELIST_SECONDS:
                     pause = RELIST_RETRY_SECONDS[0]
                 failing = True
@@ -305,12 +315,21 @@ class Operator:
             return f"the oldest key has waited for {self._queue.lag_seconds:.0f} s"
         if self._listed_at is not None and not self._trouble.is_set():
             age = time.monotonic() - self._listed_at
+            dead = [path for path, seconds in self._watches_down().items() if seconds > WATCHES_DEAD_SECONDS]
+            if dead and age < 4 * WATCHLESS_SECONDS:
+                return f"the API server answers, and these watches keep failing: {first_few(dead, 3)}"
             if age > 4 * RELIST_SECONDS:
                 return f"the last complete list is {age:.0f} s old"
         return ""
 
     def _unready(self) -> str:
-        return "" if self._workers else "objects are not all known yet"
+        if not self._workers:
+            return "objects are not all known yet"
+        down = self._watches_down()
+        return f"these watches are down: {first_few(down, 3)}" if down else ""
+
+    def _watches_down(self) -> dict[str, float]:
+        return self._shell.health.down() if self._shell is not None else {}
 
 
 def _log_end(task: asyncio.Task[None]) -> None:

@@ -143,6 +143,7 @@ class Surroundings:
     pod: str
     namespace: str
     bind_address: str
+    """Empty: all."""
     port: int
 
 
@@ -151,7 +152,7 @@ def surroundings(environ: Mapping[str, str] | None = None) -> Surroundings:
     return Surroundings(
         pod=environ.get("POD_NAME") or environ.get("HOSTNAME") or "operator",
         namespace=environ.get("POD_NAMESPACE", ""),
-        bind_address=environ.get(ENV_BIND_ADDRESS) or "0.0.0.0",
+        bind_address=environ.get(ENV_BIND_ADDRESS, ""),
         port=PORT_ADMIN,
     )
 

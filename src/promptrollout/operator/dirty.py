@@ -52,12 +52,17 @@ def affected(key: Key, before: Object | None, after: Object | None, store: Store
             found.add(Key("PromptGateway", space, gateway["metadata"]["name"]))
     elif key.kind == "PromptGateway":
         found.add(key)
-        found |= {each for each, spec in _rollouts(store, space) if spec.get("gatewayRef", {}).get("name") == name}
+        found |= rollouts_of(space, name, store)
     elif key.kind == "ConfigMap":
         found |= {each for each, _ in _rollouts(store, space)}  # the overrides of all of them
     elif key.kind == "Deployment" and (gateway_name := labels.get(LABEL_GATEWAY)):
         found.add(Key("PromptGateway", space, gateway_name))
     return found
+
+
+def rollouts_of(namespace: str, gateway: str, store: Store) -> set[Key]:
+    """The rollouts whose spec names this gateway."""
+    return {each for each, spec in _rollouts(store, namespace) if spec.get("gatewayRef", {}).get("name") == gateway}
 
 
 def _rollouts(store: Store, namespace: str) -> Iterator[tuple[Key, Object]]:

@@ -95,7 +95,14 @@ def gateway_objects(
         made(
             "PodDisruptionBudget",
             "policy/v1",
-            {"spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector}}},
+            {
+                "spec": {
+                    "maxUnavailable": 1,
+                    "selector": {"matchLabels": selector},
+                    # pods that fail take no requests: they must not keep a node from being drained
+                    "unhealthyPodEvictionPolicy": "AlwaysAllow",
+                }
+            },
         ),
         made("NetworkPolicy", "networking.k8s.io/v1", {"spec": _network_policy(selector)}),
     ]

@@ -73,10 +73,23 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
+        self.unwatched = Gauge(
+            "promptrollout_rollout_unwatched",
+            "1 for each rollout whose canary meets users while its metrics have been out of reach for too long.",
+            ["namespace", "rollout"],
+            registry=self.registry,
+        )
         self._phases: dict[tuple[str, str], str] = {}
+        self._unwatched: set[tuple[str, str]] = set()
 
-    def set_phase(self, namespace: str, rollout: str, phase: str | None) -> None:
-        """`None`: the rollout is gone."""
+    def set_rollout(self, namespace: str, rollout: str, phase: str | None, *, unwatched: bool = False) -> None:
+        """`phase` None: the rollout is gone."""
+        if unwatched:
+            self._unwatched.add((namespace, rollout))
+            self.unwatched.labels(namespace, rollout).set(1)
+        elif (namespace, rollout) in self._unwatched:
+            self._unwatched.discard((namespace, rollout))
+            self.unwatched.remove(namespace, rollout)
         before = self._phases.pop((namespace, rollout), None)
         if before is not None and before != phase:
             self.rollout_info.remove(namespace, rollout, before)

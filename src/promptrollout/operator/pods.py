@@ -16,18 +16,22 @@ def deployment_name(gateway: str) -> str:
     return f"{gateway}-gateway"
 
 
-def serving_pods(store: Store, namespace: str, gateway: str) -> list[Object]:
-    """Ready pods of the gateway's own Deployment, of all its ReplicaSets, by name."""
+def own_pods(store: Store, namespace: str, gateway: str) -> list[Object]:
+    """Pods of the gateway's own Deployment, of all its ReplicaSets, by name."""
     return sorted(
         (
             pod
             for pod in store.in_namespace("Pod", namespace)
             if (pod["metadata"].get("labels") or {}).get(LABEL_GATEWAY) == gateway
             and _belongs(pod, deployment_name(gateway))
-            and is_ready(pod)
         ),
         key=lambda pod: str(pod["metadata"]["name"]),
     )
+
+
+def serving_pods(store: Store, namespace: str, gateway: str) -> list[Object]:
+    """Those that are ready."""
+    return [pod for pod in own_pods(store, namespace, gateway) if is_ready(pod)]
 
 
 def _belongs(pod: Object, deployment: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,8 +27,11 @@ from promptrollout.operator.delivery_writer import DeliveryWriter
 from promptrollout.operator.events import Outbox, recent
 from promptrollout.operator.metrics import Metrics
 from promptrollout.operator.owned_copies import OwnedCopies
+from promptrollout.operator.pod_failures import Canaries, of_gateway
+from promptrollout.operator.pods import own_pods
 from promptrollout.operator.question import Measured, Question
 from promptrollout.operator.queue import Key, WorkQueue
+from promptrollout.operator.records import Record, read_status, without_ticks
 from promptrollout.operator.resolve import Resolved, resolve
 from promptrollout.operator.store import Store
 from promptrollout.operator.unreadable import spec_of, unreadable
@@ -39,29 +41,6 @@ Object = dict[str, Any]
 
 CHECKPOINT_SECONDS = 300
 CHECKPOINT_INTERVALS = 10
-
-
-@dataclass(slots=True)
-class Record:
-    """What is kept in memory of one rollout object, by uid."""
-
-    planned: RolloutStatus
-    written: RolloutStatus | None
-    """The status as the API server has it."""
-    version: str
-    """The resource version that `written` was seen at."""
-    checkpoint_at: float
-    events: Outbox
-    spec: RolloutSpec | None = None
-    """The last one that could be read."""
-    generation: int = -1
-    """Of the spec that was read last."""
-    unreadable: str = ""
-    """Why the present one cannot be read."""
-    cannot_compile: str = ""
-    copies_due: float | None = None
-    """How long until copies that were refused are tried again."""
-    noted: str = ""
 
 
 class RolloutReconciler:
@@ -92,6 +71,7 @@ class RolloutReconciler:
         self._uids: dict[Key, str] = {}
         self._copies = OwnedCopies(api, store, clock)
         self._deliveries = DeliveryWriter(api, store, acknowledger)
+        self._canaries = Canaries(store)
 
     async def reconcile(self, key: Key, item: Object) -> None:
         """Raises ApiException, ApiUnavailable and Stale; each means: again, from the start."""
@@ -105,11 +85,15 @@ class RolloutReconciler:
             resolved = Resolved(Desired(None, problems=(record.unreadable,)), (), resolved.metrics_source)
         refused |= await self._copies.create(key, resolved.missing_copies)
         record.copies_due = self._copies.still_refused(key, refused)
-        facts = self._facts(key, item, record, spec, resolved.without(refused), delivery, held)
+        gateway = held or spec.gateway_ref.name
+        facts = self._facts(key, item, record, spec, resolved.without(refused), delivery, held, gateway)
         now = int(self._analyses.now(resolved.metrics_source))
         result = plan(facts, now)
         item = await self._write_status(key, item, record, result)
+        self._canaries.note(key.namespace, gateway, key.name, result.status)
         self._schedule_analysis(key, item, result, resolved)
+        if result.wants_contact:
+            self._analyses.make_contact(key, resolved.metrics_source)
         await self._write_delivery(key, item, record, spec, resolved, result, delivery)
         await self._evict(key, result.evict)
         await self._copies.mark_promoted(key, result.status)
@@ -148,7 +132,8 @@ class RolloutReconciler:
         self._analyses.drop(key)
         self._copies.forget(key)
         self._acknowledger.forget(key.namespace, key.name)
-        self._metrics.set_phase(key.namespace, key.name, None)
+        self._canaries.note(key.namespace, "", key.name, None)
+        self._metrics.set_rollout(key.namespace, key.name, None)
 
     # ------------------------------------------------------------ load
 
@@ -165,7 +150,7 @@ class RolloutReconciler:
         record = self._records.get(uid)
         if record is not None and record.version == version:
             return record
-        fetched = _read_status(key, item)
+        fetched = read_status(key, item)
         if record is None:
             record = Record(fetched or RolloutStatus(), fetched, version, self._clock(), Outbox(self._clock))
             record.events.add(recent(record.planned.history, time.time()))
@@ -200,17 +185,13 @@ class RolloutReconciler:
         resolved: Resolved,
         delivery: Object | None,
         held: str,
+        gateway: str,
     ) -> Facts:
         status, desired = record.planned, resolved.desired
         if record.cannot_compile and not desired.problems:
             desired = type(desired)(desired.version, desired.baseline, None, (record.cannot_compile,))
         metadata = item["metadata"]
-        evidence = self._analyses.evidence(
-            key,
-            status.clock.evaluated_until,
-            resolved.metrics_source,
-            about_to_begin=status.stage == "Loading" and spec.analysis.mode == "Metrics",
-        )
+        evidence = self._analyses.evidence(key, status.clock.evaluated_until, resolved.metrics_source)
         return Facts(
             name=key.name,
             uid=metadata["uid"],
@@ -221,6 +202,13 @@ class RolloutReconciler:
             delivered=self._delivered(key, delivery, read(delivery)),
             promoted=copies.promoted(copies.owned(self._store, key.namespace, key.name)),
             evidence=evidence,
+            pods=of_gateway(
+                own_pods(self._store, key.namespace, gateway),
+                self._canaries,
+                (key.namespace, gateway),
+                time.time(),
+                self._analyses.now(resolved.metrics_source),
+            ),
             command=parse_command(metadata.get("annotations") or {}),
             note="; ".join(filter(None, (self._note(key, record, spec, held), resolved.note))),
         )
@@ -277,7 +265,7 @@ class RolloutReconciler:
                 raise
             self._store.put("PromptRollout", item, quiet=True)
             record.version = item["metadata"]["resourceVersion"]
-            record.written = _read_status(key, item)
+            record.written = read_status(key, item)
             record.checkpoint_at = self._clock()
         if (record.planned.stage in (None, "Idle")) != (result.status.stage in (None, "Idle")):
             served = read(self._store.get("PromptDelivery", key.namespace, key.name))
@@ -289,7 +277,8 @@ class RolloutReconciler:
         for decision in result.decisions:
             self._metrics.decisions.labels(decision.reason).inc()
             logger.info("%s: %s: %s", key, decision.reason, decision.message)
-        self._metrics.set_phase(key.namespace, key.name, result.status.phase)
+        lost = result.status.clock.metrics_lost_told
+        self._metrics.set_rollout(key.namespace, key.name, result.status.phase, unwatched=lost)
         return item
 
     def _must_write(self, record: Record, result: Plan) -> bool:
@@ -299,7 +288,7 @@ class RolloutReconciler:
             return True
         status = result.status
         if status.stage in (None, "Idle"):
-            return _without_ticks(status) != _without_ticks(record.written)
+            return without_ticks(status) != without_ticks(record.written)
         seconds = CHECKPOINT_SECONDS
         if status.snapshot is not None:
             seconds = min(seconds, CHECKPOINT_INTERVALS * status.snapshot.interval_seconds)
@@ -387,18 +376,3 @@ def _providers(spec: DeliverySpec | None) -> set[str]:
         return set()
     arms = [arm for arm in (spec.stable, spec.canary) if arm is not None]
     return {arm.provider.name for arm in arms} | {each.provider.name for arm in arms for each in arm.fallbacks}
-
-
-def _read_status(key: Key, item: Object) -> RolloutStatus | None:
-    content = item.get("status")
-    if not content:
-        return None
-    try:
-        return RolloutStatus.model_validate(content)
-    except ValidationError as error:
-        logger.error("%s: its status cannot be read and is rebuilt from the delivery: %s", key, error)
-        return None
-
-
-def _without_ticks(status: RolloutStatus) -> RolloutStatus:
-    return status.model_copy(update={"clock": status.clock.model_copy(update={"ticked_at": None})})

@@ -207,6 +207,8 @@ def _snapshot(
         max_duration_seconds=canary.max_duration_seconds,
         on_timeout=canary.on_timeout,
         on_insufficient_traffic=canary.on_insufficient_traffic,
+        on_metrics_loss=canary.on_metrics_loss,
+        metrics_loss_seconds=canary.metrics_loss_seconds,
         analyse=analyse,
         stickiness=spec.stickiness,
         audience=canary.audience,

@@ -14,11 +14,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import aiohttp
 import kopf
 from kubernetes.aio.client import ApiClient
 
-from promptrollout.operator.cluster_api import KINDS, WATCHED
+from promptrollout.operator.cluster_api import KINDS, WATCHED, path_of
 from promptrollout.operator.metrics import Metrics
+from promptrollout.operator.watch_health import WatchHealth
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ Deliver = Callable[[str, str | None, Object], None]
 LOGIN_SECONDS = 60
 """How long kopf keeps a token before it asks again: bound tokens rotate, and files of rotated ones change early."""
 RESTART_SECONDS = (0.5, 10.0)
+IDENTITY = "promptrollout"
+"""Without one kopf asks the system for the user's name, and an image's UID has none. Only peering would use it."""
 
 
 class Shell:
@@ -42,7 +46,8 @@ class Shell:
         self._loop = asyncio.get_running_loop()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
-        self.watching = False
+        spaces: list[str | None] = [*self._namespaces] or [None]
+        self.health = WatchHealth(path_of(kind, space) for kind in WATCHED for space in spaces)
 
     def start(self) -> None:
         self._thread.start()
@@ -57,24 +62,22 @@ class Shell:
         pause = RESTART_SECONDS[0]
         while not self._stop.is_set():
             started = datetime.now(UTC)
-            ready = threading.Event()
             try:
-                self.watching = True
                 asyncio.run(
                     kopf.operator(
                         registry=self._registry(),
                         settings=_settings(),
+                        identity=IDENTITY,  # type: ignore[arg-type]
                         standalone=True,
                         clusterwide=not self._namespaces,
                         namespaces=self._namespaces,
                         stop_flag=self._stop,
-                        ready_flag=ready,
                     )
                 )
             # whatever ended it, watching must go on
             except (Exception, asyncio.CancelledError):
                 logger.exception("the watches ended and are started again")
-            self.watching = False
+            self.health.ended()
             if self._stop.is_set():
                 return
             self._metrics.watch_restarts.inc()
@@ -100,13 +103,14 @@ class Shell:
 
         return on_event
 
-    def _login(self, **_: Any) -> kopf.ConnectionInfo:
+    async def _login(self, **_: Any) -> kopf.AiohttpSession:
         """The credentials of our own client, so that there is one place that knows them."""
         configuration = self._client.configuration
         if configuration.refresh_api_key_hook is not None:
             configuration.refresh_api_key_hook(configuration)
         scheme, _space, token = (configuration.api_key.get("BearerToken") or "").rpartition(" ")
-        return kopf.ConnectionInfo(
+        expiration = datetime.now(UTC) + timedelta(seconds=LOGIN_SECONDS)
+        access = kopf.ConnectionInfo(
             server=configuration.host,
             ca_path=configuration.ssl_ca_cert,
             insecure=not configuration.verify_ssl,
@@ -114,8 +118,13 @@ class Shell:
             token=token or None,
             certificate_path=configuration.cert_file,
             private_key_path=configuration.key_file,
-            expiration=datetime.now(UTC) + timedelta(seconds=LOGIN_SECONDS),
         )
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=access.as_ssl_context()),
+            headers=access.as_http_headers(),
+            trace_configs=[self.health.trace(configuration.host)],
+        )
+        return kopf.AiohttpSession(server=configuration.host, aiohttp_session=session, expiration=expiration)
 
 
 class _Backoffs(Iterable[float]):

@@ -93,7 +93,7 @@ def ensure(progress: Progress, environ: Mapping[str, str] | None = None) -> Bina
     if missing:
         progress(f"first start: setting up {', '.join(missing)} in {cache / 'bin'}")
         (cache / "bin").mkdir(parents=True, exist_ok=True)
-        with _locked(cache / "bin" / ".lock", progress):
+        with locked(cache / "bin" / ".lock", progress):
             # another process may have installed some while this one waited
             missing = [name for name in missing if not _executable(cached_path(name, cache))]
             missing = assets_download.download(missing, cache, cached_path, system(), progress)
@@ -126,7 +126,7 @@ def _recent_helm(path: str) -> bool:
 
 
 @contextmanager
-def _locked(path: Path, progress: Progress) -> Iterator[None]:
+def locked(path: Path, progress: Progress) -> Iterator[None]:
     """Hold an exclusive lock; the kernel releases it if this process dies."""
     with path.open("w") as file:
         try:

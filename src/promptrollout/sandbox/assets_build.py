@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,8 @@ class Build:
     packages: tuple[str, ...]
     ldflags: str = "-s -w"
     tags: str = ""
+    #: Holds the folder `module`.
+    folder: Path = _MODULES
 
 
 BUILDS = (
@@ -57,18 +59,24 @@ BUILDS = (
 )
 
 
-def build(names: list[str], cache: Path, target: Callable[[str, Path], Path], progress: Progress) -> None:
+def build(
+    names: list[str],
+    cache: Path,
+    target: Callable[[str, Path], Path],
+    progress: Progress,
+    builds: Sequence[Build] = BUILDS,
+) -> None:
     """Build the binaries `names` and move them to `target(name, cache)`."""
     if not names:
         return
     compiler = go(cache, progress)
-    for job in BUILDS:
+    for job in builds:
         wanted = [name for name in job.names if name in names]
         if not wanted:
             continue
         with tempfile.TemporaryDirectory(dir=cache / "bin", prefix=".build-") as temporary:
             # a copy, because `go` may want to touch go.sum and nothing is written into an installation
-            module = shutil.copytree(_MODULES / job.module, Path(temporary) / job.module)
+            module = shutil.copytree(job.folder / job.module, Path(temporary) / job.module)
             out = Path(temporary) / "out"
             out.mkdir()
             packages = [package for name, package in zip(job.names, job.packages, strict=True) if name in wanted]
@@ -155,7 +163,7 @@ def _run(
     started = time.monotonic()
     lines: list[str] = []
     with subprocess.Popen(
-        command,
+        ["nice", *command],  # it takes all cores for minutes, beside somebody's other work
         cwd=directory,
         env={**_environment(), **(extra or {})},
         stdout=subprocess.DEVNULL,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import secrets
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -33,6 +35,14 @@ class Launch:
     env: dict[str, str]
     cwd: Path
     mounts: dict[str, Path]
+    #: what starts the command as another user; empty: nothing
+    launcher: tuple[str, ...] = ()
+
+    def arguments(self) -> list[str]:
+        """Raises FileNotFoundError for a command that is no program: a launcher would only end with 127."""
+        if shutil.which(self.command[0], path=self.env.get("PATH", "")) is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.command[0])
+        return [*self.launcher, *self.command]
 
 
 @dataclass(frozen=True)
@@ -149,7 +159,7 @@ class Container:
         log = self._log_directory() / f"{number}.log"
         container_id = f"sandbox://{secrets.token_hex(16)}"
         try:
-            self._process = await spawn(launch.command, env=launch.env, log=log, cwd=launch.cwd)
+            self._process = await spawn(launch.arguments(), env=launch.env, log=log, cwd=launch.cwd)
         except OSError as error:
             message = f"cannot start {launch.command[0]!r}: {error.strerror or error}"
             self._around.on_event("Warning", "Failed", f"Error: {message}")

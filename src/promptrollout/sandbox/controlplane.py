@@ -13,7 +13,7 @@ from promptrollout.sandbox.assets import Binaries
 from promptrollout.sandbox.kube import Access, ApiError, ApiUnavailable, KubeApi
 from promptrollout.sandbox.pki import Authority, write_secret
 from promptrollout.sandbox.processes import Service, free_ports
-from promptrollout.sandbox.settings import NODE_NAME, Layout, SandboxError
+from promptrollout.sandbox.settings import NODE_NAME, READY_SECONDS, Layout, SandboxError
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ ISSUER = "https://kubernetes.default.svc"
 
 # No endpointslice controller: it refuses loopback addresses, and services.py picks ready pods itself.
 CONTROLLERS = (
+    "clusterrole-aggregation",
     "cronjob",
     "deployment",
     "disruption",
@@ -151,7 +152,7 @@ class ControlPlane:
         await self.apiserver.stop(grace_seconds=5)
         await self.etcd.stop(grace_seconds=5)
 
-    async def wait_ready(self, timeout_seconds: float = 60.0) -> None:
+    async def wait_ready(self, timeout_seconds: float = READY_SECONDS) -> None:
         deadline = time.monotonic() + timeout_seconds
         problem = "no answer yet"
         async with KubeApi(self.access("admin")) as api:

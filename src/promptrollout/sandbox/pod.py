@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 
-from promptrollout.sandbox import podspec, podstatus
+from promptrollout.sandbox import image_user, podspec, podstatus
 from promptrollout.sandbox.container import Backoff, Container, Launch, Surroundings
 from promptrollout.sandbox.kube import STRATEGIC_MERGE_PATCH, ApiError, ApiUnavailable, KubeApi
 from promptrollout.sandbox.podspec import Object
@@ -249,13 +249,11 @@ class PodWorker:
         command = podspec.container_command(container, variables, mounts)
         root, temporary = self.directory / "root", self.directory / "root" / "tmp"
         temporary.mkdir(parents=True, exist_ok=True)
-        # What the image and the container runtime would set; nothing of the user's own environment.
+        # What the image and the kubelet would set and no more: not HOME, nothing of the user's own environment.
         env = {
             "PATH": os.pathsep.join((str(Path(sys.executable).parent), "/usr/local/bin:/usr/bin:/bin")),
-            "HOME": str(root),
             "TMPDIR": str(mounts.get("/tmp", temporary)),
             "HOSTNAME": self.pod["spec"].get("hostname") or self.name,
-            "LANG": "C.UTF-8",
             "PYTHONUNBUFFERED": "1",
             "KUBERNETES_SERVICE_HOST": HOST_ADDRESS,
             "KUBERNETES_SERVICE_PORT": str(self._env.api_port),
@@ -270,7 +268,7 @@ class PodWorker:
         for path in mounts.values():
             if not path.exists():
                 path.mkdir(parents=True)  # a subPath of an emptyDir
-        return Launch(command=command, env=env, cwd=root, mounts=mounts)
+        return Launch(command=command, env=env, cwd=root, mounts=mounts, launcher=image_user.launcher())
 
     # -- status
 

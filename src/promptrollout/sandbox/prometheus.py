@@ -14,7 +14,7 @@ import aiohttp
 from promptrollout.sandbox.kube import Access, KubeApi
 from promptrollout.sandbox.pki import write_secret
 from promptrollout.sandbox.processes import Service, free_ports
-from promptrollout.sandbox.settings import SANDBOX_NAMESPACE, Layout, SandboxError
+from promptrollout.sandbox.settings import READY_SECONDS, SANDBOX_NAMESPACE, Layout, SandboxError
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Prometheus:
         await self.service.start()
         await self.wait_ready()
 
-    async def wait_ready(self, timeout_seconds: float = 30.0) -> None:
+    async def wait_ready(self, timeout_seconds: float = READY_SECONDS) -> None:
         deadline = time.monotonic() + timeout_seconds
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             while time.monotonic() < deadline:

@@ -19,11 +19,11 @@ from typing import Any
 
 from promptrollout.sandbox import assets, install, supervisor
 from promptrollout.sandbox.processes import MARKER, kill_leftovers, log_tail, require_linux, signal_process, start_time
-from promptrollout.sandbox.settings import Layout, SandboxError, Settings, default_dir
+from promptrollout.sandbox.settings import READY_SECONDS, Layout, SandboxError, Settings, default_dir
 
 _POLL_SECONDS = 0.1
-_START_TIMEOUT_SECONDS = 180.0
-_ANSWER_TIMEOUT_SECONDS = 120.0
+_START_TIMEOUT_SECONDS = 2 * READY_SECONDS
+_ANSWER_TIMEOUT_SECONDS = READY_SECONDS + 30.0
 _STOP_TIMEOUT_SECONDS = 30.0
 
 

@@ -11,6 +11,8 @@ from typing import Any
 OPERATOR_NAMESPACE = "promptrollout-system"
 SANDBOX_NAMESPACE = "promptrollout-sandbox"
 NODE_NAME = "sandbox"
+READY_SECONDS = 150.0
+"""How long a service may take until it answers, on a busy machine; one that ended is noticed at once."""
 
 _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m)")
 _SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0}

@@ -32,7 +32,7 @@ from promptrollout.sandbox.pki import write_secret
 from promptrollout.sandbox.processes import Service, free_ports, kill_leftovers, require_linux, start_time
 from promptrollout.sandbox.prometheus import Prometheus
 from promptrollout.sandbox.services import ServiceProxies
-from promptrollout.sandbox.settings import Layout, SandboxError, Settings
+from promptrollout.sandbox.settings import READY_SECONDS, Layout, SandboxError, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), _CHECK_SECONDS)
 
-    async def _wait_http(self, url: str, service: Service, timeout_seconds: float = 30.0) -> None:
+    async def _wait_http(self, url: str, service: Service, timeout_seconds: float = READY_SECONDS) -> None:
         deadline = time.monotonic() + timeout_seconds
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             while time.monotonic() < deadline:

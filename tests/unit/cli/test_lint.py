@@ -529,3 +529,23 @@ def test_an_address_that_gateways_refuse_is_warned_of() -> None:
     (found,) = check(list(read("f.yaml", yaml.safe_dump(body))))
     assert (found.is_error, found.path) == (False, "spec.baseURL")
     assert "is link-local, which gateways refuse unless the chart's gateway.allowedProviderNetworks" in found.reason
+
+
+def test_what_would_stall_the_operator_is_the_same_error_here() -> None:
+    stalls = {"role": "user", "content": "{{ " + "x~" * 8990 + "x }}"}
+    doubled = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)}
+    spec = {
+        "providerRef": {"name": "p"},
+        "model": "m",
+        "messages": [stalls] * 7,
+        "outputSchema": {"$defs": {**doubled, "d40": {"type": "object"}}, "$ref": "#/$defs/d0"},
+    }
+    kind = {"apiVersion": "promptrollout.dev/v1alpha1", "kind": "PromptVersion", "metadata": {"name": "v"}}
+    found = " ".join(errors(yaml.dump(kind | {"spec": spec}, Dumper=_WithoutAliases)))
+    assert "more than 2500 tokens in braces" in found
+    assert "in each other" in found
+
+
+class _WithoutAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True

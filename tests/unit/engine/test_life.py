@@ -74,6 +74,85 @@ def test_a_step_needs_its_time() -> None:
     assert world.at != ("Stepping", 10)
 
 
+# ---------------------------------------------------------------- the metrics source
+
+
+def test_nobody_meets_the_canary_before_the_metrics_source_was_asked() -> None:
+    """The readings of a minute ago do not say that it lives: a canary ran unwatched because of them."""
+    world = started(contact=False)
+    assert (world.at, world.asked > 0) == (("Loading", 0), True)
+    world.metrics_available = False  # it does not answer
+    world.tick()
+    assert world.at == ("Loading", 0)
+    assert "metrics are not available" in world.status.message
+    world.metrics_available, world.contact = True, None  # it does
+    world.settle()
+    assert world.at == ("Stepping", 10)
+
+
+def test_each_raise_asks_the_metrics_source_first() -> None:
+    world = started()
+    world.contact = False
+    world.tick(3)
+    assert (world.at, world.asked > 0) == (("Stepping", 10), True)
+    world.contact = None
+    world.settle()
+    assert world.at == ("Stepping", 50)
+
+
+def test_a_pause_that_a_person_ends_asks_first_too_and_forgets_nothing() -> None:
+    world = started(snapshot({"weight": 10, "minDurationSeconds": 0}, {"pause": {}}, {"weight": 50}))
+    world.tick(2)
+    assert world.status.step == "2/3"
+    world.contact = False
+    world.tell("promote")
+    assert (world.at, world.asked) == (("Stepping", 10), 1)
+    world.contact = None
+    world.settle()
+    assert (world.at, world.events.count("PausePromoted")) == (("Stepping", 50), 1)
+
+
+def test_an_undo_needs_no_metrics() -> None:
+    world = finished(started())
+    world.tick(4)
+    world.contact, world.metrics_available = False, False
+    world.tell("undo")
+    world.settle()
+    assert world.status.stable == V1
+
+
+@pytest.mark.parametrize(
+    ("choice", "weights", "stage"),
+    [("Hold", [50], "Stepping"), ("ReduceToFirstStep", [50, 10], "Stepping"), ("Withdraw", [50, 0], "Loading")],
+)
+def test_a_long_loss_of_metrics_does_what_the_spec_asks_for(choice: str, weights: list[int], stage: str) -> None:
+    world = started(snapshot(on_metrics_loss=choice))
+    world.tick(2)
+    assert world.at == ("Stepping", 50)
+    world.metrics_available = False
+    world.tick(20)
+    assert "MetricsLost" not in world.events
+    world.restart()  # its beginning is in the status
+    world.tick(3)
+    assert world.events.count("MetricsLost") == 1
+    assert [weight for weight, _ in world.weights[3:]] == weights
+    assert (world.status.stage, world.status.rejected, world.status.canary) == (stage, [], V2)
+    decision = next(d for d in world.status.history if d.reason == "MetricsLost")
+    assert (decision.type, "connection refused" in decision.message) == ("Warning", True)
+    world.tick(30)
+    assert world.events.count("MetricsLost") == 1
+    world.metrics_available = True
+    finished(world)
+    assert world.status.stable == V2
+    assert world.events.count("MetricsRecovered") == 1
+
+
+def test_a_quiet_night_is_no_loss_of_metrics() -> None:
+    world = started(snapshot(on_metrics_loss="Withdraw"), requests=0.0)
+    world.tick(60)
+    assert (world.at, "MetricsLost" in world.events) == (("Stepping", 10), False)
+
+
 def test_nothing_advances_until_every_ready_pod_confirmed() -> None:
     world = World()
     world.settle()

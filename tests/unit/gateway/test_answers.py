@@ -2,13 +2,14 @@
 
 import pytest
 
-from promptrollout.api.template import answer_validator
 from promptrollout.gateway.choices import MAX_CONTENT_BYTES, Choice, choices_of
-from promptrollout.gateway.contract import kept
+from promptrollout.gateway.contract import kept, make_contract
 from promptrollout.gateway.protocols.chat import CHAT
+from promptrollout.gateway.schema_process import SchemaProcess
+from promptrollout.gateway.spans import Busy, Spans
 from tests.unit.gateway.kit import SCHEMA, completion
 
-VALIDATOR = answer_validator(SCHEMA)
+CONTRACT = make_contract(SCHEMA)
 GOOD = '{"answer": "yes"}'
 
 
@@ -37,8 +38,8 @@ def said(content: str, finish_reason: str | None) -> Choice:
         ([], None),
     ],
 )
-def test_verdicts(choices: list[Choice], verdict: bool | None) -> None:
-    assert kept(VALIDATOR, choices) is verdict
+async def test_verdicts(choices: list[Choice], verdict: bool | None) -> None:
+    assert await kept(CONTRACT, choices, SchemaProcess(), Busy(Spans(), "", "", "stable")) is verdict
 
 
 def test_choices_of_any_answer() -> None:

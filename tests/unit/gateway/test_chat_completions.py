@@ -191,15 +191,6 @@ async def test_a_stream_that_breaks_before_its_first_event_is_a_plain_error(
     assert series(gateway, "stable").errors["bad_response"] == 1
 
 
-async def test_a_provider_that_does_not_stream_is_passed_on_as_it_answers(
-    gateway: Gateway, caller: Caller, provider: Provider
-) -> None:
-    await one(gateway, provider)
-    answered = await caller.post(request(stream=True))
-    assert (answered.status, answered.json["object"]) == (200, "chat.completion")
-    assert counted(gateway) == {"stable": (1, 0)}
-
-
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_caller_who_hangs_up_stops_the_provider_and_is_counted_as_gone(
     gateway: Gateway, caller: Caller, provider: Provider, stream: bool

@@ -56,6 +56,23 @@ async def test_a_provider_that_is_down_is_logged_at_once_and_reported_when_it_st
     assert "provider openai answers again, after 20 s" in caplog.text
 
 
+async def test_a_provider_that_is_not_used_any_more_does_not_answer_again(
+    gateway: Gateway, caller: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    problems = PodProblems(Authenticator(), Clock())
+    await gateway.registry.apply("support", delivery(stable=arm(url=NOWHERE, provider_maxRetries=0)))
+    for _ in range(3):
+        await caller.post(request())
+    problems.look(gateway.registry.all())
+    assert problems.down() == ["openai"]
+    await gateway.registry.apply("support", delivery(2, stable=arm(url=NOWHERE, provider_name="second")))
+    problems.look(gateway.registry.all())
+    assert "answers again" not in caplog.text
+    assert "provider openai is not used any more" in caplog.text
+    assert problems.down() == []
+
+
 async def test_the_report_has_them(gateway: Gateway) -> None:
     assert gateway.registry.report().problems == []
     gateway.problems._authenticator = Authenticator(keys=CallerKeys(Path("nowhere")))

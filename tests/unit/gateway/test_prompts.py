@@ -462,7 +462,7 @@ def test_no_text_is_a_token(text: str) -> None:
         ({"input_tokens": 5, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 4}}, Usage(5, 4, 2)),
         (
             {"input_tokens": 5, "output_tokens": 2, "cache_read_input_tokens": 40, "cache_creation_input_tokens": 3},
-            Usage(48, 40, 2),
+            Usage(48, 40, 2, 3),
         ),
         ({"input_tokens": "x", "output_tokens": 2}, Usage(0, 0, 2)),
     ],

@@ -181,3 +181,13 @@ def test_without_analysis_there_are_no_objectives() -> None:
     assert found.snapshot is not None
     assert found.snapshot.objectives == []
     assert not found.snapshot.analyse
+
+
+def test_a_prompt_that_costs_too_much_is_invalid_and_what_is_served_goes_on() -> None:
+    """10 messages of 8,990 times `x~` held the operator for eight seconds, and all rollouts with it."""
+    stalls = prompt().model_dump(by_alias=True, exclude_none=True)
+    stalls["messages"] = [{"role": "user", "content": "{{ " + "x~" * 8990 + "x }}"}] * 10
+    stable = VersionRef(version="app-" + "a" * 10, digest="sha256:" + "a" * 64)
+    found = resolved(store_with(a_copy()), stable, template=stalls)
+    assert (found.desired.version, found.desired.snapshot, found.missing_copies) == (None, None, ())
+    assert any("more than 2500 tokens in braces" in problem for problem in found.desired.problems)

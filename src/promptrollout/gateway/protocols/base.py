@@ -76,6 +76,10 @@ class Protocol(ABC):
     def read(self, payload: bytes) -> Whole | None:
         """An answer as a whole; None if it is none of this protocol."""
 
+    def events_of(self, whole: Whole) -> bytes | None:
+        """The stream that says the same as this answer; None where it cannot be made."""
+        return None
+
     def usage_at(self, end: bytes) -> Usage | None:
         """What the last few kilobytes of a long answer say of its tokens."""
         return None

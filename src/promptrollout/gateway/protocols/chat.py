@@ -10,6 +10,7 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.gateway.account import Usage
 from promptrollout.gateway.choices import MAX_CHOICES, MAX_COLLECTED, Choice, choices_of
 from promptrollout.gateway.errors import CallerError, error_object
+from promptrollout.gateway.json_body import written
 from promptrollout.gateway.protocols.base import Protocol, Whole, looser_than_a_schema
 from promptrollout.gateway.render import (
     SYSTEM_ROLES,
@@ -26,6 +27,9 @@ from promptrollout.gateway.sse import StreamError, StreamReader
 
 # parameters that mean the same: ours replaces either
 _RIVALS: Final = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+
+_ABOUT: Final = ("id", "created", "model", "service_tier", "system_fingerprint")
+"""What each event of a stream says too."""
 
 
 class Chat(Protocol):
@@ -77,6 +81,23 @@ class Chat(Protocol):
             return None
         return Whole(parsed, choices_of(parsed), Usage.read(parsed.get("usage")))
 
+    def events_of(self, whole: Whole) -> bytes | None:
+        answer = whole.parsed
+        about = {name: answer[name] for name in _ABOUT if name in answer} | {"object": "chat.completion.chunk"}
+        events: list[Body] = []
+        for number, choice in enumerate(each for each in answer["choices"] if isinstance(each, dict)):
+            index = choice.get("index", number)
+            delta = _delta_of(choice.get("message"))
+            said = {"index": index, "delta": delta, "logprobs": choice.get("logprobs"), "finish_reason": None}
+            ended = {"index": index, "delta": {}, "finish_reason": choice.get("finish_reason") or "stop"}
+            events += ({**about, "choices": [said]}, {**about, "choices": [ended]})
+        if answer.get("usage"):
+            events.append({**about, "choices": [], "usage": answer["usage"]})
+        pieces = [written(event) for event in events]
+        if None in pieces:
+            return None
+        return b"".join(b"data: %s\n\n" % piece for piece in (*pieces, b"[DONE]"))
+
     def reader(self, body: Body, *, collect_content: bool) -> StreamReader:
         return ChatReader(forward_usage=wants_usage(body), collect_content=collect_content)
 
@@ -124,6 +145,14 @@ class ChatReader(StreamReader):
                 growing.leave()
         if growing.add(choice.get("delta"), choice.get("finish_reason"), collect=self._collect_content):
             self.begun = True
+
+
+def _delta_of(message: Any) -> Body:
+    """A whole message, as the one piece that it comes in."""
+    delta = dict(message) if isinstance(message, dict) else {}
+    if isinstance(calls := delta.get("tool_calls"), list):
+        delta["tool_calls"] = [{"index": n, **call} for n, call in enumerate(calls) if isinstance(call, dict)]
+    return delta
 
 
 def history_of(body: Body) -> list[Body]:

@@ -86,6 +86,10 @@ class Answer:
             )
         return payload
 
+    def replace(self, content: bytes) -> None:
+        """Give out this next, in the place of what was read."""
+        self._first = content
+
     def hurry(self) -> None:
         """Wait for the rest for a moment only."""
         self._idle_seconds = min(self._idle_seconds, REST_SECONDS)

@@ -1,0 +1,129 @@
+"""What happens around a rollout while it goes on: deliveries, its provider, its metrics, the gateway's pods."""
+
+from promptrollout.engine.analysis import WATCHED
+from promptrollout.engine.draft import ACTIVE, Draft
+from promptrollout.engine.life import enter_step, named, withdraw
+
+UNREACHABLE_SECONDS = 900
+"""How long users of a canary whose provider alone is down are answered by stable before the weight goes to 0."""
+SUSPECT_SECONDS = 900
+"""A canary is under suspicion when pods fail so soon after it met its first, or more, users."""
+FAILURES = 2
+"""So many, within SUSPECT_SECONDS, are no accident."""
+TRIAL_SECONDS = 300
+"""A canary that is tried alone is cleared when pods have held out for so long with users on it."""
+TURN_SECONDS = 1800
+"""One that does not get so far (it is paused, say) goes back to the end of the queue."""
+
+
+def watch_delivery(draft: Draft) -> None:
+    """Note when the present configuration was first confirmed by every ready pod; later pods reset nothing.
+
+    Applications that call the model themselves may use a prompt that they keep for a while longer, and what they never
+    report is known later still: until then, what counts is of the configuration before."""
+    if draft.clock.acknowledged_at is None and draft.status.stage is not None and draft.delivered():
+        reporting = draft.status.snapshot.reporting if draft.status.snapshot else None
+        lag_seconds = reporting.cache_seconds + reporting.settle_seconds if reporting else 0
+        draft.set_clock(acknowledged_at=draft.now + lag_seconds)
+
+
+def watch_provider(draft: Draft) -> None:
+    """Only the canary's provider is down: no verdict, and weight 0 after a while, without rejecting the version."""
+    delivered, since = draft.facts.delivered, draft.clock.unreachable_since
+    if delivered is None or delivered.canary_provider_unreachable is None:
+        return  # nobody was asked: no news
+    if not delivered.canary_provider_unreachable:
+        if since is not None:
+            draft.set_clock(unreachable_since=None)
+        return
+    if draft.status.stage not in ACTIVE:
+        return
+    if since is None:
+        draft.set_clock(unreachable_since=draft.now)
+        draft.record("CanaryProviderUnreachable", "its users are answered by stable; no verdict", warning=True)
+    elif draft.now - since >= UNREACHABLE_SECONDS and draft.status.stage in ("Stepping", "Promoting"):
+        withdraw(
+            draft,
+            "ProviderUnreachable",
+            f"only the canary's provider has been out of reach for {draft.now - since} s: weight 0, not rejected",
+            reject=False,
+        )
+
+
+def watch_metrics(draft: Draft) -> None:
+    """A canary that meets users while its metrics cannot be read: after a while somebody is told, and the spec says
+    what happens. It is never rejected for it. A source that answers and has no samples (a quiet night) is no loss."""
+    s, clock, snapshot = draft.status, draft.clock, draft.status.snapshot
+    if s.stage not in WATCHED or snapshot is None or not snapshot.analyse or not draft.facts.evidence.lost:
+        if clock.metrics_lost_since is not None:
+            if clock.metrics_lost_told:
+                draft.record("MetricsRecovered", "the metrics source can be read again")
+            draft.set_clock(metrics_lost_since=None, metrics_lost_told=False)
+        return
+    if clock.metrics_lost_since is None:
+        draft.set_clock(metrics_lost_since=draft.now)
+        return
+    seconds = draft.now - clock.metrics_lost_since
+    if clock.metrics_lost_told or seconds < snapshot.metrics_loss_seconds:
+        return
+    draft.set_clock(metrics_lost_told=True)
+    text = f"no metrics for {seconds} s ({draft.facts.evidence.problem})"
+    first = next((i for i, step in enumerate(snapshot.steps) if step.weight is not None), 0)
+    if s.stage == "Baking" or snapshot.on_metrics_loss == "Hold":
+        draft.record(
+            "MetricsLost", f"{text}: {named(s.canary or s.stable)} stays at {s.weight} %, unwatched", warning=True
+        )
+    elif snapshot.on_metrics_loss == "Withdraw":
+        withdraw(
+            draft, "MetricsLost", f"{text}: weight 0, not rejected; it starts over when they are back", reject=False
+        )
+    elif s.weight > (snapshot.steps[first].weight or 0):
+        draft.record("MetricsLost", f"{text}: back to {snapshot.steps[first].weight} %", warning=True)
+        enter_step(draft, first)
+    else:
+        draft.record("MetricsLost", f"{text}: it is at the first weight already, and stays there", warning=True)
+
+
+def watch_pods(draft: Draft) -> None:
+    """Pods that end or hang one after the other soon after users met the canary: it is taken back, whatever the metrics
+    say, as pods that are gone export none. It may be innocent: it is not rejected, and is tried again alone. One that
+    fails alone, or that a pod was at work for when it ended, is rejected."""
+    s, clock, failure = draft.status, draft.clock, draft.facts.pods.failure
+    take_turn(draft)
+    begun = draft.clock.exposed_at or draft.clock.trial_at or clock.stage_since
+    if failure is None or begun is None or draft.is_kept_away or not draft.can_go_back:
+        return
+    latest = failure.times[-1]
+    count = sum(begun <= at and latest - at < SUSPECT_SECONDS for at in failure.times)
+    alone = clock.suspected_at is not None
+    proven = latest >= begun and (alone or failure.named)
+    if not proven and (count < FAILURES or not is_suspect(draft, latest)):
+        return
+    what = f"{failure.message}, while {named(s.canary or s.stable)} was at {s.weight} %"
+    if proven:
+        why = "it was tried alone" if alone else "it was at work on a request of it"
+        withdraw(draft, "PodsFailing", f"{what}; {why}: rolled back", reject=True)
+    else:
+        withdraw(draft, "PodsFailing", f"{what}: taken back, not rejected; it is tried again alone", reject=False)
+        draft.set_clock(suspected_at=draft.now)
+
+
+def is_suspect(draft: Draft, at: int) -> bool:
+    """Its weight was raised shortly before; or no other canary's of the gateway was either."""
+    raised, others = draft.clock.stage_since, draft.facts.pods.raised_at
+    recent = raised is not None and at - raised <= SUSPECT_SECONDS
+    return recent or others is None or at - others > SUSPECT_SECONDS
+
+
+def take_turn(draft: Draft) -> None:
+    """The trial of a canary under suspicion: its beginning, and its end where nothing happened."""
+    s, clock, pods = draft.status, draft.clock, draft.facts.pods
+    if clock.suspected_at is None or s.stage == "Withdrawing":
+        return
+    if clock.trial_at is None:
+        if s.stage == "Loading" and pods.calm and pods.trial == draft.facts.name:
+            draft.set_clock(trial_at=draft.now, stage_since=draft.now, acknowledged_at=None)
+    elif clock.exposed_at is not None and draft.now - clock.exposed_at >= TRIAL_SECONDS:
+        draft.set_clock(suspected_at=None, trial_at=None)
+    elif clock.exposed_at is None and draft.now - clock.trial_at >= TURN_SECONDS:
+        draft.set_clock(suspected_at=draft.now, trial_at=None, acknowledged_at=None)

@@ -1,0 +1,165 @@
+"""How much there is at most to look at in an answer for each of its values: a bound that is found from the schema.
+
+A schema that applies two of its own to the same value within `anyOf`, and these two more, doubles the time of a
+validation with each level; so does a union that applies itself twice to a property. Counted is how often schemas are
+applied to one and the same value, over all ways that lead to it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Final
+
+from promptrollout.api.schema_graph import Graph, Node, SchemaRefused
+from promptrollout.api.schema_limits import ways_of
+
+MAX_VISITS: Final = 20_000
+_MAX_STEPS: Final = 200_000
+"""Of finding the bound. What takes more has none."""
+_MAX_ROUNDS: Final = 300
+
+_Counts = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Visits:
+    """Each is the largest number for any one value of an answer, whatever the answer is."""
+
+    keywords: int
+    """Keywords looked at, and what stands in them."""
+    positions: int
+    """Places in regular expressions that a match can be at, for each character of a text."""
+
+
+def visits(schema: Any) -> Visits | None:
+    """None: no bound is known, or it is beyond MAX_VISITS."""
+    try:
+        graph = Graph(schema)
+        ways = ways_of(graph)
+    except SchemaRefused:
+        return None
+    if any(node.unevaluated or node.unknown or node.slow for node in graph.nodes.values()):
+        return None
+    if max(ways.values(), default=0) > MAX_VISITS:
+        return None
+    return _Bound(graph).found()
+
+
+class _TooMany(Exception):
+    """Steps, or visits."""
+
+
+class _Bound:
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._left = _MAX_STEPS
+        self._applied: dict[int, list[tuple[Node, int]]] = {}
+        self._largest: dict[int, _Counts] = {}
+
+    def found(self) -> Visits | None:
+        """By going through all schemas that are applied to values, again and again, until no number grows. They grow
+        for ever where a schema is applied to a value inside its own more than once."""
+        try:
+            starts = self._starts()
+            for _ in range(_MAX_ROUNDS):
+                changed = False
+                for start in starts:
+                    before, now = self._largest[start], self._inside(start)
+                    if now[0] > MAX_VISITS:
+                        return None
+                    changed = changed or now != before
+                    self._largest[start] = now
+                if not changed:
+                    keywords, positions = self._largest.get(id(self._graph.root), (1, 0))
+                    return Visits(keywords, positions)
+        except _TooMany:
+            pass
+        return None
+
+    def _starts(self) -> list[int]:
+        """Schemas that are applied to a value as such, those further inside first."""
+        order: list[int] = []
+        waiting: list[Any] = [self._graph.root]
+        seen: set[int] = set()
+        while waiting:
+            schema = waiting.pop()
+            if id(schema) in seen or id(schema) not in self._graph.nodes:
+                continue
+            seen.add(id(schema))
+            order.append(id(schema))
+            applied = self._applied[id(schema)] = self._at_once(schema)
+            self._largest[id(schema)] = _own(applied)
+            for node, _ in applied:
+                self._step(len(node.properties) + len(node.items) + len(node.each) + 1)
+                waiting += (*node.properties.values(), *node.items, *node.each, node.other_property, node.other_item)
+        order.reverse()
+        return order
+
+    def _at_once(self, schema: Any) -> list[tuple[Node, int]]:
+        """What is applied to a value together with this schema, and how often. The graph has no cycles there."""
+        below: dict[int, Counter[int]] = {}
+        stack = [schema]
+        while stack:
+            current = stack[-1]
+            waiting = [each for each in self._nodes(current) if id(each) not in below]
+            if waiting:
+                stack += waiting
+                continue
+            stack.pop()
+            if id(current) in below:
+                continue
+            counts = Counter({id(current): 1})
+            for each in self._nodes(current):
+                counts.update(below[id(each)])
+                self._step(len(below[id(each)]))
+            below[id(current)] = counts
+        return [(self._graph.nodes[each], times) for each, times in below[id(schema)].items()]
+
+    def _nodes(self, schema: Any) -> list[Any]:
+        same = self._graph.nodes[id(schema)].same_value
+        self._step(len(same) + 1)
+        return [each for each in same if id(each) in self._graph.nodes]
+
+    def _inside(self, start: int) -> _Counts:
+        """The largest numbers for a value that the schema is applied to, or for one inside it."""
+        applied = self._applied[start]
+        largest = _own(applied)
+        for properties in (True, False):
+            base, more = (0, 0), dict[str | int, _Counts]()
+            for node, times in applied:
+                other = self._of(node.other_property if properties else node.other_item)
+                for each in node.each:
+                    base = _plus(base, self._of(each), times)
+                base = _plus(base, other, times)
+                named = node.properties.items() if properties else enumerate(node.items)
+                for name, schema in named:
+                    own = self._of(schema)
+                    difference = own[0] - other[0], own[1] - other[1]
+                    more[name] = _plus(more.get(name, (0, 0)), difference, times)
+                self._step(len(node.each) + len(node.properties) + len(node.items) + 1)
+            for extra in [(0, 0), *more.values()]:
+                total = _plus(base, extra, 1)
+                largest = max(largest[0], total[0]), max(largest[1], total[1])
+        return largest
+
+    def _of(self, schema: Any) -> _Counts:
+        if schema is None:
+            return (0, 0)
+        return self._largest.get(id(schema), (1, 0))
+
+    def _step(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise _TooMany
+
+
+def _own(applied: list[tuple[Node, int]]) -> _Counts:
+    return (
+        sum(node.weight * times for node, times in applied),
+        sum(pattern.positions * times for node, times in applied for pattern in node.patterns),
+    )
+
+
+def _plus(one: _Counts, other: _Counts, times: int) -> _Counts:
+    return one[0] + other[0] * times, one[1] + other[1] * times

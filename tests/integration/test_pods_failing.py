@@ -1,0 +1,93 @@
+"""A canary that kills the gateway's pods: the one failure that leaves no metrics behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from promptrollout.sandbox.sandbox import Sandbox
+from promptrollout.sandbox.settings import SandboxError
+from tests.integration.cluster import Kubectl
+from tests.integration.story import Story
+
+LONG = [{"weight": 10, "minDurationSeconds": 3600}, {"weight": 50}]
+
+
+@pytest.fixture
+def story(operator: Sandbox, kubectl: Kubectl) -> Story:
+    return Story(operator, kubectl)
+
+
+@contextlib.contextmanager
+def deadly(story: Story, digest: str) -> Iterator[list[float]]:
+    """Every pod that has a version of this digest in service is killed; when that happened."""
+    stop, kills = threading.Event(), list[float]()
+
+    def kill() -> None:
+        while not stop.wait(0.1):
+            for pod in story.pods():
+                with contextlib.suppress(httpx.HTTPError, SandboxError, ProcessLookupError, KeyError):
+                    url = f"http://{pod['status']['podIP']}:9090/rollouts"
+                    served = httpx.get(url, timeout=1).json()["rollouts"]
+                    if any(r.get("canary") == digest for r in served):
+                        os.kill(story.sandbox.pid(story.namespace, pod["metadata"]["name"]), signal.SIGKILL)
+                        kills.append(time.monotonic())
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    try:
+        yield kills
+    finally:
+        stop.set()
+        thread.join(10)
+
+
+def served(story: Story) -> list[str | None]:
+    """The canary's digest on each pod that answers."""
+    with contextlib.suppress(httpx.HTTPError, KeyError):
+        return [report.get("canary") for report in story.reports()]
+    return []
+
+
+def test_a_canary_that_kills_its_pods_is_taken_back_tried_alone_and_rejected(story: Story) -> None:
+    story.given(v1={}, v2={}, w1={}).apply("v1").healthy("v1")
+    other = Story(story.sandbox, story.kubectl)
+    other.name = "other"
+    other.apply("w1").healthy("w1")
+    with other.users() as seen:
+        story.apply("v2", steps=LONG).at_weight(10)
+        began = time.monotonic()
+        with deadly(story, story.digest("v2")) as kills:
+            withdrawn = story.until(lambda s: s["weight"] == 0 and s["clock"].get("suspectedAt"), 60)
+            assert withdrawn.get("rejected", []) == []
+            assert withdrawn["history"][0]["reason"] == "PodsFailing"
+            assert "gateway pod" in withdrawn["history"][0]["message"]
+            story.wait(lambda: served(story) == [None, None], "stable alone on both pods", 60)
+            assert time.monotonic() - began < 60
+            before = seen()
+            tried = story.until(lambda s: s["clock"].get("trialAt"), 60)
+            calm = seen()
+            assert tried["stable"]["digest"] == story.digest("v1")
+            story.rolled_back("v2", "PodsFailing", 60)
+        assert len(kills) >= 3
+    sent, ok = calm.sent - before.sent, calm.ok - before.ok
+    assert ok >= 0.99 * sent - 10, (before, calm)
+    assert {"PodsFailing", "RollbackCompleted"} <= set(story.events())
+    assert other.status()["stable"]["digest"] == other.digest("w1")
+
+
+def test_a_kill_of_both_pods_by_accident_only_delays_a_good_version(story: Story) -> None:
+    story.given(v1={}, v2={}).apply("v1").healthy("v1")
+    with story.users():
+        story.apply("v2").at_weight(10)
+        for pod in story.pods():
+            os.kill(story.sandbox.pid(story.namespace, pod["metadata"]["name"]), signal.SIGKILL)
+        status = story.healthy("v2", 120)
+    assert status.get("rejected", []) == []

@@ -1,0 +1,198 @@
+"""A canary that ends its pods is the worst canary: it exports no metrics that could tell."""
+
+from promptrollout.engine.facts import PodFailure, Pods
+from promptrollout.engine.surroundings import SUSPECT_SECONDS, TRIAL_SECONDS, TURN_SECONDS
+from tests.world import INTERVAL, World, snapshot, started, version
+
+V1, V2, V3 = version("v1"), version("v2"), version("v3")
+LONG = snapshot({"weight": 10, "minDurationSeconds": 7200}, {"weight": 50})
+
+
+def fail(world: World, times: int = 2, **fields: bool) -> None:
+    """So many pods of the gateway have ended one after the other, the last one now."""
+    when = tuple(range(world.now - times + 1, world.now + 1))
+    failure = PodFailure(when, "gateway pod default-gateway-x ended (exit code 139)", **fields)
+    before = world.pods_state
+    world.pods_state = Pods(failure, calm=False, trial=before.trial, raised_at=before.raised_at)
+    world.settle()
+
+
+def calm(world: World, trial: str = "app") -> None:
+    """All pods are ready again, and it is the turn of `trial`."""
+    world.now += INTERVAL
+    world.pods_state = Pods(world.pods_state.failure, calm=True, trial=trial)
+    world.settle()
+
+
+def test_it_is_taken_back_at_once_and_not_loaded_any_more_but_not_rejected() -> None:
+    world = started()
+    world.tick()
+    fail(world)
+    assert world.weights[-1] == (0, None)
+    assert (world.status.stage, world.status.canary, world.status.rejected) == ("Loading", V2, [])
+    decision = next(d for d in world.status.history if d.reason == "PodsFailing")
+    assert decision.type == "Warning"
+    assert "default-gateway-x ended (exit code 139)" in decision.message
+    world.tick(10)
+    assert world.weights[-1] == (0, None)
+    assert "tried again alone, once all pods have been ready" in world.status.message
+
+
+def test_metrics_and_acknowledgements_are_not_needed_for_it() -> None:
+    world = started(metrics_available=False)
+    world.metrics_available = True
+    world.settle()
+    world.metrics_available = False
+    world.deaf = set(world.pods)
+    world.now += 5
+    fail(world)
+    assert (world.at, world.intent and world.intent.canary) == (("Withdrawing", 0), None)
+
+
+def test_it_is_tried_again_alone_when_pods_are_calm_and_goes_on_when_they_hold_out() -> None:
+    world = started()
+    world.tick()
+    fail(world)
+    calm(world, trial="another")
+    world.tick(3)
+    assert world.weights[-1] == (0, None)
+    assert "after another" in world.status.message
+    calm(world)
+    assert world.weights[-2:] == [(0, V2.digest), (10, V2.digest)]
+    assert world.status.clock.suspected_at is not None
+    world.tick(TRIAL_SECONDS // INTERVAL + 1)
+    assert (world.status.clock.suspected_at, world.status.clock.trial_at) == (None, None)
+    world.pods_state = Pods(world.pods_state.failure)
+    world.tick(10)
+    assert world.status.stable == V2
+
+
+def test_one_that_fails_alone_is_rejected() -> None:
+    world = started()
+    world.tick()
+    fail(world)
+    calm(world)
+    world.tick()
+    fail(world)
+    assert [r.reason for r in world.status.rejected] == ["PodsFailing"]
+    assert (world.status.stage, world.status.phase, world.weights[-1]) == ("Idle", "Degraded", (0, None))
+    assert world.events[-1] == "RollbackCompleted"
+    calm(world, trial="")
+    world.tick(5)
+    assert world.status.stable == V1
+
+
+def test_one_whose_request_a_pod_was_at_work_on_is_rejected_at_once() -> None:
+    world = started()
+    fail(world, times=1, named=True)
+    assert [r.digest for r in world.status.rejected] == [V2.digest]
+
+
+def test_pods_that_fail_while_they_load_it_alone_reject_it() -> None:
+    world = started()
+    world.tick()
+    fail(world)
+    world.deaf = set(world.pods)
+    calm(world)
+    assert (world.status.stage, world.weights[-1]) == ("Loading", (0, V2.digest))
+    world.now += 5
+    fail(world)
+    assert [r.digest for r in world.status.rejected] == [V2.digest]
+
+
+def test_failures_before_the_exposure_say_nothing() -> None:
+    world = World()
+    world.settle()
+    world.pods_state = Pods(PodFailure((world.now - 1, world.now), "gateway pod x ended"), calm=False)
+    world.tick()
+    world.desired = V2
+    world.settle()
+    world.tick(2)
+    assert "PodsFailing" not in world.events
+
+
+def test_one_pod_that_ends_is_an_accident() -> None:
+    world = started()
+    world.tick()
+    fail(world, times=1)
+    assert (world.at, "PodsFailing" in world.events) == (("Stepping", 10), False)
+
+
+def test_failures_long_after_the_last_raise_are_put_down_to_whoever_was_raised_since() -> None:
+    world = started(LONG)
+    world.tick(SUSPECT_SECONDS // INTERVAL + 2)
+    world.pods_state = Pods(raised_at=world.now - 10)
+    fail(world)
+    assert world.at == ("Stepping", 10)
+    world.pods_state = Pods(raised_at=world.status.clock.stage_since)  # nobody was
+    fail(world)
+    assert world.weights[-1] == (0, None)
+
+
+def test_others_of_the_gateway_wait_where_they_are_until_the_suspects_were_tried() -> None:
+    world = started()
+    world.pods_state = Pods(trial="another")
+    world.tick(10)
+    assert world.at == ("Stepping", 10)
+    assert "rollout another is tried again alone first" in world.status.message
+    world.pods_state = Pods()
+    world.tick(20)
+    assert world.status.stable == V2
+
+
+def test_a_turn_that_is_not_used_passes_on() -> None:
+    world = started()
+    world.tick()
+    fail(world)
+    world.paused = True
+    calm(world)
+    began = world.status.clock.suspected_at
+    world.tick(TURN_SECONDS // INTERVAL + 1)
+    since = world.status.clock.suspected_at
+    assert since is not None
+    assert began is not None
+    assert since > began
+    assert world.weights[-1][0] == 0
+
+
+def test_what_was_promoted_a_moment_ago_is_taken_back_too() -> None:
+    world = started(snapshot(bake_seconds=3600))
+    while world.status.stage != "Baking":
+        world.tick()
+    assert world.status.stable == V2
+    fail(world)
+    assert (world.status.stage, world.status.stable, world.weights[-1]) == ("Loading", V1, (0, None))
+
+
+def test_abort_of_a_suspect_rejects_it_and_no_pod_loads_it_on_the_way() -> None:
+    world = started()
+    world.tick()
+    fail(world)
+    sent = len(world.weights)
+    world.tell("abort")
+    world.settle()
+    assert [r.reason for r in world.status.rejected] == ["RolloutAborted"]
+    assert all(canary is None for _, canary in world.weights[sent:])
+
+
+def test_another_version_starts_without_suspicion() -> None:
+    world = started()
+    world.tick()
+    fail(world)
+    world.now += 1
+    world.desired = V3
+    world.settle()
+    assert (world.status.canary, world.status.clock.suspected_at) == (V3, None)
+
+
+def test_suspicion_and_trial_survive_a_restart() -> None:
+    world = started()
+    world.tick()
+    fail(world)
+    world.restart()
+    world.tick(2)
+    assert world.weights[-1] == (0, None)
+    calm(world)
+    world.restart()
+    fail(world)
+    assert [r.reason for r in world.status.rejected] == ["PodsFailing"]
