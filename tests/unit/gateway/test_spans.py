@@ -21,7 +21,7 @@ import asyncio, faulthandler, os, signal, sys, time
 from pathlib import Path
 from promptrollout.gateway import render, templates
 from promptrollout.gateway.process import Gateway, Settings
-from tests.unit.gateway.kit import CANARY, Caller, arm, delivery, request
+from tests.unit.gateway.kit import CANARY, LOOPBACK, Caller, arm, delivery, request
 
 def dies(*_):
     if sys.argv[2] == "hangs":
@@ -32,7 +32,7 @@ def dies(*_):
         pass
 
 async def main():
-    gateway = Gateway(Settings("default", "ns", "pod-1", state_dir=Path(sys.argv[1])))
+    gateway = Gateway(Settings("default", "ns", "pod-1", state_dir=Path(sys.argv[1]), networks=LOOPBACK))
     canary = arm(CANARY)
     if sys.argv[3] == "loading":
         compiled = render.compile_renderer
