@@ -67,7 +67,7 @@ class Store:
         ]
         if POISONED in spaces and self.poison == "large":
             labels = {"rollout_uid": uids[0], "namespace": POISONED, "junk": "x" * 2**20}
-            found += [{"metric": labels | {"n": str(n)}, "values": [[end, "1"]]} for n in range(72)]
+            found += [{"metric": labels | {"n": str(n)}, "values": [[end, "1"]]} for n in range(12)]
         return self.result(found)
 
     def result(self, content: Any) -> web.Response:
@@ -92,7 +92,7 @@ async def store() -> AsyncIterator[Store]:
 
 @pytest.fixture
 async def source(store: Store) -> AsyncIterator[Source]:
-    found = Source("default", store.url, Metrics(), wall=lambda: NOW, timeout=0.5)
+    found = Source("default", store.url, Metrics(), wall=lambda: NOW, timeout=1)
     yield found
     found.close()
 
