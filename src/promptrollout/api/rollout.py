@@ -276,6 +276,8 @@ class Clock(Model):
     """Nothing could be read for this rollout since then, while users met the canary."""
     metrics_lost_told: bool = False
     """`MetricsLost` was recorded, and what the spec asks for was done."""
+    metrics_skipped_at: Seconds | None = None
+    """When `MetricsSkipped` was recorded last."""
     suspected_at: Seconds | None = None
     """Pods of the gateway failed while users met the canary; since then it waits to be tried alone, or is on trial."""
     trial_at: Seconds | None = None

@@ -88,6 +88,8 @@ class Interval:
     start: int
     end: int
     counts: Mapping[str, tuple[Counts, ...]] = field(default_factory=dict)
+    problem: str = ""
+    """Why its samples could not be read, and were skipped."""
 
 
 @dataclass(frozen=True, slots=True)

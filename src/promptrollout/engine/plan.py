@@ -18,7 +18,7 @@ from promptrollout.engine.life import (
     step_seconds,
     withdraw,
 )
-from promptrollout.engine.surroundings import watch_delivery, watch_metrics, watch_pods, watch_provider
+from promptrollout.engine.surroundings import note_skipped, watch_delivery, watch_metrics, watch_pods, watch_provider
 from promptrollout.engine.verbs import obey
 
 COMMON_SECONDS = 600
@@ -40,6 +40,7 @@ def plan(facts: Facts, now: int) -> Plan:
     watch_delivery(draft)
     watch_provider(draft)
     watch_metrics(draft)
+    note_skipped(draft)
     watch_pods(draft)
     gather_holds(draft)
     breached = fold(draft)

@@ -6,6 +6,8 @@ from promptrollout.engine.life import enter_step, named, withdraw
 
 UNREACHABLE_SECONDS = 900
 """How long users of a canary whose provider alone is down are answered by stable before the weight goes to 0."""
+SKIPPED_SECONDS = 3600
+"""One Event an hour, however often metrics cannot be read."""
 SUSPECT_SECONDS = 900
 """A canary is under suspicion when pods fail so soon after it met its first, or more, users."""
 FAILURES = 2
@@ -82,6 +84,19 @@ def watch_metrics(draft: Draft) -> None:
         enter_step(draft, first)
     else:
         draft.record("MetricsLost", f"{text}: it is at the first weight already, and stays there", warning=True)
+
+
+def note_skipped(draft: Draft) -> None:
+    """Intervals that could not be read were skipped: somebody should know, but not each minute."""
+    clock = draft.clock
+    due = [i for i in draft.facts.evidence.intervals if i.problem and i.start >= (clock.evaluated_until or 0)]
+    if not due or draft.status.stage not in WATCHED:
+        return
+    if clock.metrics_skipped_at is None or draft.now - clock.metrics_skipped_at >= SKIPPED_SECONDS:
+        seconds = due[-1].end - due[0].start
+        text = f"the metrics of {seconds} s cannot be read and are no evidence: {due[-1].problem}"
+        draft.record("MetricsSkipped", text, warning=True)
+        draft.set_clock(metrics_skipped_at=draft.now)
 
 
 def watch_pods(draft: Draft) -> None:

@@ -234,7 +234,8 @@ class Acknowledger:
                 if any(question.regularly for question in place.questions.values()):
                     seconds = min(seconds, regular_due - now)
             try:
-                await asyncio.wait_for(place.wake.wait(), max(0.0, seconds))
+                async with asyncio.timeout(max(0.0, seconds)):
+                    await place.wake.wait()
                 pause = POLL_SECONDS[0]
             except TimeoutError:
                 continue

@@ -1,20 +1,22 @@
 """The one scheduler of all analyses: what is due is grouped, asked for once per metric, and handed to its rollouts.
 
-Nobody waits for others longer than it must: each source is looked at apart; a rollout is taken as soon as its gateways'
-metrics are there; its own queries (`Custom`) come after them, few at a time. One that fails leaves its objective
-without counts and holds the rollout; the other objectives are judged all the same, so that they can roll back.
+Nobody waits for others longer than it must: each source is looked at apart; each rollout is read by a task of its own,
+and taken as soon as its gateways' metrics are there; its own queries (`Custom`) come after them, few at a time. One
+that fails leaves its objective without counts and holds the rollout; the other objectives are judged all the same, so
+that they can roll back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from types import MappingProxyType
 
 from promptrollout.engine.evidence import Evidence, Interval
+from promptrollout.operator.batches import Batches, Found, Window
 from promptrollout.operator.evidence import Reader
 from promptrollout.operator.prometheus import Source, SourceError
 from promptrollout.operator.question import Narrowed, Query, Question, widened
@@ -31,11 +33,8 @@ CLOCK_SECONDS = 10.0
 CONFIRMED_SECONDS = 5.0
 """A source that answered so long ago is there, as far as a raise of the weight is concerned."""
 BACKOFF_SECONDS = (1.0, 15.0)
-
-Group = tuple[Query, int, int, int]
-"""Query, end of the window, its length, the interval's: what one query answers."""
-Answer = dict[str, list[Series]] | SourceError
-"""Series by rollout uid."""
+UNREADABLE_SECONDS = 50.0
+"""A window that cannot be read for so long, though its source answers others, is skipped at the next try."""
 
 
 class _Analysis:
@@ -50,7 +49,8 @@ class _Analysis:
         """What keeps some of its objectives from being read, while the others are."""
         self.pause_until = 0.0
         self.asking = False
-        """Its own queries are under way."""
+        """Its queries are under way."""
+        self.unreadable_since: float | None = None
         self.failing: dict[Query, str] = {}
         """Its own queries that failed, and why. Not asked again before `failing_until`."""
         self.failing_until = 0.0
@@ -60,15 +60,25 @@ class _Analysis:
 class Analyses:
     """Readers by rollout. `changed` is called when a rollout has new intervals or a new problem."""
 
-    def __init__(self, sources: Mapping[str, Source], settle_seconds: float, changed: Callable[[Key], None]) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        settle_seconds: float,
+        changed: Callable[[Key], None],
+        pods: Callable[[str], int] = lambda _namespace: 2,
+    ) -> None:
+        """`pods`: how many gateway pods a namespace has."""
         self._sources = sources
+        self._batches = {name: Batches(source, pods) for name, source in sources.items()}
         self._settle_seconds = settle_seconds
         self._changed = changed
         self._analyses: dict[Key, _Analysis] = {}
         self._waiting: dict[str, set[Key]] = {}
         """By source: rollouts that want to know whether it answers before more users meet their canary."""
         self._wake = {name: asyncio.Event() for name in sources}
-        self._own: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._folding = asyncio.Lock()
+        """After a restart a thousand of them warm up: other work comes in between."""
         self._clock_read: dict[str, float] = {}
         self._pause_until: dict[str, float] = {}
         self._pause: dict[str, float] = {}
@@ -136,7 +146,9 @@ class Analyses:
                     group.create_task(self._keep_looking(source), name=f"analyses of {source.name}")
                 await asyncio.Event().wait()  # there may be no source at all
         finally:
-            for task in self._own:
+            for batches in self._batches.values():
+                batches.close()
+            for task in self._under_way:
                 task.cancel()
 
     async def _keep_looking(self, source: Source) -> None:
@@ -149,15 +161,15 @@ class Analyses:
             except Exception:  # a fault of ours must not end the analyses
                 logger.exception("metrics source %s: a look at what is due failed", source.name)
                 seconds = BACKOFF_SECONDS[0]
-            try:
-                await asyncio.wait_for(wake.wait(), seconds)
-            except TimeoutError:
-                continue
+            # not wait_for: before Python 3.12 it loses a cancellation that comes together with the event
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await wake.wait()
 
     async def look(self) -> None:
-        """One look: everything that is due now, of all sources that are not in a pause; own queries too."""
+        """One look: everything that is due now, of all sources that are not in a pause, until it is read."""
         await asyncio.gather(*(self._look_at(source) for source in self._sources.values()))
-        await asyncio.gather(*self._own)
+        await asyncio.gather(*self._under_way)
 
     async def _look_at(self, source: Source) -> None:
         analyses = [each for each in self._analyses.values() if each.reader.question.source == source.name]
@@ -173,7 +185,7 @@ class Analyses:
         free = [analysis for analysis in analyses if not analysis.asking and now >= analysis.pause_until]
         due = [(analysis, end) for analysis in free if (end := self._due_end(source, analysis)) is not None]
         if due:
-            await self._read(source, due)
+            self._read(source, due)
 
     async def _read_clock(self, source: Source) -> bool:
         """Note the source's time, or its problem and a pause before the next try."""
@@ -200,7 +212,8 @@ class Analyses:
             self._changed(key)
         return not source.problem
 
-    async def _read(self, source: Source, due: list[tuple[_Analysis, int]]) -> None:
+    def _read(self, source: Source, due: list[tuple[_Analysis, int]]) -> None:
+        """Begin to read for all of them; each goes on by itself as soon as what it needs is there."""
         rollouts: dict[Group, dict[str, str]] = defaultdict(dict)
         narrowed: dict[Group, list[Narrowed]] = defaultdict(list)
         for analysis, end in due:
@@ -210,49 +223,67 @@ class Analyses:
                     group = _group(analysis, query, end)
                     rollouts[group][question.uid] = analysis.key.namespace
                     narrowed[group].append(narrow)
+        batches = self._batches[source.name]
         asked = {
-            group: asyncio.create_task(_answer(source, group, rollouts[group], widened(narrowed[group])))
-            for group in rollouts
+            (query, end, seconds, width): batches.ask(
+                Window(query.text, end, seconds, width, widened(narrowed[query, end, seconds, width])),
+                rollouts[query, end, seconds, width],
+            )
+            for query, end, seconds, width in rollouts
         }
-        needed = {analysis: [group for group in _groups(analysis, end) if group in asked] for analysis, end in due}
-        try:
-            while due:
-                ready: list[tuple[_Analysis, int]] = []
-                waiting: list[tuple[_Analysis, int]] = []
-                for each in due:
-                    (ready if all(asked[group].done() for group in needed[each[0]]) else waiting).append(each)
-                due = waiting
-                for analysis, end in ready:
-                    answers = {group[0]: asked[group].result() for group in needed[analysis]}
-                    self._answered(source, analysis, end, answers)
-                    await asyncio.sleep(0)  # after a restart a thousand of them warm up
-                if under_way := [task for task in asked.values() if due and not task.done()]:
-                    await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in asked.values():
-                task.cancel()
-
-    def _answered(self, source: Source, analysis: _Analysis, end: int, answers: Mapping[Query, Answer]) -> None:
-        """The gateways' metrics of a rollout are there. One failed query holds the rollouts that need it, and nobody
-        else."""
-        if self._analyses.get(analysis.key) is not analysis:
-            return  # dropped, or asked anew, while the queries were under way
-        question = analysis.reader.question
-        windows: dict[Query, list[Series]] = {}
-        for query, answer in answers.items():
-            if isinstance(answer, SourceError):
-                self._hold(analysis, str(answer), BACKOFF_SECONDS[0])
-                return
-            windows[query] = answer.get(question.uid, [])
-        own = [query for query in question.queries if query.form != "metric"]
-        failed = analysis.failing if time.monotonic() < analysis.failing_until else {}
-        if asked := [query for query in own if query not in failed]:
+        for analysis, end in due:
+            question = analysis.reader.question
+            needed = {
+                query: asked[_group(analysis, query, end)][question.uid]
+                for query in question.queries
+                if query.form == "metric"
+            }
             analysis.asking = True
-            task = asyncio.create_task(self._ask_own(source, analysis, end, windows, asked, dict(failed)))
-            self._own.add(task)
-            task.add_done_callback(self._own.discard)
-        else:
-            self._take(analysis, end, windows, failed)
+            task = asyncio.create_task(self._read_one(source, analysis, end, needed))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+    async def _read_one(
+        self, source: Source, analysis: _Analysis, end: int, needed: Mapping[Query, asyncio.Future[Found]]
+    ) -> None:
+        """The gateways' metrics of a rollout, then its own queries. One failed query of the first kind holds the
+        rollout, and nobody else."""
+        try:
+            windows: dict[Query, list[Series]] = {}
+            for query, answer in needed.items():
+                found = await answer
+                if self._analyses.get(analysis.key) is not analysis:
+                    return  # dropped, or asked anew, while the queries were under way
+                if isinstance(found, SourceError):
+                    self._unread(analysis, end, found)
+                    return
+                windows[query] = found
+            question = analysis.reader.question
+            failed = analysis.failing if time.monotonic() < analysis.failing_until else {}
+            own = [query for query in question.queries if query.form != "metric" and query not in failed]
+            if own:
+                failed = await self._ask_own(source, analysis, end, windows, own, dict(failed))
+            async with self._folding:
+                if self._analyses.get(analysis.key) is analysis:
+                    self._take(analysis, end, windows, failed)
+                await asyncio.sleep(0)
+        finally:
+            analysis.asking = False
+            self._wake[source.name].set()
+
+    def _unread(self, analysis: _Analysis, end: int, error: SourceError) -> None:
+        """What cannot be read for long, while the source is there, must not keep the rollout from what comes after."""
+        now = time.monotonic()
+        self._hold(analysis, str(error), BACKOFF_SECONDS[0])
+        if not error.spoilt:
+            analysis.unreadable_since = None
+        elif analysis.unreadable_since is None:
+            analysis.unreadable_since = now
+        elif now - analysis.unreadable_since >= UNREADABLE_SECONDS:
+            analysis.unreadable_since = None
+            logger.warning("%s: metrics up to %d are skipped: %s", analysis.key, end, error)
+            analysis.intervals += analysis.reader.skip(end, str(error))
+            self._changed(analysis.key)
 
     async def _ask_own(
         self,
@@ -262,36 +293,28 @@ class Analyses:
         windows: dict[Query, list[Series]],
         asked: list[Query],
         failed: dict[Query, str],
-    ) -> None:
+    ) -> dict[Query, str]:
         """One after the other, so that none of the rollouts takes all the slots; not longer than one query may take, as
-        the other objectives wait."""
-        question = analysis.reader.question
+        the other objectives wait. Returns what failed, and why."""
         until = asyncio.get_running_loop().time() + source.answer_seconds
         failures = 0
-        try:
-            for query in asked:
-                try:
-                    async with asyncio.timeout_at(until):
-                        answer = await _answer(source, _group(analysis, query, end), {question.uid: question.namespace})
-                except TimeoutError:
-                    answer = SourceError(
-                        f"metrics source {source.name}: own queries are not answered within {source.answer_seconds:g} s"
-                    )
-                if isinstance(answer, SourceError):
-                    failed[query] = str(answer)
-                    failures += 1
-                else:
-                    windows[query] = answer.get(question.uid, [])
-            if failures:
-                pause = min(BACKOFF_SECONDS[1], max(BACKOFF_SECONDS[0], analysis.failing_pause * 2))
-                analysis.failing_pause, analysis.failing_until = pause, time.monotonic() + pause
-            elif not failed:
-                analysis.failing_pause = 0.0
-            if self._analyses.get(analysis.key) is analysis:
-                self._take(analysis, end, windows, failed)
-        finally:
-            analysis.asking = False
-            self._wake[source.name].set()
+        for query in asked:
+            try:
+                async with asyncio.timeout_at(until):
+                    windows[query] = await _own(source, _group(analysis, query, end))
+            except TimeoutError:
+                failed[query] = (
+                    f"metrics source {source.name}: own queries are not answered within {source.answer_seconds:g} s"
+                )
+            except SourceError as error:
+                failed[query] = str(error)
+            failures += query in failed
+        if failures:
+            pause = min(BACKOFF_SECONDS[1], max(BACKOFF_SECONDS[0], analysis.failing_pause * 2))
+            analysis.failing_pause, analysis.failing_until = pause, time.monotonic() + pause
+        elif not failed:
+            analysis.failing_pause = 0.0
+        return failed
 
     def _take(
         self, analysis: _Analysis, end: int, windows: Mapping[Query, list[Series]], failed: Mapping[Query, str]
@@ -308,7 +331,7 @@ class Analyses:
         if problem := self._read_into(analysis, windows, end, unread):
             self._hold(analysis, problem, BACKOFF_SECONDS[1])
             return
-        analysis.problem = ""
+        analysis.problem, analysis.unreadable_since = "", None
         self._changed(analysis.key)
 
     def _hold(self, analysis: _Analysis, problem: str, seconds: float) -> None:
@@ -359,34 +382,23 @@ class Analyses:
         return LOOK_SECONDS if seconds is None and source.name in self._waiting else seconds
 
 
+Group = tuple[Query, int, int, int]
+"""Query, end of the window, its length, the interval's."""
+
+
 def _group(analysis: _Analysis, query: Query, end: int) -> Group:
     return query, end, end - analysis.reader.start_of_window(), analysis.reader.question.interval_seconds
 
 
-def _groups(analysis: _Analysis, end: int) -> list[Group]:
-    return [_group(analysis, query, end) for query in analysis.reader.question.queries]
-
-
-async def _answer(
-    source: Source, group: Group, rollouts: Mapping[str, str], narrowed: Narrowed = MappingProxyType({})
-) -> Answer:
-    try:
-        return await _ask(source, group, rollouts, narrowed)
-    except SourceError as error:
-        return error
-    except Exception as error:  # whatever an answer holds, it is no reason to stop asking
-        logger.exception("metrics source %s: asking for %s failed", source.name, group[0].text)
-        return SourceError(f"metrics source {source.name}: {type(error).__name__}: {error}")
-
-
-async def _ask(
-    source: Source, group: Group, rollouts: Mapping[str, str], narrowed: Narrowed
-) -> dict[str, list[Series]]:
+async def _own(source: Source, group: Group) -> list[Series]:
+    """Raises SourceError, whatever goes wrong."""
     query, end, seconds, width = group
-    if query.form == "metric":
-        return await source.window(query.text, rollouts, end, seconds, narrowed)
-    if query.form == "selector":
-        found = await source.selected(query.text, query.namespace, end, seconds)
-    else:
-        found = await source.values(query.text, end - seconds + width, end, width)
-    return dict.fromkeys(rollouts, found)
+    try:
+        if query.form == "selector":
+            return await source.selected(query.text, query.namespace, end, seconds)
+        return await source.values(query.text, query.namespace, end - seconds + width, end, width)
+    except SourceError:
+        raise
+    except Exception as error:  # whatever an answer holds, it is no reason to stop asking
+        logger.exception("metrics source %s: asking for %s failed", source.name, query.text)
+        raise SourceError(f"metrics source {source.name}: {type(error).__name__}: {error}") from error

@@ -74,7 +74,7 @@ class Operator:
             for source in config.metrics_sources
         }
         self._sources = sources
-        self._analyses = Analyses(sources, config.settle_seconds, self._queue.add)
+        self._analyses = Analyses(sources, config.settle_seconds, self._queue.add, self._pods_in)
         self._acknowledger = Acknowledger(self._store, self._queue.add)
         self._rollouts = RolloutReconciler(
             self._api,
@@ -157,6 +157,10 @@ class Operator:
 
     # ------------------------------------------------------------ knowing
 
+    def _pods_in(self, namespace: str) -> int:
+        """Only gateways' pods are watched."""
+        return len(self._store.in_namespace("Pod", namespace))
+
     def _deliver(self, kind: str, event: str | None, item: Object) -> None:
         """An event of a watch."""
         if event == "DELETED":
@@ -216,7 +220,8 @@ class Operator:
         pause, failing = RELIST_SECONDS, False
         while True:
             try:
-                await asyncio.wait_for(self._trouble.wait(), WATCHLESS_SECONDS if self._watches_down() else pause)
+                async with asyncio.timeout(WATCHLESS_SECONDS if self._watches_down() else pause):
+                    await self._trouble.wait()
                 if pause >= RELIST_SECONDS:
                     pause = RELIST_RETRY_SECONDS[0]
                 failing = True

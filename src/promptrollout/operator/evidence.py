@@ -137,6 +137,13 @@ class Reader:
         self.position = end
         return found
 
+    def skip(self, end: int, why: str) -> list[Interval]:
+        """The intervals up to `end`, whose samples cannot be read, without counts."""
+        width = self.question.interval_seconds
+        found = [Interval(at, at + width, problem=why) for at in range(self.position, end, width)]
+        self.warm, self.position = True, end
+        return found
+
     def _counts(self, filed: _Filed, start: int, end: int) -> dict[str, tuple[Counts, ...]]:
         found = {}
         for measured in self.question.objectives:

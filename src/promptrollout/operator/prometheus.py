@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import orjson
 import requests
@@ -31,11 +33,17 @@ _T = TypeVar("_T")
 TIMEOUT_SECONDS = 5
 WHOLE_ANSWER = 2
 """In so many times the timeout an answer must be there to its last byte."""
-MAX_ANSWER_BYTES = 64 * 2**20
+MAX_ANSWER_BYTES = 8 * 2**20
+"""In memory an answer takes up to 14 times that, and the operator has to do with 256 MiB."""
+MAX_OWN_BYTES = 4 * 2**20
+LARGE_BYTES = 2**20
+"""Of answers beyond this a lane reads one at a time."""
 PARALLEL = 4
-PARALLEL_OWN = 2
+PARALLEL_OWN = 4
 """Of people's own queries, which may be slow, and must not keep the gateways' metrics waiting."""
-UIDS_PER_QUERY = 100
+PARALLEL_ALONE = 2
+"""Of namespaces that spoil answers."""
+OWN_PER_NAMESPACE = 2
 _PIECE_BYTES = 2**18
 _LATEST = 253_402_300_800.0
 """The year 10000."""
@@ -48,7 +56,14 @@ _ODD = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, Rec
 
 
 class SourceError(Exception):
-    """The source did not give a usable answer; the message says why."""
+    """The source did not give a usable answer; the message says why.
+
+    `spoilt`: it is there, and it is what was asked for that it cannot answer: too much, too slow, or unreadable.
+    """
+
+    def __init__(self, message: str, *, spoilt: bool = False) -> None:
+        super().__init__(message)
+        self.spoilt = spoilt
 
 
 class UnlabelledError(Exception):
@@ -58,9 +73,20 @@ class UnlabelledError(Exception):
 class _Lane:
     """So many queries at once, in threads that nobody else waits for: a source may hold them for long."""
 
-    def __init__(self, parallel: int) -> None:
+    def __init__(self, parallel: int, most_bytes: int, large: threading.Lock) -> None:
+        """`large`: held while a large answer is read."""
         self.slots = asyncio.Semaphore(parallel)
         self.threads = ThreadPoolExecutor(parallel, "metrics")
+        self.most_bytes = most_bytes
+        self.large = large
+
+
+class _Reading(threading.local):
+    """What the response hook has to know of the query that its thread is at."""
+
+    most_bytes = MAX_ANSWER_BYTES
+    large: threading.Lock
+    holds = False
 
 
 class Source:
@@ -90,7 +116,13 @@ class Source:
         self._url = url.rstrip("/")
         self._metrics = metrics
         self._wall = wall
-        self._lane, self._own_lane = _Lane(PARALLEL), _Lane(PARALLEL_OWN)
+        large = threading.Lock()
+        self._lane = _Lane(PARALLEL, MAX_ANSWER_BYTES, threading.Lock())
+        self._own_lane = _Lane(PARALLEL_OWN, MAX_OWN_BYTES, large)
+        self._alone_lane = _Lane(PARALLEL_ALONE, MAX_OWN_BYTES, large)
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """Of namespaces, for their own queries: none may have all the slots."""
+        self._reading = _Reading()
         self._timeout = timeout
         self.answer_seconds = WHOLE_ANSWER * timeout
         """No query takes longer, once it is sent."""
@@ -113,7 +145,7 @@ class Source:
     async def read_clock(self) -> None:
         """Ask for the time; notes whether the source is there."""
         before = self._wall()
-        answer = await self._query("query", query="time()")
+        answer = await self._query("query", lambda answer: answer, query="time()")
         after = self._wall()
         try:
             if isinstance(answer[0], dict):
@@ -132,55 +164,74 @@ class Source:
         end: int,
         seconds: int,
         narrowed: Mapping[str, Collection[str]] | None = None,
+        *,
+        alone: bool = False,
+        most_bytes: int = MAX_ANSWER_BYTES,
     ) -> dict[str, list[Series]]:
         """Raw samples in (end - seconds, end] of both arms' series of a metric, by rollout uid.
 
         `rollouts`: their namespaces by uid. Any pod may claim to serve any rollout; only what was scraped in the
         rollout's own namespace counts. `narrowed`: the values of labels that are needed, as the objectives write them.
+        `alone`: it must not keep other queries waiting. `most_bytes`: a larger answer is none.
         """
-        found: dict[str, list[Series]] = {}
-        wanted = sorted(rollouts)
         narrow = [f'{name}=~"{_one_of(name, values)}"' for name, values in sorted((narrowed or {}).items())]
-        for start in range(0, len(wanted), UIDS_PER_QUERY):
-            matchers = [
-                f'rollout_uid=~"{"|".join(wanted[start : start + UIDS_PER_QUERY])}"',
-                'variant=~"canary|stable"',
-                *narrow,
-            ]
-            query = f"{metric}{{{','.join(matchers)}}}[{seconds}s]"
-            answer = await self._query("query", query=query, time=str(end))
-            parse = partial(self._matrix, metric, answer, rollouts, end - seconds, end)
-            parsed = await self._parsed(metric, parse)
-            for uid, series in parsed.items():
-                found.setdefault(uid, []).extend(series)
-        return found
+        if self._namespace_label:
+            # the empty one: series that lack the label are noticed
+            spaces = "|".join([*sorted(set(rollouts.values())), ""])
+            narrow.append(f'{self._namespace_label}=~"{spaces}"')
+        matchers = [f'rollout_uid=~"{"|".join(sorted(rollouts))}"', 'variant=~"canary|stable"', *narrow]
+        query = f"{metric}{{{','.join(matchers)}}}[{seconds}s]"
+        lane = self._alone_lane if alone else self._lane
+
+        def parse(answer: Any) -> dict[str, list[Series]]:
+            return self._matrix(metric, answer, rollouts, end - seconds, end)
+
+        return await self._parsed(metric, parse, "query", lane, most_bytes, query=query, time=str(end))
 
     async def selected(self, selector: str, namespace: str, end: int, seconds: int) -> list[Series]:
         """Raw samples in (end - seconds, end] of a selector of one's own: of what was scraped in `namespace`."""
-        answer = await self._query("query", self._own_lane, query=f"{selector}[{seconds}s]", time=str(end))
 
-        def parse() -> list[Series]:
+        def parse(answer: Any) -> list[Series]:
             own = [entry for entry in answer if self._scraped_in(selector, answer, entry) in (None, namespace)]
             return parse_own(own, end - seconds, end)
 
-        return await self._parsed(selector, parse)
+        async with self._turn(namespace):
+            asked = {"query": f"{selector}[{seconds}s]", "time": str(end)}
+            return await self._parsed(selector, parse, "query", self._own_lane, MAX_OWN_BYTES, **asked)
 
-    async def values(self, expression: str, first: int, last: int, step: int) -> list[Series]:
+    async def values(self, expression: str, namespace: str, first: int, last: int, step: int) -> list[Series]:
         """What an expression amounts to at `first`, one `step` later, and so on up to `last`: one series at most."""
         asked = {"query": expression, "start": str(first), "end": str(last), "step": str(step)}
-        answer = await self._query("query_range", self._own_lane, **asked)
-        found = await self._parsed(expression, lambda: parse_own(answer, first - 1, last))
+
+        def parse(answer: Any) -> list[Series]:
+            return parse_own(answer, first - 1, last)
+
+        async with self._turn(namespace):
+            lane = self._own_lane
+            found = await self._parsed(expression, parse, "query_range", lane, MAX_OWN_BYTES, **asked)
         if len(found) > 1:
             raise self._failed(f"{len(found)} values for {_shortened(expression, 80)}: aggregate them to one")
         return found
 
-    async def _parsed(self, what: str, parse: Callable[[], _T]) -> _T:
-        try:
-            return await asyncio.to_thread(parse)
-        except UnlabelledError as error:
-            raise self._failed(str(error)) from error
-        except _ODD as error:
-            raise self._failed(f"its answer for {_shortened(what, 80)} is no matrix of samples") from error
+    def _turn(self, namespace: str) -> asyncio.Semaphore:
+        found = self._turns.get(namespace)
+        if found is None:
+            found = self._turns[namespace] = asyncio.Semaphore(OWN_PER_NAMESPACE)
+        return found
+
+    async def _parsed(
+        self, what: str, parse: Callable[[Any], _T], endpoint: str, lane: _Lane, most_bytes: int, **parameters: str
+    ) -> _T:
+        def read(answer: Any) -> _T:
+            try:
+                return parse(answer)
+            except UnlabelledError as error:
+                raise self._failed(str(error)) from error
+            except _ODD as error:
+                text = f"its answer for {_shortened(what, 80)} is no matrix of samples"
+                raise self._failed(text, spoilt=True) from error
+
+        return await self._query(endpoint, read, lane, most_bytes, **parameters)
 
     def _matrix(
         self, metric: str, answer: Any, rollouts: Mapping[str, str], after: int, until: int
@@ -224,17 +275,25 @@ class Source:
             )
         return str(entry["metric"].get(label, ""))
 
-    async def _query(self, endpoint: str, lane: _Lane | None = None, **parameters: str) -> Any:
+    async def _query(
+        self,
+        endpoint: str,
+        read: Callable[[Any], _T],
+        lane: _Lane | None = None,
+        most_bytes: int = MAX_ANSWER_BYTES,
+        **parameters: str,
+    ) -> _T:
         started = time.monotonic()
         lane = lane or self._lane
         try:
             async with lane.slots:
-                asked = asyncio.get_running_loop().run_in_executor(lane.threads, self._ask, endpoint, parameters)
+                loop = asyncio.get_running_loop()
+                asked = loop.run_in_executor(lane.threads, self._ask, endpoint, parameters, lane, most_bytes, read)
                 answer = await asyncio.wait_for(asked, self.answer_seconds)
         except requests.Timeout as error:
-            raise self._failed(f"no answer within {self._timeout:g} s") from error
+            raise self._failed(f"no answer within {self._timeout:g} s", spoilt=True) from error
         except TimeoutError as error:
-            raise self._failed(f"no whole answer within {self.answer_seconds:g} s") from error
+            raise self._failed(f"no whole answer within {self.answer_seconds:g} s", spoilt=True) from error
         except requests.exceptions.SSLError as error:
             raise self._failed(f"TLS fails: {_shortened(str(_first_cause(error)))}") from error
         except requests.exceptions.ChunkedEncodingError as error:
@@ -243,20 +302,31 @@ class Source:
             raise self._failed("it cannot be reached") from error
         except (requests.RequestException, *_ODD) as error:
             # HTML of a proxy, JSON without data, nested too deep
-            raise self._failed(f"its answer is not that of a Prometheus API: {type(error).__name__}") from error
+            text = f"its answer is not that of a Prometheus API: {type(error).__name__}"
+            raise self._failed(text, spoilt=True) from error
         except OSError as error:
             raise self._failed(f"a file for its access cannot be read: {error}") from error
         self._metrics.query_seconds.labels(self.name).observe(time.monotonic() - started)
         return answer
 
-    def _ask(self, endpoint: str, given: Mapping[str, str]) -> Any:
-        """The result."""
-        if endpoint == "query":
-            return self._client.custom_query(given["query"], {**self._parameters, **given}, self._timeout)
-        start, end = (datetime.fromtimestamp(int(given[name]), UTC) for name in ("start", "end"))
-        return self._client.custom_query_range(
-            given["query"], start, end, given["step"], self._parameters, self._timeout
-        )
+    def _ask(
+        self, endpoint: str, given: Mapping[str, str], lane: _Lane, most_bytes: int, read: Callable[[Any], _T]
+    ) -> _T:
+        """The result, read in the same thread: of large answers one at a time is in memory."""
+        reading = self._reading
+        reading.most_bytes, reading.large, reading.holds = min(most_bytes, lane.most_bytes), lane.large, False
+        try:
+            if endpoint == "query":
+                return read(self._client.custom_query(given["query"], {**self._parameters, **given}, self._timeout))
+            start, end = (datetime.fromtimestamp(int(given[name]), UTC) for name in ("start", "end"))
+            return read(
+                self._client.custom_query_range(
+                    given["query"], start, end, given["step"], self._parameters, self._timeout
+                )
+            )
+        finally:
+            if reading.holds:
+                lane.large.release()
 
     def _refuse_partial(self, response: requests.Response, **_: Any) -> None:
         """An answer that may lack some of the data is none. A redirect is none either: where it leads to must not learn
@@ -266,7 +336,9 @@ class Source:
             where = response.headers["location"]
             raise self._failed(f"HTTP {response.status_code}: redirects are not followed, here to {_shortened(where)}")
         if response.status_code != requests.codes.ok:
-            raise self._failed(f"HTTP {response.status_code}: {_shortened(response.text)}")
+            # 400, 422: a limit on samples or on the query; the others are of the source, or of what stands before it
+            spoilt = response.status_code in (400, 413, 422)
+            raise self._failed(f"HTTP {response.status_code}: {_shortened(response.text)}", spoilt=spoilt)
         if b'"warnings"' not in content and b'"isPartial"' not in content:
             return
         body = orjson.loads(content)
@@ -277,16 +349,19 @@ class Source:
 
     def _whole(self, response: requests.Response) -> bytes:
         """The body, read here and not by the client, whose timeout is of each read: a byte a second escapes it."""
-        until = time.monotonic() + self.answer_seconds
+        until, reading = time.monotonic() + self.answer_seconds, self._reading
         pieces, size = [], 0
         try:
             while piece := response.raw.read1(_PIECE_BYTES, decode_content=True):
                 pieces.append(piece)
                 size += len(piece)
-                if size > MAX_ANSWER_BYTES:
-                    raise self._failed(f"its answer is larger than {MAX_ANSWER_BYTES // 2**20} MiB")
+                if size > reading.most_bytes:
+                    text = f"its answer is larger than {reading.most_bytes / 2**20:.3g} MiB"
+                    raise self._failed(text, spoilt=True)
                 if time.monotonic() > until:
-                    raise self._failed(f"no whole answer within {self.answer_seconds:g} s")
+                    raise self._failed(f"no whole answer within {self.answer_seconds:g} s", spoilt=True)
+                if size > LARGE_BYTES and not reading.holds:
+                    reading.holds = reading.large.acquire(timeout=max(0.0, until - time.monotonic()))
         except ReadTimeoutError as error:
             raise requests.ReadTimeout(error) from error
         except HTTPError as error:
@@ -298,12 +373,12 @@ class Source:
         response._content, response._content_consumed = content, True
         return content
 
-    def _failed(self, why: str) -> SourceError:
+    def _failed(self, why: str, *, spoilt: bool = False) -> SourceError:
         self._metrics.query_errors.labels(self.name).inc()
-        return SourceError(f"metrics source {self.name} ({self._url}): {why}")
+        return SourceError(f"metrics source {self.name} ({self._url}): {why}", spoilt=spoilt)
 
     def close(self) -> None:
-        for lane in (self._lane, self._own_lane):
+        for lane in (self._lane, self._own_lane, self._alone_lane):
             lane.threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 

@@ -14,7 +14,6 @@ from aiohttp import web
 
 from promptrollout.api import names
 from promptrollout.api.slo import Objective
-from promptrollout.operator import prometheus as prometheus_module
 from promptrollout.operator.analyses import Analyses
 from promptrollout.operator.metrics import Metrics
 from promptrollout.operator.prometheus import Source, SourceError
@@ -137,7 +136,7 @@ async def test_json_nested_too_deep(fakes: tuple[Fake, Fake], sources: dict[str,
 async def test_an_answer_that_is_too_large(
     fakes: tuple[Fake, Fake], sources: dict[str, Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prometheus_module, "MAX_ANSWER_BYTES", 2**20)
+    monkeypatch.setattr(sources["default"]._lane, "most_bytes", 2**20)
     fakes[0].answers["m{"] = says(" " * (2**20 + 1))
     assert "its answer is larger than 1 MiB" in await failure(sources["default"])
 
@@ -296,7 +295,7 @@ async def test_slow_own_queries_of_one_rollout_delay_no_other(
         analyses.drop(A)
     finally:
         running.cancel()
-        await asyncio.gather(running, *analyses._own, return_exceptions=True)
+        await asyncio.gather(running, *analyses._under_way, return_exceptions=True)
 
 
 async def test_a_source_that_drips_delays_no_other_source(fakes: tuple[Fake, Fake], sources: dict[str, Source]) -> None:

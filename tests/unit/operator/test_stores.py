@@ -180,14 +180,14 @@ async def test_a_selector_counts_only_what_was_scraped_in_the_rollouts_namespace
 async def test_a_value_is_asked_for_at_the_ends_of_intervals(store: Store, serve: Serve) -> None:
     store.body["data"]["result"] = [{"metric": {}, "values": [[30, "7"], [60, "NaN"], [90, "2.5"]]}]
     source = Source("default", await serve(), Metrics())
-    (series,) = await source.values("sum(x)", 30, 90, 30)
+    (series,) = await source.values("sum(x)", "ns", 30, 90, 30)
     assert series.samples == ((30, 7), (90, 2.5))
     (request,) = store.requests
     assert request.path == "/api/v1/query_range"
     assert [request.query[name] for name in ("query", "start", "end", "step")] == ["sum(x)", "30", "90", "30"]
     store.body["data"]["result"] *= 2
     with pytest.raises(SourceError, match=r"2 values for sum\(x\): aggregate them to one"):
-        await source.values("sum(x)", 30, 90, 30)
+        await source.values("sum(x)", "ns", 30, 90, 30)
     source.close()
 
 

@@ -1,0 +1,225 @@
+"""Which rollouts are asked for together: few queries, and no namespace that spoils the answers of others.
+
+A namespace is a tenant, and its pods may export anything. Small namespaces are asked for first. Where an answer is
+spoilt (too large, too slow, not readable), each namespace of the query is asked for alone, and the one that spoils its
+own answer too stays alone for an hour, in a lane that nobody else waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from promptrollout.operator.prometheus import MAX_ANSWER_BYTES, Source, SourceError
+from promptrollout.operator.question import Narrowed
+from promptrollout.operator.series import Series
+
+logger = logging.getLogger(__name__)
+
+UIDS_PER_QUERY = 100
+ALONE_SECONDS = 3600.0
+RECENT_SECONDS = 60.0
+WANTED_BYTES = 4 * 2**20
+"""About so large an answer should be."""
+SERIES_PER_POD = 70
+"""Of one rollout and metric: both arms, by shards."""
+SERIES_BYTES, SAMPLE_BYTES = 400, 25
+SCRAPE_SECONDS = 5
+"""Assumed: an answer with more samples is only nearer to the limit."""
+LEAST_LIMIT_BYTES = 2**20
+SAFETY = 4
+"""An answer that is so many times as large as the known pods can make it is not theirs."""
+SMALLEST_WINDOW_INTERVALS = 4
+"""A window is not halved below that."""
+
+Found = list[Series] | SourceError
+Asked = dict[str, asyncio.Future[Found]]
+"""By rollout uid: what becomes of its part of the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Raw samples of a metric in (end - seconds, end]. `width`: of the interval."""
+
+    metric: str
+    end: int
+    seconds: int
+    width: int
+    narrowed: Narrowed
+
+
+class Batches:
+    """Queries to one source, and who spoilt them."""
+
+    def __init__(
+        self,
+        source: Source,
+        pods: Callable[[str], int] = lambda _namespace: 2,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`pods`: how many gateway pods a namespace has."""
+        self._source = source
+        self._pods = pods
+        self._clock = clock
+        self._alone_until: dict[str, float] = {}
+        self._read_at: dict[str, float] = {}
+        """When each namespace was read last."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def ask(self, window: Window, rollouts: Mapping[str, str]) -> Asked:
+        """`rollouts`: their namespaces by uid. The futures are done in no order, each as soon as it can be."""
+        loop = asyncio.get_running_loop()
+        asked: Asked = {uid: loop.create_future() for uid in rollouts}
+        spaces: dict[str, list[str]] = defaultdict(list)
+        for uid, namespace in sorted(rollouts.items()):
+            spaces[namespace].append(uid)
+        together: dict[str, str] = {}
+        size = 0
+        for namespace in sorted(spaces, key=lambda space: (len(spaces[space]), space)):
+            if self._is_alone(namespace):
+                self._start(self._one_namespace(window, namespace, spaces[namespace], asked))
+                continue
+            for uid in spaces[namespace]:
+                estimate = self._estimate(window, namespace)
+                if together and (len(together) >= UIDS_PER_QUERY or size + estimate > WANTED_BYTES):
+                    self._start(self._batch(window, together, asked))
+                    together, size = {}, 0
+                together[uid] = namespace
+                size += estimate
+        if together:
+            self._start(self._batch(window, together, asked))
+        return asked
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    # ------------------------------------------------------------ asking
+
+    async def _batch(self, window: Window, rollouts: Mapping[str, str], asked: Asked) -> None:
+        namespaces = sorted(set(rollouts.values()))
+        try:
+            _settle_each(asked, rollouts, await self._read(window, rollouts))
+        except SourceError as error:
+            if not error.spoilt:
+                _settle_all(asked, rollouts, error)
+                return
+            try:
+                await self._source.read_clock()
+            except SourceError as away:
+                _settle_all(asked, rollouts, away)
+                return
+            logger.info("%s; asking for %d namespaces one by one", error, len(namespaces))
+            for namespace in namespaces:
+                uids = [uid for uid, space in rollouts.items() if space == namespace]
+                self._start(self._one_namespace(window, namespace, uids, asked))
+
+    async def _one_namespace(self, window: Window, namespace: str, uids: Sequence[str], asked: Asked) -> None:
+        """Halves the rollouts until what can be read is read."""
+        rollouts = dict.fromkeys(uids, namespace)
+        if len(uids) == 1:
+            _settle_all(asked, uids, await self._one_rollout(window, uids[0], namespace))
+            return
+        try:
+            if len(uids) > UIDS_PER_QUERY:
+                raise SourceError("too many rollouts for one query", spoilt=True)
+            _settle_each(asked, rollouts, await self._read(window, rollouts))
+        except SourceError as error:
+            if not error.spoilt:
+                _settle_all(asked, uids, error)
+                return
+            half = len(uids) // 2
+            for part in (uids[:half], uids[half:]):
+                self._start(self._one_namespace(window, namespace, part, asked))
+
+    async def _one_rollout(self, window: Window, uid: str, namespace: str) -> Found:
+        """A long window may be too much at once, where two halves are not."""
+        try:
+            return (await self._read(window, {uid: namespace})).get(uid, [])
+        except SourceError as error:
+            if not error.spoilt:
+                return error
+            self._set_alone(namespace, error)
+            if window.seconds < 2 * SMALLEST_WINDOW_INTERVALS * window.width:
+                return error
+        late = window.seconds // (2 * window.width) * window.width
+        early = replace(window, end=window.end - late, seconds=window.seconds - late)
+        first = await self._one_rollout(early, uid, namespace)
+        if isinstance(first, SourceError):
+            return first
+        second = await self._one_rollout(replace(window, seconds=late), uid, namespace)
+        return second if isinstance(second, SourceError) else joined(first, second)
+
+    async def _read(self, window: Window, rollouts: Mapping[str, str]) -> dict[str, list[Series]]:
+        """Raises SourceError, whatever goes wrong."""
+        w, spaces = window, set(rollouts.values())
+        estimate = sum(self._estimate(window, space) for space in rollouts.values())
+        alone = any(self._is_alone(space) for space in spaces)
+        limit = min(MAX_ANSWER_BYTES, max(LEAST_LIMIT_BYTES, SAFETY * estimate))
+        try:
+            found = await self._source.window(
+                w.metric, rollouts, w.end, w.seconds, w.narrowed, alone=alone, most_bytes=limit
+            )
+            self._read_at |= dict.fromkeys(spaces, self._clock())
+            return found
+        except SourceError:
+            raise
+        except Exception as error:  # whatever an answer holds, it is no reason to stop asking
+            logger.exception("metrics source %s: asking for %s failed", self._source.name, w.metric)
+            raise SourceError(f"metrics source {self._source.name}: {type(error).__name__}: {error}") from error
+
+    # ------------------------------------------------------------ small things
+
+    def _estimate(self, window: Window, namespace: str) -> int:
+        """Bytes that the answer has for one rollout of this namespace, about."""
+        each = SERIES_BYTES + SAMPLE_BYTES * (window.seconds // SCRAPE_SECONDS + 1)
+        return max(1, self._pods(namespace)) * SERIES_PER_POD * each
+
+    def _is_alone(self, namespace: str) -> bool:
+        until = self._alone_until.get(namespace)
+        if until is not None and self._clock() >= until:
+            del self._alone_until[namespace]
+            return False
+        return until is not None
+
+    def _set_alone(self, namespace: str, error: SourceError) -> None:
+        """Only where others could be read a moment ago: a source that is slow for all is nobody's doing."""
+        now = self._clock()
+        if not any(space != namespace and now - at < RECENT_SECONDS for space, at in self._read_at.items()):
+            return
+        if not self._is_alone(namespace):
+            logger.warning(
+                "namespace %s spoils what is read for others: it is asked for alone for an hour: %s", namespace, error
+            )
+        self._alone_until[namespace] = now + ALONE_SECONDS
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _settle_each(asked: Asked, uids: Collection[str], found: Mapping[str, list[Series]]) -> None:
+    for uid in uids:
+        if not asked[uid].done():
+            asked[uid].set_result(found.get(uid, []))
+
+
+def _settle_all(asked: Asked, uids: Collection[str], found: Found) -> None:
+    for uid in uids:
+        if not asked[uid].done():
+            asked[uid].set_result(found)
+
+
+def joined(first: Sequence[Series], second: Sequence[Series]) -> list[Series]:
+    """Series of two windows that follow one another."""
+    by_labels = {tuple(sorted(series.labels.items())): series for series in second}
+    found = []
+    for series in first:
+        more = by_labels.pop(tuple(sorted(series.labels.items())), None)
+        found.append(series if more is None else replace(series, samples=series.samples + more.samples))
+    return found + list(by_labels.values())
