@@ -54,8 +54,8 @@ class PodFailure:
     """When, on the metrics source's clock; the latest last."""
     message: str
     """Which pod was the latest, and how."""
-    named: bool = False
-    """A pod was at work on a request of this very canary when it ended."""
+    named_at: int | None = None
+    """When a pod last ended while it was at work for this very canary."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,20 +103,25 @@ def watch_pods(draft: Draft) -> None:
     """Pods that end or hang one after the other soon after users met the canary: it is taken back, whatever the metrics
     say, as pods that are gone export none. It may be innocent: it is not rejected, and is tried again alone. One that
     fails alone, or that a pod was at work for when it ended, is rejected."""
-    s, clock, failure = draft.status, draft.clock, draft.facts.pods.failure
     take_turn(draft)
-    begun = draft.clock.exposed_at or draft.clock.trial_at or clock.stage_since
-    if failure is None or begun is None or draft.is_kept_away or not draft.can_go_back:
+    s, clock, failure = draft.status, draft.clock, draft.facts.pods.failure
+    begun = clock.exposed_at or clock.trial_at or clock.stage_since
+    if draft.is_kept_away and clock.suspected_at is not None:
+        begun = clock.suspected_at - SUSPECT_SECONDS  # what a pod was at work for is known when it is back
+    if failure is None or begun is None or not draft.can_go_back:
+        return
+    named_it = failure.named_at is not None and failure.named_at >= begun
+    if draft.is_kept_away and not named_it:
         return
     latest = failure.times[-1]
     count = sum(begun <= at and latest - at < SUSPECT_SECONDS for at in failure.times)
-    alone = clock.suspected_at is not None
-    proven = latest >= begun and (alone or failure.named)
+    alone = clock.suspected_at is not None and latest >= begun
+    proven = alone or named_it
     if not proven and (count < FAILURES or not is_suspect(draft, latest)):
         return
     what = f"{failure.message}, while {named(s.canary or s.stable)} was at {s.weight} %"
     if proven:
-        why = "it was tried alone" if alone else "it was at work on a request of it"
+        why = "it was at work for that version" if named_it else "it was tried alone"
         withdraw(draft, "PodsFailing", f"{what}; {why}: rolled back", reject=True)
     else:
         withdraw(draft, "PodsFailing", f"{what}: taken back, not rejected; it is tried again alone", reject=False)

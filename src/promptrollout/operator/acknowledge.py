@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 from pydantic import ValidationError
 
-from promptrollout.api.delivery import NO_DIGEST, DeliverySpec, Laggard, PodReport, RolloutReport
+from promptrollout.api.delivery import NO_DIGEST, DeliverySpec, DiedIn, Laggard, PodReport, RolloutReport
 from promptrollout.api.names import PORT_ADMIN
 from promptrollout.operator.gateway_conditions import Reported
 from promptrollout.operator.pods import serving_pods
@@ -110,6 +110,8 @@ class _Gateway:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     reported: Reported | None = None
+    died_in: dict[str, list[DiedIn]] = field(default_factory=dict)
+    """By pod: what its process before was at work for when it died."""
     pods_changed: bool = False
     """A new pod may have something to say though nothing is open."""
 
@@ -190,6 +192,15 @@ class Acknowledger:
         place = self._gateways.get((namespace, gateway))
         return place.reported if place else None
 
+    def at_work_for(self, namespace: str, gateway: str, rollout_uid: str, canary: str) -> set[str]:
+        """Pods whose process before died while it was at work for this canary's digest."""
+        place = self._gateways.get((namespace, gateway))
+        return {
+            pod
+            for pod, found in (place.died_in.items() if place else ())
+            if any((each.rollout_uid, each.digest, each.variant) == (rollout_uid, canary, "canary") for each in found)
+        }
+
     def forget(self, namespace: str, rollout: str) -> None:
         for (space, _), place in self._gateways.items():
             if space == namespace:
@@ -249,6 +260,11 @@ class Acknowledger:
         if reported is not None and reported != place.reported:
             place.reported = reported
             self._changed(Key("PromptGateway", namespace, gateway))
+        died_in = {report.pod: report.died_in for report in reports if not isinstance(report, str) and report.died_in}
+        if died_in != place.died_in:
+            place.died_in = died_in
+            for name in place.questions:
+                self._changed(Key("PromptRollout", namespace, name))
         for name, question in asked.items():
             if place.questions.get(name) is not question:
                 continue

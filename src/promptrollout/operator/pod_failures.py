@@ -16,6 +16,7 @@ Object = dict[str, Any]
 
 CALM_SECONDS = 30.0
 """Nothing is tried again before all pods have been ready for so long."""
+SIGKILLED = 137
 OF_THE_NODE = ("Unknown", "ContainerStatusUnknown", "NodeLost", "Evicted")
 """Why a container is gone with its node; no prompt does that."""
 
@@ -31,6 +32,8 @@ class Failure:
     what: str
     before: float | None = None
     """When it had failed before that, if that is known."""
+    ordered: bool = False
+    """Killed from outside: what it was at work for then is no reason."""
 
 
 def failure_of(pod: Object) -> Failure | None:
@@ -54,7 +57,8 @@ def failure_of(pod: Object) -> Failure | None:
                 continue
             before = None if first or not ended.get("startedAt") else _seconds(ended["startedAt"])
             how = "out of memory" if ended.get("reason") == "OOMKilled" else f"exit code {ended.get('exitCode')}"
-            found.append(Failure(_seconds(ended["finishedAt"]), name, node, f"ended ({how})", before))
+            killed = ended.get("exitCode") == SIGKILLED and ended.get("reason") != "OOMKilled"
+            found.append(Failure(_seconds(ended["finishedAt"]), name, node, f"ended ({how})", before, killed))
         if (since := _hangs_since(container, conditions)) is not None:
             found.append(Failure(since, name, node, "answers no probes"))
     return max(found, key=lambda failure: failure.at, default=None)
@@ -132,10 +136,15 @@ def _canary(status: RolloutStatus) -> _Canary | None:
 
 
 def of_gateway(
-    pods: Collection[Object], canaries: Canaries, place: tuple[str, str], wall: float, source: float
+    pods: Collection[Object],
+    canaries: Canaries,
+    place: tuple[str, str],
+    wall: float,
+    source: float,
+    at_work: Collection[str] = (),
 ) -> Pods:
-    """What the rollouts of a gateway have to know of its pods. `wall`, `source`: the time, and that of the metrics
-    source."""
+    """What a rollout has to know of its gateway's pods. `wall`, `source`: the time, and that of the metrics source;
+    `at_work`: names of the pods that died while they were at work for its canary."""
     failed = [failure for failure in map(failure_of, pods) if failure is not None]
     nodes = {(pod.get("spec") or {}).get("nodeName", "") for pod in pods}
     # where others hold out, what fails on one node alone is that node's fault
@@ -145,7 +154,8 @@ def of_gateway(
     if latest is not None:
         times = sorted(at for each in blamed for at in (each.at, each.before) if at is not None)
         message = f"gateway pod {latest.pod} {latest.what}"
-        failure = PodFailure(tuple(int(at + source - wall) for at in times), message)
+        named = [int(each.at + source - wall) for each in failed if each.pod in at_work and not each.ordered]
+        failure = PodFailure(tuple(int(at + source - wall) for at in times), message, max(named, default=None))
     calm = all(is_ready(pod) for pod in pods) and all(wall - each.at >= CALM_SECONDS for each in failed)
     return Pods(failure, calm, canaries.trial(*place), canaries.raised_at(*place))
 

@@ -191,6 +191,9 @@ class RolloutReconciler:
         if record.cannot_compile and not desired.problems:
             desired = type(desired)(desired.version, desired.baseline, None, (record.cannot_compile,))
         metadata = item["metadata"]
+        # while what was promoted bakes, pods serve it as the canary still
+        served = status.canary or (status.stable if status.stage == "Baking" else None)
+        canary = served.digest if served is not None else ""
         evidence = self._analyses.evidence(key, status.clock.evaluated_until, resolved.metrics_source)
         return Facts(
             name=key.name,
@@ -208,6 +211,7 @@ class RolloutReconciler:
                 (key.namespace, gateway),
                 time.time(),
                 self._analyses.now(resolved.metrics_source),
+                self._acknowledger.at_work_for(key.namespace, gateway, metadata["uid"], canary),
             ),
             command=parse_command(metadata.get("annotations") or {}),
             note="; ".join(filter(None, (self._note(key, record, spec, held), resolved.note))),

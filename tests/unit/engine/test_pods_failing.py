@@ -8,10 +8,10 @@ V1, V2, V3 = version("v1"), version("v2"), version("v3")
 LONG = snapshot({"weight": 10, "minDurationSeconds": 7200}, {"weight": 50})
 
 
-def fail(world: World, times: int = 2, **fields: bool) -> None:
+def fail(world: World, times: int = 2, *, named: bool = False) -> None:
     """So many pods of the gateway have ended one after the other, the last one now."""
     when = tuple(range(world.now - times + 1, world.now + 1))
-    failure = PodFailure(when, "gateway pod default-gateway-x ended (exit code 139)", **fields)
+    failure = PodFailure(when, "gateway pod default-gateway-x ended (exit code 139)", world.now if named else None)
     before = world.pods_state
     world.pods_state = Pods(failure, calm=False, trial=before.trial, raised_at=before.raised_at)
     world.settle()
@@ -85,6 +85,19 @@ def test_one_that_fails_alone_is_rejected() -> None:
 def test_one_whose_request_a_pod_was_at_work_on_is_rejected_at_once() -> None:
     world = started()
     fail(world, times=1, named=True)
+    assert [r.digest for r in world.status.rejected] == [V2.digest]
+
+
+def test_what_a_pod_was_at_work_for_may_be_known_later() -> None:
+    world = started()
+    world.tick()
+    fail(world)
+    assert world.status.rejected == []
+    failure = world.pods_state.failure
+    assert failure is not None
+    world.now += 5
+    world.pods_state = Pods(PodFailure(failure.times, failure.message, named_at=failure.times[-1]))
+    world.settle()
     assert [r.digest for r in world.status.rejected] == [V2.digest]
 
 

@@ -178,12 +178,13 @@ class Pod:
         self.asked, self.loaded = 0, True
         self.says: RolloutReport | None = report(2)
         self.problems: list[dict[str, str]] = []
+        self.died_in: list[dict[str, str]] = []
 
     async def rollouts(self, _: web.Request) -> web.Response:
         self.asked += 1
         rollouts = [self.says.model_dump(by_alias=True)] if self.says else []
         body = {"pod": "a", "formatVersions": [1], "loaded": self.loaded}
-        return web.json_response(body | {"rollouts": rollouts, "problems": self.problems})
+        return web.json_response(body | {"rollouts": rollouts, "problems": self.problems, "diedIn": self.died_in})
 
 
 @pytest.fixture
@@ -305,6 +306,17 @@ async def test_what_is_wrong_with_a_pod_is_told_to_its_gateway(a_pod: Pod, monke
         await until(lambda: a_pod.asked > count + 1)
         assert asked.gateways == [Key("PromptGateway", "ns", "default")] * 2, "nothing new is not told again"
         assert asked.changed == []
+
+
+async def test_what_a_pod_died_for_is_told_to_the_rollouts(a_pod: Pod) -> None:
+    digest = "sha256:" + "c" * 64
+    a_pod.died_in = [{"rolloutUID": "uid", "digest": digest, "variant": "canary", "at": "2026-11-30T10:00:00Z"}]
+    async with Asked() as asked:
+        await until(lambda: asked.asker.at_work_for("ns", "default", "uid", digest) == {"a"})
+        assert asked.changed == [Key("PromptRollout", "ns", "app")]
+        assert asked.asker.at_work_for("ns", "default", "uid", "sha256:" + "d" * 64) == set()
+        assert asked.asker.at_work_for("ns", "default", "another", digest) == set()
+        assert asked.asker.at_work_for("ns", "elsewhere", "uid", digest) == set()
 
 
 async def until(true: Any, seconds: float = 2.0) -> None:

@@ -155,3 +155,13 @@ def test_who_is_on_trial_keeps_the_turn_and_then_who_waited_longest_has_it() -> 
 def test_the_last_raise_is_of_all_canaries_that_meet_users() -> None:
     known = canaries(rollout("a", "Stepping", stageSince=100), rollout("b", "Idle", stageSince=300))
     assert (known.raised_at("ns", "default"), known.raised_at("ns", "elsewhere")) == (100, None)
+
+
+def test_what_a_pod_was_at_work_for_counts_unless_it_was_killed_from_outside() -> None:
+    crashed, killed = pod("gw-1", **FAILED), pod("gw-2", restartCount=1, lastState=ended(exitCode=137))
+    oom = pod("gw-3", restartCount=1, lastState=ended(exitCode=137, reason="OOMKilled"))
+    for each, named in ((crashed, int(AT)), (killed, None), (oom, int(AT))):
+        names = [each["metadata"]["name"]]
+        failure = of_gateway([each], canaries(), ("ns", "default"), AT, AT, at_work=names).failure
+        assert failure is not None
+        assert failure.named_at == named

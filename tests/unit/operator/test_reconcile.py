@@ -97,6 +97,9 @@ class FakePods:
     def answer(self, *_: Any) -> Acknowledgement | None:
         return self.said
 
+    def at_work_for(self, *_: Any) -> set[str]:
+        return set()
+
     def forget(self, *_: Any) -> None: ...
 
 
