@@ -29,7 +29,7 @@ Object = dict[str, Any]
 Verdict = tuple[bool, str, str]
 
 
-async def reconcile_declaration(key: Key, item: Object, api: Api, store: Store, instance: str = "") -> None:
+async def reconcile_declaration(key: Key, item: Object, api: Api, store: Store, instance: str) -> None:
     """Write the status of a PromptVersion, ModelProvider or PromptSLO if it says something new."""
     digest: str | None = None
     more: dict[str, Verdict] = {}
