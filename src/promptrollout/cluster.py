@@ -120,7 +120,7 @@ async def request(
     except orjson.JSONDecodeError as error:
         raise ApiUnavailable(f"{method} {path}: the answer is not JSON: {error}") from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise ApiUnavailable(f"{method} {path}: {error or type(error).__name__}") from error
+        raise ApiUnavailable(f"{method} {path}: {_unanswered(client, error, timeout_seconds)}") from error
 
 
 async def watch(
@@ -239,7 +239,17 @@ async def _stream(
     except (orjson.JSONDecodeError, KeyError) as error:
         raise ApiUnavailable(f"watch of {path}: not a watch event: {error}") from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise ApiUnavailable(f"watch of {path}: {error or type(error).__name__}") from error
+        raise ApiUnavailable(f"watch of {path}: {_unanswered(client, error, seconds + 10.0)}") from error
+
+
+def _unanswered(client: ApiClient, error: Exception, seconds: float) -> str:
+    """Why there is no answer, in words of our own where the error has none. `seconds`: the whole call's limit."""
+    host = client.configuration.host
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return f"no connection to {host} within {CONNECT_SECONDS:g} s"
+    if isinstance(error, TimeoutError) and not str(error):
+        return f"no answer from {host} within {seconds:g} s"
+    return f"{host} cannot be reached: {str(error) or type(error).__name__}"
 
 
 async def _send(

@@ -87,3 +87,13 @@ def test_the_example_of_fallbacks_answers_though_the_first_provider_is_down(stor
     answer = story.wait(answered, "an answer")
     assert answer.headers["x-promptrollout-provider"] == "second"
     assert answer.headers["x-promptrollout-model"] == "small"
+
+
+def test_the_quickstart_is_applied_as_it_is_and_as_often_as_one_likes(story: Story) -> None:
+    """The sandbox puts its model in the place of the Service that the provider names, and the address is immutable."""
+    text = (EXAMPLES / "quickstart" / "10-provider.yaml").read_text()
+    assert "baseURL: http://simulated-model:8080/v1" in text
+    for _ in range(2):
+        story.kubectl("apply", "-f", "-", stdin=text.replace("namespace: support", f"namespace: {story.namespace}"))
+        found = story.kubectl.json("get", "modelprovider", "simulated-model")
+        assert found["spec"]["baseURL"] == f"{story.sandbox.model_url}/v1"

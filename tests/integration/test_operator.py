@@ -70,6 +70,24 @@ def test_an_slo_is_merged_and_declarations_say_whether_they_are_valid(story: Sto
     assert "ownerReferences" not in copy["metadata"]
 
 
+def test_what_is_wrong_with_a_declaration_is_an_event_too(story: Story) -> None:
+    prompt = {"providerRef": {"name": "m"}, "model": "m", "messages": [{"role": "user", "content": "{{ unclosed"}]}
+    judge = {"name": "judge", "signal": "JudgeScore", "dimension": "tone", "min": "4"}
+    provider = {"baseURL": "https://127.0.0.1:1/v1", "tls": {"insecureSkipVerify": True}}
+    for item, reason, says in (
+        (ours("PromptVersion", "broken", prompt), "InvalidSpec", "spec.messages[0].content: line 1"),
+        (ours("PromptSLO", "broken", {"objectives": [judge]}), "InvalidSpec", "do not export JudgeScore"),
+        (ours("ModelProvider", "trusting", provider), "InsecureSkipVerify", "give its CA instead"),
+    ):
+        story.kubectl.apply(item)
+
+        def told(kind: str = item["kind"], reason: str = reason, says: str = says) -> bool:
+            which = f"involvedObject.kind={kind},reason={reason}"
+            return says in story.kubectl("get", "events", "--field-selector", which, "-o", "json")
+
+        story.wait(told, f"an Event {reason} of the {item['kind']}")
+
+
 def test_owned_objects_are_put_right_and_go_with_their_gateway(story: Story) -> None:
     story.given(replicas=1, v1={}).apply("v1").healthy("v1")
     kinds = "deployment,service,serviceaccount,rolebinding,poddisruptionbudget,networkpolicy"

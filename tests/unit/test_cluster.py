@@ -1,9 +1,11 @@
 """Watches against a scripted API server on loopback: paging, resumption, vanished objects, bad streams."""
 
 import asyncio
+import contextlib
 import json
 import random
 import shutil
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -155,6 +157,31 @@ async def test_an_unreachable_server_is_its_own_error() -> None:
     async with ApiClient(Configuration(host="http://127.0.0.1:1")) as client:
         with pytest.raises(cluster.ApiUnavailable, match="GET /version"):
             await cluster.request(client, "GET", "/version")
+
+
+async def test_a_server_that_does_not_answer_is_named_with_the_time_it_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The errors that a timeout raises have no text of their own."""
+    async with serving(ApiServer()) as client:
+        with pytest.raises(cluster.ApiUnavailable) as caught:
+            await cluster.request(client, "GET", PATH, params={"watch": "1"}, timeout_seconds=0.01)
+        host = client.configuration.host
+    assert str(caught.value) == f"GET {PATH}: no answer from {host} within 0.01 s"
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.01)
+    # a port whose queue is full: connections to it neither come about nor are refused
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        with socket.create_connection(address), contextlib.ExitStack() as queued:
+            for _ in range(4):
+                waiting = queued.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(address)
+            async with ApiClient(Configuration(host=f"http://127.0.0.1:{address[1]}")) as client:
+                with pytest.raises(
+                    cluster.ApiUnavailable, match=rf"no connection to {client.configuration.host} within"
+                ):
+                    await cluster.request(client, "GET", PATH)
 
 
 async def test_the_service_accounts_token_is_read_again_when_it_rotates(

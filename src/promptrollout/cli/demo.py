@@ -23,7 +23,7 @@ from promptrollout.sandbox.settings import SandboxError
     type=click.Path(file_okay=False, path_type=Path),
     default=story.Options().directory,
     show_default=True,
-    help="Where the demo's sandbox keeps its files; what runs there is stopped first, but for another demo.",
+    help="Where the demo's sandbox keeps its files; where one still runs, the demo does not begin.",
 )
 @click.option("--users", type=click.IntRange(min=1), default=story.Options.users, show_default=True)
 @click.option(

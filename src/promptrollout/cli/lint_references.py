@@ -18,7 +18,7 @@ from promptrollout.api.unsayable import unsayable
 from promptrollout.cli.lint_queries import query_problems
 from promptrollout.cli.lint_schema import Path, Problem
 from promptrollout.engine.objectives import make_test
-from promptrollout.engine.signals import SIGNALS
+from promptrollout.engine.signals import not_measured
 from promptrollout.gateway.caller_keys import EntryError, parse_entry
 from promptrollout.gateway.providers.key_hosts import parse_hosts
 
@@ -35,7 +35,7 @@ class Reference:
 
 
 def content_problems(kind: str, spec: dict[str, Any]) -> Iterator[Problem]:
-    """Of a spec that its schema accepts: prompts that do not compile, objectives that no test can judge."""
+    """Of a spec that its schema accepts: prompts that do not compile, objectives that nothing can judge or measure."""
     for path, prompt in _prompts(kind, spec):
         try:
             parsed = PromptSpec.model_validate(prompt)
@@ -54,6 +54,9 @@ def content_problems(kind: str, spec: dict[str, Any]) -> Iterator[Problem]:
             make_test(parsed_objective)
         except ValueError as error:
             yield Problem(path, str(error))
+            continue
+        if reason := not_measured(parsed_objective):
+            yield Problem((*path, "signal"), reason)
 
 
 def references(kind: str, spec: dict[str, Any]) -> Iterator[Reference]:
@@ -116,7 +119,6 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
     errors += _unsayable(manifest, ours)
     if kind == "PromptGateway":
         errors += _callers(manifest, ours)
-    warnings += _objectives_that_wait(kind, spec)
     if kind == "ModelProvider" and (doubt := base_url_doubt(spec["baseURL"])):
         warnings.append(Problem(("spec", "baseURL"), doubt))
     if kind == "ModelProvider":
@@ -224,15 +226,6 @@ def _unsayable(manifest: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iter
         providers = [each for name in refs for each in _named(manifest, ours, "ModelProvider", name)]
         for kind in sorted({str(_mapping(each.get("spec")).get("type")) for each in providers}):
             yield from (Problem((*path, where), reason) for where, reason in unsayable(parsed, kind))
-
-
-def _objectives_that_wait(kind: str, spec: dict[str, Any]) -> Iterator[Problem]:
-    """No evidence is never a pass: an objective on what nobody exports holds its rollout for good."""
-    for path, objective in _objectives(kind, spec):
-        signal = SIGNALS.get(objective["signal"])
-        if signal is not None and not signal.exported:
-            reason = f"gateways of this release export no series of {objective['signal']} yet: a rollout waits for it"
-            yield Problem((*path, "signal"), f"objective {objective['name']}: {reason}; it will need {signal.needs}")
 
 
 def _unpriced(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:

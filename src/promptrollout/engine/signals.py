@@ -71,7 +71,7 @@ class Signal:
     needs: str = ""
     """What must be there so that anything is measured; for people."""
     exported: bool = True
-    """By the gateways of this release."""
+    """By the gateways of this release. An objective on what is not is refused: see `not_measured`."""
 
     @property
     def by_age(self) -> bool:
@@ -331,6 +331,20 @@ def signal_of(objective: Objective) -> Signal:
         noun=f"{found.noun} ({name})" if name else found.noun,
         counters=_with(found.counters, values),
         shards=_with(found.shard_counters, values),
+    )
+
+
+def not_measured(objective: Objective) -> str:
+    """Why no rollout can have this objective, and what to do; empty if it can. A rollout would wait for it for ever.
+
+    Not of `make_test`: a canary that began under another release is judged by its own objectives to its end.
+    """
+    signal = SIGNALS.get(objective.signal)
+    if signal is None or signal.exported:
+        return ""
+    return (
+        f"objective {objective.name}: gateways of this release do not export {objective.signal}, so nothing can "
+        "measure it: remove it, or export metrics of your own and use signal Custom"
     )
 
 

@@ -206,6 +206,12 @@ class Acknowledger:
             if space == namespace:
                 place.questions.pop(rollout, None)
 
+    def forget_gateway(self, namespace: str, gateway: str) -> None:
+        """It is gone, or an object made anew has its name: what its pods said is not true of others."""
+        place = self._gateways.pop((namespace, gateway), None)
+        if place is not None and place.task is not None:
+            place.task.cancel()
+
     def pods_changed(self, namespace: str, gateway: str) -> None:
         """A pod came, went, or changed its readiness: ask at once."""
         place = self._gateways.get((namespace, gateway))
@@ -250,6 +256,8 @@ class Acknowledger:
                 pause = POLL_SECONDS[0]
             except TimeoutError:
                 continue
+        if self._store.get("PromptGateway", namespace, gateway) is None:
+            self._gateways.pop((namespace, gateway), None)  # else its conditions go on saying what the pods said last
 
     async def _round(self, namespace: str, gateway: str, place: _Gateway, wanted: set[str]) -> None:
         """Ask every ready pod once and settle what can be settled."""

@@ -182,6 +182,8 @@ class Operator:
                     for each in rollouts_of(key.namespace, gateway, self._store):
                         self._queue.add(each)
             return
+        if key.kind == "PromptGateway" and _uid(before) != _uid(after):
+            self._acknowledger.forget_gateway(key.namespace, key.name)
         for each in affected(key, before, after, self._store):
             self._queue.add(each)
 
@@ -304,7 +306,7 @@ class Operator:
         elif key.kind == "PromptGateway":
             await self._gateways.reconcile(key, item)
         else:
-            await reconcile_declaration(key, item, self._api, self._store)
+            await reconcile_declaration(key, item, self._api, self._store, self._where.pod)
 
     # ------------------------------------------------------------ being watched
 
@@ -341,6 +343,10 @@ def _log_end(task: asyncio.Task[None]) -> None:
     """These tasks never end by themselves before the operator is told to stop."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("task %s ended: %r", task.get_name(), error, exc_info=error)
+
+
+def _uid(item: Object | None) -> str | None:
+    return item["metadata"]["uid"] if item is not None else None
 
 
 def _access(source: MetricsSource) -> SourceAccess:

@@ -17,6 +17,7 @@ from promptrollout.api.slo import SLOSpec
 from promptrollout.api.template import prompt_problems
 from promptrollout.cluster import ApiException
 from promptrollout.engine.objectives import make_test
+from promptrollout.engine.signals import not_measured
 from promptrollout.operator.addresses import elsewhere
 from promptrollout.operator.cluster_api import Api
 from promptrollout.operator.conditions import conditions, same_status
@@ -28,7 +29,7 @@ Object = dict[str, Any]
 Verdict = tuple[bool, str, str]
 
 
-async def reconcile_declaration(key: Key, item: Object, api: Api, store: Store, instance: str = "") -> None:
+async def reconcile_declaration(key: Key, item: Object, api: Api, store: Store, instance: str) -> None:
     """Write the status of a PromptVersion, ModelProvider or PromptSLO if it says something new."""
     digest: str | None = None
     more: dict[str, Verdict] = {}
@@ -113,6 +114,8 @@ def slo_verdict(item: Object) -> Verdict:
             make_test(objective)
         except ValueError as error:
             return False, "InvalidSpec", f"spec.objectives[{index}]: {error}"
+        if reason := not_measured(objective):
+            return False, "InvalidSpec", f"spec.objectives[{index}].signal: {reason}"
     return True, "Valid", f"{len(objectives)} objectives"
 
 

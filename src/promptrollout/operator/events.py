@@ -93,7 +93,7 @@ async def announce(api: Api, kind: str, item: Object, conditions: Iterable[Objec
         old = before.get(kind_of) or {"status": "True"}  # that something is as it should be is no news
         if old["status"] == new and (new == "True" or old.get("reason") == condition["reason"]):
             continue
-        number = hashlib.sha256(f"{kind_of} {new} {condition['reason']} {now}".encode()).hexdigest()[:12]
+        number = hashlib.sha256(f"{kind} {kind_of} {new} {condition['reason']} {now}".encode()).hexdigest()[:12]
         note = f"{kind_of} is {new}" + (f": {condition['message']}" if condition["message"] else "")
         severity = "Warning" if new == "False" else "Normal"
         event = _event(kind, item, number, now, severity, condition["reason"], "Reconcile", note, instance)

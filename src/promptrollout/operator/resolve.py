@@ -18,6 +18,7 @@ from promptrollout.api.template import Problem, prompt_problems
 from promptrollout.api.unsayable import unsayable
 from promptrollout.engine.facts import Desired
 from promptrollout.engine.objectives import make_test
+from promptrollout.engine.signals import not_measured
 from promptrollout.operator.copies import digest_if_any, is_copy, prompt_of
 from promptrollout.operator.identity import OncePerModel
 from promptrollout.operator.store import Store
@@ -222,7 +223,7 @@ def _objectives(
 ) -> tuple[list[Objective], str]:
     declared: dict[str, tuple[str, Objective]] = {}
 
-    def declare(origin: str, objective: Objective) -> None:
+    def declare(origin: str, path: str, objective: Objective) -> None:
         if objective.name in declared:
             first = declared[objective.name][0]
             problems.append(f"{origin}: the objective {objective.name} is declared in {first} too: rename one of them")
@@ -231,10 +232,12 @@ def _objectives(
             make_test(objective)
         except ValueError as error:
             problems.append(f"{origin}: {error}")
+        if reason := not_measured(objective):
+            problems.append(f"{path}.signal: {reason}")
         declared[objective.name] = (origin, objective)
 
-    for objective in spec.analysis.objectives:
-        declare("spec.analysis.objectives", objective)
+    for number, objective in enumerate(spec.analysis.objectives):
+        declare("spec.analysis.objectives", f"spec.analysis.objectives[{number}]", objective)
     for index, ref in enumerate(spec.analysis.slo_refs):
         path = f"spec.analysis.sloRefs[{index}]"
         item = store.get("PromptSLO", namespace, ref.name)
@@ -246,8 +249,9 @@ def _objectives(
         except ValidationError as error:
             problems.append(f"{path}.name: PromptSLO {ref.name}: {first_problem(error)}")
             continue
-        for objective in objectives:
-            declare(f"{path} (PromptSLO {ref.name})", objective)
+        for number, objective in enumerate(objectives):
+            origin = f"{path} (PromptSLO {ref.name})"
+            declare(origin, f"{origin}: spec.objectives[{number}]", objective)
     _check_price(namespace, prompt, declared, store, problems)
     found = [objective for _, objective in declared.values()]
     note = ""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
@@ -55,10 +53,16 @@ class Options:
 
 def run(options: Options, console: Console) -> bool:
     """Tell the whole story; True if both changes ended as they should. Stops the sandbox unless told to keep it, also
-    when it is interrupted. Raises SandboxError while another demo tells its own in the same directory."""
+    when it is interrupted. Raises SandboxError while another demo tells its own in the same directory, and where a
+    sandbox still runs in it."""
     box = Sandbox(options.directory)
-    # it begins by stopping what runs there: not another demo that is in the middle of it
+    # it begins by clearing the directory: not under another demo, nor what somebody keeps
     with box.to_oneself("demo"):
+        if box.is_up:
+            raise SandboxError(
+                f"a sandbox is running in {options.directory}, kept by an earlier demo, and stays as it is. "
+                f"Stop it with:\n  {demo_view.how_to_stop(options.directory)}\nor choose another directory with --dir"
+            )
         return _run(box, options, console)
 
 
@@ -66,7 +70,7 @@ def _run(box: Sandbox, options: Options, console: Console) -> bool:
     durations: list[tuple[str, float]] = []
     started = time.monotonic()
     try:
-        box.down()  # of an earlier `--keep`: the story starts from nothing
+        box.down()  # processes of a demo that was killed
         box.up(lambda line: console.print(line, style="dim", markup=False, highlight=False))
         durations.append(("sandbox and operator up", time.monotonic() - started))
         uvloop.run(_tell(options, box, console, durations))
@@ -79,7 +83,7 @@ def _run(box: Sandbox, options: Options, console: Console) -> bool:
     except KeyboardInterrupt:
         console.print(f"\ninterrupted{'' if options.keep else ': stopping the sandbox'}", style="bold", highlight=False)
         if options.keep and box.is_up:
-            console.print(how_to_connect(options.directory), markup=False, highlight=False)
+            demo_view.print_whole_lines(console, demo_view.how_to_connect(options.directory))
         raise
     finally:
         if not options.keep:
@@ -89,12 +93,12 @@ def _run(box: Sandbox, options: Options, console: Console) -> bool:
     durations.append(("total", time.monotonic() - started))
     demo_view.print_durations(console, durations)
     if options.keep and box.is_up:
-        console.print(how_to_connect(options.directory), markup=False, highlight=False)
+        demo_view.print_whole_lines(console, demo_view.how_to_connect(options.directory))
     return ended_well
 
 
 async def _tell(options: Options, box: Sandbox, console: Console, durations: list[tuple[str, float]]) -> None:
-    quickstart = Quickstart(find_quickstart(), box.model_url)
+    quickstart = Quickstart(find_quickstart())
     async with KubeApi(access_of(box.kubeconfig)) as api:
         follower = Follower(api, quickstart.namespace, quickstart.name)
         async with _running(follower.run()):
@@ -253,14 +257,14 @@ class Story:
 
     async def _apply(self, manifests: str, what: str) -> None:
         command = [self._kubectl, "--kubeconfig", self._box.kubeconfig, "apply", "-f", "-"]
-        self._console.print(f"$ kubectl apply -f {what}", style="bold", markup=False, highlight=False)
+        demo_view.print_whole_lines(self._console, f"$ kubectl apply -f {what}", "bold")
         with self._timed(f"kubectl apply -f {what}"):
             await install.run(command, stdin=manifests)
 
     async def _wait_ready(self, what: str) -> None:
         arguments = ["wait", "--for=condition=Ready", what, f"--timeout={_READY_SECONDS:.0f}s"]
         arguments += ["--namespace", self._quickstart.namespace]
-        self._console.print(f"$ kubectl {' '.join(arguments)}", style="bold", markup=False, highlight=False)
+        demo_view.print_whole_lines(self._console, f"$ kubectl {' '.join(arguments)}", "bold")
         await install.run([self._kubectl, "--kubeconfig", self._box.kubeconfig, *arguments])
 
     async def _expect(
@@ -342,25 +346,6 @@ def is_rejected(status: RolloutStatus, version: VersionRef) -> bool:
     return any(rejected.digest == version.digest for rejected in status.rejected)
 
 
-def how_to_connect(directory: Path) -> str:
-    """After `--keep`: what still runs, what to type, and how to end it."""
-    lines = [
-        "",
-        "The sandbox keeps running: control plane, Prometheus, operator, gateway pods and simulated model, but",
-    ]
-    lines += ["no users. To connect to it:"]
-    if shutil.which("promptrollout") is None or shutil.which("kubectl") is None:
-        lines.append(f'  export PATH="{Path(sys.executable).parent}:$PATH"')
-    lines += [
-        f'  eval "$(promptrollout sandbox env --dir {directory})"',
-        "  kubectl --namespace support get promptrollouts,promptversions,pods",
-        "  python -m promptrollout.sandbox.traffic --url $GATEWAY_URL --model support-assistant --rate 100 "
-        "--variable company=Example",
-        f"To stop it: promptrollout sandbox down --dir {directory}",
-    ]
-    return "\n".join(lines)
-
-
 async def _explain(box: Sandbox, console: Console) -> None:
     """What a person would look at next."""
     support = ["--namespace", "support"]
@@ -377,12 +362,12 @@ async def _explain(box: Sandbox, console: Console) -> None:
 
 async def _show_command(box: Sandbox, console: Console, arguments: list[str]) -> None:
     """Print a kubectl command and its output, or why it gave none."""
-    console.print(f"$ kubectl {' '.join(arguments)}", style="bold", markup=False, highlight=False)
+    demo_view.print_whole_lines(console, f"$ kubectl {' '.join(arguments)}", "bold")
     try:
         output = await install.run([str(assets.find_kubectl(os.environ)), "--kubeconfig", box.kubeconfig, *arguments])
     except SandboxError as error:
         output = str(error)
-    console.print(output, markup=False, highlight=False, soft_wrap=True)
+    demo_view.print_whole_lines(console, output)
 
 
 @contextlib.asynccontextmanager

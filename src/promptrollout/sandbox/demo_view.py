@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -158,3 +162,31 @@ def print_durations(console: Console, durations: list[tuple[str, float]]) -> Non
         table.add_row(what, f"{seconds:.1f}")
     console.print()
     console.print(table)
+
+
+def how_to_stop(directory: Path) -> str:
+    return f"promptrollout sandbox down --dir {shlex.quote(str(directory))}"
+
+
+def print_whole_lines(console: Console, text: str, style: str | None = None) -> None:
+    """Commands can be pasted: a line that is wider than the terminal is not broken into several."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def how_to_connect(directory: Path) -> str:
+    """After `--keep`: what still runs, what to type, and how to end it."""
+    lines = [
+        "",
+        "The sandbox keeps running: control plane, Prometheus, operator, gateway pods and simulated model, but",
+    ]
+    lines += ["no users. To connect to it:"]
+    if shutil.which("promptrollout") is None or shutil.which("kubectl") is None:
+        lines.append(f"  export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
+    lines += [
+        f'  eval "$(promptrollout sandbox env --dir {shlex.quote(str(directory))})"',
+        "  kubectl --namespace support get promptrollouts,promptversions,pods",
+        "  python -m promptrollout.sandbox.traffic --url $GATEWAY_URL --model support-assistant --rate 100 "
+        "--variable company=Example",
+        f"To stop it: {how_to_stop(directory)}",
+    ]
+    return "\n".join(lines)

@@ -101,7 +101,7 @@ class KubeApi:
                 if response.status >= 400:
                     raise _api_error(response.status, payload)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ApiUnavailable(f"{method} {path}: {error or type(error).__name__}") from error
+            raise ApiUnavailable(f"{method} {path}: {str(error) or type(error).__name__}") from error
         parsed: Object = orjson.loads(payload) if payload[:1] in (b"{", b"[") else {"text": payload.decode()}
         return parsed
 
@@ -192,7 +192,7 @@ class KubeApi:
                             raise _api_error(event["object"].get("code", 500), orjson.dumps(event["object"]))
                         yield event["type"], event["object"]
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ApiUnavailable(f"watch of {path}: {error or type(error).__name__}") from error
+            raise ApiUnavailable(f"watch of {path}: {str(error) or type(error).__name__}") from error
 
 
 def _differences(known: dict[str, Object], items: list[Object]) -> list[tuple[str, Object]]:

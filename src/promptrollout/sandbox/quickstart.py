@@ -1,4 +1,4 @@
-"""The manifests of examples/quickstart as the demo applies them: found, pointed at the sandbox's model, read."""
+"""The manifests of examples/quickstart: found, and read."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from promptrollout.api.digest import copy_name, digest_of
 from promptrollout.api.rollout import RolloutSpec
 from promptrollout.sandbox.settings import SandboxError
 
-MODEL_SERVICE = "http://simulated-model:8080"
-"""The address in the manifests: a Service. The sandbox has no cluster DNS, so its model's address takes the place."""
-
 _DIRECTORY = Path("examples") / "quickstart"
 
 
@@ -31,19 +28,18 @@ def find_quickstart() -> Path:
 
 @dataclass(frozen=True)
 class Quickstart:
-    """The quickstart's files; `model_url` is where the simulated model listens, without /v1."""
+    """The quickstart's files."""
 
     directory: Path
-    model_url: str
 
     def manifests(self) -> str:
         """Everything that `kubectl apply -f examples/quickstart/` would apply, as one stream."""
         files = sorted(self.directory.glob("*.yaml"))
-        return "".join(self._read(file) for file in files)
+        return "".join(file.read_text() for file in files)
 
     def change(self, name: str) -> str:
         """The rollout's manifest with another prompt: `good-change` or `bad-change`."""
-        return self._read(self.directory / "changes" / f"{name}.yaml")
+        return (self.directory / "changes" / f"{name}.yaml").read_text()
 
     def behaviours(self) -> list[dict[str, Any]]:
         """How the simulated model answers each of the prompts (docs/simulated-model.md)."""
@@ -73,11 +69,8 @@ class Quickstart:
 
     @cached_property
     def _rollout(self) -> dict[str, Any]:
-        rollout: dict[str, Any] = yaml.safe_load(self._read(self.directory / "30-rollout.yaml"))
+        rollout: dict[str, Any] = yaml.safe_load((self.directory / "30-rollout.yaml").read_text())
         return rollout
-
-    def _read(self, file: Path) -> str:
-        return file.read_text().replace(MODEL_SERVICE, self.model_url)
 
 
 def version_of(rollout: dict[str, Any]) -> VersionRef:

@@ -27,6 +27,7 @@ from aiohttp import web
 from promptrollout.sandbox import assets, install
 from promptrollout.sandbox.controlplane import ControlPlane
 from promptrollout.sandbox.kube import KubeApi
+from promptrollout.sandbox.model_address import ModelAddress
 from promptrollout.sandbox.node import Node
 from promptrollout.sandbox.pki import write_secret
 from promptrollout.sandbox.processes import Service, free_ports, kill_leftovers, require_linux, start_time
@@ -108,6 +109,11 @@ class Supervisor:
         access = self.control_plane.access("admin")
         api = await stack.enter_async_context(KubeApi(access))
         node_api = await stack.enter_async_context(KubeApi(self.control_plane.access("node")))
+        address = ModelAddress(
+            self._state["modelUrl"], self.control_plane.admission_serving, self.control_plane.ca_file
+        )
+        stack.push_async_callback(address.stop)
+        await address.start(api)
         self._progress("starting node, services and Prometheus" + (", applying the chart" if operator else ""))
         self.node = Node(self.layout, self.settings, node_api, self.control_plane)
         self.node.listen(self.services.on_pod)

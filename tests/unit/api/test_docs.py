@@ -11,6 +11,7 @@ from promptrollout.api.crds import KINDS, PRESERVE, kind_schema
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.slo import Objective
 from promptrollout.api.template import prompt_problems
+from promptrollout.cli.lint_references import content_problems
 from promptrollout.cli.lint_schema import schema_problems
 from promptrollout.engine.signals import SIGNALS, signal_of
 
@@ -42,8 +43,12 @@ def test_every_kind_that_people_write_has_an_example() -> None:
     assert {body["kind"] for body in MANIFESTS} == {kind.kind_name for kind in KINDS if not kind.written_by_operator}
 
 
+def test_lint_finds_nothing_wrong_with_the_examples_and_they_can_be_measured() -> None:
+    assert [problem for body in MANIFESTS for problem in content_problems(body["kind"], body.get("spec") or {})] == []
+
+
 def test_own_queries_of_the_signals_page_are_sound() -> None:
-    (objectives,) = manifests("signals.md")
+    objectives = [objective for block in manifests("signals.md") for objective in block]
     slo = {"kind": "PromptSLO", "metadata": {"name": "own"}, "spec": {"objectives": objectives}}
     assert schema_problems("PromptSLO", slo) == []
     for objective in objectives:

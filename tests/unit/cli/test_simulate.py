@@ -288,6 +288,34 @@ def test_lint_warns_with_the_words_of_plan(tmp_path: Path) -> None:
     assert "onInsufficientTraffic applies" not in good("lint", path)
 
 
+@pytest.mark.parametrize("place", ["own", "slo"])
+def test_what_no_gateway_exports_is_refused_by_plan_and_lint_with_the_operators_words(
+    tmp_path: Path, place: str
+) -> None:
+    body = yaml.safe_load(Path(ROLLOUT).read_text())
+    judge = {"name": "judge", "signal": "JudgeScore", "dimension": "tone", "min": "4"}
+    slo = {"apiVersion": body["apiVersion"], "kind": "PromptSLO", "metadata": {"name": "quality"}}
+    slo["spec"] = {"objectives": [judge]}
+    objectives = body["spec"]["analysis"]["objectives"]
+    if place == "own":
+        objectives.append(judge)
+        path = f"spec.analysis.objectives[{len(objectives) - 1}].signal: "
+    else:
+        body["spec"]["analysis"]["sloRefs"] = [{"name": "quality"}]
+        path = "spec.analysis.sloRefs[0] (PromptSLO quality): spec.objectives[0].signal: "
+    file = tmp_path / "rollout.yaml"
+    file.write_text(yaml.safe_dump_all([body] if place == "own" else [body, slo]))
+    plan = run("plan", "-f", str(file), "--requests-per-minute", "600")
+    reason = (
+        "objective judge: gateways of this release do not export JudgeScore, so nothing can measure it: "
+        "remove it, or export metrics of your own and use signal Custom"
+    )
+    assert (plan.exit_code, path + reason in plan.output) == (1, True), plan.output
+    lint = run("lint", str(file))
+    assert (lint.exit_code, reason in lint.output) == (1, True), lint.output
+    assert "warning" not in next(line for line in lint.output.splitlines() if reason in line)
+
+
 def test_lint_warns_of_what_no_traffic_decides(tmp_path: Path) -> None:
     never = tmp_path / "rollout.yaml"
     never.write_text(Path(ROLLOUT).read_text().replace("{maxIncreasePercent: 20}", "{maxIncreasePercent: 0}"))

@@ -6,7 +6,9 @@ import pytest
 
 from promptrollout.api.delivery import Stickiness
 from promptrollout.api.rollout import Step
+from promptrollout.api.slo import Objective
 from promptrollout.engine.objectives import make_test
+from promptrollout.engine.signals import not_measured
 from tests.world import COST, ERRORS, INTERVAL, World, snapshot, started, version
 
 V1, V2, V3 = version("v1"), version("v2"), version("v3")
@@ -339,6 +341,19 @@ def test_an_invalid_spec_in_mid_canary_advances_nothing_but_a_breach_rolls_back(
     world.error_rate = {V2.digest: 0.3}
     world.tick(3)
     assert world.status.rejected[0].digest == V2.digest
+
+
+def test_a_canary_of_an_older_release_keeps_an_objective_that_is_refused_now() -> None:
+    judge = Objective.model_validate({"name": "judge", "signal": "JudgeScore", "dimension": "tone", "min": "4"})
+    world = started(snapshot(objectives=[ERRORS, judge]))
+    world.tick(3)
+    world.rules, world.problems = None, (f"spec.analysis.objectives[1].signal: {not_measured(judge)}",)
+    world.tick(10)
+    assert world.at == ("Stepping", 10)
+    assert [row.name for row in world.status.analysis] == ["errors", "judge", "sample-ratio"]
+    world.error_rate = {V2.digest: 0.3}
+    world.tick(3)
+    assert (world.status.stable, world.status.rejected[0].digest) == (V1, V2.digest)
 
 
 def test_an_invalid_spec_at_rest_leaves_serving_untouched() -> None:

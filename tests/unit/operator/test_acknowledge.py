@@ -319,6 +319,24 @@ async def test_what_a_pod_died_for_is_told_to_the_rollouts(a_pod: Pod) -> None:
         assert asked.asker.at_work_for("ns", "elsewhere", "uid", digest) == set()
 
 
+async def test_nothing_of_a_gateway_that_is_gone_is_said_of_one_made_anew(
+    a_pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_pod.problems = [{"reason": "NoKeys", "message": "none"}]
+    async with Asked() as asked:
+        await until(lambda: asked.asker.reported("ns", "default") is not None)
+        asked.asker.forget_gateway("ns", "default")
+        assert asked.asker.reported("ns", "default") is None
+        assert asked.asker.answer("ns", "default", "app", "uid", 2) is None
+        # as long as the rollout is there its pods are asked, and then nothing is left of it
+        asked.asker.ask("ns", "default", "app", expected(2), regularly=False, known=None)
+        await until(lambda: asked.asker.reported("ns", "default") is not None)
+        monkeypatch.setattr(acknowledge, "RECHECK_SECONDS", 0.01)
+        asked.asker.pods_changed("ns", "default")
+        asked.asker.forget("ns", "app")
+        await until(lambda: asked.asker.reported("ns", "default") is None)
+
+
 async def until(true: Any, seconds: float = 2.0) -> None:
     for _ in range(int(seconds / 0.005)):
         await asyncio.sleep(0.005)

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from promptrollout.api.delivery import NO_DIGEST
 from promptrollout.operator import app
+from promptrollout.operator.acknowledge import Expected
 from promptrollout.operator.app import Operator
 from promptrollout.operator.config import Config, surroundings
 from promptrollout.operator.queue import Key
@@ -28,6 +30,24 @@ async def test_each_list_has_all_gateways_looked_at(monkeypatch: pytest.MonkeyPa
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("seen", ["deleted", "made anew"])
+async def test_what_pods_of_a_deleted_gateway_said_is_forgotten(seen: str) -> None:
+    operator = Operator(Config(), surroundings({}), client=None)  # type: ignore[arg-type]
+    store, asker = operator._store, operator._acknowledger
+    store.put("PromptGateway", an_object("PromptGateway", "default", {}))
+    asker.ask("ns", "default", "app", Expected(2, "uid", 0, NO_DIGEST), regularly=False, known=(2, 2))
+    try:
+        store.put("PromptGateway", an_object("PromptGateway", "default", {"replicas": 3}, resourceVersion="8"))
+        assert asker.answer("ns", "default", "app", "uid", 2) is not None
+        if seen == "deleted":
+            store.remove("PromptGateway", "ns", "default", "PromptGateway-default")
+        else:
+            store.put("PromptGateway", an_object("PromptGateway", "default", {}, uid="other", resourceVersion="9"))
+        assert asker.answer("ns", "default", "app", "uid", 2) is None
+    finally:
+        await asker.close()
 
 
 async def test_a_task_that_ends_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:

@@ -170,7 +170,7 @@ def test_what_is_read_of_shards_is_what_pods_are_told_to_export() -> None:
             {"name": "slow", "signal": "Latency", "thresholdSeconds": "2.5", "max": "0.1"},
             {"name": "first", "signal": "TimeToFirstToken", "thresholdSeconds": "0.8", "max": "0.1"},
             {"name": "cost", "signal": "CostPerRequest", "max": "0.01"},
-            {"name": "judge", "signal": "JudgeScore", "dimension": "tone", "min": "4"},
+            {"name": "posted", "signal": "Score", "score": "tone", "min": "4"},
             {"name": "mine", "signal": "Custom", "custom": custom, "max": "0.1"},
         ]
     }

@@ -7,6 +7,7 @@ import pytest
 from promptrollout.api.delivery import VersionRef
 from promptrollout.api.digest import digest_of
 from promptrollout.api.slo import Objective
+from promptrollout.operator.declarations import slo_verdict
 from promptrollout.operator.resolve import Resolved, resolve
 from promptrollout.operator.store import Store
 from tests.unit.operator.world import PROMPT, a_copy, an_object, prompt, rollout_spec, store_with
@@ -125,6 +126,28 @@ def test_slos_are_merged_and_must_not_say_the_same_name_twice() -> None:
     assert set(objectives(resolved(store, analysis={"sloRefs": [{"name": "one"}]}))) == {"cost", "error-rate"}
     (problem,) = resolved(store, analysis={"sloRefs": [{"name": "one"}, {"name": "two"}]}).desired.problems
     assert problem.startswith("spec.analysis.sloRefs[1] (PromptSLO two): the objective cost is declared in")
+
+
+JUDGE = {"name": "judge", "signal": "JudgeScore", "dimension": "tone", "min": "4"}
+
+
+@pytest.mark.parametrize(
+    ("analysis", "path"),
+    [
+        ({"objectives": [JUDGE]}, "spec.analysis.objectives[0].signal"),
+        ({"sloRefs": [{"name": "slo"}]}, "spec.analysis.sloRefs[0] (PromptSLO slo): spec.objectives[0].signal"),
+    ],
+)
+def test_what_no_gateway_exports_is_invalid_instead_of_waited_for(analysis: dict[str, Any], path: str) -> None:
+    slo = an_object("PromptSLO", "slo", {"objectives": [JUDGE]})
+    found = resolved(store_with(slo), analysis=analysis)
+    (problem,) = found.desired.problems
+    assert problem.startswith(f"{path}: objective judge: ")
+    assert "do not export JudgeScore, so nothing can measure it: remove it, or export" in problem
+    assert (found.desired.snapshot, found.desired.version) == (None, resolved().desired.version)
+    ready, reason, text = slo_verdict(slo)
+    assert (ready, reason) == (False, "InvalidSpec")
+    assert text == "spec.objectives[0].signal: " + problem.removeprefix(f"{path}: ")
 
 
 COST = {"name": "cost", "signal": "CostPerRequest", "max": "1"}

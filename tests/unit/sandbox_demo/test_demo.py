@@ -1,4 +1,4 @@
-"""How the demo ends when somebody presses Ctrl-C."""
+"""How the demo begins where something runs, and how it ends when somebody presses Ctrl-C."""
 
 import contextlib
 import io
@@ -64,3 +64,37 @@ def test_a_second_demo_leaves_the_first_alone(tmp_path: Path) -> None:
             demo.run(demo.Options(directory=tmp_path / "box"), console)
     with Sandbox(tmp_path / "box").to_oneself("demo"):
         pass
+
+
+def test_a_sandbox_that_an_earlier_demo_left_running_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(FakeSandbox, "calls", [], raising=False)
+    monkeypatch.setattr(FakeSandbox, "is_up", True)
+    monkeypatch.setattr(demo, "Sandbox", FakeSandbox)
+    with pytest.raises(SandboxError) as caught:
+        demo.run(demo.Options(directory=tmp_path / "my demo"), Console(file=io.StringIO()))
+    assert FakeSandbox.calls == []
+    assert "stays as it is" in str(caught.value)
+    assert f"promptrollout sandbox down --dir '{tmp_path / 'my demo'}'" in str(caught.value).splitlines()[1]
+
+
+@pytest.mark.parametrize("width", [20, 80])
+def test_the_lines_to_connect_with_can_be_pasted_whatever_the_terminals_width(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, width: int
+) -> None:
+    async def tell(*_: Any) -> None:
+        pass
+
+    monkeypatch.setattr(FakeSandbox, "calls", [], raising=False)
+    monkeypatch.setattr(demo, "Sandbox", FakeSandbox)
+    monkeypatch.setattr(demo, "_tell", tell)
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    directory = tmp_path / "a directory with a rather long name" / "demo"
+    assert demo.run(demo.Options(directory=directory, keep=True), console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    (connect,) = [line.strip() for line in lines if "sandbox env" in line]
+    assert connect == f"eval \"$(promptrollout sandbox env --dir '{directory}')\""
+    (traffic,) = [line.strip() for line in lines if line.strip().startswith("python -m")]
+    assert traffic.endswith("--variable company=Example")
+    assert f"To stop it: promptrollout sandbox down --dir '{directory}'" in lines

@@ -66,7 +66,7 @@ async def test_events_are_one_line_each() -> None:
 
 async def test_another_ending_fails_with_what_was_expected_and_what_is() -> None:
     follower = await followed([rolled_back().status.dump()])
-    quickstart = Quickstart(find_quickstart(), "http://127.0.0.1:1")
+    quickstart = Quickstart(find_quickstart())
     story = Story(Options(), cast(Sandbox, None), Console(quiet=True), [], quickstart, follower)
     assert is_rejected(follower.status, version("v2"))
     with pytest.raises(

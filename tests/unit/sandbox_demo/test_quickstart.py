@@ -9,16 +9,15 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import RolloutSpec
 from promptrollout.api.template import prompt_problems, variables_of
 from promptrollout.sandbox.demo import VARIABLES
+from promptrollout.sandbox.model_address import MODEL_SERVICE
 from promptrollout.sandbox.model_behaviour import Behaviour, first_fit, parse_behaviours
-from promptrollout.sandbox.quickstart import MODEL_SERVICE, Quickstart, find_quickstart, version_of
+from promptrollout.sandbox.quickstart import Quickstart, find_quickstart, version_of
 from promptrollout.sandbox.settings import SandboxError
-
-MODEL = "http://127.0.0.1:12345"
 
 
 @pytest.fixture
 def quickstart() -> Quickstart:
-    return Quickstart(find_quickstart(), MODEL)
+    return Quickstart(find_quickstart())
 
 
 def rollouts(quickstart: Quickstart) -> dict[str, dict]:
@@ -28,10 +27,9 @@ def rollouts(quickstart: Quickstart) -> dict[str, dict]:
     return {"first-version": first, **changes}
 
 
-def test_the_sandboxs_model_takes_the_place_of_the_service(quickstart: Quickstart) -> None:
-    assert MODEL_SERVICE not in quickstart.manifests()
+def test_the_provider_names_the_service_in_whose_place_the_sandbox_puts_its_model(quickstart: Quickstart) -> None:
     provider = next(d for d in yaml.safe_load_all(quickstart.manifests()) if d and d["kind"] == "ModelProvider")
-    assert provider["spec"]["baseURL"] == f"{MODEL}/v1"
+    assert provider["spec"]["baseURL"] == f"{MODEL_SERVICE}/v1"
 
 
 def test_a_change_changes_the_messages_and_nothing_else(quickstart: Quickstart) -> None:
