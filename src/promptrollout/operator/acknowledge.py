@@ -6,7 +6,6 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import aiohttp
 from pydantic import ValidationError
 
-from promptrollout.api.delivery import NO_DIGEST, DeliverySpec, DiedIn, Laggard, PodReport, RolloutReport
+from promptrollout.api.delivery import DiedIn, PodReport
 from promptrollout.api.names import PORT_ADMIN
+from promptrollout.operator.confirmations import Acknowledgement, Expected, differs, judge, rollout_of
 from promptrollout.operator.gateway_conditions import Reported
 from promptrollout.operator.pods import serving_pods
 from promptrollout.operator.queue import Key
@@ -33,53 +33,10 @@ RECHECK_SECONDS = 60.0
 """How often pods are asked about what all have confirmed: somebody may have brought something else to them."""
 VERIFY_SECONDS = 10.0
 """So long pods that do not answer are asked whether a trusted status is true; then every RECHECK_SECONDS."""
-HEAVY_REQUESTS = 100
-"""Of all pods in their window: below, the part that one unit has says nothing."""
 DOUBT_SECONDS = 2.0
 """A pod that serves something else than it confirmed is believed after so long: it may just be starting."""
 NAMES_IN_QUERY = 20
 """Up to so many rollouts are named in the question; beyond that a pod is asked for all of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What a pod has to report of a rollout to confirm it."""
-
-    sequence: int
-    uid: str
-    weight: int
-    stable: str
-    canary: str | None = None
-    signs: bool = False
-    """Its response ids are signed with the keys of its PromptSigningKey."""
-
-    @classmethod
-    def of(cls, spec: DeliverySpec) -> Expected:
-        canary, signs = spec.canary.digest if spec.canary is not None else None, spec.response_key is None
-        return cls(spec.sequence, spec.rollout_uid, spec.weight, spec.stable.digest, canary, signs)
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledgement:
-    """How far one sequence of one delivery has come."""
-
-    complete: bool
-    acknowledged: int
-    total: int
-    laggards: tuple[Laggard, ...] = ()
-    canary_provider_unreachable: bool | None = None
-    """None: no pod was asked, or none answered."""
-    unassigned_share_percent: int | None = None
-    heavy_key_share_percent: int | None = None
-    """Of the requests of all pods: what the heaviest unit has at least. None as above."""
-    highest: int = 0
-    """The highest sequence that any pod knows for this rollout."""
-    unserved: int = 0
-    """Pods that answer, and serve nothing of it."""
-    taken: int = 0
-    """The highest sequence under which any pod serves something else than what is expected."""
-    pods_read_keys: bool | None = None
-    """Of its PromptSigningKey: see signing_keys.pods_read_keys."""
 
 
 @dataclass(slots=True)
@@ -277,10 +234,10 @@ class Acknowledger:
             if place.questions.get(name) is not question:
                 continue
             before = question.answer
-            judged = judge(question.expected, pods, [_of(report, name) for report in reports])
+            judged = judge(question.expected, pods, [rollout_of(report, name) for report in reports])
             answer = replace(judged, pods_read_keys=pods_read_keys(reports, name))
             if before is not None and before.complete:
-                answer = self._still(question, before, answer, [_differs(question.expected, r, name) for r in reports])
+                answer = self._still(question, before, answer, [differs(question.expected, r, name) for r in reports])
                 if not answer.complete:
                     said = ", ".join(f"{laggard.pod}: {laggard.reason}" for laggard in answer.laggards)
                     logger.warning("PromptRollout %s/%s was confirmed, but now: %s", namespace, name, said)
@@ -339,90 +296,3 @@ class Acknowledger:
             return f"cannot be reached: {type(error).__name__}"
         except ValidationError:
             return "its answer cannot be read by this operator"
-
-
-def _differs(expected: Expected, report: PodReport | str, name: str) -> bool | None:
-    """Does this pod serve something else than what is expected? None: it did not answer, or knows nothing yet."""
-    if isinstance(report, str) or not report.loaded:
-        return None
-    found = _of(report, name)
-    return isinstance(found, str) or bool(_missing(expected, found))
-
-
-def _of(report: PodReport | str, name: str) -> RolloutReport | str:
-    if isinstance(report, str):
-        return report
-    found = next((rollout for rollout in report.rollouts if rollout.name == name), None)
-    return found or "it has not loaded this rollout yet"
-
-
-def judge(expected: Expected, pods: list[Object], reports: list[RolloutReport | str]) -> Acknowledgement:
-    """What the answers of all ready pods amount to. No ready pod at all is not complete."""
-    laggards: list[Laggard] = []
-    unreachable: list[bool] = []
-    shares: list[int] = []
-    highest = taken = unserved = 0
-    for pod, report in zip(pods, reports, strict=True):
-        name = str(pod["metadata"]["name"])
-        if isinstance(report, str):
-            laggards.append(Laggard(pod=name, reason=report))
-            continue
-        highest = max(highest, report.sequence)
-        unserved += report.stable == NO_DIGEST
-        if not _serves(expected, report):
-            taken = max(taken, report.sequence)
-        unreachable.append(report.canary_provider_unreachable)
-        shares.append(report.unassigned_share_percent)
-        if reason := _missing(expected, report):
-            laggards.append(Laggard(pod=name, reason=reason[:1024]))
-    total = len(pods)
-    return Acknowledgement(
-        complete=total > 0 and not laggards,
-        acknowledged=total - len(laggards),
-        total=total,
-        laggards=tuple(laggards),
-        canary_provider_unreachable=2 * sum(unreachable) >= total if unreachable else None,
-        unassigned_share_percent=max(shares) if shares else None,
-        heavy_key_share_percent=_heaviest([report for report in reports if not isinstance(report, str)]),
-        highest=highest,
-        unserved=unserved,
-        taken=taken,
-    )
-
-
-def _heaviest(reports: list[RolloutReport]) -> int | None:
-    """In percent, rounded up: whatever pods a unit's requests went to, they are one unit's. A few requests say nothing
-    of the traffic."""
-    if not reports:
-        return None
-    total = sum(report.assigned_requests for report in reports)
-    by_unit: Counter[int] = Counter()
-    for report in reports:
-        by_unit.update({heavy.unit: heavy.requests for heavy in report.heavy_units})
-    if total < HEAVY_REQUESTS or not by_unit:
-        return 0
-    return -(-100 * max(by_unit.values()) // total)
-
-
-def _missing(expected: Expected, report: RolloutReport) -> str:
-    """Why a report is no confirmation; empty if it is one.
-
-    The sequence alone is not enough: after a restore, or when the delivery was deleted, pods know higher ones.
-    """
-    if report.problem and report.problem_sequence == expected.sequence:
-        return report.problem
-    if report.sequence < expected.sequence:
-        return report.problem or f"it still serves sequence {report.sequence}"
-    if report.rollout_uid != expected.uid:
-        return report.problem or "it still serves an earlier object of this name"
-    if expected.signs and report.signing_key is False:
-        return "it has not read the rollout's PromptSigningKey yet"
-    if not _serves(expected, report):
-        return f"it serves sequence {report.sequence} with other content"
-    return ""
-
-
-def _serves(expected: Expected, report: RolloutReport) -> bool:
-    """The content alone, whatever its number."""
-    found = (report.rollout_uid, report.weight, report.stable, report.canary)
-    return found == (expected.uid, expected.weight, expected.stable, expected.canary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from promptrollout.engine.draft import timestamp
-from promptrollout.operator.acknowledge import Acknowledgement
+from promptrollout.operator.confirmations import Acknowledgement
 
 Object = dict[str, Any]
 

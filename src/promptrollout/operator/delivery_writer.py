@@ -11,8 +11,9 @@ from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.cluster import ApiException
 from promptrollout.engine.facts import DeliveryIntent
 from promptrollout.operator import signing_keys
-from promptrollout.operator.acknowledge import Acknowledger, Expected
+from promptrollout.operator.acknowledge import Acknowledger
 from promptrollout.operator.cluster_api import Api, Stale
+from promptrollout.operator.confirmations import Expected
 from promptrollout.operator.delivery import body_of, compile_delivery, is_labelled, read
 from promptrollout.operator.delivery_status import delivery_status, is_complete
 from promptrollout.operator.queue import Key

@@ -18,9 +18,10 @@ from promptrollout.engine.draft import ACTIVE
 from promptrollout.engine.facts import Delivered, Desired, Facts, Plan
 from promptrollout.engine.plan import plan
 from promptrollout.operator import copies
-from promptrollout.operator.acknowledge import Acknowledgement, Acknowledger
+from promptrollout.operator.acknowledge import Acknowledger
 from promptrollout.operator.analyses import Analyses
 from promptrollout.operator.cluster_api import Api, Stale
+from promptrollout.operator.confirmations import Acknowledgement
 from promptrollout.operator.delivery import CannotCompile, gateway_held, read
 from promptrollout.operator.delivery_status import is_complete
 from promptrollout.operator.delivery_writer import DeliveryWriter

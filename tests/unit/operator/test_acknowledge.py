@@ -12,7 +12,8 @@ from aiohttp import web
 
 from promptrollout.api.delivery import NO_DIGEST, RolloutReport
 from promptrollout.operator import acknowledge
-from promptrollout.operator.acknowledge import Acknowledgement, Acknowledger, Expected, judge
+from promptrollout.operator.acknowledge import Acknowledger
+from promptrollout.operator.confirmations import Acknowledgement, Expected, judge
 from promptrollout.operator.gateway_conditions import Reported
 from promptrollout.operator.pods import serving_pods
 from promptrollout.operator.queue import Key

@@ -7,9 +7,9 @@ import pytest
 
 from promptrollout.api.delivery import NO_DIGEST
 from promptrollout.operator import app
-from promptrollout.operator.acknowledge import Expected
 from promptrollout.operator.app import Operator
 from promptrollout.operator.config import Config, surroundings
+from promptrollout.operator.confirmations import Expected
 from promptrollout.operator.queue import Key
 from tests.unit.operator.world import an_object
 

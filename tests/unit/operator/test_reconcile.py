@@ -9,8 +9,8 @@ from kubernetes.aio.client.exceptions import ApiException
 from promptrollout.api.delivery import Laggard, Reporting
 from promptrollout.api.rollout import RolloutStatus
 from promptrollout.cluster import ApiUnavailable
-from promptrollout.operator.acknowledge import Acknowledgement
 from promptrollout.operator.analyses import Analyses
+from promptrollout.operator.confirmations import Acknowledgement
 from promptrollout.operator.metrics import Metrics
 from promptrollout.operator.queue import Key, WorkQueue
 from promptrollout.operator.reconcile import RolloutReconciler

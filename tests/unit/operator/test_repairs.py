@@ -6,7 +6,7 @@ import pytest
 
 from promptrollout.api.delivery import Laggard
 from promptrollout.api.rollout import RolloutStatus
-from promptrollout.operator.acknowledge import Acknowledgement
+from promptrollout.operator.confirmations import Acknowledgement
 from promptrollout.operator.delivery import gateway_held, read
 from promptrollout.operator.resolve import resolve
 from tests.unit.operator.test_reconcile import KEY, SPEC, World, in_canary

@@ -7,8 +7,8 @@ import pytest
 
 from promptrollout.api.rollout import Decision
 from promptrollout.operator import copies
-from promptrollout.operator.acknowledge import Acknowledgement
 from promptrollout.operator.config import ConfigError, load, surroundings
+from promptrollout.operator.confirmations import Acknowledgement
 from promptrollout.operator.declarations import provider_verdict, slo_verdict, version_verdict
 from promptrollout.operator.delivery_status import delivery_status, is_complete
 from promptrollout.operator.dirty import affected

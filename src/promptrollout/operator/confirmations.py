@@ -1,0 +1,142 @@
+"""Who confirmed what: gateway pods' reports against what a delivery expects of them. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from promptrollout.api.delivery import NO_DIGEST, DeliverySpec, Laggard, PodReport, RolloutReport
+
+Object = dict[str, Any]
+
+HEAVY_REQUESTS = 100
+"""Of all pods in their window: below, the part that one unit has says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a pod has to report of a rollout to confirm it."""
+
+    sequence: int
+    uid: str
+    weight: int
+    stable: str
+    canary: str | None = None
+    signs: bool = False
+    """Its response ids are signed with the keys of its PromptSigningKey."""
+
+    @classmethod
+    def of(cls, spec: DeliverySpec) -> Expected:
+        canary, signs = spec.canary.digest if spec.canary is not None else None, spec.response_key is None
+        return cls(spec.sequence, spec.rollout_uid, spec.weight, spec.stable.digest, canary, signs)
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """How far one sequence of one delivery has come."""
+
+    complete: bool
+    acknowledged: int
+    total: int
+    laggards: tuple[Laggard, ...] = ()
+    canary_provider_unreachable: bool | None = None
+    """None: no pod was asked, or none answered."""
+    unassigned_share_percent: int | None = None
+    heavy_key_share_percent: int | None = None
+    """Of the requests of all pods: what the heaviest unit has at least. None as above."""
+    highest: int = 0
+    """The highest sequence that any pod knows for this rollout."""
+    unserved: int = 0
+    """Pods that answer, and serve nothing of it."""
+    taken: int = 0
+    """The highest sequence under which any pod serves something else than what is expected."""
+    pods_read_keys: bool | None = None
+    """Of its PromptSigningKey: see signing_keys.pods_read_keys."""
+
+
+def differs(expected: Expected, report: PodReport | str, name: str) -> bool | None:
+    """Does this pod serve something else than what is expected? None: it did not answer, or knows nothing yet."""
+    if isinstance(report, str) or not report.loaded:
+        return None
+    found = rollout_of(report, name)
+    return isinstance(found, str) or bool(_missing(expected, found))
+
+
+def rollout_of(report: PodReport | str, name: str) -> RolloutReport | str:
+    if isinstance(report, str):
+        return report
+    found = next((rollout for rollout in report.rollouts if rollout.name == name), None)
+    return found or "it has not loaded this rollout yet"
+
+
+def judge(expected: Expected, pods: list[Object], reports: list[RolloutReport | str]) -> Acknowledgement:
+    """What the answers of all ready pods amount to. No ready pod at all is not complete."""
+    laggards: list[Laggard] = []
+    unreachable: list[bool] = []
+    shares: list[int] = []
+    highest = taken = unserved = 0
+    for pod, report in zip(pods, reports, strict=True):
+        name = str(pod["metadata"]["name"])
+        if isinstance(report, str):
+            laggards.append(Laggard(pod=name, reason=report))
+            continue
+        highest = max(highest, report.sequence)
+        unserved += report.stable == NO_DIGEST
+        if not _serves(expected, report):
+            taken = max(taken, report.sequence)
+        unreachable.append(report.canary_provider_unreachable)
+        shares.append(report.unassigned_share_percent)
+        if reason := _missing(expected, report):
+            laggards.append(Laggard(pod=name, reason=reason[:1024]))
+    total = len(pods)
+    return Acknowledgement(
+        complete=total > 0 and not laggards,
+        acknowledged=total - len(laggards),
+        total=total,
+        laggards=tuple(laggards),
+        canary_provider_unreachable=2 * sum(unreachable) >= total if unreachable else None,
+        unassigned_share_percent=max(shares) if shares else None,
+        heavy_key_share_percent=_heaviest([report for report in reports if not isinstance(report, str)]),
+        highest=highest,
+        unserved=unserved,
+        taken=taken,
+    )
+
+
+def _heaviest(reports: list[RolloutReport]) -> int | None:
+    """In percent, rounded up: whatever pods a unit's requests went to, they are one unit's. A few requests say nothing
+    of the traffic."""
+    if not reports:
+        return None
+    total = sum(report.assigned_requests for report in reports)
+    by_unit: Counter[int] = Counter()
+    for report in reports:
+        by_unit.update({heavy.unit: heavy.requests for heavy in report.heavy_units})
+    if total < HEAVY_REQUESTS or not by_unit:
+        return 0
+    return -(-100 * max(by_unit.values()) // total)
+
+
+def _missing(expected: Expected, report: RolloutReport) -> str:
+    """Why a report is no confirmation; empty if it is one.
+
+    The sequence alone is not enough: after a restore, or when the delivery was deleted, pods know higher ones.
+    """
+    if report.problem and report.problem_sequence == expected.sequence:
+        return report.problem
+    if report.sequence < expected.sequence:
+        return report.problem or f"it still serves sequence {report.sequence}"
+    if report.rollout_uid != expected.uid:
+        return report.problem or "it still serves an earlier object of this name"
+    if expected.signs and report.signing_key is False:
+        return "it has not read the rollout's PromptSigningKey yet"
+    if not _serves(expected, report):
+        return f"it serves sequence {report.sequence} with other content"
+    return ""
+
+
+def _serves(expected: Expected, report: RolloutReport) -> bool:
+    """The content alone, whatever its number."""
+    found = (report.rollout_uid, report.weight, report.stable, report.canary)
+    return found == (expected.uid, expected.weight, expected.stable, expected.canary)
