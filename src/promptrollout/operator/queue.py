@@ -1,4 +1,7 @@
-"""A deduplicating work queue: events mark keys dirty, workers take each key once at a time (client-go's workqueue)."""
+"""A deduplicating work queue: events mark keys dirty, workers take each key once at a time (client-go's workqueue).
+
+Namespaces take turns: a thousand keys of one do not keep a single key of another waiting.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,8 @@ class WorkQueue:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._dirty: OrderedDict[Key, float] = OrderedDict()  # key -> since when
+        self._dirty: OrderedDict[str, dict[Key, float]] = OrderedDict()
+        """Keys by namespace, and since when; the namespace whose turn is next comes first."""
         self._processing: set[Key] = set()
         self._again: dict[Key, float] = {}
         self._later: list[tuple[float, int, Key]] = []
@@ -51,9 +55,12 @@ class WorkQueue:
             return
         if key in self._processing:
             self._again.setdefault(key, self._clock())
-        elif key not in self._dirty:
-            self._dirty[key] = self._clock()
-            self._wake.set()
+        else:
+            self._mark(key, self._clock())
+
+    def _mark(self, key: Key, since: float) -> None:
+        self._dirty.setdefault(key.namespace, {}).setdefault(key, since)
+        self._wake.set()
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Mark a key dirty later; of several times for one key the earliest counts."""
@@ -92,13 +99,17 @@ class WorkQueue:
     # ------------------------------------------------------------ taking out
 
     async def get(self) -> Key | None:
-        """The key that has waited longest; None once the queue is closed."""
+        """The key that has waited longest in the namespace whose turn it is; None once the queue is closed."""
         while True:
             self.ripen()
             if self._closed:
                 return None
             if self._dirty:
-                key, _ = self._dirty.popitem(last=False)
+                namespace, keys = self._dirty.popitem(last=False)
+                key = next(iter(keys))
+                del keys[key]
+                if keys:
+                    self._dirty[namespace] = keys
                 self._processing.add(key)
                 if self._dirty:
                     self._wake.set()  # for the other workers
@@ -124,8 +135,7 @@ class WorkQueue:
         self._processing.discard(key)
         since = self._again.pop(key, None)
         if since is not None and not self._closed:
-            self._dirty.setdefault(key, since)
-            self._wake.set()
+            self._mark(key, since)
 
     def close(self) -> None:
         """Hand out nothing any more."""
@@ -136,9 +146,10 @@ class WorkQueue:
 
     @property
     def depth(self) -> int:
-        return len(self._dirty)
+        return sum(len(keys) for keys in self._dirty.values())
 
     @property
     def lag_seconds(self) -> float:
         """How long the oldest dirty key has waited."""
-        return self._clock() - next(iter(self._dirty.values())) if self._dirty else 0.0
+        since = [next(iter(keys.values())) for keys in self._dirty.values()]
+        return self._clock() - min(since) if since else 0.0

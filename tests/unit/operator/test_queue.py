@@ -108,3 +108,13 @@ async def test_the_lag_is_that_of_the_oldest_key() -> None:
     clock.now += 7
     queue.add(B)
     assert queue.lag_seconds == 7
+
+
+async def test_a_thousand_keys_of_one_namespace_keep_no_other_waiting() -> None:
+    queue = WorkQueue()
+    for number in range(1000):
+        queue.add(Key("PromptRollout", "crowd", str(number)))
+    queue.add(A)
+    taken = [await queue.get() for _ in range(2)]
+    assert A in taken
+    assert queue.depth == 999
