@@ -134,6 +134,22 @@ def test_prometheus_away_for_several_intervals_decides_nothing(story: Story) -> 
         story.healthy("v2", 60)
 
 
+def test_nobody_meets_a_canary_once_prometheus_has_died(story: Story) -> None:
+    """Its last answer was a moment ago: one was exposed then, and ran unwatched for the whole outage."""
+    story.given(v1={}, v2={"errorRate": 0.4}).apply("v1").healthy("v1")
+    with story.users():
+        story.sandbox.stop_prometheus()
+        try:
+            story.apply("v2")
+            status = story.until(lambda s: "metrics are not available" in s["message"])
+            assert (status["stage"], status["weight"]) == ("Loading", 0)
+            time.sleep(5)
+            assert {r["weight"] for r in story.reports()} == {0}
+        finally:
+            story.sandbox.start_prometheus()
+        story.rolled_back("v2", seconds=60)
+
+
 def test_the_api_server_away_leaves_serving_untouched(story: Story) -> None:
     story.given(v1={}, v2={}).apply("v1").healthy("v1")
     with story.users() as seen:

@@ -149,6 +149,18 @@ def test_a_long_loss_of_metrics_does_what_the_spec_asks_for(choice: str, weights
     assert world.events.count("MetricsRecovered") == 1
 
 
+@pytest.mark.parametrize("seconds", [3600, -3600], ids=["forwards", "backwards"])
+def test_a_step_of_the_clock_skips_nothing_and_loses_nothing(seconds: int) -> None:
+    world = started(snapshot({"weight": 10, "minDurationSeconds": 120}, {"weight": 50}))
+    world.tick(2)
+    world.now += seconds
+    world.settle()
+    assert world.at == ("Stepping", 10)
+    world.now -= seconds
+    finished(world)
+    assert (world.status.stable, world.status.rejected) == (V2, [])
+
+
 def test_a_quiet_night_is_no_loss_of_metrics() -> None:
     world = started(snapshot(on_metrics_loss="Withdraw"), requests=0.0)
     world.tick(60)
