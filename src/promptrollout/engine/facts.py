@@ -54,6 +54,8 @@ class PodFailure:
     """When, on the metrics source's clock; the latest last."""
     message: str
     """Which pod was the latest, and how."""
+    ended_at: int | None = None
+    """When one last ended; None: they only answer no probes, as a busy node's do too."""
     named_at: int | None = None
     """When a pod last ended while it was at work for this very canary."""
 

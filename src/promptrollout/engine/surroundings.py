@@ -14,8 +14,9 @@ FAILURES = 2
 """So many, within SUSPECT_SECONDS, are no accident."""
 TRIAL_SECONDS = 300
 """A canary that is tried alone is cleared when pods have held out for so long with users on it."""
-TURN_SECONDS = 1800
-"""One that does not get so far (it is paused, say) goes back to the end of the queue."""
+TURN_SECONDS = 600
+"""One that meets no users for so long in its turn (it is paused, say) gives it back, and gets none for a while."""
+NEXT_TURN_SECONDS = 1800
 
 
 def watch_delivery(draft: Draft) -> None:
@@ -71,7 +72,7 @@ def watch_metrics(draft: Draft) -> None:
     draft.set_clock(metrics_lost_told=True)
     text = f"no metrics for {seconds} s ({draft.facts.evidence.problem})"
     first = next((i for i, step in enumerate(snapshot.steps) if step.weight is not None), 0)
-    if s.stage == "Baking" or snapshot.on_metrics_loss == "Hold":
+    if s.stage == "Baking" or s.direct or snapshot.on_metrics_loss == "Hold":
         draft.record(
             "MetricsLost", f"{text}: {named(s.canary or s.stable)} stays at {s.weight} %, unwatched", warning=True
         )
@@ -102,20 +103,21 @@ def note_skipped(draft: Draft) -> None:
 def watch_pods(draft: Draft) -> None:
     """Pods that end or hang one after the other soon after users met the canary: it is taken back, whatever the metrics
     say, as pods that are gone export none. It may be innocent: it is not rejected, and is tried again alone. One that
-    fails alone, or that a pod was at work for when it ended, is rejected."""
+    ends pods alone, or that a pod was at work for when it ended, is rejected. A way back to what was served before is
+    never taken back for it."""
     take_turn(draft)
     s, clock, failure = draft.status, draft.clock, draft.facts.pods.failure
     begun = clock.exposed_at or clock.trial_at or clock.stage_since
     if draft.is_kept_away and clock.suspected_at is not None:
         begun = clock.suspected_at - SUSPECT_SECONDS  # what a pod was at work for is known when it is back
-    if failure is None or begun is None or not draft.can_go_back:
+    if failure is None or begun is None or not draft.can_go_back or s.direct:
         return
     named_it = failure.named_at is not None and failure.named_at >= begun
     if draft.is_kept_away and not named_it:
         return
     latest = failure.times[-1]
     count = sum(begun <= at and latest - at < SUSPECT_SECONDS for at in failure.times)
-    alone = clock.suspected_at is not None and latest >= begun
+    alone = clock.suspected_at is not None and failure.ended_at is not None and failure.ended_at >= begun
     proven = alone or named_it
     if not proven and (count < FAILURES or not is_suspect(draft, latest)):
         return
@@ -141,9 +143,10 @@ def take_turn(draft: Draft) -> None:
     if clock.suspected_at is None or s.stage == "Withdrawing":
         return
     if clock.trial_at is None:
-        if s.stage == "Loading" and pods.calm and pods.trial == draft.facts.name:
+        its_turn = pods.calm and pods.trial == draft.facts.name and draft.now >= clock.suspected_at
+        if s.stage == "Loading" and its_turn:
             draft.set_clock(trial_at=draft.now, stage_since=draft.now, acknowledged_at=None)
     elif clock.exposed_at is not None and draft.now - clock.exposed_at >= TRIAL_SECONDS:
         draft.set_clock(suspected_at=None, trial_at=None)
     elif clock.exposed_at is None and draft.now - clock.trial_at >= TURN_SECONDS:
-        draft.set_clock(suspected_at=draft.now, trial_at=None, acknowledged_at=None)
+        draft.set_clock(suspected_at=draft.now + NEXT_TURN_SECONDS, trial_at=None, acknowledged_at=None)

@@ -32,6 +32,7 @@ class Failure:
     what: str
     before: float | None = None
     """When it had failed before that, if that is known."""
+    ended: bool = True
     ordered: bool = False
     """Killed from outside: what it was at work for then is no reason."""
 
@@ -58,9 +59,9 @@ def failure_of(pod: Object) -> Failure | None:
             before = None if first or not ended.get("startedAt") else _seconds(ended["startedAt"])
             how = "out of memory" if ended.get("reason") == "OOMKilled" else f"exit code {ended.get('exitCode')}"
             killed = ended.get("exitCode") == SIGKILLED and ended.get("reason") != "OOMKilled"
-            found.append(Failure(_seconds(ended["finishedAt"]), name, node, f"ended ({how})", before, killed))
+            found.append(Failure(_seconds(ended["finishedAt"]), name, node, f"ended ({how})", before, ordered=killed))
         if (since := _hangs_since(container, conditions)) is not None:
-            found.append(Failure(since, name, node, "answers no probes"))
+            found.append(Failure(since, name, node, "answers no probes", ended=False))
     return max(found, key=lambda failure: failure.at, default=None)
 
 
@@ -98,13 +99,13 @@ class Canaries:
         if status is not None and (canary := _canary(status)) is not None:
             self._all().setdefault((namespace, gateway), {})[rollout] = canary
 
-    def trial(self, namespace: str, gateway: str) -> str:
-        """Whose turn it is: who is on trial, else who has waited longest. Empty: nobody is under suspicion."""
+    def trial(self, namespace: str, gateway: str, now: int) -> str:
+        """Whose turn it is: who is on trial, else who has waited longest. Empty: nobody is to be tried now."""
         names = self._all().get((namespace, gateway)) or {}
         waiting = [
             (not canary.on_trial, canary.suspected_at, name)
             for name, canary in names.items()
-            if canary.suspected_at is not None
+            if canary.suspected_at is not None and (canary.on_trial or canary.suspected_at <= now)
         ]
         return min(waiting)[2] if waiting else ""
 
@@ -155,9 +156,15 @@ def of_gateway(
         times = sorted(at for each in blamed for at in (each.at, each.before) if at is not None)
         message = f"gateway pod {latest.pod} {latest.what}"
         named = [int(each.at + source - wall) for each in failed if each.pod in at_work and not each.ordered]
-        failure = PodFailure(tuple(int(at + source - wall) for at in times), message, max(named, default=None))
+        ended = [int(each.at + source - wall) for each in blamed if each.ended]
+        failure = PodFailure(
+            tuple(int(at + source - wall) for at in times),
+            message,
+            max(ended, default=None),
+            max(named, default=None),
+        )
     calm = all(is_ready(pod) for pod in pods) and all(wall - each.at >= CALM_SECONDS for each in failed)
-    return Pods(failure, calm, canaries.trial(*place), canaries.raised_at(*place))
+    return Pods(failure, calm, canaries.trial(*place, int(source)), canaries.raised_at(*place))
 
 
 def _seconds(text: str) -> float:

@@ -144,12 +144,13 @@ def test_who_is_on_trial_keeps_the_turn_and_then_who_waited_longest_has_it() -> 
     known = canaries(
         rollout("a", suspectedAt=300), rollout("b", suspectedAt=100), rollout("c", suspectedAt=200, trialAt=400)
     )
-    assert known.trial("ns", "default") == "c"
+    assert known.trial("ns", "default", 500) == "c"
     known.note("ns", "default", "c", RolloutStatus())
-    assert known.trial("ns", "default") == "b"
+    assert known.trial("ns", "default", 500) == "b"
+    assert known.trial("ns", "default", 99) == "", "one that did not use its turn waits for the next"
     known.note("ns", "default", "b", None)
     known.note("ns", "elsewhere", "a", RolloutStatus(clock=Clock(suspected_at=300)))
-    assert (known.trial("ns", "default"), known.trial("ns", "elsewhere")) == ("", "a")
+    assert (known.trial("ns", "default", 500), known.trial("ns", "elsewhere", 500)) == ("", "a")
 
 
 def test_the_last_raise_is_of_all_canaries_that_meet_users() -> None:
