@@ -81,17 +81,18 @@ class Batches:
         size = 0
         for namespace in sorted(spaces, key=lambda space: (len(spaces[space]), space)):
             if self._is_alone(namespace):
-                self._start(self._one_namespace(window, namespace, spaces[namespace], asked))
+                uids = spaces[namespace]
+                self._start(self._one_namespace(window, namespace, uids, asked), asked, uids)
                 continue
             for uid in spaces[namespace]:
                 estimate = self._estimate(window, namespace)
                 if together and (len(together) >= UIDS_PER_QUERY or size + estimate > WANTED_BYTES):
-                    self._start(self._batch(window, together, asked))
+                    self._start(self._batch(window, together, asked), asked, together)
                     together, size = {}, 0
                 together[uid] = namespace
                 size += estimate
         if together:
-            self._start(self._batch(window, together, asked))
+            self._start(self._batch(window, together, asked), asked, together)
         return asked
 
     def close(self) -> None:
@@ -116,7 +117,7 @@ class Batches:
             logger.info("%s; asking for %d namespaces one by one", error, len(namespaces))
             for namespace in namespaces:
                 uids = [uid for uid, space in rollouts.items() if space == namespace]
-                self._start(self._one_namespace(window, namespace, uids, asked))
+                self._start(self._one_namespace(window, namespace, uids, asked), asked, uids)
 
     async def _one_namespace(self, window: Window, namespace: str, uids: Sequence[str], asked: Asked) -> None:
         """Halves the rollouts until what can be read is read."""
@@ -134,7 +135,7 @@ class Batches:
                 return
             half = len(uids) // 2
             for part in (uids[:half], uids[half:]):
-                self._start(self._one_namespace(window, namespace, part, asked))
+                self._start(self._one_namespace(window, namespace, part, asked), asked, part)
 
     async def _one_rollout(self, window: Window, uid: str, namespace: str) -> Found:
         """A long window may be too much at once, where two halves are not."""
@@ -197,10 +198,18 @@ class Batches:
             )
         self._alone_until[namespace] = now + ALONE_SECONDS
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _start(self, work: Coroutine[None, None, None], asked: Asked, uids: Collection[str]) -> None:
+        task = asyncio.get_running_loop().create_task(self._guarded(work, asked, uids))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Coroutine[None, None, None], asked: Asked, uids: Collection[str]) -> None:
+        """A fault of ours must leave nobody waiting."""
+        try:
+            await work
+        except Exception as error:
+            logger.exception("metrics source %s: reading for %d rollouts failed", self._source.name, len(uids))
+            _settle_all(asked, uids, SourceError(f"metrics source {self._source.name}: {type(error).__name__}"))
 
 
 def _settle_each(asked: Asked, uids: Collection[str], found: Mapping[str, list[Series]]) -> None:
