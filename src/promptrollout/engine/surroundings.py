@@ -56,12 +56,16 @@ def watch_provider(draft: Draft) -> None:
 def watch_metrics(draft: Draft) -> None:
     """A canary that meets users while its metrics cannot be read: after a while somebody is told, and the spec says
     what happens. It is never rejected for it. A source that answers and has no samples (a quiet night) is no loss."""
-    s, clock, snapshot = draft.status, draft.clock, draft.status.snapshot
-    if s.stage not in WATCHED or snapshot is None or not snapshot.analyse or not draft.facts.evidence.lost:
+    s, clock, snapshot, lost = draft.status, draft.clock, draft.status.snapshot, draft.facts.evidence.lost
+    meets_users = s.stage in WATCHED and snapshot is not None and snapshot.analyse
+    waits = s.stage in ("Withdrawing", "Loading") and clock.metrics_lost_told  # taken back until they are there again
+    if not lost or not (meets_users or waits):
         if clock.metrics_lost_since is not None:
-            if clock.metrics_lost_told:
+            if clock.metrics_lost_told and not lost:
                 draft.record("MetricsRecovered", "the metrics source can be read again")
             draft.set_clock(metrics_lost_since=None, metrics_lost_told=False)
+        return
+    if snapshot is None or not meets_users:
         return
     if clock.metrics_lost_since is None:
         draft.set_clock(metrics_lost_since=draft.now)

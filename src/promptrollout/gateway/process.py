@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -45,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 ENDPOINT_LAG_SECONDS: Final = 2.0
 """After SIGTERM new connections still arrive for a while: the cluster's proxies learn late that the pod is ending."""
+
+_LOOK_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,8 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
 
 
 async def serve(gateway: Gateway, stop: asyncio.Event, source: asyncio.Task[None]) -> None:
-    """Both ports, until `stop` is set or `source` fails; then in order: unready, endpoint lag, requests under way."""
+    """Both ports, until `stop` is set or `source` fails; then in order: unready, endpoint lag, callers with idle
+    connections, requests under way."""
     settings = gateway.settings
     serving, admin = server_of(gateway.serving_app, settings.drain_seconds), server_of(gateway.admin_app, 1)
     ports = ((serving, settings.port), (admin, settings.admin_port))
@@ -195,13 +199,26 @@ async def serve(gateway: Gateway, stop: asyncio.Event, source: asyncio.Task[None
     gateway.draining = gateway.serving_app.draining = True
     if stopping.done():
         logger.info("stopping: %d requests under way", gateway.counters.in_flight)
-        await asyncio.sleep(settings.endpoint_lag_seconds)
+        await _let_callers_leave(serving, settings)
     stopping.cancel()
     for server, task in zip((serving, admin), tasks, strict=True):
         server.should_exit = True
         await task  # the admin port answers until the last request is over
     if source.done():
         source.result()
+
+
+async def _let_callers_leave(serving: uvicorn.Server, settings: Settings) -> None:
+    """Keep idle connections: a request may be on its way on one that a caller has pooled, and would be lost if it were
+    closed. Its answer says that the connection ends, so the next request goes elsewhere. Who does not ask is waited
+    for until half of the drain time is over: what comes late needs time, too."""
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    await asyncio.sleep(settings.endpoint_lag_seconds)
+    while serving.server_state.connections and clock() - began < settings.drain_seconds / 2:  # noqa: ASYNC110
+        await asyncio.sleep(_LOOK_SECONDS)
+    left = settings.endpoint_lag_seconds + settings.drain_seconds - (clock() - began)
+    serving.config.timeout_graceful_shutdown = max(1, math.ceil(left))
 
 
 def server_of(app: Any, graceful_seconds: int) -> uvicorn.Server:

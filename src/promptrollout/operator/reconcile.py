@@ -14,6 +14,7 @@ from promptrollout.api.delivery import DeliverySpec, VersionRef
 from promptrollout.api.names import OVERRIDE_ARM, OVERRIDES_NAME, short_digest
 from promptrollout.api.rollout import RolloutSpec, RolloutStatus
 from promptrollout.cluster import ApiException
+from promptrollout.engine.analysis import WATCHED
 from promptrollout.engine.draft import ACTIVE
 from promptrollout.engine.facts import Delivered, Desired, Facts, Plan
 from promptrollout.engine.plan import plan
@@ -282,7 +283,7 @@ class RolloutReconciler:
         for decision in result.decisions:
             self._metrics.decisions.labels(decision.reason).inc()
             logger.info("%s: %s: %s", key, decision.reason, decision.message)
-        lost = result.status.clock.metrics_lost_told
+        lost = result.status.clock.metrics_lost_told and result.status.stage in WATCHED
         self._metrics.set_rollout(key.namespace, key.name, result.status.phase, unwatched=lost)
         return item
 

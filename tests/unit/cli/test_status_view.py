@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from promptrollout import cluster
 from promptrollout.cli.main import main
 from promptrollout.cli.status_view import list_view, rollout_view, view_that_fits
+from promptrollout.engine.facts import PodFailure, Pods
 from tests.world import ERRORS, INTERVAL, SPEC, World, snapshot, started, version
 
 
@@ -60,6 +61,81 @@ def test_on_80_columns_nothing_is_lost_and_every_sentence_has_the_width_of_the_s
     assert lines[heads + 1].startswith("errors")
     assert lines[heads + 2].startswith("    ")
     assert cell_len(lines[heads + 2]) > 60
+
+
+def lost(choice: str) -> World:
+    world = started(snapshot({"weight": 10, "minDurationSeconds": 60}, {"weight": 50}, on_metrics_loss=choice))
+    world.tick(4)
+    world.metrics_available = False
+    return world.tick(23)
+
+
+def failing(*, again: bool = False) -> World:
+    """Gateway pods ended while users met the canary; `again`: and once more when it was tried alone."""
+    world = started().tick()
+    for _ in range(1 + again):
+        failure = PodFailure((world.now - 1, world.now), "gateway pod default-gateway-x ended (exit code 139)")
+        world.pods_state = Pods(failure, calm=False)
+        world.settle()
+        if again and not world.status.rejected:
+            world.pods_state = Pods(failure, calm=True, trial="app")
+            world.tick(2)
+    return world
+
+
+@pytest.mark.parametrize(
+    ("world", "sentences"),
+    [
+        (
+            lost("Hold"),
+            [
+                "at 50 %, held: metrics are not available: connection refused",
+                "no metrics for 600 s (connection refused): app-fb04dcb697 (fb04dcb697) stays at 50 %, unwatched",
+            ],
+        ),
+        (
+            lost("ReduceToFirstStep"),
+            [
+                "at 10 %, held: metrics are not available: connection refused",
+                "no metrics for 600 s (connection refused): back to 10 %",
+            ],
+        ),
+        (
+            lost("Withdraw"),
+            [
+                "at 0 %, held: metrics are not available: connection refused",
+                "no metrics for 600 s (connection refused): weight 0, not rejected; it starts over when they are back",
+            ],
+        ),
+        (
+            failing(),
+            [
+                "at 0 %, held: gateway pods failed while users met it: it is tried again alone, once all pods have "
+                "been ready for a while",
+                "gateway pod default-gateway-x ended (exit code 139), while app-fb04dcb697 (fb04dcb697) was at 10 %: "
+                "taken back, not rejected; it is tried again alone",
+            ],
+        ),
+        (
+            failing(again=True),
+            [
+                "app-fb04dcb697 (fb04dcb697) was rejected (PodsFailing); app-3bfc269594 (3bfc269594) serves; "
+                "retry it or change the prompt",
+                "while app-fb04dcb697 (fb04dcb697) was at 10 %; it was tried alone: rolled back",
+                "fb04dcb697 PodsFailing, attempt 1",
+            ],
+        ),
+    ],
+    ids=["metrics lost, held", "metrics lost, reduced", "metrics lost, withdrawn", "pods failing", "failing alone"],
+)
+def test_why_a_canary_was_taken_back_though_nothing_was_measured_is_said_on_80_columns(
+    world: World, sentences: list[str]
+) -> None:
+    lines = shown(world, 80)
+    text = " ".join(" ".join(lines).split())
+    assert [sentence for sentence in sentences if sentence not in text] == [], "\n".join(lines)
+    said = [condition.message for condition in world.status.conditions if condition.type == "Ready"]
+    assert sentences[0] in said[0]
 
 
 def test_on_a_low_screen_that_is_watched_the_rows_go_before_their_sentences() -> None:

@@ -143,6 +143,7 @@ def test_a_long_loss_of_metrics_does_what_the_spec_asks_for(choice: str, weights
     assert (decision.type, "connection refused" in decision.message) == ("Warning", True)
     world.tick(30)
     assert world.events.count("MetricsLost") == 1
+    assert "MetricsRecovered" not in world.events, "they are still away, whatever became of the canary"
     world.metrics_available = True
     finished(world)
     assert world.status.stable == V2
@@ -159,6 +160,19 @@ def test_a_step_of_the_clock_skips_nothing_and_loses_nothing(seconds: int) -> No
     world.now -= seconds
     finished(world)
     assert (world.status.stable, world.status.rejected) == (V2, [])
+
+
+def test_metrics_that_come_back_after_the_canary_has_gone_are_no_news() -> None:
+    world = started(snapshot(on_metrics_loss="Withdraw"))
+    world.metrics_available = False
+    world.tick(23)
+    assert world.status.clock.metrics_lost_told
+    world.desired = V1
+    world.tick(2)
+    assert (world.status.stage, world.status.clock.metrics_lost_told) == ("Idle", False)
+    world.metrics_available = True
+    world.tick(2)
+    assert "MetricsRecovered" not in world.events
 
 
 def test_a_quiet_night_is_no_loss_of_metrics() -> None:

@@ -57,7 +57,7 @@ def test_it_is_tried_again_alone_when_pods_are_calm_and_goes_on_when_they_hold_o
     calm(world, trial="another")
     world.tick(3)
     assert world.weights[-1] == (0, None)
-    assert "after another" in world.status.message
+    assert "after rollout another" in world.status.message
     calm(world)
     assert world.weights[-2:] == [(0, V2.digest), (10, V2.digest)]
     assert world.status.clock.suspected_at is not None

@@ -52,6 +52,7 @@ class Pod:
             "POD_NAMESPACE": "ns",
             "POD_NAME": self.address,
             "PROMPTROLLOUT_STATE_DIR": str(self.state),
+            "PROMPTROLLOUT_DRAIN_SECONDS": "5",  # callers keep idle connections, for which a pod waits half of it
             ENV_BIND_ADDRESS: self.address,
             ENV_ALLOWED_NETWORKS: "127.0.0.0/8",
         }
