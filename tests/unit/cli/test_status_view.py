@@ -74,7 +74,8 @@ def failing(*, again: bool = False) -> World:
     """Gateway pods ended while users met the canary; `again`: and once more when it was tried alone."""
     world = started().tick()
     for _ in range(1 + again):
-        failure = PodFailure((world.now - 1, world.now), "gateway pod default-gateway-x ended (exit code 139)")
+        text = "gateway pod default-gateway-x ended (exit code 139)"
+        failure = PodFailure((world.now - 1, world.now), text, ended_at=world.now)
         world.pods_state = Pods(failure, calm=False)
         world.settle()
         if again and not world.status.rejected:
