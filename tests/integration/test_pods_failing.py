@@ -27,7 +27,7 @@ def story(operator: Sandbox, kubectl: Kubectl) -> Story:
 
 @contextlib.contextmanager
 def deadly(story: Story, digest: str) -> Iterator[list[float]]:
-    """Every pod that has a version of this digest in service is killed; when that happened."""
+    """Every pod whose users meet a version of this digest is killed; when that happened."""
     stop, kills = threading.Event(), list[float]()
 
     def kill() -> None:
@@ -36,7 +36,7 @@ def deadly(story: Story, digest: str) -> Iterator[list[float]]:
                 with contextlib.suppress(httpx.HTTPError, SandboxError, ProcessLookupError, KeyError):
                     url = f"http://{pod['status']['podIP']}:9090/rollouts"
                     served = httpx.get(url, timeout=1).json()["rollouts"]
-                    if any(r.get("canary") == digest for r in served):
+                    if any(r.get("canary") == digest and r["weight"] > 0 for r in served):
                         os.kill(story.sandbox.pid(story.namespace, pod["metadata"]["name"]), signal.SIGKILL)
                         kills.append(time.monotonic())
 

@@ -282,6 +282,8 @@ class Clock(Model):
     """Pods of the gateway failed while users met the canary; since then it waits to be tried alone, or is on trial."""
     trial_at: Seconds | None = None
     """Since when it has been tried alone."""
+    suspected_weight: Annotated[int, Field(ge=0, le=100)] = 0
+    """The weight at which pods failed: it is under suspicion until they have held out at that one."""
     ticked_at: Seconds | None = None
     """Until when durations that do not rest on intervals (pauses, `mode: None`) have been counted."""
 

@@ -144,7 +144,7 @@ class Draft:
     def rest(self, weight: int) -> None:
         """One version is left, and what serves it was confirmed before: its other arm may be removed at leisure."""
         self.enter("Idle", weight)
-        self.set_clock(acknowledged_at=self.now)
+        self.set_clock(acknowledged_at=self.now, suspected_at=None, trial_at=None, suspected_weight=0)
         self.each_row(lambda row: row.model_copy(update={"checkpoint": None}))
 
     def each_row(self, change: Callable[[ObjectiveStatus], ObjectiveStatus]) -> None:

@@ -37,13 +37,13 @@ def gather_holds(draft: Draft) -> None:
 
 def _suspicion(draft: Draft) -> str:
     """What waits because pods of the gateway failed: a suspect for its turn, the others for the suspects."""
-    clock, trial = draft.clock, draft.facts.pods.trial
+    trial = draft.facts.pods.trial
     if draft.is_kept_away:
         turn = (
             "once all pods have been ready for a while" if trial in ("", draft.facts.name) else f"after rollout {trial}"
         )
         return f"gateway pods failed while users met it: it is tried again alone, {turn}"
-    if clock.suspected_at is None and trial:
+    if trial not in ("", draft.facts.name):
         return f"gateway pods failed: rollout {trial} is tried again alone first"
     return ""
 

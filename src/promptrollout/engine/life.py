@@ -38,6 +38,7 @@ def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool
         evaluated_until=None,
         active_seconds=0,
         suspected_at=None,
+        suspected_weight=0,
         trial_at=None,
     )
     draft.enter("Loading", 0)
@@ -140,7 +141,6 @@ def settle(draft: Draft) -> None:
     if why in STARTS_OVER and not draft.is_rejected(canary):
         reload(draft)
         return
-    draft.set_clock(suspected_at=None, trial_at=None)
     took = draft.now - (draft.clock.stage_since or draft.now)
     draft.set(canary=None)
     draft.rest(0)

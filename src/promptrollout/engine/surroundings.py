@@ -2,6 +2,7 @@
 
 from promptrollout.engine.analysis import WATCHED
 from promptrollout.engine.draft import ACTIVE, Draft
+from promptrollout.engine.facts import PodFailure
 from promptrollout.engine.life import enter_step, named, withdraw
 
 UNREACHABLE_SECONDS = 900
@@ -107,38 +108,47 @@ def note_skipped(draft: Draft) -> None:
 def watch_pods(draft: Draft) -> None:
     """Pods that end or hang one after the other soon after users met the canary: it is taken back, whatever the metrics
     say, as pods that are gone export none. It may be innocent: it is not rejected, and is tried again alone. One that
-    ends pods alone, or that a pod was at work for when it ended, is rejected. A way back to what was served before is
-    never taken back for it."""
+    ends pods alone, or that a pod was at work for when it ended, is rejected; before it meets users only the latter is
+    reason enough. A way back to what was served before is never taken back for it."""
     take_turn(draft)
     s, clock, failure = draft.status, draft.clock, draft.facts.pods.failure
-    begun = clock.exposed_at or clock.trial_at or clock.stage_since
+    if failure is None or not draft.can_go_back or s.direct:
+        return
     if draft.is_kept_away and clock.suspected_at is not None:
         begun = clock.suspected_at - SUSPECT_SECONDS  # what a pod was at work for is known when it is back
-    if failure is None or begun is None or not draft.can_go_back or s.direct:
-        return
+    else:
+        begun = clock.exposed_at or clock.trial_at or clock.stage_since or draft.now
     named_it = failure.named_at is not None and failure.named_at >= begun
-    if draft.is_kept_away and not named_it:
+    if not named_it and (draft.is_kept_away or not is_suspect(draft, failure, begun)):
         return
-    latest = failure.times[-1]
-    count = sum(begun <= at and latest - at < SUSPECT_SECONDS for at in failure.times)
-    alone = clock.suspected_at is not None and failure.ended_at is not None and failure.ended_at >= begun
-    proven = alone or named_it
-    if not proven and (count < FAILURES or not is_suspect(draft, latest)):
-        return
-    what = f"{failure.message}, while {named(s.canary or s.stable)} was at {s.weight} %"
-    if proven:
+    weight, what = s.weight, f"{failure.message}, while {named(s.canary or s.stable)} was at {s.weight} %"
+    if named_it or (weight > 0 and was_alone(draft, failure, begun)):
         why = "it was at work for that version" if named_it else "it was tried alone"
         withdraw(draft, "PodsFailing", f"{what}; {why}: rolled back", reject=True)
-    else:
-        withdraw(draft, "PodsFailing", f"{what}: taken back, not rejected; it is tried again alone", reject=False)
-        draft.set_clock(suspected_at=draft.now)
+        return
+    again = NEXT_TURN_SECONDS if clock.trial_at is not None and weight == 0 else 0
+    withdraw(draft, "PodsFailing", f"{what}: taken back, not rejected; it is tried again alone", reject=False)
+    draft.set_clock(suspected_at=draft.now + again, suspected_weight=max(weight, clock.suspected_weight))
 
 
-def is_suspect(draft: Draft, at: int) -> bool:
-    """Its weight was raised shortly before; or no other canary's of the gateway was either."""
+def is_suspect(draft: Draft, failure: PodFailure, begun: int) -> bool:
+    """Pods failed more often than by accident since then, shortly after its weight was raised; or no other canary's of
+    the gateway was either. On trial one failure is enough."""
+    latest = failure.times[-1]
+    count = sum(begun <= at and latest - at < SUSPECT_SECONDS for at in failure.times)
+    if count < (FAILURES if draft.clock.suspected_at is None else 1):
+        return False
     raised, others = draft.clock.stage_since, draft.facts.pods.raised_at
-    recent = raised is not None and at - raised <= SUSPECT_SECONDS
-    return recent or others is None or at - others > SUSPECT_SECONDS
+    recent = raised is not None and latest - raised <= SUSPECT_SECONDS
+    return recent or others is None or latest - others > SUSPECT_SECONDS
+
+
+def was_alone(draft: Draft, failure: PodFailure, begun: int) -> bool:
+    """It is on trial, a pod ended, and no other canary of the gateway met more users since its own did."""
+    clock, raised_at = draft.clock, draft.facts.pods.raised_at
+    ended = failure.ended_at is not None and failure.ended_at >= begun
+    last = raised_at is None or clock.stage_since is None or raised_at <= clock.stage_since
+    return clock.suspected_at is not None and clock.trial_at is not None and ended and last
 
 
 def take_turn(draft: Draft) -> None:
@@ -150,7 +160,9 @@ def take_turn(draft: Draft) -> None:
         its_turn = pods.calm and pods.trial == draft.facts.name and draft.now >= clock.suspected_at
         if s.stage == "Loading" and its_turn:
             draft.set_clock(trial_at=draft.now, stage_since=draft.now, acknowledged_at=None)
-    elif clock.exposed_at is not None and draft.now - clock.exposed_at >= TRIAL_SECONDS:
-        draft.set_clock(suspected_at=None, trial_at=None)
-    elif clock.exposed_at is None and draft.now - clock.trial_at >= TURN_SECONDS:
+    elif clock.exposed_at is not None:
+        held_out = draft.now - (clock.stage_since or draft.now) >= TRIAL_SECONDS
+        if held_out and s.weight >= clock.suspected_weight:
+            draft.set_clock(suspected_at=None, trial_at=None, suspected_weight=0)
+    elif draft.now - clock.trial_at >= TURN_SECONDS:
         draft.set_clock(suspected_at=draft.now + NEXT_TURN_SECONDS, trial_at=None, acknowledged_at=None)

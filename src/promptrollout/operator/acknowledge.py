@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -149,14 +149,10 @@ class Acknowledger:
         place = self._gateways.get((namespace, gateway))
         return place.reported if place else None
 
-    def at_work_for(self, namespace: str, gateway: str, rollout_uid: str, canary: str) -> set[str]:
-        """Pods whose process before died while it was at work for this canary's digest."""
+    def died_in(self, namespace: str, gateway: str) -> Mapping[str, Collection[DiedIn]]:
+        """By pod: what its process before was at work for when it died."""
         place = self._gateways.get((namespace, gateway))
-        return {
-            pod
-            for pod, found in (place.died_in.items() if place else ())
-            if any((each.rollout_uid, each.digest, each.variant) == (rollout_uid, canary, "canary") for each in found)
-        }
+        return place.died_in if place else {}
 
     def forget(self, namespace: str, rollout: str) -> None:
         for (space, _), place in self._gateways.items():

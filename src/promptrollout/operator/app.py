@@ -221,15 +221,11 @@ class Operator:
         """Lists at long intervals find what a watch never told; after an outage they come at once."""
         pause, failing = RELIST_SECONDS, False
         while True:
-            try:
-                async with asyncio.timeout(WATCHLESS_SECONDS if self._watches_down() else pause):
-                    await self._trouble.wait()
+            if await self._trouble_within(pause):
                 if pause >= RELIST_SECONDS:
                     pause = RELIST_RETRY_SECONDS[0]
                 failing = True
                 await asyncio.sleep(pause)
-            except TimeoutError:
-                pass
             self._trouble.clear()
             try:
                 await self._list_all()
@@ -244,6 +240,19 @@ class Operator:
                 # not all of their objects are watched
                 self._queue.add(Key("PromptGateway", gateway["metadata"]["namespace"], gateway["metadata"]["name"]))
             pause, failing = RELIST_SECONDS, False
+
+    async def _trouble_within(self, seconds: float) -> bool:
+        """False after so long without trouble, or soon while a watch is down."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            try:
+                async with asyncio.timeout(min(left, WATCHLESS_SECONDS)):
+                    await self._trouble.wait()
+                return True
+            except TimeoutError:
+                if self._watches_down():
+                    return False
+        return False
 
     # ------------------------------------------------------------ working
 

@@ -61,8 +61,12 @@ def affected(key: Key, before: Object | None, after: Object | None, store: Store
 
 
 def rollouts_of(namespace: str, gateway: str, store: Store) -> set[Key]:
-    """The rollouts whose spec names this gateway."""
-    return {each for each, spec in _rollouts(store, namespace) if spec.get("gatewayRef", {}).get("name") == gateway}
+    """The rollouts whose spec names this gateway, or which it still serves."""
+    found = {each for each, spec in _rollouts(store, namespace) if spec.get("gatewayRef", {}).get("name") == gateway}
+    for delivery in store.in_namespace("PromptDelivery", namespace):
+        if (delivery["metadata"].get("labels") or {}).get(LABEL_GATEWAY) == gateway:
+            found.add(Key("PromptRollout", namespace, delivery["metadata"]["name"]))
+    return found
 
 
 def _rollouts(store: Store, namespace: str) -> Iterator[tuple[Key, Object]]:

@@ -1,21 +1,23 @@
-"""Gateway pods that end or hang, by the kubelet's word in their status; and whose turn it is to be tried alone."""
+"""Gateway pods that end or hang, by the kubelet's word in their status."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from promptrollout.api.rollout import Clock, RolloutStatus
-from promptrollout.engine.facts import PodFailure, Pods
+from promptrollout.api.delivery import DiedIn
+from promptrollout.engine.facts import PodFailure
+from promptrollout.engine.surroundings import SUSPECT_SECONDS
 from promptrollout.operator.pods import is_ready
-from promptrollout.operator.store import Store
 
 Object = dict[str, Any]
 
 CALM_SECONDS = 30.0
 """Nothing is tried again before all pods have been ready for so long."""
+CONTAINER = "gateway"
+"""What ends a sidecar is no prompt."""
 SIGKILLED = 137
 OF_THE_NODE = ("Unknown", "ContainerStatusUnknown", "NodeLost", "Evicted")
 """Why a container is gone with its node; no prompt does that."""
@@ -33,12 +35,13 @@ class Failure:
     before: float | None = None
     """When it had failed before that, if that is known."""
     ended: bool = True
-    ordered: bool = False
-    """Killed from outside: what it was at work for then is no reason."""
+    by_itself: bool = True
+    """Not killed from outside, nor for its memory, which many requests have filled: what it was at work for then says
+    why."""
 
 
 def failure_of(pod: Object) -> Failure | None:
-    """When the pod's container last ended by itself, or stopped answering its probes; None: it did neither.
+    """When the gateway's container last ended, or stopped answering its probes; None: it did neither.
 
     That the Ready condition alone is false, or that the pod is disrupted, is the node's doing.
     """
@@ -46,9 +49,11 @@ def failure_of(pod: Object) -> Failure | None:
     conditions = {c["type"]: c for c in status.get("conditions") or []}
     if metadata.get("deletionTimestamp") or (conditions.get("DisruptionTarget") or {}).get("status") == "True":
         return None
-    name, node = metadata["name"], (pod.get("spec") or {}).get("nodeName", "")
+    name, node = metadata["name"], _node(pod)
     found: list[Failure] = []
     for container in status.get("containerStatuses") or []:
+        if container.get("name") != CONTAINER:
+            continue
         states = (container.get("lastState") or {}, container.get("state") or {})
         ends = [state["terminated"] for state in states if "terminated" in state]
         # a run that is not the first one began when the one before had ended
@@ -57,114 +62,91 @@ def failure_of(pod: Object) -> Failure | None:
             if ended.get("reason") in OF_THE_NODE or not ended.get("finishedAt"):
                 continue
             before = None if first or not ended.get("startedAt") else _seconds(ended["startedAt"])
-            how = "out of memory" if ended.get("reason") == "OOMKilled" else f"exit code {ended.get('exitCode')}"
-            killed = ended.get("exitCode") == SIGKILLED and ended.get("reason") != "OOMKilled"
-            found.append(Failure(_seconds(ended["finishedAt"]), name, node, f"ended ({how})", before, ordered=killed))
+            of_memory = ended.get("reason") == "OOMKilled"
+            how = "out of memory" if of_memory else f"exit code {ended.get('exitCode')}"
+            by_itself = not of_memory and ended.get("exitCode") != SIGKILLED
+            at = _seconds(ended["finishedAt"])
+            found.append(Failure(at, name, node, f"ended ({how})", before, by_itself=by_itself))
         if (since := _hangs_since(container, conditions)) is not None:
-            found.append(Failure(since, name, node, "answers no probes", ended=False))
+            found.append(Failure(since, name, node, "answers no probes", ended=False, by_itself=False))
     return max(found, key=lambda failure: failure.at, default=None)
 
 
 def _hangs_since(container: Object, conditions: dict[str, Object]) -> float | None:
     """Since when a container that runs, and was ready, is not ready any more."""
-    running, ready = (container.get("state") or {}).get("running"), conditions.get("ContainersReady") or {}
-    if container.get("ready") or not running or ready.get("status") != "False" or not ready.get("lastTransitionTime"):
+    running, ready = (container.get("state") or {}).get("running") or {}, conditions.get("ContainersReady") or {}
+    since, started = ready.get("lastTransitionTime"), running.get("startedAt")
+    if container.get("ready") or ready.get("status") != "False" or not since or not started:
         return None
-    since = _seconds(ready["lastTransitionTime"])
     # a container that has just started was never ready
-    return since if since > _seconds(running["startedAt"]) else None
+    return _seconds(since) if _seconds(since) > _seconds(started) else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Canary:
-    """What the others of the gateway have to know of a rollout's canary."""
+def latest_failure(
+    pods: Sequence[Object], died_in: Mapping[str, Collection[DiedIn]], canary: tuple[str, str], offset: float
+) -> PodFailure | None:
+    """What a canary may be to blame for. `canary`: uid of its rollout and its digest; `died_in`: what pods were at work
+    for when they died, by pod; `offset`: of the metrics source's clock, in seconds.
 
-    suspected_at: int | None
-    on_trial: bool
-    raised_at: int | None
-
-
-class Canaries:
-    """Canaries that meet users, or are kept from them, by gateway. The first knowledge is what their statuses say."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._known: dict[tuple[str, str], dict[str, _Canary]] | None = None
-
-    def note(self, namespace: str, gateway: str, rollout: str, status: RolloutStatus | None) -> None:
-        """`status` None: it is gone."""
-        for (space, _), names in self._all().items():
-            if space == namespace:
-                names.pop(rollout, None)
-        if status is not None and (canary := _canary(status)) is not None:
-            self._all().setdefault((namespace, gateway), {})[rollout] = canary
-
-    def trial(self, namespace: str, gateway: str, now: int) -> str:
-        """Whose turn it is: who is on trial, else who has waited longest. Empty: nobody is to be tried now."""
-        names = self._all().get((namespace, gateway)) or {}
-        waiting = [
-            (not canary.on_trial, canary.suspected_at, name)
-            for name, canary in names.items()
-            if canary.suspected_at is not None and (canary.on_trial or canary.suspected_at <= now)
-        ]
-        return min(waiting)[2] if waiting else ""
-
-    def raised_at(self, namespace: str, gateway: str) -> int | None:
-        """When one of them last met its first, or more, users."""
-        names = self._all().get((namespace, gateway)) or {}
-        return max((each.raised_at for each in names.values() if each.raised_at is not None), default=None)
-
-    def _all(self) -> dict[tuple[str, str], dict[str, _Canary]]:
-        if self._known is None:
-            self._known = {}
-            for item in self._store.all("PromptRollout"):
-                status = RolloutStatus(
-                    stage=(item.get("status") or {}).get("stage"),
-                    clock=Clock.model_validate((item.get("status") or {}).get("clock") or {}),
-                )
-                if (canary := _canary(status)) is not None:
-                    metadata, gateway = item["metadata"], item["spec"]["gatewayRef"]["name"]
-                    self._known.setdefault((metadata["namespace"], gateway), {})[metadata["name"]] = canary
-        return self._known
-
-
-def _canary(status: RolloutStatus) -> _Canary | None:
-    clock = status.clock
-    raised = clock.stage_since if status.stage in ("Stepping", "Promoting") else None
-    if clock.suspected_at is None and raised is None:
+    Where pods on other nodes hold out, what fails on one node alone is that node's fault. A pod that was at work for
+    something else clears the canary of that failure, and one that was at work for it accuses it wherever it runs.
+    """
+    alive = [pod for pod in pods if lives(pod)]
+    failed = [failure for failure in map(failure_of, alive) if failure is not None]
+    newest = max((failure.at for failure in failed), default=0.0)
+    recent = [failure for failure in failed if newest - failure.at < SUSPECT_SECONDS]
+    nodes = {_node(pod) for pod in alive}
+    of_a_node = len(nodes) > 1 and len({failure.node for failure in recent}) == 1
+    accusing, blamed = [], []
+    for failure in recent:
+        work = _work(failure, died_in.get(failure.pod, ()))
+        if canary in work:
+            accusing.append(failure)
+        if canary in work or not (work or of_a_node):
+            blamed.append(failure)
+    if not blamed:
         return None
-    return _Canary(clock.suspected_at, clock.trial_at is not None, raised)
+    last = max(blamed, key=lambda failure: failure.at)
+
+    def told(failures: Collection[Failure]) -> int | None:
+        return max((int(failure.at + offset) for failure in failures), default=None)
+
+    times = sorted(at for each in blamed for at in (each.at, each.before) if at is not None)
+    return PodFailure(
+        tuple(int(at + offset) for at in times),
+        f"gateway pod {last.pod} {last.what}",
+        ended_at=told([each for each in blamed if each.ended]),
+        named_at=told(accusing),
+    )
 
 
-def of_gateway(
-    pods: Collection[Object],
-    canaries: Canaries,
-    place: tuple[str, str],
-    wall: float,
-    source: float,
-    at_work: Collection[str] = (),
-) -> Pods:
-    """What a rollout has to know of its gateway's pods. `wall`, `source`: the time, and that of the metrics source;
-    `at_work`: names of the pods that died while they were at work for its canary."""
-    failed = [failure for failure in map(failure_of, pods) if failure is not None]
-    nodes = {(pod.get("spec") or {}).get("nodeName", "") for pod in pods}
-    # where others hold out, what fails on one node alone is that node's fault
-    blamed = [] if len(nodes) > 1 and len({failure.node for failure in failed}) == 1 else failed
-    latest = max(blamed, key=lambda failure: failure.at, default=None)
-    failure = None
-    if latest is not None:
-        times = sorted(at for each in blamed for at in (each.at, each.before) if at is not None)
-        message = f"gateway pod {latest.pod} {latest.what}"
-        named = [int(each.at + source - wall) for each in failed if each.pod in at_work and not each.ordered]
-        ended = [int(each.at + source - wall) for each in blamed if each.ended]
-        failure = PodFailure(
-            tuple(int(at + source - wall) for at in times),
-            message,
-            max(ended, default=None),
-            max(named, default=None),
-        )
-    calm = all(is_ready(pod) for pod in pods) and all(wall - each.at >= CALM_SECONDS for each in failed)
-    return Pods(failure, calm, canaries.trial(*place, int(source)), canaries.raised_at(*place))
+def calm(pods: Sequence[Object], wall: float) -> bool:
+    """All are ready, and none has failed for a while. `wall`: the time."""
+    alive = [pod for pod in pods if lives(pod)]
+    failed = [failure for failure in map(failure_of, alive) if failure is not None]
+    return all(is_ready(pod) for pod in alive) and all(wall - each.at >= CALM_SECONDS for each in failed)
+
+
+def lives(pod: Object) -> bool:
+    """It runs on a node, or is about to. What is evicted or done stays for a while, and what fits on no node serves
+    nobody."""
+    ended = (pod.get("status") or {}).get("phase") in ("Failed", "Succeeded")
+    return bool(_node(pod)) and not ended and not pod["metadata"].get("deletionTimestamp")
+
+
+def _work(failure: Failure, died_in: Collection[DiedIn]) -> set[tuple[str, str]]:
+    """Rollout uid and digest of what the pod was at work for; what it said before this failure is of an earlier one."""
+    if not failure.by_itself:
+        return set()
+    return {
+        (each.rollout_uid, each.digest if each.variant == "canary" else "")
+        for each in died_in
+        if _seconds(each.at) >= int(failure.at)
+    }
+
+
+def _node(pod: Object) -> str:
+    return str((pod.get("spec") or {}).get("nodeName") or "")
 
 
 def _seconds(text: str) -> float:

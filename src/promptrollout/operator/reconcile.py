@@ -16,11 +16,12 @@ from promptrollout.api.rollout import RolloutSpec, RolloutStatus
 from promptrollout.cluster import ApiException
 from promptrollout.engine.analysis import WATCHED
 from promptrollout.engine.draft import ACTIVE
-from promptrollout.engine.facts import Delivered, Desired, Facts, Plan
+from promptrollout.engine.facts import Delivered, Desired, Facts, Plan, Pods
 from promptrollout.engine.plan import plan
 from promptrollout.operator import copies
 from promptrollout.operator.acknowledge import Acknowledger
 from promptrollout.operator.analyses import Analyses
+from promptrollout.operator.canaries import Canaries
 from promptrollout.operator.cluster_api import Api, Stale
 from promptrollout.operator.confirmations import Acknowledgement
 from promptrollout.operator.delivery import CannotCompile, gateway_held, read
@@ -29,7 +30,7 @@ from promptrollout.operator.delivery_writer import DeliveryWriter
 from promptrollout.operator.events import Outbox, recent
 from promptrollout.operator.metrics import Metrics
 from promptrollout.operator.owned_copies import OwnedCopies
-from promptrollout.operator.pod_failures import Canaries, of_gateway
+from promptrollout.operator.pod_failures import calm, latest_failure
 from promptrollout.operator.pods import own_pods
 from promptrollout.operator.question import Measured, Question
 from promptrollout.operator.queue import Key, WorkQueue
@@ -195,7 +196,7 @@ class RolloutReconciler:
         metadata = item["metadata"]
         # while what was promoted bakes, pods serve it as the canary still
         served = status.canary or (status.stable if status.stage == "Baking" else None)
-        canary = served.digest if served is not None else ""
+        now = self._analyses.now(resolved.metrics_source)
         evidence = self._analyses.evidence(key, status.clock.evaluated_until, resolved.metrics_source)
         return Facts(
             name=key.name,
@@ -207,16 +208,19 @@ class RolloutReconciler:
             delivered=self._delivered(key, delivery, read(delivery)),
             promoted=copies.promoted(copies.owned(self._store, key.namespace, key.name)),
             evidence=evidence,
-            pods=of_gateway(
-                own_pods(self._store, key.namespace, gateway),
-                self._canaries,
-                (key.namespace, gateway),
-                time.time(),
-                self._analyses.now(resolved.metrics_source),
-                self._acknowledger.at_work_for(key.namespace, gateway, metadata["uid"], canary),
-            ),
+            pods=self._pods(key, gateway, (metadata["uid"], served.digest if served is not None else ""), now),
             command=parse_command(metadata.get("annotations") or {}),
             note="; ".join(filter(None, (self._note(key, record, spec, held), resolved.note))),
+        )
+
+    def _pods(self, key: Key, gateway: str, canary: tuple[str, str], now: float) -> Pods:
+        place, wall = (key.namespace, gateway), time.time()
+        pods = own_pods(self._store, *place)
+        return Pods(
+            failure=latest_failure(pods, self._acknowledger.died_in(*place), canary, now - wall),
+            calm=calm(pods, wall),
+            trial=self._canaries.trial(*place, int(now)),
+            raised_at=self._canaries.raised_at(*place),
         )
 
     def _gateway_held(self, key: Key, spec: RolloutSpec, status: RolloutStatus, delivery: Object | None) -> str:

@@ -61,11 +61,20 @@ def test_it_is_tried_again_alone_when_pods_are_calm_and_goes_on_when_they_hold_o
     calm(world)
     assert world.weights[-2:] == [(0, V2.digest), (10, V2.digest)]
     assert world.status.clock.suspected_at is not None
-    world.tick(TRIAL_SECONDS // INTERVAL + 1)
-    assert (world.status.clock.suspected_at, world.status.clock.trial_at) == (None, None)
     world.pods_state = Pods(world.pods_state.failure)
-    world.tick(10)
-    assert world.status.stable == V2
+    world.tick(20)
+    assert (world.status.stable, world.events.count("PodsFailing")) == (V2, 1)
+
+
+def test_it_is_cleared_when_pods_have_held_out_at_the_weight_that_was_too_much() -> None:
+    world = started(LONG)
+    world.tick()
+    fail(world)
+    calm(world)
+    world.tick(TRIAL_SECONDS // INTERVAL - 1)
+    assert world.status.clock.suspected_at is not None
+    world.tick(2)
+    assert (world.status.clock.suspected_at, world.status.clock.trial_at) == (None, None)
 
 
 def test_one_that_fails_alone_is_rejected() -> None:
@@ -102,7 +111,8 @@ def test_what_a_pod_was_at_work_for_may_be_known_later() -> None:
     assert [r.digest for r in world.status.rejected] == [V2.digest]
 
 
-def test_pods_that_fail_while_they_load_it_alone_reject_it() -> None:
+def test_pods_that_fail_while_they_load_it_unload_it_and_reject_nothing() -> None:
+    """No user met it: it may be stable that ends them."""
     world = started()
     world.tick()
     fail(world)
@@ -111,7 +121,47 @@ def test_pods_that_fail_while_they_load_it_alone_reject_it() -> None:
     assert (world.status.stage, world.weights[-1]) == ("Loading", (0, V2.digest))
     world.now += 5
     fail(world)
+    world.deaf = set()
+    world.settle()
+    assert (world.status.rejected, world.intent and world.intent.canary) == ([], None)
+    began = world.status.clock.suspected_at
+    assert began is not None
+    assert began > world.now + SUSPECT_SECONDS, "not at once again"
+
+
+def test_one_that_a_pod_was_loading_when_it_ended_is_rejected() -> None:
+    world = started(deaf={"pod-a", "pod-b"})
+    assert world.at == ("Loading", 0)
+    world.now += 1
+    fail(world, times=1, named=True)
     assert [r.digest for r in world.status.rejected] == [V2.digest]
+
+
+def test_one_that_ends_pods_only_at_a_higher_weight_is_under_suspicion_up_to_there() -> None:
+    world = started(snapshot({"weight": 5, "minDurationSeconds": 60}, {"weight": 50, "minDurationSeconds": 60}))
+    while world.at != ("Stepping", 50):
+        world.tick()
+    fail(world)
+    calm(world)
+    assert world.at == ("Stepping", 5)
+    while world.at != ("Stepping", 50):
+        world.tick()
+    assert world.status.clock.suspected_at is not None
+    world.now += 1
+    fail(world, times=1)
+    assert [r.reason for r in world.status.rejected] == ["PodsFailing"]
+
+
+def test_on_trial_it_is_not_to_blame_for_what_follows_anothers_raise() -> None:
+    world = started()
+    world.tick()
+    fail(world)
+    calm(world)
+    world.tick()
+    world.pods_state = Pods(raised_at=world.now)
+    fail(world)
+    assert world.status.rejected == []
+    assert world.events.count("PodsFailing") == 2
 
 
 def test_failures_before_the_exposure_say_nothing() -> None:
@@ -222,6 +272,19 @@ def test_pods_that_only_answer_no_probes_reject_nothing() -> None:
     fail(world, ended=False)
     assert (world.status.rejected, world.status.clock.trial_at) == ([], None)
     assert world.events.count("PodsFailing") == 2
+
+
+def test_a_revert_in_git_is_never_taken_back_either() -> None:
+    world = started()
+    while world.status.stage != "Idle" or world.status.stable != V2:
+        world.tick()
+    world.deaf = set(world.pods)
+    world.desired = V1
+    world.settle()
+    world.now += 1
+    fail(world)
+    assert (world.status.stage, world.weights[-1]) == ("Loading", (0, V1.digest))
+    assert "PodsFailing" not in world.events
 
 
 def test_a_way_back_is_never_taken_back() -> None:

@@ -313,11 +313,11 @@ async def test_what_a_pod_died_for_is_told_to_the_rollouts(a_pod: Pod) -> None:
     digest = "sha256:" + "c" * 64
     a_pod.died_in = [{"rolloutUID": "uid", "digest": digest, "variant": "canary", "at": "2026-11-30T10:00:00Z"}]
     async with Asked() as asked:
-        await until(lambda: asked.asker.at_work_for("ns", "default", "uid", digest) == {"a"})
+        await until(lambda: asked.asker.died_in("ns", "default"))
         assert asked.changed == [Key("PromptRollout", "ns", "app")]
-        assert asked.asker.at_work_for("ns", "default", "uid", "sha256:" + "d" * 64) == set()
-        assert asked.asker.at_work_for("ns", "default", "another", digest) == set()
-        assert asked.asker.at_work_for("ns", "elsewhere", "uid", digest) == set()
+        (died,) = asked.asker.died_in("ns", "default")["a"]
+        assert (died.rollout_uid, died.digest, died.variant) == ("uid", digest, "canary")
+        assert asked.asker.died_in("ns", "elsewhere") == {}
 
 
 async def test_nothing_of_a_gateway_that_is_gone_is_said_of_one_made_anew(

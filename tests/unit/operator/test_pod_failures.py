@@ -4,11 +4,9 @@ from typing import Any
 
 import pytest
 
-from promptrollout.api.rollout import Clock, RolloutStatus
-from promptrollout.engine.facts import Pods
-from promptrollout.operator.pod_failures import CALM_SECONDS, Canaries, failure_of, of_gateway
-from promptrollout.operator.store import Store
-from tests.unit.operator.world import an_object
+from promptrollout.api.delivery import DiedIn
+from promptrollout.engine.facts import PodFailure
+from promptrollout.operator.pod_failures import CALM_SECONDS, calm, failure_of, latest_failure
 
 STARTED, ENDED, NOW = "2026-11-30T10:00:00Z", "2026-11-30T10:20:00Z", "2026-11-30T10:20:02Z"
 AT = 1796034000.0
@@ -99,70 +97,89 @@ def test_a_pod_that_is_evicted_or_deleted_ends_by_order() -> None:
 
 
 FAILED = {"restartCount": 1, "lastState": ended()}
+CANARY = ("uid", "sha256:" + "c" * 64)
 
 
-def canaries(*items: dict[str, Any]) -> Canaries:
-    store = Store()
-    for item in items:
-        store.put("PromptRollout", item)
-    return Canaries(store)
+def seen(
+    *pods: dict[str, Any], offset: float = 0.0, died_in: dict[str, list[DiedIn]] | None = None
+) -> PodFailure | None:
+    return latest_failure(pods, died_in or {}, CANARY, offset)
 
 
-def seen(*pods: dict[str, Any], wall: float = AT, source: float = AT) -> Pods:
-    return of_gateway(pods, canaries(), ("ns", "default"), wall, source)
+def at_work(digest: str = CANARY[1], variant: str = "canary", at: str = NOW) -> list[DiedIn]:
+    return [DiedIn.model_validate({"rolloutUID": "uid", "digest": digest, "variant": variant, "at": at})]
 
 
 def test_what_fails_on_one_node_of_several_is_the_nodes_fault() -> None:
     both = [pod("gw-1", "node-1", **FAILED), pod("gw-2", "node-1", **FAILED)]
-    assert seen(*both, pod("gw-3", "node-2")).failure is None
-    assert seen(*both).failure is not None
-    failure = seen(pod("gw-1", "node-1", **FAILED), pod("gw-2", "node-2", **FAILED)).failure
+    assert seen(*both, pod("gw-3", "node-2")) is None
+    assert seen(*both) is not None
+    failure = seen(pod("gw-1", "node-1", **FAILED), pod("gw-2", "node-2", **FAILED))
     assert failure is not None
     assert failure.times == (int(AT), int(AT))
 
 
+def test_a_failure_of_weeks_ago_elsewhere_makes_it_no_less_the_nodes() -> None:
+    old = pod("gw-2", "node-2", restartCount=1, lastState=ended(finishedAt="2026-11-01T10:00:00Z"))
+    assert seen(pod("gw-1", "node-1", **FAILED), old) is None
+
+
+def terminal(name: str, node: str, phase: str) -> dict[str, Any]:
+    found = pod(name, node, ready=False)
+    found["status"] |= {"phase": phase, "containerStatuses": []}
+    return found
+
+
+@pytest.mark.parametrize("other", [terminal("gw-9", "node-2", "Failed"), terminal("gw-9", "", "Pending")])
+def test_pods_that_do_not_live_are_no_witnesses_and_keep_nobody_waiting(other: dict[str, Any]) -> None:
+    assert seen(pod("gw-1", "node-1", **FAILED), other) is not None
+    assert calm([pod(), other], AT + 1000)
+
+
 def test_its_time_is_told_on_the_metrics_sources_clock() -> None:
-    failure = seen(pod(**FAILED), wall=AT + 5, source=AT + 105).failure
+    failure = seen(pod(**FAILED), offset=100)
     assert failure is not None
-    assert failure.times == (int(AT) + 100,)
+    assert (failure.times, failure.ended_at, failure.named_at) == ((int(AT) + 100,), int(AT) + 100, None)
 
 
 def test_calm_is_when_all_are_ready_and_none_failed_for_a_while() -> None:
-    assert seen(pod()).calm
-    assert not seen(pod(ready=False), wall=AT + 1000).calm
-    assert not seen(pod(**FAILED), wall=AT + CALM_SECONDS - 1).calm
-    assert seen(pod(**FAILED), wall=AT + CALM_SECONDS).calm
+    assert calm([pod()], AT)
+    assert not calm([pod(ready=False)], AT + 1000)
+    assert not calm([pod(**FAILED)], AT + CALM_SECONDS - 1)
+    assert calm([pod(**FAILED)], AT + CALM_SECONDS)
 
 
-def rollout(name: str, stage: str = "Loading", **clock: int) -> dict[str, Any]:
-    status = {"stage": stage, "clock": clock}
-    return an_object("PromptRollout", name, {"gatewayRef": {"name": "default"}}) | {"status": status}
+def test_a_sidecar_that_ends_says_nothing() -> None:
+    one = pod(**FAILED)
+    one["status"]["containerStatuses"][0]["name"] = "istio-proxy"
+    assert failure_of(one) is None
 
 
-def test_who_is_on_trial_keeps_the_turn_and_then_who_waited_longest_has_it() -> None:
-    """After a restart the statuses say it."""
-    known = canaries(
-        rollout("a", suspectedAt=300), rollout("b", suspectedAt=100), rollout("c", suspectedAt=200, trialAt=400)
-    )
-    assert known.trial("ns", "default", 500) == "c"
-    known.note("ns", "default", "c", RolloutStatus())
-    assert known.trial("ns", "default", 500) == "b"
-    assert known.trial("ns", "default", 99) == "", "one that did not use its turn waits for the next"
-    known.note("ns", "default", "b", None)
-    known.note("ns", "elsewhere", "a", RolloutStatus(clock=Clock(suspected_at=300)))
-    assert (known.trial("ns", "default", 500), known.trial("ns", "elsewhere", 500)) == ("", "a")
+def test_a_kubelet_that_tells_no_times_is_no_fault() -> None:
+    assert failure_of(pod(ready=False, state={"running": {}})) is None
 
 
-def test_the_last_raise_is_of_all_canaries_that_meet_users() -> None:
-    known = canaries(rollout("a", "Stepping", stageSince=100), rollout("b", "Idle", stageSince=300))
-    assert (known.raised_at("ns", "default"), known.raised_at("ns", "elsewhere")) == (100, None)
+def test_what_a_pod_was_at_work_for_accuses_and_clears() -> None:
+    crashed = pod("gw-1", **FAILED)
+    failure = seen(crashed, died_in={"gw-1": at_work()})
+    assert failure is not None
+    assert failure.named_at == int(AT)
+    assert seen(crashed, died_in={"gw-1": at_work("sha256:" + "d" * 64)}) is None
+    assert seen(crashed, died_in={"gw-1": at_work(variant="stable")}) is None
+    failure = seen(crashed, died_in={"gw-1": at_work(at=STARTED)})
+    assert failure is not None
+    assert failure.named_at is None, "that was said of the process before"
 
 
-def test_what_a_pod_was_at_work_for_counts_unless_it_was_killed_from_outside() -> None:
-    crashed, killed = pod("gw-1", **FAILED), pod("gw-2", restartCount=1, lastState=ended(exitCode=137))
-    oom = pod("gw-3", restartCount=1, lastState=ended(exitCode=137, reason="OOMKilled"))
-    for each, named in ((crashed, int(AT)), (killed, None), (oom, int(AT))):
-        names = [each["metadata"]["name"]]
-        failure = of_gateway([each], canaries(), ("ns", "default"), AT, AT, at_work=names).failure
-        assert failure is not None
-        assert failure.named_at == named
+def test_it_accuses_on_whatever_node() -> None:
+    failure = seen(pod("gw-1", "node-1", **FAILED), pod("gw-2", "node-2"), died_in={"gw-1": at_work()})
+    assert failure is not None
+    assert failure.named_at == int(AT)
+
+
+@pytest.mark.parametrize("fields", [{"exitCode": 137}, {"exitCode": 137, "reason": "OOMKilled"}])
+def test_what_it_was_at_work_for_when_it_was_killed_says_nothing(fields: dict[str, Any]) -> None:
+    """From outside, or for the memory that many requests have filled."""
+    failure = seen(pod("gw-1", restartCount=1, lastState=ended(**fields)), died_in={"gw-1": at_work()})
+    assert failure is not None
+    assert (failure.ended_at, failure.named_at) == (int(AT), None)

@@ -97,8 +97,8 @@ class FakePods:
     def answer(self, *_: Any) -> Acknowledgement | None:
         return self.said
 
-    def at_work_for(self, *_: Any) -> set[str]:
-        return set()
+    def died_in(self, *_: Any) -> dict[str, Any]:
+        return {}
 
     def forget(self, *_: Any) -> None: ...
 

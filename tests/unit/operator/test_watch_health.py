@@ -192,6 +192,30 @@ async def test_ready_only_while_the_watches_are_up() -> None:
     assert operator._unready() == ""
 
 
+async def test_a_watch_that_goes_down_between_two_lists_brings_the_next_one_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(app, "WATCHLESS_SECONDS", 0.01)
+    health = WatchHealth([PATH], Clock())
+    health.answered(PATH, 200)
+    operator, listed = an_operator(health), asyncio.Event()
+
+    async def list_all() -> int:
+        listed.set()
+        return 0
+
+    monkeypatch.setattr(operator, "_list_all", list_all)
+    task = asyncio.create_task(operator._keep_listing())
+    try:
+        await asyncio.sleep(0.05)
+        assert not listed.is_set(), "the next list is due in minutes"
+        operator._shell.health = WatchHealth([PATH], Clock())  # type: ignore[union-attr]
+        await asyncio.wait_for(listed.wait(), 10)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_unhealthy_when_watches_keep_failing_though_the_api_server_answers() -> None:
     clock = Clock()
     health = WatchHealth([PATH], clock)
