@@ -18,7 +18,8 @@ from collections.abc import Callable, Collection, Mapping
 from promptrollout.engine.evidence import Evidence, Interval
 from promptrollout.operator.batches import Batches, Found, Window
 from promptrollout.operator.evidence import Reader
-from promptrollout.operator.prometheus import Source, SourceError
+from promptrollout.operator.lanes import SourceError
+from promptrollout.operator.prometheus import Source
 from promptrollout.operator.question import Narrowed, Query, Question, widened
 from promptrollout.operator.queue import Key
 from promptrollout.operator.series import Series

@@ -1,8 +1,9 @@
 """Which rollouts are asked for together: few queries, and no namespace that spoils the answers of others.
 
-A namespace is a tenant, and its pods may export anything. Small namespaces are asked for first. Where an answer is
-spoilt (too large, too slow, not readable), each namespace of the query is asked for alone, and the one that spoils its
-own answer too stays alone for an hour, in a lane that nobody else waits for.
+A namespace is a tenant, and its pods may export anything. Small namespaces are asked for together and first; one with
+many rollouts has queries of its own, two at once. Where an answer is spoilt (too large, too slow, not readable), each
+namespace of the query is asked for by itself, and the one that spoils its own answer too stays alone for an hour, in a
+lane that nobody else waits for.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
-from promptrollout.operator.prometheus import MAX_ANSWER_BYTES, Source, SourceError
+from promptrollout.operator.lanes import MAX_ANSWER_BYTES, SourceError
+from promptrollout.operator.prometheus import Source
 from promptrollout.operator.question import Narrowed
 from promptrollout.operator.series import Series
 
 logger = logging.getLogger(__name__)
 
 UIDS_PER_QUERY = 100
+UIDS_ALONE = 20
+"""A namespace with more rollouts has queries of its own."""
+QUERIES_PER_NAMESPACE = 2
+"""At once, of those."""
 ALONE_SECONDS = 3600.0
 RECENT_SECONDS = 60.0
 WANTED_BYTES = 4 * 2**20
@@ -67,7 +74,9 @@ class Batches:
         self._clock = clock
         self._alone_until: dict[str, float] = {}
         self._read_at: dict[str, float] = {}
-        """When each namespace was read last."""
+        """When each namespace was read last, of those of the last minutes."""
+        self._gates: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """Of namespaces that are asked for by themselves: none takes all the places of a lane."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(self, window: Window, rollouts: Mapping[str, str]) -> Asked:
@@ -80,11 +89,11 @@ class Batches:
         together: dict[str, str] = {}
         size = 0
         for namespace in sorted(spaces, key=lambda space: (len(spaces[space]), space)):
-            if self._is_alone(namespace):
-                uids = spaces[namespace]
+            uids = spaces[namespace]
+            if self._is_alone(namespace) or len(uids) > UIDS_ALONE:
                 self._start(self._one_namespace(window, namespace, uids, asked), asked, uids)
                 continue
-            for uid in spaces[namespace]:
+            for uid in uids:
                 estimate = self._estimate(window, namespace)
                 if together and (len(together) >= UIDS_PER_QUERY or size + estimate > WANTED_BYTES):
                     self._start(self._batch(window, together, asked), asked, together)
@@ -102,49 +111,63 @@ class Batches:
     # ------------------------------------------------------------ asking
 
     async def _batch(self, window: Window, rollouts: Mapping[str, str], asked: Asked) -> None:
-        namespaces = sorted(set(rollouts.values()))
+        """Of several namespaces; each by itself where their answer is spoilt."""
         try:
             _settle_each(asked, rollouts, await self._read(window, rollouts))
         except SourceError as error:
+            if error.spoilt:
+                # a source that is not there spoils everything
+                error = await self._away() or error
             if not error.spoilt:
                 _settle_all(asked, rollouts, error)
                 return
-            try:
-                await self._source.read_clock()
-            except SourceError as away:
-                _settle_all(asked, rollouts, away)
-                return
-            logger.info("%s; asking for %d namespaces one by one", error, len(namespaces))
-            for namespace in namespaces:
-                uids = [uid for uid, space in rollouts.items() if space == namespace]
+            spaces: dict[str, list[str]] = defaultdict(list)
+            for uid, namespace in rollouts.items():
+                spaces[namespace].append(uid)
+            logger.info("%s; asking for %d namespaces one by one", error, len(spaces))
+            for namespace, uids in spaces.items():
                 self._start(self._one_namespace(window, namespace, uids, asked), asked, uids)
 
     async def _one_namespace(self, window: Window, namespace: str, uids: Sequence[str], asked: Asked) -> None:
-        """Halves the rollouts until what can be read is read."""
-        rollouts = dict.fromkeys(uids, namespace)
+        """In pieces, one after the other; a piece that cannot be read is halved, down to one rollout."""
+        size = max(1, min(UIDS_PER_QUERY, WANTED_BYTES // self._estimate(window, namespace)))
+        pieces = [list(uids[start : start + size]) for start in range(0, len(uids), size)]
+        gate = self._gate(namespace)
+        await asyncio.gather(*(self._piece(gate, window, namespace, piece, asked) for piece in pieces))
+
+    async def _piece(
+        self, gate: asyncio.Semaphore, window: Window, namespace: str, uids: list[str], asked: Asked
+    ) -> None:
+        async with gate:
+            await self._halving(window, namespace, uids, asked)
+
+    async def _halving(self, window: Window, namespace: str, uids: list[str], asked: Asked) -> None:
         if len(uids) == 1:
             _settle_all(asked, uids, await self._one_rollout(window, uids[0], namespace))
             return
+        sent = self._clock()
+        rollouts = dict.fromkeys(uids, namespace)
         try:
-            if len(uids) > UIDS_PER_QUERY:
-                raise SourceError("too many rollouts for one query", spoilt=True)
             _settle_each(asked, rollouts, await self._read(window, rollouts))
+            return
         except SourceError as error:
             if not error.spoilt:
                 _settle_all(asked, uids, error)
                 return
-            half = len(uids) // 2
-            for part in (uids[:half], uids[half:]):
-                self._start(self._one_namespace(window, namespace, part, asked), asked, part)
+            self._accuse(namespace, sent, error)
+        half = len(uids) // 2
+        await self._halving(window, namespace, uids[:half], asked)
+        await self._halving(window, namespace, uids[half:], asked)
 
     async def _one_rollout(self, window: Window, uid: str, namespace: str) -> Found:
         """A long window may be too much at once, where two halves are not."""
+        sent = self._clock()
         try:
             return (await self._read(window, {uid: namespace})).get(uid, [])
         except SourceError as error:
             if not error.spoilt:
                 return error
-            self._set_alone(namespace, error)
+            self._accuse(namespace, sent, error)
             if window.seconds < 2 * SMALLEST_WINDOW_INTERVALS * window.width:
                 return error
         late = window.seconds // (2 * window.width) * window.width
@@ -165,20 +188,37 @@ class Batches:
             found = await self._source.window(
                 w.metric, rollouts, w.end, w.seconds, w.narrowed, alone=alone, most_bytes=limit
             )
-            self._read_at |= dict.fromkeys(spaces, self._clock())
-            return found
         except SourceError:
             raise
         except Exception as error:  # whatever an answer holds, it is no reason to stop asking
             logger.exception("metrics source %s: asking for %s failed", self._source.name, w.metric)
             raise SourceError(f"metrics source {self._source.name}: {type(error).__name__}: {error}") from error
+        now = self._clock()
+        self._read_at |= dict.fromkeys(spaces, now)
+        if len(self._read_at) > len(spaces) + UIDS_PER_QUERY:
+            self._read_at = {space: at for space, at in self._read_at.items() if now - at < RECENT_SECONDS}
+        return found
 
     # ------------------------------------------------------------ small things
+
+    async def _away(self) -> SourceError | None:
+        """Why the source is not there; None: it is."""
+        try:
+            await self._source.read_clock()
+        except SourceError as error:
+            return SourceError(str(error))
+        return None
 
     def _estimate(self, window: Window, namespace: str) -> int:
         """Bytes that the answer has for one rollout of this namespace, about."""
         each = SERIES_BYTES + SAMPLE_BYTES * (window.seconds // SCRAPE_SECONDS + 1)
         return max(1, self._pods(namespace)) * SERIES_PER_POD * each
+
+    def _gate(self, namespace: str) -> asyncio.Semaphore:
+        found = self._gates.get(namespace)
+        if found is None:
+            found = self._gates[namespace] = asyncio.Semaphore(QUERIES_PER_NAMESPACE)
+        return found
 
     def _is_alone(self, namespace: str) -> bool:
         until = self._alone_until.get(namespace)
@@ -187,16 +227,16 @@ class Batches:
             return False
         return until is not None
 
-    def _set_alone(self, namespace: str, error: SourceError) -> None:
-        """Only where others could be read a moment ago: a source that is slow for all is nobody's doing."""
-        now = self._clock()
-        if not any(space != namespace and now - at < RECENT_SECONDS for space, at in self._read_at.items()):
+    def _accuse(self, namespace: str, sent: float, error: SourceError) -> None:
+        """Only where another namespace was read since the query was sent: a source that is slow for all is nobody's
+        doing."""
+        if not any(space != namespace and at > sent for space, at in self._read_at.items()):
             return
         if not self._is_alone(namespace):
             logger.warning(
                 "namespace %s spoils what is read for others: it is asked for alone for an hour: %s", namespace, error
             )
-        self._alone_until[namespace] = now + ALONE_SECONDS
+        self._alone_until[namespace] = self._clock() + ALONE_SECONDS
 
     def _start(self, work: Coroutine[None, None, None], asked: Asked, uids: Collection[str]) -> None:
         task = asyncio.get_running_loop().create_task(self._guarded(work, asked, uids))

@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -24,6 +23,16 @@ from requests.auth import AuthBase
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 from urllib3.util.retry import Retry
 
+from promptrollout.operator.lanes import (
+    MAX_ANSWER_BYTES,
+    MAX_OWN_BYTES,
+    Lane,
+    Reading,
+    SourceError,
+    TooMuch,
+    refuses,
+    shortened,
+)
 from promptrollout.operator.metrics import Metrics
 from promptrollout.operator.series import Series, parse_matrix, parse_own, spellings
 
@@ -33,18 +42,13 @@ _T = TypeVar("_T")
 TIMEOUT_SECONDS = 5
 WHOLE_ANSWER = 2
 """In so many times the timeout an answer must be there to its last byte."""
-MAX_ANSWER_BYTES = 8 * 2**20
-"""In memory an answer takes up to 14 times that, and the operator has to do with 256 MiB."""
-MAX_OWN_BYTES = 4 * 2**20
-LARGE_BYTES = 2**20
-"""Of answers beyond this a lane reads one at a time."""
 PARALLEL = 4
 PARALLEL_OWN = 4
 """Of people's own queries, which may be slow, and must not keep the gateways' metrics waiting."""
 PARALLEL_ALONE = 2
 """Of namespaces that spoil answers."""
 OWN_PER_NAMESPACE = 2
-_PIECE_BYTES = 2**18
+SLOW_SECONDS = 3600.0
 _LATEST = 253_402_300_800.0
 """The year 10000."""
 ON_THE_QUERY = "PromQL "
@@ -55,38 +59,8 @@ _ODD = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, Rec
 """What an answer of unexpected content leads to."""
 
 
-class SourceError(Exception):
-    """The source did not give a usable answer; the message says why.
-
-    `spoilt`: it is there, and it is what was asked for that it cannot answer: too much, too slow, or unreadable.
-    """
-
-    def __init__(self, message: str, *, spoilt: bool = False) -> None:
-        super().__init__(message)
-        self.spoilt = spoilt
-
-
 class UnlabelledError(Exception):
     """All series of an answer lack the label that would say where they were scraped."""
-
-
-class _Lane:
-    """So many queries at once, in threads that nobody else waits for: a source may hold them for long."""
-
-    def __init__(self, parallel: int, most_bytes: int, large: threading.Lock) -> None:
-        """`large`: held while a large answer is read."""
-        self.slots = asyncio.Semaphore(parallel)
-        self.threads = ThreadPoolExecutor(parallel, "metrics")
-        self.most_bytes = most_bytes
-        self.large = large
-
-
-class _Reading(threading.local):
-    """What the response hook has to know of the query that its thread is at."""
-
-    most_bytes = MAX_ANSWER_BYTES
-    large: threading.Lock
-    holds = False
 
 
 class Source:
@@ -117,12 +91,14 @@ class Source:
         self._metrics = metrics
         self._wall = wall
         large = threading.Lock()
-        self._lane = _Lane(PARALLEL, MAX_ANSWER_BYTES, threading.Lock())
-        self._own_lane = _Lane(PARALLEL_OWN, MAX_OWN_BYTES, large)
-        self._alone_lane = _Lane(PARALLEL_ALONE, MAX_OWN_BYTES, large)
+        self._lane = Lane(PARALLEL, MAX_ANSWER_BYTES, threading.Lock())
+        self._own_lane = Lane(PARALLEL_OWN, MAX_OWN_BYTES, large)
+        self._alone_lane = Lane(PARALLEL_ALONE, MAX_OWN_BYTES, large)
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         """Of namespaces, for their own queries: none may have all the slots."""
-        self._reading = _Reading()
+        self._slow_until: dict[str, float] = {}
+        """Namespaces whose own queries were too slow: they wait for each other, and nobody for them."""
+        self._reading = Reading()
         self._timeout = timeout
         self.answer_seconds = WHOLE_ANSWER * timeout
         """No query takes longer, once it is sent."""
@@ -195,9 +171,8 @@ class Source:
             own = [entry for entry in answer if self._scraped_in(selector, answer, entry) in (None, namespace)]
             return parse_own(own, end - seconds, end)
 
-        async with self._turn(namespace):
-            asked = {"query": f"{selector}[{seconds}s]", "time": str(end)}
-            return await self._parsed(selector, parse, "query", self._own_lane, MAX_OWN_BYTES, **asked)
+        asked = {"query": f"{selector}[{seconds}s]", "time": str(end)}
+        return await self._own_query(namespace, selector, parse, "query", asked)
 
     async def values(self, expression: str, namespace: str, first: int, last: int, step: int) -> list[Series]:
         """What an expression amounts to at `first`, one `step` later, and so on up to `last`: one series at most."""
@@ -206,12 +181,30 @@ class Source:
         def parse(answer: Any) -> list[Series]:
             return parse_own(answer, first - 1, last)
 
-        async with self._turn(namespace):
-            lane = self._own_lane
-            found = await self._parsed(expression, parse, "query_range", lane, MAX_OWN_BYTES, **asked)
+        found = await self._own_query(namespace, expression, parse, "query_range", asked)
         if len(found) > 1:
-            raise self._failed(f"{len(found)} values for {_shortened(expression, 80)}: aggregate them to one")
+            raise self._failed(f"{len(found)} values for {shortened(expression, 80)}: aggregate them to one")
         return found
+
+    async def _own_query(
+        self,
+        namespace: str,
+        what: str,
+        parse: Callable[[Any], list[Series]],
+        endpoint: str,
+        asked: Mapping[str, str],
+    ) -> list[Series]:
+        slow = time.monotonic() < self._slow_until.get(namespace, 0.0)
+        try:
+            async with self._turn(namespace):
+                lane = self._alone_lane if slow else self._own_lane
+                return await self._parsed(what, parse, endpoint, lane, MAX_OWN_BYTES, **asked)
+        except SourceError as error:
+            if error.spoilt:
+                now = time.monotonic()
+                self._slow_until = {each: until for each, until in self._slow_until.items() if until > now}
+                self._slow_until[namespace] = now + SLOW_SECONDS
+            raise
 
     def _turn(self, namespace: str) -> asyncio.Semaphore:
         found = self._turns.get(namespace)
@@ -220,7 +213,7 @@ class Source:
         return found
 
     async def _parsed(
-        self, what: str, parse: Callable[[Any], _T], endpoint: str, lane: _Lane, most_bytes: int, **parameters: str
+        self, what: str, parse: Callable[[Any], _T], endpoint: str, lane: Lane, most_bytes: int, **parameters: str
     ) -> _T:
         def read(answer: Any) -> _T:
             try:
@@ -228,7 +221,7 @@ class Source:
             except UnlabelledError as error:
                 raise self._failed(str(error)) from error
             except _ODD as error:
-                text = f"its answer for {_shortened(what, 80)} is no matrix of samples"
+                text = f"its answer for {shortened(what, 80)} is no matrix of samples"
                 raise self._failed(text, spoilt=True) from error
 
         return await self._query(endpoint, read, lane, most_bytes, **parameters)
@@ -279,7 +272,7 @@ class Source:
         self,
         endpoint: str,
         read: Callable[[Any], _T],
-        lane: _Lane | None = None,
+        lane: Lane | None = None,
         most_bytes: int = MAX_ANSWER_BYTES,
         **parameters: str,
     ) -> _T:
@@ -295,7 +288,7 @@ class Source:
         except TimeoutError as error:
             raise self._failed(f"no whole answer within {self.answer_seconds:g} s", spoilt=True) from error
         except requests.exceptions.SSLError as error:
-            raise self._failed(f"TLS fails: {_shortened(str(_first_cause(error)))}") from error
+            raise self._failed(f"TLS fails: {shortened(str(_first_cause(error)))}") from error
         except requests.exceptions.ChunkedEncodingError as error:
             raise self._failed("its answer was cut off") from error
         except requests.ConnectionError as error:
@@ -310,11 +303,10 @@ class Source:
         return answer
 
     def _ask(
-        self, endpoint: str, given: Mapping[str, str], lane: _Lane, most_bytes: int, read: Callable[[Any], _T]
+        self, endpoint: str, given: Mapping[str, str], lane: Lane, most_bytes: int, read: Callable[[Any], _T]
     ) -> _T:
         """The result, read in the same thread: of large answers one at a time is in memory."""
-        reading = self._reading
-        reading.most_bytes, reading.large, reading.holds = min(most_bytes, lane.most_bytes), lane.large, False
+        self._reading.begin(lane, most_bytes)
         try:
             if endpoint == "query":
                 return read(self._client.custom_query(given["query"], {**self._parameters, **given}, self._timeout))
@@ -325,8 +317,7 @@ class Source:
                 )
             )
         finally:
-            if reading.holds:
-                lane.large.release()
+            self._reading.end()
 
     def _refuse_partial(self, response: requests.Response, **_: Any) -> None:
         """An answer that may lack some of the data is none. A redirect is none either: where it leads to must not learn
@@ -334,42 +325,27 @@ class Source:
         content = self._whole(response)
         if response.is_redirect:
             where = response.headers["location"]
-            raise self._failed(f"HTTP {response.status_code}: redirects are not followed, here to {_shortened(where)}")
+            raise self._failed(f"HTTP {response.status_code}: redirects are not followed, here to {shortened(where)}")
         if response.status_code != requests.codes.ok:
-            # 400, 422: a limit on samples or on the query; the others are of the source, or of what stands before it
-            spoilt = response.status_code in (400, 413, 422)
-            raise self._failed(f"HTTP {response.status_code}: {_shortened(response.text)}", spoilt=spoilt)
+            raise self._failed(f"HTTP {response.status_code}: {shortened(response.text)}", spoilt=refuses(response))
         if b'"warnings"' not in content and b'"isPartial"' not in content:
             return
         body = orjson.loads(content)
         missing = [text for text in body.get("warnings") or () if not text.startswith(ON_THE_QUERY)]
         if missing or body.get("isPartial"):
-            why = _shortened(str(missing[0])) if missing else "isPartial"
+            why = shortened(str(missing[0])) if missing else "isPartial"
             raise self._failed(f"its answer may lack data: {why}")
 
     def _whole(self, response: requests.Response) -> bytes:
         """The body, read here and not by the client, whose timeout is of each read: a byte a second escapes it."""
-        until, reading = time.monotonic() + self.answer_seconds, self._reading
-        pieces, size = [], 0
         try:
-            while piece := response.raw.read1(_PIECE_BYTES, decode_content=True):
-                pieces.append(piece)
-                size += len(piece)
-                if size > reading.most_bytes:
-                    text = f"its answer is larger than {reading.most_bytes / 2**20:.3g} MiB"
-                    raise self._failed(text, spoilt=True)
-                if time.monotonic() > until:
-                    raise self._failed(f"no whole answer within {self.answer_seconds:g} s", spoilt=True)
-                if size > LARGE_BYTES and not reading.holds:
-                    reading.holds = reading.large.acquire(timeout=max(0.0, until - time.monotonic()))
+            content = self._reading.whole(response, time.monotonic() + self.answer_seconds)
         except ReadTimeoutError as error:
             raise requests.ReadTimeout(error) from error
         except HTTPError as error:
             raise requests.exceptions.ChunkedEncodingError(error) from error
-        finally:
-            if not response.raw.closed:
-                response.close()
-        content = b"".join(pieces)
+        except TooMuch as error:
+            raise self._failed(str(error), spoilt=True) from error
         response._content, response._content_consumed = content, True
         return content
 
@@ -393,8 +369,3 @@ def _first_cause(error: BaseException) -> BaseException:
     while error.__context__ is not None:
         error = error.__context__
     return error
-
-
-def _shortened(text: str, limit: int = 200) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"

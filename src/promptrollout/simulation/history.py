@@ -7,8 +7,9 @@ import asyncio
 from promptrollout.api.rollout import Snapshot
 from promptrollout.engine.life import BASELINE_INTERVALS
 from promptrollout.operator.analyses import Analyses
+from promptrollout.operator.lanes import SourceError
 from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.prometheus import Source, SourceError
+from promptrollout.operator.prometheus import Source
 from promptrollout.operator.question import Measured, Question
 from promptrollout.operator.queue import Key
 from promptrollout.simulation.recorded import RecordedInterval, line_of

@@ -15,8 +15,9 @@ from aiohttp import web
 from promptrollout.api import names
 from promptrollout.api.slo import Objective
 from promptrollout.operator.analyses import Analyses
+from promptrollout.operator.lanes import SourceError
 from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.prometheus import Source, SourceError
+from promptrollout.operator.prometheus import Source
 from promptrollout.operator.question import Measured, Question
 from promptrollout.operator.queue import Key
 from promptrollout.operator.source_access import SourceAccess

@@ -13,8 +13,9 @@ from promptrollout.engine.evidence import Evidence, Interval
 from promptrollout.operator import analyses as analyses_module
 from promptrollout.operator.analyses import Analyses
 from promptrollout.operator.batches import ALONE_SECONDS, Batches, Window, joined
+from promptrollout.operator.lanes import MAX_ANSWER_BYTES, SourceError
 from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.prometheus import MAX_ANSWER_BYTES, PARALLEL_ALONE, Source, SourceError
+from promptrollout.operator.prometheus import PARALLEL_ALONE, Source
 from promptrollout.operator.queue import Key
 from promptrollout.operator.series import Series
 from tests.unit.operator.test_prometheus import question
@@ -36,6 +37,7 @@ class Store:
         self.poison = ""
         """`large`, `slow`, `odd`, `limit`; empty: the namespace is as good as any."""
         self.hangs = False
+        self.slow_for_all = False
         self.longest_seconds = 10**9
         """Of a window that can be read at once, of any namespace."""
         self.released = asyncio.Event()
@@ -50,6 +52,11 @@ class Store:
         spaces.remove("")
         self.asked.append(tuple(spaces))
         seconds = int(query.rpartition("[")[2].removesuffix("s]"))
+        if self.slow_for_all:
+            await self.released.wait()
+        if POISONED in spaces and self.poison == "timeout":
+            body = {"status": "error", "errorType": "timeout", "error": "query timed out in expression evaluation"}
+            return web.json_response(body, status=503)
         if POISONED in spaces and self.poison == "slow":
             await self.released.wait()
         if POISONED in spaces and self.poison == "odd":
@@ -116,7 +123,7 @@ async def test_rollouts_of_many_namespaces_are_asked_for_together(store: Store, 
     assert store.asked == [tuple(sorted(GOOD.values()))]
 
 
-@pytest.mark.parametrize("poison", ["large", "slow", "odd", "limit"])
+@pytest.mark.parametrize("poison", ["large", "slow", "odd", "limit", "timeout"])
 async def test_a_namespace_that_spoils_answers_costs_the_others_nothing(
     store: Store, source: Source, poison: str
 ) -> None:
@@ -164,6 +171,34 @@ async def test_a_source_that_is_away_or_slow_for_all_puts_nobody_apart(store: St
     store.asked.clear()
     assert readable(await read(batches, GOOD)) == GOOD.keys()
     assert set(store.asked) == {tuple(sorted(GOOD.values()))}
+
+
+async def test_a_source_that_is_slow_for_a_moment_puts_nobody_apart(store: Store, source: Source) -> None:
+    """It answers what time it is, and had answered everything just before."""
+    batches = Batches(source)
+    assert readable(await read(batches, GOOD)) == GOOD.keys()
+    store.slow_for_all = True
+    assert readable(await read(batches, GOOD)) == set()
+    store.slow_for_all = False
+    store.released.set()
+    store.asked.clear()
+    assert readable(await read(batches, GOOD)) == GOOD.keys()
+    assert tuple(sorted(GOOD.values())) in store.asked
+
+
+async def test_a_crowd_that_spoils_its_answers_keeps_nobody_waiting_in_the_intervals_that_follow(
+    store: Store, source: Source
+) -> None:
+    store.poison = "slow"
+    batches = Batches(source)
+    crowd = {f"poisoned-{n}": POISONED for n in range(500)}
+    windows = [Window(f"m{n}", int(NOW), 30, 30, {}) for n in range(8)]
+    for _ in range(3):
+        asked = [batches.ask(window, GOOD | crowd) for window in windows]
+        async with asyncio.timeout(3):
+            await asyncio.gather(*(each[uid] for each in asked for uid in GOOD))
+        assert not all(each[uid].done() for each in asked for uid in crowd)
+    batches.close()
 
 
 async def test_no_answer_is_read_beyond_its_limit(store: Store, source: Source) -> None:

@@ -14,8 +14,9 @@ from promptrollout.api.slo import Objective
 from promptrollout.engine.evidence import Interval
 from promptrollout.operator.analyses import Analyses
 from promptrollout.operator.evidence import Reader
+from promptrollout.operator.lanes import SourceError
 from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.prometheus import Source, SourceError
+from promptrollout.operator.prometheus import Source
 from promptrollout.operator.question import Measured, Question
 from promptrollout.operator.queue import Key
 

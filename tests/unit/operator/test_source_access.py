@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from promptrollout.operator.lanes import SourceError
 from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.prometheus import Source, SourceError
+from promptrollout.operator.prometheus import Source
 from promptrollout.operator.source_access import SourceAccess
 
 Seen = list[tuple[str | None, str | None]]

@@ -16,8 +16,9 @@ import pytest
 from aiohttp import BasicAuth, web
 
 from promptrollout.operator.config import MetricsSource
+from promptrollout.operator.lanes import SourceError
 from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.prometheus import Source, SourceError
+from promptrollout.operator.prometheus import Source
 from promptrollout.operator.source_access import SourceAccess
 from promptrollout.sandbox.pki import Authority
 
