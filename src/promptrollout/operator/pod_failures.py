@@ -121,10 +121,19 @@ def latest_failure(
 
 
 def calm(pods: Sequence[Object], wall: float) -> bool:
-    """All are ready, and none has failed for a while. `wall`: the time."""
+    """All have been ready for a while, and none has failed since. `wall`: the time."""
     alive = [pod for pod in pods if lives(pod)]
     failed = [failure for failure in map(failure_of, alive) if failure is not None]
-    return all(is_ready(pod) for pod in alive) and all(wall - each.at >= CALM_SECONDS for each in failed)
+    return all(is_ready(pod) and wall - _ready_since(pod) >= CALM_SECONDS for pod in alive) and all(
+        wall - each.at >= CALM_SECONDS for each in failed
+    )
+
+
+def _ready_since(pod: Object) -> float:
+    """A hang leaves no other trace once it is over."""
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    times = [c["lastTransitionTime"] for c in conditions if c.get("type") == "Ready" and c.get("lastTransitionTime")]
+    return max(map(_seconds, times), default=0.0)
 
 
 def lives(pod: Object) -> bool:

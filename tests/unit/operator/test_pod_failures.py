@@ -143,7 +143,8 @@ def test_its_time_is_told_on_the_metrics_sources_clock() -> None:
 
 
 def test_calm_is_when_all_are_ready_and_none_failed_for_a_while() -> None:
-    assert calm([pod()], AT)
+    assert calm([pod()], AT + CALM_SECONDS)
+    assert not calm([pod()], AT + CALM_SECONDS - 1), "it hung a moment ago, which leaves no other trace"
     assert not calm([pod(ready=False)], AT + 1000)
     assert not calm([pod(**FAILED)], AT + CALM_SECONDS - 1)
     assert calm([pod(**FAILED)], AT + CALM_SECONDS)

@@ -136,7 +136,11 @@ def test_the_chart_is_the_checkouts_unless_told_otherwise(tmp_path: Path) -> Non
     assert find_chart({"PROMPTROLLOUT_CHART": str(tmp_path)}) == tmp_path
     with pytest.raises(SandboxError, match=r"PROMPTROLLOUT_CHART=/none: no Chart\.yaml there"):
         find_chart({"PROMPTROLLOUT_CHART": "/none"})
-    assert chart_values("http://p") == {"metricsSources": [{"name": "default", "url": "http://p"}]}
+    assert chart_values("http://p") == {
+        "metricsSources": [{"name": "default", "url": "http://p"}],
+        # pods and the simulated model are on loopback here
+        "gateway": {"allowedProviderNetworks": ["127.0.0.0/8"]},
+    }
 
 
 def test_the_environment_names_each_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
