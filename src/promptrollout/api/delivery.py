@@ -74,21 +74,32 @@ class Stickiness(Model):
     (`previous_response_id`, or the header `x-promptrollout-pin`). 0: never."""
 
 
+FileSource = Annotated[str, Field(max_length=20, pattern=r"^[0-9a-f]{20}$")]
+"""A hash of the object and key that a ModelProvider names: the folder of the files that come from there. A pod that
+still mounts what a ModelProvider of the same name meant before finds nothing in it. Absent: of a release before, which
+had no such folders."""
+
+
 class TLSConfig(Model):
     """Whom an endpoint must prove to be."""
 
     has_ca: bool = False
-    """Its own CA: PROVIDER_KEYS_DIR/<name>/ca.crt."""
+    """Its own CA: PROVIDER_KEYS_DIR/<name>/<caSource>/ca.crt."""
+    ca_source: FileSource | None = None
+    """Of `tls.caSecretRef` or `tls.caConfigMapRef`."""
     insecure_skip_verify: bool = False
 
 
 class ProviderConfig(Model):
-    """A ModelProvider as a gateway pod needs it. Its keys are a file: PROVIDER_KEYS_DIR/<name>/api-key."""
+    """A ModelProvider as a gateway pod needs it. Its keys are a file:
+    PROVIDER_KEYS_DIR/<name>/<keySource>/api-key."""
 
     name: Name
     type: Literal["OpenAI", "Anthropic"] = "OpenAI"
     base_url: Annotated[str, Field(alias="baseURL", max_length=1024)]
     needs_key: bool = False
+    key_source: FileSource | None = None
+    """Of `apiKeySecretRef`."""
     auth: Auth | None = None
     headers: Annotated[list[StaticHeader], Field(max_length=16)] = []
     query: Annotated[list[QueryParameter], Field(max_length=8)] = []
