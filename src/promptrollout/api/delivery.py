@@ -274,7 +274,8 @@ class RolloutReport(Model):
     heavy_units: list[HeavyUnit] = []
     """The units with most of them, as far as they are known to have."""
     signing_key: bool | None = None
-    """Whether its PromptSigningKey is here; absent: the pod cannot read such objects."""
+    """Whether its PromptSigningKey is here; absent: the pod cannot read such objects, or is of a release before. False
+    while it is not known whether it can."""
     shards_withheld: bool = False
     """Its shards are not exported here, since those of as many other rollouts are as a pod exports at once."""
 

@@ -79,7 +79,7 @@ def compile_delivery(
 
     `snapshots`: whose objectives need histogram edges and shards. `at_least`: a sequence that no pod has gone beyond.
     `gateway`: whose pods are to serve it, if that is not yet the one that the spec names. `pods_read_keys`: all of them
-    have its PromptSigningKey (True), or one cannot read any (False); None: nobody knows.
+    have its PromptSigningKey (True), or one cannot read any (False); None: not known, so what stands there stays.
     Raises CannotCompile.
     """
     gateway = gateway or spec.gateway_ref.name
