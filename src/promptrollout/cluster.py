@@ -131,13 +131,15 @@ async def watch(
     field_selector: str = "",
     relist_seconds: float = RELIST_SECONDS,
     contact: Callable[[], None] | None = None,
+    refused: Callable[[ApiException], None] | None = None,
     rng: random.Random | None = None,
 ) -> AsyncGenerator[tuple[EventType, Object]]:
     """Every object and then every change, for ever, whatever the API server does meanwhile.
 
     Yields (ADDED | MODIFIED | DELETED, object), and (SYNCED, {}) after each complete list. Objects that vanished
     unnoticed are reported as DELETED, with their last known state. A fresh list is taken every `relist_seconds` (about:
-    jittered), so an event that was lost on the way is made up for. `contact` is called whenever the server is heard.
+    jittered), so an event that was lost on the way is made up for. `contact` is called whenever the server is heard,
+    `refused` when it answers a list with an error.
     """
     rng = rng or random.Random()
     heard = contact or (lambda: None)
@@ -150,6 +152,7 @@ async def watch(
     while True:
         try:
             if version is None or time.monotonic() >= list_due:
+                version = None
                 items, version = await _list(client, path, params)
                 list_due = time.monotonic() + relist_seconds * rng.uniform(0.8, 1.2)
                 heard()
@@ -172,6 +175,8 @@ async def watch(
                 continue  # the stream ended because its time was up
             # else closed early by the server: no error, but never a busy loop either
         except ApiException as error:
+            if version is None and refused is not None:
+                refused(error)
             version = None  # 410 Gone, or anything else the server dislikes about our position: begin with a list
             logger.info("watch of %s starts over: %s %s", path, error.status, error.reason)
         except ApiUnavailable as error:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from typing import Any
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -12,7 +15,7 @@ import pytest
 from promptrollout.gateway.response_id import ResponseId, ResponseIds
 from promptrollout.sandbox.sandbox import Sandbox
 from tests.integration.cluster import Kubectl
-from tests.integration.story import Story
+from tests.integration.story import Story, ours
 
 READABLE = "5e" * 32
 
@@ -77,6 +80,60 @@ def test_without_hosts_the_key_is_sent_and_the_gateway_says_so(story: Story) -> 
     story.given(replicas=1, v1={}).apply("v1").healthy("v1")
     assert ask(story).startswith("chatcmpl-P")
     story.wait(lambda: condition(story, "ProviderKeysBound").get("reason") == "ProviderKeyUnbound", "it", seconds=90)
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """A host of somebody who wants the key; answers as a model would."""
+
+    keys: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.keys.append(self.headers["authorization"])
+        message = {"role": "assistant", "content": "{}"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        body = json.dumps({"id": "chatcmpl-1", "object": "chat.completion", "choices": [choice]}).encode()
+        self.send_response(200)
+        for name, value in (("content-type", "application/json"), ("content-length", str(len(body)))):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.keys.append(self.headers["authorization"])
+        self.send_error(404)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the test asserts what was sent."""
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[tuple[str, list[str]]]:
+    """Its URL, and the keys that it was sent."""
+    Elsewhere.keys.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1", Elsewhere.keys
+        server.shutdown()
+
+
+def test_a_provider_of_the_same_name_sends_the_key_of_the_one_before_nowhere(
+    story: Story, elsewhere: tuple[str, list[str]]
+) -> None:
+    """The pods mount it until their Deployment is rolled, and its Secret does not say where it may go."""
+    url, sent = elsewhere
+    story.given(replicas=1, v1={}).apply("v1").healthy("v1")
+    mine = secret(**{"api-key": "sk-mine"})
+    mine["metadata"]["name"] = "mine"
+    provider = ours("ModelProvider", "model", {"baseURL": url, "apiKeySecretRef": {"name": "mine", "key": "api-key"}})
+    with story.users():
+        story.kubectl("delete", "modelprovider", "model")
+        story.kubectl.apply(mine, provider)
+        story.apply("v2", steps=[{"weight": 50, "minDurationSeconds": 60}])
+        story.wait(lambda: len(sent) > 20, "requests of the canary", seconds=90)
+    assert set(sent) == {"Bearer sk-mine"}
+    arms = story.delivery()["spec"]
+    assert arms["stable"]["provider"]["baseURL"] != arms["canary"]["provider"]["baseURL"] == url
 
 
 def test_keys_of_response_ids_are_in_an_object_of_their_own(story: Story) -> None:

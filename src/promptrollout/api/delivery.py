@@ -74,21 +74,32 @@ class Stickiness(Model):
     (`previous_response_id`, or the header `x-promptrollout-pin`). 0: never."""
 
 
+FileSource = Annotated[str, Field(max_length=20, pattern=r"^[0-9a-f]{20}$")]
+"""A hash of the object and key that a ModelProvider names: the folder of the files that come from there. A pod that
+still mounts what a ModelProvider of the same name meant before finds nothing in it. Absent: of a release before, which
+had no such folders."""
+
+
 class TLSConfig(Model):
     """Whom an endpoint must prove to be."""
 
     has_ca: bool = False
-    """Its own CA: PROVIDER_KEYS_DIR/<name>/ca.crt."""
+    """Its own CA: PROVIDER_KEYS_DIR/<name>/<caSource>/ca.crt."""
+    ca_source: FileSource | None = None
+    """Of `tls.caSecretRef` or `tls.caConfigMapRef`."""
     insecure_skip_verify: bool = False
 
 
 class ProviderConfig(Model):
-    """A ModelProvider as a gateway pod needs it. Its keys are a file: PROVIDER_KEYS_DIR/<name>/api-key."""
+    """A ModelProvider as a gateway pod needs it. Its keys are a file:
+    PROVIDER_KEYS_DIR/<name>/<keySource>/api-key."""
 
     name: Name
     type: Literal["OpenAI", "Anthropic"] = "OpenAI"
     base_url: Annotated[str, Field(alias="baseURL", max_length=1024)]
     needs_key: bool = False
+    key_source: FileSource | None = None
+    """Of `apiKeySecretRef`."""
     auth: Auth | None = None
     headers: Annotated[list[StaticHeader], Field(max_length=16)] = []
     query: Annotated[list[QueryParameter], Field(max_length=8)] = []
@@ -263,7 +274,8 @@ class RolloutReport(Model):
     heavy_units: list[HeavyUnit] = []
     """The units with most of them, as far as they are known to have."""
     signing_key: bool | None = None
-    """Whether its PromptSigningKey is here; absent: the pod cannot read such objects."""
+    """Whether its PromptSigningKey is here; absent: the pod cannot read such objects, or is of a release before. False
+    while it is not known whether it can."""
     shards_withheld: bool = False
     """Its shards are not exported here, since those of as many other rollouts are as a pod exports at once."""
 

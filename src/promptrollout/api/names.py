@@ -29,7 +29,7 @@ FIELD_MANAGER_CLI: Final = "promptrollout-cli"
 # a gateway pod's ports; the admin port stays outside service meshes
 PORT_HTTP: Final = 8080
 PORT_ADMIN: Final = 9090
-# where a gateway pod finds provider keys: <this>/<ModelProvider name>/api-key
+# where a gateway pod finds provider keys: <this>/<ModelProvider name>/<hash of the reference>/api-key
 PROVIDER_KEYS_DIR: Final = "/var/run/promptrollout/providers"
 # and the hashes of its callers' keys: <this>/<caller's name>
 CALLER_KEYS_DIR: Final = "/var/run/promptrollout/callers"

@@ -48,7 +48,7 @@ from promptrollout.gateway.token_reviews import ServiceAccountRule
     type=click.Path(file_okay=False, path_type=Path),
     default=PROVIDER_KEYS_DIR,
     show_default=True,
-    help="Keys are read from <this>/<ModelProvider>/api-key.",
+    help="Keys are read from <this>/<ModelProvider>/<keySource>/api-key.",
 )
 @click.option(
     "--allowed-provider-networks",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,51 +19,20 @@ from promptrollout.api.names import FORMAT_VERSION, short_digest
 from promptrollout.api.networks import Networks
 from promptrollout.gateway.account import Price
 from promptrollout.gateway.errors import Untranslatable
+from promptrollout.gateway.load_errors import KeyNotBound, LoadError, ProviderAddressRefused
 from promptrollout.gateway.protocols import BY_NAME
+from promptrollout.gateway.provider_files import ProviderFiles
 from promptrollout.gateway.providers import KINDS
 from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.endpoint import Endpoint
-from promptrollout.gateway.providers.key_hosts import KeyHosts, parse_hosts
-from promptrollout.gateway.providers.keys import parse_keys
 from promptrollout.gateway.render import CompiledPrompt, compile_prompt
 from promptrollout.gateway.route import Routing
 from promptrollout.gateway.spans import Busy, Spans
 
 logger = logging.getLogger(__name__)
 
-KEY_FILE: Final = "api-key"
-HOSTS_FILE: Final = "hosts"
-CA_FILE: Final = "ca.crt"
 PROBE_SECONDS: Final = 3.0
 _ROLLOUT_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-
-
-class LoadError(Exception):
-    """The delivery cannot be served; the message says what to mend."""
-
-
-class KeyMissing(LoadError):
-    """A provider's file of keys, or of its CA, is not there yet; worth another try when it is."""
-
-
-class KeyNotBound(KeyMissing):
-    """The key's Secret does not name the provider's host; worth another try when it does."""
-
-    def __init__(self, provider: str, host: str, problem: str) -> None:
-        super().__init__(
-            f"the key of ModelProvider {provider} is not sent to {host}: `hosts` of its Secret {problem}: add it there"
-        )
-        self.provider = provider
-
-
-class ProviderAddressRefused(LoadError):
-    """The provider's address is one that gateways may not connect to."""
-
-    def __init__(self, provider: str, why: str) -> None:
-        super().__init__(
-            f"baseURL of ModelProvider {provider} is {why}: refused; see the chart's gateway.allowedProviderNetworks"
-        )
-        self.provider = provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +112,7 @@ class Providers:
         self._keys_dir = keys_dir
         self._networks = networks or Networks()
         self._known: dict[tuple[str, str, str], Endpoint] = {}
-        self._file_states: dict[Path, tuple[int, int] | None] = {}
+        self._files: dict[tuple[str, str, str], ProviderFiles] = {}
         self._idle_since: dict[tuple[str, str, str], float] = {}
         self._circuits: WeakValueDictionary[tuple[str, ...], Circuit] = WeakValueDictionary()
         self._probe_due = 0.0
@@ -158,18 +126,13 @@ class Providers:
             provider, known = KINDS[config.type](config.name, config.base_url, networks=self._networks), False
         if not known and (why := provider.literal_refusal) is not None:
             raise ProviderAddressRefused(config.name, why)
-        if not config.needs_key:
-            provider.keys.replace(())
-        elif not len(provider.keys):
-            self._read_bound_keys(provider)
+        files = self._files[key] if known else ProviderFiles(self._keys_dir, provider)
+        files.configure(config)
         if not known and provider.key_not_bound and (hosts := provider.key_hosts) is not None:
             raise KeyNotBound(config.name, urlsplit(config.base_url).netloc, hosts.problem)
-        if config.tls.insecure_skip_verify or not config.tls.has_ca:
-            provider.trust = not config.tls.insecure_skip_verify
-        elif not isinstance(provider.trust, ssl.SSLContext):
-            provider.trust = self._read_ca(config.name)
         provider.configure(config)
-        return self._known.setdefault(key, provider)
+        self._known[key], self._files[key] = provider, files
+        return provider
 
     def circuit(self, uid: str, digest: str, model: str, config: ProviderConfig) -> Circuit:
         """What an arm knows of a provider. It outlives changes of the configuration that keep the arm."""
@@ -177,16 +140,7 @@ class Providers:
 
     def refresh_files(self) -> list[str]:
         """Read the keys and CAs whose files changed; one that vanished or broke stays. Returns what is wrong."""
-        problems: list[str] = []
-        for provider in self._known.values():
-            try:
-                if len(provider.keys) and any(self._changed(provider.name, file) for file in (KEY_FILE, HOSTS_FILE)):
-                    self._read_bound_keys(provider)
-                if isinstance(provider.trust, ssl.SSLContext) and self._changed(provider.name, CA_FILE):
-                    provider.trust = self._read_ca(provider.name)
-            except KeyMissing as error:
-                problems.append(str(error))
-        return problems
+        return [problem for files in self._files.values() for problem in files.refresh()]
 
     async def probe(self, targets: Iterable[Target], now: float) -> None:
         """Every few seconds, ask endpoints that could not be reached, or whose circuit is open: few requests are sent
@@ -221,76 +175,12 @@ class Providers:
             if id(provider) in used or provider.in_flight:
                 self._idle_since.pop(key, None)
             elif now - self._idle_since.setdefault(key, now) > after_seconds:
-                del self._known[key], self._idle_since[key]
+                del self._known[key], self._files[key], self._idle_since[key]
                 await provider.close()
 
     async def close(self) -> None:
         for provider in self._known.values():
             await provider.close()
-
-    def _read_bound_keys(self, provider: Endpoint) -> None:
-        """The keys, and where they may go, both as the Secret has them at one moment. Raises KeyMissing."""
-        path = self._keys_dir / provider.name / HOSTS_FILE
-        while True:
-            state = _state(path)
-            hosts, keys = self._read_hosts(path), self._read_keys(provider.name)
-            if _state(path) == state:
-                break
-        self._file_states[path] = state
-        provider.keys.replace(keys)
-        provider.key_hosts = hosts
-
-    def _read_hosts(self, path: Path) -> KeyHosts | None:
-        """None: the Secret does not say. What it says and nobody can read allows nothing."""
-        try:
-            return parse_hosts(path.read_text())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            return KeyHosts((), f"cannot be read: {error.strerror if isinstance(error, OSError) else error}")
-
-    def _read_keys(self, name: str) -> list[str]:
-        content = self._read(name, KEY_FILE, "key", "apiKeySecretRef")
-        try:
-            return parse_keys(content)
-        except ValueError as error:
-            raise KeyMissing(f"the key of provider {name} in {self._keys_dir / name / KEY_FILE} {error}") from None
-
-    def _read_ca(self, name: str) -> ssl.SSLContext:
-        content = self._read(name, CA_FILE, "CA", "tls.caConfigMapRef or tls.caSecretRef")
-        try:
-            return ssl.create_default_context(cadata=content)
-        except (ssl.SSLError, ValueError) as error:
-            path = self._keys_dir / name / CA_FILE
-            raise KeyMissing(f"the CA of provider {name} in {path} has no certificate in PEM: {error}") from error
-
-    def _read(self, name: str, file: str, what: str, field: str) -> str:
-        path = self._keys_dir / name / file
-        state = _state(path)
-        try:
-            content = path.read_text()
-        except FileNotFoundError as error:
-            message = f"the {what} of ModelProvider {name} is missing: create the object and key that its {field} names"
-            raise KeyMissing(message) from error
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-            message = f"the {what} of provider {name} cannot be read from {path}: {why}"
-            raise KeyMissing(message) from None  # the cause might show what was read
-        if state is not None:
-            self._file_states[path] = state
-        return content
-
-    def _changed(self, name: str, file: str) -> bool:
-        path = self._keys_dir / name / file
-        return _state(path) != self._file_states.get(path)
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino
 
 
 class Loader:

@@ -10,7 +10,7 @@ from typing import Final
 from promptrollout.api.delivery import ADDRESS_REFUSED, KEY_NOT_BOUND, KEY_UNBOUND, PodProblem
 from promptrollout.api.few import first_few
 from promptrollout.gateway.authenticate import Authenticator
-from promptrollout.gateway.configuration import KeyNotBound, ProviderAddressRefused
+from promptrollout.gateway.load_errors import KeyNotBound, ProviderAddressRefused
 from promptrollout.gateway.registry import Problem
 from promptrollout.gateway.serving import Serving
 

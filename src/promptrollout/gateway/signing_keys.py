@@ -20,14 +20,16 @@ class SigningKeys:
         self._store = store
         self._found: dict[str, SigningKeySpec] = {}
         self.listed = False
-        """The first list is complete: this pod may read them."""
+        """The first list is complete."""
+        self.refused = False
+        """The last list was: this pod may not read them, or the cluster has no such kind."""
 
     def get(self, rollout: str) -> SigningKeySpec | None:
         return self._found.get(rollout)
 
     def is_here(self, rollout: str) -> bool | None:
-        """None: this pod cannot read such objects."""
-        return rollout in self._found if self.listed else None
+        """None: this pod cannot read such objects. As long as nobody answers it has what is on its disk."""
+        return None if self.refused else rollout in self._found
 
     def load(self) -> None:
         """What the disk has."""

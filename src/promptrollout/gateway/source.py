@@ -59,7 +59,7 @@ class Source:
     @property
     def _can_sign(self) -> bool:
         """The keys of response ids are here. Not waited for long: where this pod may not read them, the operator hears
-        of it and puts keys into the deliveries."""
+        of it, and puts keys into the deliveries if that lasts."""
         waited = 0.0 if self._loaded_at is None else time.monotonic() - self._loaded_at
         return self._registry.signing.listed or waited >= API_PATIENCE_SECONDS
 
@@ -107,12 +107,20 @@ class Source:
     async def _watch_signing_keys(self) -> None:
         path = cluster.custom_path("promptsigningkeys", self._namespace)
         selector = f"{LABEL_GATEWAY}={self._gateway}"
-        async with aclosing(cluster.watch(self._client, path, label_selector=selector, contact=self._heard)) as events:
+        watch = cluster.watch(
+            self._client, path, label_selector=selector, contact=self._heard, refused=self._keys_refused
+        )
+        async with aclosing(watch) as events:
             async for kind, item in events:
                 if kind == "SYNCED":
-                    self._registry.signing.listed = True
+                    self._registry.signing.listed, self._registry.signing.refused = True, False
                 elif kind != "DELETED":
                     await self._registry.sign(item["metadata"]["name"], item.get("spec") or {})
+
+    def _keys_refused(self, error: cluster.ApiException) -> None:
+        """A server that fails or is slow says nothing of what this pod may read."""
+        if error.status in (403, 404):
+            self._registry.signing.refused = True
 
     async def _watch_overrides(self) -> None:
         found: set[str] = set()
@@ -134,7 +142,7 @@ class Source:
         """Keys that rotate or appear, rollouts whose time is over, connections that nobody needs."""
         for problem in self._providers.refresh_files():
             logger.warning("%s: the last one stays in use", problem)
-        if self._can_sign and not self._registry.signing.listed and not self._said_no_keys:
+        if self._registry.signing.refused and not self._said_no_keys:
             self._said_no_keys = True
             logger.warning(
                 "PromptSigningKeys cannot be read: the gateway's role needs get, list and watch on promptsigningkeys"

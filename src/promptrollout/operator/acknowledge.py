@@ -19,7 +19,7 @@ from promptrollout.operator.confirmations import Acknowledgement, Expected, diff
 from promptrollout.operator.gateway_conditions import Reported
 from promptrollout.operator.pods import serving_pods
 from promptrollout.operator.queue import Key
-from promptrollout.operator.signing_keys import pods_read_keys
+from promptrollout.operator.signing_keys import KeyReaders
 from promptrollout.operator.store import Store
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ class _Gateway:
     reported: Reported | None = None
     died_in: dict[str, list[DiedIn]] = field(default_factory=dict)
     """By pod: what its process before was at work for when it died."""
+    readers: KeyReaders = field(default_factory=KeyReaders)
     pods_changed: bool = False
     """A new pod may have something to say though nothing is open."""
 
@@ -214,7 +215,7 @@ class Acknowledger:
 
     async def _round(self, namespace: str, gateway: str, place: _Gateway, wanted: set[str]) -> None:
         """Ask every ready pod once and settle what can be settled."""
-        pods = serving_pods(self._store, namespace, gateway)
+        now, pods = self._clock(), serving_pods(self._store, namespace, gateway)
         asked = {name: place.questions[name] for name in wanted}
         reports = await asyncio.gather(*(self._ask_pod(pod, wanted) for pod in pods))
         reported = Reported.of(report.problems for report in reports if not isinstance(report, str))
@@ -231,7 +232,7 @@ class Acknowledger:
                 continue
             before = question.answer
             judged = judge(question.expected, pods, [rollout_of(report, name) for report in reports])
-            answer = replace(judged, pods_read_keys=pods_read_keys(reports, name))
+            answer = replace(judged, pods_read_keys=place.readers.all_read(reports, name, now))
             if before is not None and before.complete:
                 answer = self._still(question, before, answer, [differs(question.expected, r, name) for r in reports])
                 if not answer.complete:

@@ -52,7 +52,7 @@ class Acknowledgement:
     taken: int = 0
     """The highest sequence under which any pod serves something else than what is expected."""
     pods_read_keys: bool | None = None
-    """Of its PromptSigningKey: see signing_keys.pods_read_keys."""
+    """Of its PromptSigningKey: see signing_keys.KeyReaders."""
 
 
 def differs(expected: Expected, report: PodReport | str, name: str) -> bool | None:

@@ -34,10 +34,14 @@ from promptrollout.engine.facts import DeliveryIntent
 from promptrollout.engine.signals import edge_seconds, signal_of
 from promptrollout.operator.copies import digest_if_any, prompt_of
 from promptrollout.operator.identity import OncePerObject
+from promptrollout.operator.provider_files import ca_source, key_source
 from promptrollout.operator.signing_keys import drawn
 from promptrollout.operator.store import Store
 
 Object = dict[str, Any]
+
+_OF_THE_ENDPOINT = ("type", "base_url", "needs_key", "key_source", "auth", "tls")
+"""What belongs to one endpoint, and not to another of the same name."""
 
 
 class CannotCompile(Exception):
@@ -75,7 +79,7 @@ def compile_delivery(
 
     `snapshots`: whose objectives need histogram edges and shards. `at_least`: a sequence that no pod has gone beyond.
     `gateway`: whose pods are to serve it, if that is not yet the one that the spec names. `pods_read_keys`: all of them
-    have its PromptSigningKey (True), or one cannot read any (False); None: nobody knows.
+    have its PromptSigningKey (True), or one cannot read any (False); None: not known, so what stands there stays.
     Raises CannotCompile.
     """
     gateway = gateway or spec.gateway_ref.name
@@ -182,16 +186,16 @@ def _arm(namespace: str, version: VersionRef, existing: DeliverySpec | None, sto
             raise CannotCompile(f"PromptVersion {version.version}, the copy of what is to be served, is gone")
         prompt = before.prompt
     known = [] if before is None else [before.provider, *(each.provider for each in before.fallbacks)]
-    if existing is not None and existing.retired_at is None:
-        # as it is served now: type and URL are part of the version
-        served_at = {each.name: (each.type, each.base_url) for each in known}
-    else:
-        served_at = {}
+    # as it is served now: type and URL are part of the version
+    served = {each.name: each for each in known} if existing is not None and existing.retired_at is None else {}
 
     def provider(name: str, model: str) -> ProviderConfig:
         found = _provider(namespace, name, model, known, store)
-        kind, url = served_at.get(name, (found.type, found.base_url))
-        return found.model_copy(update={"type": kind, "base_url": url})
+        before = served.get(name, found)
+        if (before.type, before.base_url) == (found.type, found.base_url):
+            return found
+        # the ModelProvider was made anew: its key is not for the URL of the one before, and that one's not for its
+        return found.model_copy(update={field: getattr(before, field) for field in _OF_THE_ENDPOINT})
 
     return ArmConfig(
         version=version.version,
@@ -224,11 +228,13 @@ def _provider(namespace: str, name: str, model: str, known: Collection[ProviderC
         type=spec.type,
         base_url=spec.base_url,
         needs_key=spec.api_key_secret_ref is not None,
+        key_source=key_source(spec),
         auth=spec.auth,
         headers=spec.headers,
         query=spec.query,
         tls=TLSConfig(
             has_ca=tls.ca_config_map_ref is not None or tls.ca_secret_ref is not None,
+            ca_source=ca_source(spec),
             insecure_skip_verify=tls.insecure_skip_verify,
         ),
         timeouts=spec.timeouts,

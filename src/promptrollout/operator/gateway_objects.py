@@ -22,16 +22,10 @@ from promptrollout.api.names import (
     STATE_DIR,
 )
 from promptrollout.operator.pods import deployment_name
+from promptrollout.operator.provider_files import Files, Ref
 
 Object = dict[str, Any]
-Files = Mapping[str, SecretKeyRef | ConfigMapKeyRef]
-"""Where each file of the providers comes from, by its path below PROVIDER_KEYS_DIR: <provider>/api-key, …/ca.crt."""
-
 UID = 65532
-KEY_FILE = "api-key"
-HOSTS_FILE = "hosts"
-"""Beside the key: where it may go."""
-CA_FILE = "ca.crt"
 _FILE_VOLUME = "provider-keys"
 _CALLERS_VOLUME = "caller-keys"
 
@@ -285,9 +279,9 @@ def _network_policy(selector: dict[str, str]) -> Object:
     }
 
 
-def mounted_files(deployment: Object) -> dict[str, SecretKeyRef | ConfigMapKeyRef]:
+def mounted_files(deployment: Object) -> dict[str, Ref]:
     """The providers' files that a Deployment of ours mounts."""
-    found: dict[str, SecretKeyRef | ConfigMapKeyRef] = {}
+    found: dict[str, Ref] = {}
     for volume in deployment["spec"]["template"]["spec"].get("volumes") or []:
         if volume["name"] != _FILE_VOLUME:
             continue

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from promptrollout.api.few import first_few
 from promptrollout.api.gateway import GatewaySpec
 from promptrollout.api.invalid import first_problem
-from promptrollout.api.meta import ConfigMapKeyRef, SecretKeyRef
 from promptrollout.api.provider import ProviderSpec
 from promptrollout.operator.cluster_api import WATCHED, Api
 from promptrollout.operator.conditions import conditions, same_status
@@ -26,16 +25,9 @@ from promptrollout.operator.gateway_conditions import (
     provider_keys_bound,
     providers_answer,
 )
-from promptrollout.operator.gateway_objects import (
-    CA_FILE,
-    HOSTS_FILE,
-    KEY_FILE,
-    Files,
-    gateway_objects,
-    held_template,
-    mounted_files,
-)
+from promptrollout.operator.gateway_objects import gateway_objects, held_template, mounted_files
 from promptrollout.operator.pods import deployment_name
+from promptrollout.operator.provider_files import Files, files_of, kept, provider_of, without_late
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 
@@ -95,9 +87,9 @@ class GatewayReconciler:
         problems, waits = [], ""
         for kind, wanted in gateway_objects(item, spec, image, files, self._cluster_role, self._environment):
             if kind == "Deployment" and live is not None and held:
-                providers = self._in_use(key)
-                in_use = {path: ref for path, ref in files.items() if _provider(path) in providers}
-                template = held_template(live, mounted | _without_late_hosts(in_use, mounted))
+                providers = {config["name"] for config in self._in_use(key)}
+                in_use = {path: ref for path, ref in files.items() if provider_of(path) in providers}
+                template = held_template(live, mounted | without_late(in_use, mounted))
                 if not self._is_settled(kind, live, wanted) and not covers(template, wanted["spec"]["template"]):
                     waits = f"; its pods are replaced when no rollout of it is in progress: now {in_progress}"
                 wanted["spec"]["template"] = template
@@ -133,34 +125,34 @@ class GatewayReconciler:
             if (rollout.get("spec") or {}).get("gatewayRef", {}).get("name") == key.name
         ]
 
-    def _in_use(self, key: Key) -> set[str]:
-        """Names of the providers that this gateway's deliveries need."""
-        return {
-            each["provider"]["name"]
+    def _in_use(self, key: Key) -> list[Object]:
+        """The providers that this gateway's deliveries need, as these say."""
+        return [
+            each["provider"]
             for delivery in self._store.in_namespace("PromptDelivery", key.namespace)
             if delivery["spec"].get("gateway") == key.name and not delivery["spec"].get("retiredAt")
             for arm in (delivery["spec"].get("stable"), delivery["spec"].get("canary"))
             if arm
             for each in (arm, *arm.get("fallbacks", ()))
-        }
+        ]
 
     def _files(self, key: Key, mounted: Files) -> Files:
-        """Where each provider's key and CA come from. What was deleted while a rollout is served with it stays."""
+        """Where each provider's key and CA come from. What was deleted, or made anew elsewhere, while a rollout is
+        served with it stays: in its own folder, so that it is not taken for what has its name now."""
         in_use = self._in_use(key)
-        found = {path: ref for path, ref in mounted.items() if _provider(path) in in_use}
+        names = {config["name"] for config in in_use}
+        found = {path: ref for path, ref in mounted.items() if provider_of(path) in names}
         for item in self._store.in_namespace("ModelProvider", key.namespace):
             name = item["metadata"]["name"]
-            found = {path: ref for path, ref in found.items() if _provider(path) != name}
+            elsewhere = [config for config in in_use if config["name"] == name and not _is_at(config, item)]
+            sources = (each for config in elsewhere for each in (config.get("keySource"), _ca_source(config)))
+            served = kept(mounted, ((name, source) for source in sources if source))
+            found = {path: ref for path, ref in found.items() if provider_of(path) != name} | served
             try:
                 spec = ProviderSpec.model_validate(item.get("spec") or {})
             except ValidationError:
                 continue  # its own status says so
-            ca = (spec.tls.ca_config_map_ref or spec.tls.ca_secret_ref) if spec.tls else None
-            key_ref = spec.api_key_secret_ref
-            hosts_ref = None if key_ref is None else SecretKeyRef(name=key_ref.name, key=HOSTS_FILE)
-            for file, ref in ((KEY_FILE, key_ref), (HOSTS_FILE, hosts_ref), (CA_FILE, ca)):
-                if ref is not None:
-                    found[f"{name}/{file}"] = ref
+            found |= files_of(name, spec)
         return found
 
     async def _ensure(self, kind: str, namespace: str, wanted: Object) -> None:
@@ -237,22 +229,18 @@ class GatewayReconciler:
             await announce(self._api, "PromptGateway", item, status["conditions"], self._instance)
 
 
-def _without_late_hosts(files: Files, mounted: Files) -> dict[str, SecretKeyRef | ConfigMapKeyRef]:
-    """Without the `hosts` of keys that a release mounted which knew none: pods are not replaced for them alone."""
-    late = {
-        path
-        for path in files
-        if path.endswith(f"/{HOSTS_FILE}")
-        and path not in mounted
-        and mounted.get(key := f"{_provider(path)}/{KEY_FILE}") is not None
-        and mounted[key] == files.get(key)
-    }
-    return {path: ref for path, ref in files.items() if path not in late}
+def _is_at(config: Object, provider: Object) -> bool:
+    """Whether a delivery's provider is the ModelProvider that has its name now. Its deliveries take over what that
+    says of keys and CA."""
+    spec = provider.get("spec") or {}
+    return all(
+        config.get(field) == spec.get(field, default) for field, default in (("type", "OpenAI"), ("baseURL", ""))
+    )
 
 
-def _provider(path: str) -> str:
-    """Whose file it is."""
-    return path.partition("/")[0]
+def _ca_source(config: Object) -> str | None:
+    found: str | None = (config.get("tls") or {}).get("caSource")
+    return found
 
 
 def covers(live: Any, wanted: Any) -> bool:

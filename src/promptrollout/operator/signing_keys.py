@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Final
 
@@ -31,6 +31,8 @@ SIGNS_SECONDS: Final = 30 * 86_400.0
 """At least so long does a key sign, and as long is it believed afterwards: longer than votes are counted (a day),
 conversations are pinned (half a day) and OpenAI keeps answers to go on from (30 days)."""
 MAX_READABLE: Final = 8
+CANNOT_SECONDS: Final = 60.0
+"""A pod that cannot read keys must say so for so long before people can read one: votes under it are anybody's."""
 
 
 def drawn() -> str:
@@ -80,17 +82,30 @@ def _keys_of(delivery: DeliverySpec) -> list[str]:
     return [key for key in told if key is not None]
 
 
-def pods_read_keys(reports: Iterable[PodReport | str], rollout: str) -> bool | None:
-    """Whether all pods have the rollout's keys (True), or one cannot read any (False); None: not known. One that has
-    not heard the API server yet says nothing."""
-    held: list[bool | None] = []
-    for report in reports:
-        if isinstance(report, str) or not report.loaded:
+class KeyReaders:
+    """What the pods of one gateway say of PromptSigningKeys, over time."""
+
+    def __init__(self) -> None:
+        self._cannot: dict[str, dict[str, float]] = {}
+        """By rollout and pod: since when it says that it cannot read any."""
+
+    def all_read(self, reports: Collection[PodReport | str], rollout: str, now: float) -> bool | None:
+        """Whether all pods have the rollout's keys (True), or one has not been able to read any for a while (False);
+        None: not known. One that has not heard the API server yet says nothing. `now`: on a clock that only grows."""
+        heard = [report for report in reports if not isinstance(report, str) and report.loaded]
+        held = {report.pod: _held(report, rollout) for report in heard}
+        before = self._cannot.pop(rollout, {})
+        if cannot := {pod: before.get(pod, now) for pod, found in held.items() if found is None}:
+            self._cannot[rollout] = cannot
+        if len(heard) < len(reports):
             return None
-        held += [each.signing_key for each in report.rollouts if each.name == rollout] or [False]
-    if None in held:
-        return False
-    return True if held and all(held) else None
+        if any(now - since >= CANNOT_SECONDS for since in cannot.values()):
+            return False
+        return True if held and all(held.values()) else None
+
+
+def _held(report: PodReport, rollout: str) -> bool | None:
+    return next((each.signing_key for each in report.rollouts if each.name == rollout), False)
 
 
 async def ensure(

@@ -10,6 +10,7 @@ import pytest
 
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.providers.key_hosts import parse_hosts
+from promptrollout.sandbox.pki import Authority
 from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, counted, delivery, request
 
 SECRET = "sk-of-the-database-1234"
@@ -159,3 +160,59 @@ async def test_a_secret_that_is_deleted_keeps_its_key_where_it_may_go(
     write(gateway, "openai", api_key=None, hosts=None)
     assert len(gateway.providers.refresh_files()) == 1
     assert await told(gateway) == []
+
+
+OLD, NEW = "0a" * 10, "0b" * 10
+"""Folders of two Secrets that ModelProviders of one name named, one after the other."""
+
+
+async def test_a_key_that_was_mounted_for_another_provider_of_the_name_is_never_sent(
+    gateway: Gateway, caller: Caller, provider: Provider, other: Provider
+) -> None:
+    """Its Secret does not say where it may go. The provider was deleted, and made anew elsewhere with another key."""
+    stable = arm(url=provider.url, provider_needsKey=True, provider_keySource=OLD)
+    for folder in ("openai", f"openai/{OLD}"):
+        write(gateway, folder, api_key=SECRET)
+    await gateway.registry.apply("support", delivery(stable=stable))
+    canary = arm(CANARY, other.url, provider_needsKey=True, provider_keySource=NEW)
+    await gateway.registry.apply("support", delivery(2, weight=100, stable=stable, canary=canary))
+    assert (await caller.post(request())).headers["x-promptrollout-variant"] == "stable"
+    (report,) = gateway.registry.report().rollouts
+    assert (report.sequence, report.problem_sequence) == (1, 2), "no pod confirms it before it mounts that Secret"
+    assert (report.problem or "").endswith("is missing: create the object and key that its apiKeySecretRef names")
+    write(gateway, f"openai/{NEW}", api_key="sk-mine")
+    await gateway.registry.sweep()
+    assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
+    assert [each["authorization"] for each in other.headers] == ["Bearer sk-mine"]
+    assert {each["authorization"] for each in provider.headers} == {f"Bearer {SECRET}"}
+
+
+async def test_another_secret_for_the_same_url_is_taken_over_and_delays_no_rollback(
+    gateway: Gateway, caller: Caller, provider: Provider
+) -> None:
+    write(gateway, f"openai/{OLD}", api_key="sk-old", hosts="127.0.0.1")
+    before = arm(url=provider.url, provider_needsKey=True, provider_keySource=OLD)
+    await gateway.registry.apply("support", delivery(stable=before))
+    after = arm(url=provider.url, provider_needsKey=True, provider_keySource=NEW)
+    await gateway.registry.apply("support", delivery(2, stable=after))
+    assert gateway.registry.report().rollouts[0].sequence == 2
+    await caller.post(request())
+    assert gateway.providers.refresh_files() == []
+    for key in ("sk-new", "sk-rotated"):
+        write(gateway, f"openai/{NEW}", api_key=key, hosts="127.0.0.1")
+        assert gateway.providers.refresh_files() == []
+        await caller.post(request())
+    sent = [each["authorization"] for each in provider.headers]
+    assert sent == ["Bearer sk-old", "Bearer sk-new", "Bearer sk-rotated"]
+
+
+async def test_a_ca_is_the_one_that_the_delivery_names(gateway: Gateway, provider: Provider, tmp_path: Path) -> None:
+    pem = Authority(tmp_path / "pki").ca_file.read_text()
+    write(gateway, "openai", **{"ca.crt": pem})
+    tls = {"hasCa": True, "caSource": NEW}
+    await gateway.registry.apply("support", delivery(stable=arm(url=provider.url, provider_tls=tls)))
+    (report,) = gateway.registry.report().rollouts
+    assert (report.problem or "").startswith("the CA of ModelProvider openai is missing")
+    write(gateway, f"openai/{NEW}", **{"ca.crt": pem})
+    await gateway.registry.sweep()
+    assert gateway.registry.report().rollouts[0].sequence == 1

@@ -18,6 +18,7 @@ from promptrollout.gateway import source as source_module
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.source import Source
 from tests.unit.gateway.kit import arm, delivery
+from tests.unit.gateway.test_signing_keys import signing_key
 
 DELIVERIES = "/apis/promptrollout.dev/v1alpha1/namespaces/ns/promptdeliveries"
 SIGNING_KEYS = "/apis/promptrollout.dev/v1alpha1/namespaces/ns/promptsigningkeys"
@@ -32,6 +33,8 @@ class ApiServer:
         self.objects: dict[str, dict[str, dict[str, Any]]] = {path: {} for path in COLLECTIONS}
         self.selectors: dict[str, str] = {}
         self.down = False
+        self.answers: dict[str, int] = {}
+        """By path: the status of lists that are refused; 0 for those that are not answered."""
         self._version = 1
         self._history: dict[str, list[tuple[int, bytes]]] = {path: [] for path in COLLECTIONS}
         self._watchers: dict[str, set[asyncio.Queue[bytes]]] = {path: set() for path in COLLECTIONS}
@@ -78,6 +81,10 @@ class ApiServer:
             assert incoming.transport is not None
             incoming.transport.abort()
         self.selectors[incoming.path] = incoming.query.get("labelSelector") or incoming.query.get("fieldSelector", "")
+        if "watch" not in incoming.query and (status := self.answers.get(incoming.path)) is not None:
+            if not status:
+                await asyncio.Event().wait()
+            return web.json_response({"kind": "Status", "message": "refused"}, status=status)
         if "watch" not in incoming.query:
             items = list(self.objects[incoming.path].values())
             return web.json_response({"metadata": {"resourceVersion": str(self._version)}, "items": items})
@@ -275,3 +282,37 @@ async def test_a_hundred_rollouts_are_loaded_before_the_pod_is_ready(gateway: Ga
     async with Running(gateway, server) as running:
         await running.until(lambda: gateway.state().ready)
         assert len(running.sequences()) == 100
+
+
+@pytest.mark.parametrize(("status", "said"), [(403, None), (404, None), (500, False), (429, False), (0, False)])
+async def test_only_a_pod_whose_list_of_signing_keys_is_refused_says_that_it_cannot_read_them(
+    status: int, said: bool | None, gateway: Gateway, server: ApiServer
+) -> None:
+    """The operator would give the others a key that people read, and votes under it count."""
+    server.put(DELIVERIES, "a", spec=delivery(1))
+    server.put(SIGNING_KEYS, "a", spec=signing_key())
+    server.answers[SIGNING_KEYS] = status
+
+    def says() -> bool | None:
+        return gateway.registry.report().rollouts[0].signing_key
+
+    async with Running(gateway, server) as running:
+        await running.until(lambda: gateway.state().ready and SIGNING_KEYS in server.selectors)
+        await running.until(lambda: says() is said)
+        del server.answers[SIGNING_KEYS]
+        if status:
+            await running.until(lambda: says() is True)
+
+
+async def test_a_pod_that_is_served_from_disk_has_its_keys_before_they_are_listed_again(
+    gateway: Gateway, server: ApiServer
+) -> None:
+    server.put(DELIVERIES, "a", spec=delivery(1))
+    server.put(SIGNING_KEYS, "a", spec=signing_key())
+    async with Running(gateway, server) as running:
+        await running.until(lambda: gateway.state().ready)
+    server.answers[SIGNING_KEYS] = 0
+    again = Gateway(dataclasses.replace(gateway.settings))
+    async with Running(again, server) as running:
+        await running.until(lambda: again.registry.loaded)
+        assert again.registry.report().rollouts[0].signing_key

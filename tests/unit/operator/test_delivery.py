@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 
 from promptrollout.api import names
-from promptrollout.api.delivery import DeliverySpec, Memory, Stickiness, VersionRef
+from promptrollout.api.delivery import DeliverySpec, Memory, ProviderConfig, Stickiness, VersionRef
 from promptrollout.api.digest import digest_of
+from promptrollout.api.meta import SecretKeyRef
 from promptrollout.api.rollout import Snapshot
 from promptrollout.engine.facts import DeliveryIntent
 from promptrollout.engine.signals import SIGNALS
 from promptrollout.operator.declarations import provider_verdict
 from promptrollout.operator.delivery import CannotCompile, body_of, compile_delivery, prompt_in, read
 from promptrollout.operator.dirty import affected
+from promptrollout.operator.provider_files import source_of
 from promptrollout.operator.question import Measured
 from promptrollout.operator.queue import Key
 from promptrollout.operator.resolve import resolve
@@ -121,6 +123,36 @@ def test_a_provider_that_is_made_anew_elsewhere_moves_no_version_that_is_served(
     # nobody is served by a rollout that was deleted
     retired = first.model_copy(update={"retired_at": "2026-01-01T00:00:00Z"})
     assert compiled(store, existing=retired).stable.provider.base_url == "http://elsewhere/v1"
+
+
+def test_a_key_goes_with_the_url_that_it_was_named_for() -> None:
+    """Whoever makes a provider of another's name gets none of its key, and changes none."""
+
+    def ca_of(name: str) -> dict[str, str]:
+        return {"name": name, "key": "ca.crt"}
+
+    def made(url: str, secret: str, ca: str) -> dict[str, Any]:
+        spec = {"baseURL": url, "apiKeySecretRef": {"name": secret, "key": "k"}, "tls": {"caSecretRef": ca_of(ca)}}
+        return an_object("ModelProvider", "model", spec, uid=secret, resourceVersion="8")
+
+    def sources(found: ProviderConfig) -> tuple[str | None, str | None]:
+        return found.key_source, found.tls.ca_source
+
+    def of(secret: str, ca: str) -> tuple[str, str]:
+        return source_of(SecretKeyRef(name=secret, key="k")), source_of(SecretKeyRef(**ca_of(ca)))
+
+    store = store_with(V1, V2)
+    store.put("ModelProvider", made("http://model/v1", "theirs", "ca"), even_older=True)
+    first = compiled(store).model_copy(update={"canary": None})
+    assert sources(first.stable.provider) == of("theirs", "ca")
+    store.put("ModelProvider", made("http://evil/v1", "mine", "my-ca"), even_older=True)
+    found = compiled(store, existing=first)
+    assert found.canary is not None
+    assert sources(found.stable.provider) == of("theirs", "ca")
+    assert (found.canary.provider.base_url, sources(found.canary.provider)) == ("http://evil/v1", of("mine", "my-ca"))
+    # another Secret for the same URL is taken over
+    store.put("ModelProvider", made("http://model/v1", "rotated", "ca"), even_older=True)
+    assert sources(compiled(store, existing=first).stable.provider) == of("rotated", "ca")
 
 
 def test_a_provider_says_what_is_served_elsewhere() -> None:

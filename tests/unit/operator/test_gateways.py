@@ -12,6 +12,7 @@ from promptrollout.api.names import CALLER_KEYS_DIR
 from promptrollout.operator.gateway_conditions import Reported
 from promptrollout.operator.gateway_objects import gateway_objects, mounted_files
 from promptrollout.operator.gateways import GatewayReconciler, covers
+from promptrollout.operator.provider_files import source_of
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store
 from tests.unit.operator.world import an_object, store_with
@@ -191,9 +192,30 @@ def rollout(store: Store, stage: str) -> None:
     store.put("PromptRollout", item | {"status": {"stage": stage}}, even_older=True)
 
 
-def provide(store: Store, name: str, secret: str) -> None:
-    spec = {"baseURL": "http://model/v1", "apiKeySecretRef": {"name": secret, "key": "token"}}
+def provide(store: Store, name: str, secret: str, url: str = "http://model/v1") -> None:
+    spec = {"baseURL": url, "apiKeySecretRef": {"name": secret, "key": "token"}}
     store.put("ModelProvider", an_object("ModelProvider", name, spec), even_older=True)
+
+
+def both_forms(name: str, ref: SecretKeyRef) -> dict[str, SecretKeyRef]:
+    """For gateways of this release and the one before."""
+    return {f"{name}/api-key": ref, f"{name}/hosts": hosts_of(ref)} | bound(name, ref)
+
+
+def bound(name: str, ref: SecretKeyRef) -> dict[str, SecretKeyRef]:
+    folder = f"{name}/{source_of(ref)}"
+    return {f"{folder}/api-key": ref, f"{folder}/hosts": hosts_of(ref)}
+
+
+def hosts_of(ref: SecretKeyRef) -> SecretKeyRef:
+    return SecretKeyRef(name=ref.name, key="hosts")
+
+
+def served_at(store: Store, url: str, ref: SecretKeyRef, **more: Any) -> None:
+    """A delivery whose stable arm is at this URL, with this key."""
+    provider = {"name": "model", "type": "OpenAI", "baseURL": url, "keySource": source_of(ref)}
+    spec = {"gateway": "default", "stable": {"provider": provider}, **more}
+    store.put("PromptDelivery", an_object("PromptDelivery", "app", spec), even_older=True)
 
 
 async def reconcile(reconciler: GatewayReconciler) -> None:
@@ -257,9 +279,8 @@ async def test_the_key_of_a_deleted_provider_stays_while_it_serves() -> None:
     store.put("PromptDelivery", an_object("PromptDelivery", "app", {"gateway": "default", "stable": arm}))
     store.remove("ModelProvider", "ns", "model", "ModelProvider-model")
     await reconcile(reconciler)
-    hosts = SecretKeyRef(name="openai", key="hosts")
     found = mounted_files(api.objects["Deployment", "default-gateway"])
-    assert found == {"model/api-key": REF, "model/hosts": hosts}
+    assert found == both_forms("model", REF)
     store.remove("PromptDelivery", "ns", "app", "PromptDelivery-app")
     await reconcile(reconciler)
     assert mounted_files(api.objects["Deployment", "default-gateway"]) == {}
@@ -275,7 +296,10 @@ async def test_the_files_of_a_fallback_stay_while_it_serves() -> None:
     await reconcile(reconciler)
     store.remove("ModelProvider", "ns", "spare", "ModelProvider-spare")
     await reconcile(reconciler)
-    assert mounted_files(api.objects["Deployment", "default-gateway"]) == {"spare/ca.crt": REF}
+    assert mounted_files(api.objects["Deployment", "default-gateway"]) == {
+        "spare/ca.crt": REF,
+        f"spare/{source_of(REF)}/ca.crt": REF,
+    }
 
 
 async def test_an_unknown_metrics_source_is_said() -> None:
@@ -357,8 +381,8 @@ async def test_in_mid_canary_only_a_missing_key_replaces_pods() -> None:
     store.put("PromptDelivery", an_object("PromptDelivery", "app", {"gateway": "default"} | arms))
     await reconcile(reconciler)
     deployment = api.objects["Deployment", "default-gateway"]
-    files = {"model/api-key", "model/hosts", "other/api-key", "other/hosts"}
-    assert mounted_files(deployment).keys() == files
+    second = SecretKeyRef(name="second", key="token")
+    assert mounted_files(deployment) == both_forms("model", REF) | both_forms("other", second)
     assert container(api)["image"] == "image:1"
     ready(store, api)
     rollout(store, "Idle")
@@ -495,7 +519,7 @@ async def test_hosts_of_keys_are_mounted_with_them_but_replace_no_pods_in_mid_ca
     ready(store, api)
     old = copy.deepcopy(api.objects["Deployment", "default-gateway"])
     projected = old["spec"]["template"]["spec"]["volumes"][2]["projected"]
-    projected["sources"] = [s for s in projected["sources"] if s["secret"]["items"][0]["key"] != "hosts"]
+    projected["sources"] = [s for s in projected["sources"] if s["secret"]["items"][0]["path"] == "model/api-key"]
     api.objects["Deployment", "default-gateway"] = old
     store.put("Deployment", old | {"metadata": old["metadata"] | {"resourceVersion": "9000"}})
     store.put(
@@ -509,7 +533,46 @@ async def test_hosts_of_keys_are_mounted_with_them_but_replace_no_pods_in_mid_ca
     rollout(store, "Idle")
     await reconcile(reconciler)
     found = mounted_files(api.objects["Deployment", "default-gateway"])
-    assert found["model/hosts"] == SecretKeyRef(name="openai", key="hosts")
+    assert found == both_forms("model", REF)
+
+
+async def test_a_provider_that_is_made_anew_elsewhere_takes_no_folder_of_the_one_before() -> None:
+    """The delivery of its URL names the folder of its own key, which no pod has before it mounts that very Secret."""
+    store, api = store_with(), FakeApi()
+    reconciler = GatewayReconciler(api, store, "image:1", {"default"}, "the-role")  # type: ignore[arg-type]
+    provide(store, "model", "openai")
+    served_at(store, "http://model/v1", REF)
+    await reconcile(reconciler)
+    mine = SecretKeyRef(name="mine", key="token")
+    provide(store, "model", "mine", "http://evil/v1")
+    await reconcile(reconciler)
+    found = mounted_files(api.objects["Deployment", "default-gateway"])
+    assert found == both_forms("model", mine) | bound("model", REF), "stable is served with its key at its URL"
+    store.remove("PromptDelivery", "ns", "app", "PromptDelivery-app")
+    await reconcile(reconciler)
+    assert mounted_files(api.objects["Deployment", "default-gateway"]) == both_forms("model", mine)
+
+
+async def test_another_secret_at_the_same_url_replaces_pods_once() -> None:
+    store, api = store_with(), FakeApi()
+    reconciler = GatewayReconciler(api, store, "image:1", {"default"}, "the-role")  # type: ignore[arg-type]
+    provide(store, "model", "openai")
+    served_at(store, "http://model/v1", REF)
+    await reconcile(reconciler)
+    mine = SecretKeyRef(name="mine", key="token")
+    provide(store, "model", "mine")
+    await reconcile(reconciler)
+    assert mounted_files(api.objects["Deployment", "default-gateway"]) == both_forms("model", mine)
+
+
+async def test_two_providers_may_name_one_secret() -> None:
+    store, api = store_with(), FakeApi()
+    reconciler = GatewayReconciler(api, store, "image:1", {"default"}, "the-role")  # type: ignore[arg-type]
+    provide(store, "model", "openai")
+    provide(store, "other", "openai")
+    await reconcile(reconciler)
+    found = mounted_files(api.objects["Deployment", "default-gateway"])
+    assert found == both_forms("model", REF) | both_forms("other", REF)
 
 
 async def test_keys_that_are_not_bound_to_hosts_and_addresses_that_are_refused_are_conditions() -> None:

@@ -16,6 +16,7 @@ from promptrollout.engine.facts import DeliveryIntent
 from promptrollout.operator.declarations import tls_verdict
 from promptrollout.operator.delivery import CannotCompile, compile_delivery
 from promptrollout.operator.gateway_objects import gateway_objects, held_template, mounted_files
+from promptrollout.operator.provider_files import source_of
 from promptrollout.operator.resolve import resolve
 from promptrollout.operator.store import Store
 from tests.unit.operator.world import PROMPT, a_copy, an_object, price, prompt, rollout_spec, store_with
@@ -57,10 +58,15 @@ def test_an_arm_carries_its_fallbacks_with_all_that_calls_need() -> None:
         "type": "OpenAI",
         "baseURL": "https://second/openai/deployments/big",
         "needsKey": True,
+        "keySource": source_of(SecretKeyRef(name="second", key="keys")),
         "auth": {"header": "api-key", "scheme": ""},
         "headers": [{"name": "X-Team", "value": "support"}],
         "query": [{"name": "api-version", "value": "2024-10-21"}],
-        "tls": {"hasCa": True, "insecureSkipVerify": False},
+        "tls": {
+            "hasCa": True,
+            "caSource": source_of(ConfigMapKeyRef(name="corporate", key="ca.pem")),
+            "insecureSkipVerify": False,
+        },
         "timeouts": {
             "connectSeconds": 5,
             "firstByteSeconds": 60,

@@ -13,7 +13,7 @@ from promptrollout.cluster import ApiException
 from promptrollout.operator.cluster_api import Stale
 from promptrollout.operator.delivery import compile_delivery
 from promptrollout.operator.queue import Key
-from promptrollout.operator.signing_keys import SIGNS_SECONDS, ensure, pods_read_keys, read, wanted
+from promptrollout.operator.signing_keys import SIGNS_SECONDS, KeyReaders, ensure, read, wanted
 from promptrollout.operator.store import Store
 from tests.unit.operator.test_delivery import V1, V2, intent
 from tests.unit.operator.world import rollout_spec, store_with
@@ -81,30 +81,59 @@ def test_pods_that_read_no_signing_keys_get_one_in_the_delivery() -> None:
     assert wanted(wanted(None, first, NOW), found, NOW).readable == [found.response_key]
 
 
+SAID = list[bool | str | None]
+
+
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("said", "at_once", "after_a_minute"),
     [
-        ([True, True], True),
-        ([True, None], False),
-        ([True, False], None),
-        ([], None),
-        ([True, "no answer"], None),
-        ([None, "no answer"], None),
+        ([True, True], True, True),
+        ([True, None], None, False),
+        ([None, None], None, False),
+        ([True, False], None, None),
+        ([False, None], None, False),
+        ([], None, None),
+        ([True, "no answer"], None, None),
+        ([None, "no answer"], None, None),
     ],
 )
-def test_what_pods_say_of_them(said: list[bool | str | None], expected: bool | None) -> None:
-    assert pods_read_keys([each if isinstance(each, str) else report(each) for each in said], "app") is expected
+def test_what_pods_say_of_them(said: SAID, at_once: bool | None, after_a_minute: bool | None) -> None:
+    readers = KeyReaders()
+    assert readers.all_read(reports(said), "app", 0) is at_once
+    assert readers.all_read(reports(said), "app", 59) is at_once
+    assert readers.all_read(reports(said), "app", 60) is after_a_minute
+
+
+def test_a_pod_that_cannot_read_them_for_a_moment_brings_no_readable_key_back() -> None:
+    """A pod whose role was bound late, or while a chart is upgraded. Votes under a readable key would be anybody's."""
+    readers, delivery = KeyReaders(), compiled(of_a_release_before(), True)
+    for now, said in (
+        (0, [True, None]),
+        (50, [True, None]),
+        (55, [True, True]),
+        (70, [True, None]),
+        (129, [True, None]),
+    ):
+        delivery = compiled(delivery, readers.all_read(reports(said), "app", now))
+        assert delivery.response_key is None
+    assert readers.all_read(reports([None, True]), "app", 131) is None, "it is another pod that says so now"
+    assert compiled(delivery, readers.all_read(reports([None, True]), "app", 191)).response_key is not None
 
 
 def test_a_pod_that_has_not_heard_the_api_server_says_nothing() -> None:
-    assert pods_read_keys([report(None, loaded=False)], "app") is None
-    assert pods_read_keys([report(True, name="other")], "app") is None, "it has not loaded this one yet"
+    for now in (0, 60):
+        assert KeyReaders().all_read([report("a", None, loaded=False)], "app", now) is None
+    assert KeyReaders().all_read([report("a", True, name="other")], "app", 0) is None, "it has not loaded this one yet"
 
 
-def report(signing_key: bool | None, *, name: str = "app", loaded: bool = True) -> PodReport:
+def reports(said: SAID) -> list[PodReport | str]:
+    return [each if isinstance(each, str) else report(f"pod-{n}", each) for n, each in enumerate(said)]
+
+
+def report(pod: str, signing_key: bool | None, *, name: str = "app", loaded: bool = True) -> PodReport:
     one = {"name": name, "rolloutUID": "uid", "sequence": 1, "weight": 0, "stable": "sha256:" + "0" * 64}
     rollouts = [one if signing_key is None else {**one, "signingKey": signing_key}]
-    return PodReport.model_validate({"pod": "a", "formatVersions": [1], "loaded": loaded, "rollouts": rollouts})
+    return PodReport.model_validate({"pod": pod, "formatVersions": [1], "loaded": loaded, "rollouts": rollouts})
 
 
 class FakeApi:
