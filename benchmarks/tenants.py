@@ -18,7 +18,7 @@ INTERVAL_SECONDS = 15
 """Of both tenants."""
 ROUNDS = 3
 LONG = [{"weight": 10, "minDurationSeconds": 3600}]
-HUGE_PROMPTS, HUGE_BYTES = 50, 150_000
+HUGE_PROMPTS, HUGE_BYTES = 50, 120_000
 
 
 @contextmanager

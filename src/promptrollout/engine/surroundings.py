@@ -133,10 +133,11 @@ def watch_pods(draft: Draft) -> None:
 
 def is_suspect(draft: Draft, failure: PodFailure, begun: int) -> bool:
     """Pods failed more often than by accident since then, shortly after its weight was raised; or no other canary's of
-    the gateway was either. On trial one failure is enough."""
+    the gateway was either. With users on it on trial one failure is enough."""
     latest = failure.times[-1]
     count = sum(begun <= at and latest - at < SUSPECT_SECONDS for at in failure.times)
-    if count < (FAILURES if draft.clock.suspected_at is None else 1):
+    on_trial = draft.clock.trial_at is not None and draft.status.weight > 0
+    if count < (1 if on_trial else FAILURES):
         return False
     raised, others = draft.clock.stage_since, draft.facts.pods.raised_at
     recent = raised is not None and latest - raised <= SUSPECT_SECONDS
