@@ -27,6 +27,8 @@ _KEYWORDS_PER_POSITION: Final = 200
 """Any keyword may copy, hash or compare a text, at a small part of what it takes to match it."""
 _UNUSUAL_NUMBER: Final = re.compile(r"(?:^|[\[:,\s])-?(?:[0-9.]{26}|[0-9.]{1,25}[eE][-+]?[0-9]{2})")
 """One whose exponent may have two digits or more. To compare it exactly can take ten times as long as others."""
+_LOOKING_FOR_NUMBERS: Final = 3
+"""Of each character, in positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Contract:
             return MAX_LOOP_WORK + 1
         per_value = self.visits.keywords + _PARSING
         positions = self.visits.positions + self.visits.keywords / _KEYWORDS_PER_POSITION
+        positions += _LOOKING_FOR_NUMBERS * self.visits.numbers
         total = 0.0
         for content in contents:
             values = len(content)

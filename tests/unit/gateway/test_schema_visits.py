@@ -112,6 +112,7 @@ OF_TEXTS = [
         ({"allOf": [{"multipleOf": 0.01, "$comment": str(n)} for n in range(200)]}, "[" + "1.5," * 200 + "1]"),
         *(({"$schema": DRAFT_7, "allOf": [one] * 3_900}, f'"{"a" * 1_000_000}"') for one in OF_TEXTS),
         ({"$schema": DRAFT_7, "propertyNames": {"allOf": [OF_TEXTS[0]] * 300}}, f'{{"{"a" * 300_000}": 1}}'),
+        ({"properties": {"a": {"minimum": 0}}}, f'{{"b": "{" 1" * 200_000}"}}'),
         ({"allOf": [{"properties": {"a": True}}] * 3_900}, f'{{"{"a" * 1_000_000}": 1}}'),
     ],
 )
