@@ -19,7 +19,7 @@ from promptrollout.gateway.authenticate import Auth
 from promptrollout.gateway.http import Reply
 from promptrollout.gateway.openapi import document
 from tests.clients.kit import ABSENT, World
-from tests.unit.gateway.kit import CANARY, KEY, arm
+from tests.unit.gateway.kit import CANARY, DONE, KEY, arm, chunk, streams
 
 pytest.importorskip("schemathesis", reason=ABSENT)
 
@@ -27,6 +27,21 @@ COUNTS = "/v1/messages/count_tokens"
 OF_ANTHROPIC = ("/v1/messages", COUNTS)
 ASKS_A_MODEL = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings")
 USERS = [f"user-{n}" for n in range(5)]
+
+
+STREAMS: dict[str, tuple[bytes, ...]] = {
+    "/v1/chat/completions": (chunk("Hello"), chunk(finish_reason="stop"), DONE),
+    "/v1/responses": (
+        b'event: response.created\ndata: {"type":"response.created","response":{"id":"resp_1"}}\n\n',
+        b'event: response.completed\ndata: {"type":"response.completed","response":{"id":"resp_1","output":[]}}\n\n',
+    ),
+    "/v1/messages": (
+        b'event: message_start\ndata: {"type":"message_start","message":{"id":"msg_1","content":[]}}\n\n',
+        b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"}}\n\n',
+        b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+    ),
+}
+"""What a provider answers where it is asked for a stream, by its path."""
 
 
 class Anything:
@@ -38,7 +53,10 @@ class Anything:
     def popleft(self) -> Any:
         return self._answer
 
-    async def _answer(self, _: web.Request) -> web.StreamResponse:
+    async def _answer(self, asked: web.Request) -> web.StreamResponse:
+        pieces = STREAMS.get(asked.path)
+        if pieces and orjson.loads(await asked.read()).get("stream") is True:
+            return await streams(*pieces)(asked)
         parts: dict[str, Any] = {"choices": [], "output": [], "content": [], "data": [], "input_tokens": 1}
         return web.json_response({"id": "chatcmpl-1", **parts})
 

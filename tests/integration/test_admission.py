@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from promptrollout.api.base_url import BASE_URL_PROBLEM
 from promptrollout.sandbox.sandbox import Sandbox
 from tests.integration.chart import install_all_but_the_operator, rendered
 from tests.integration.cluster import Kubectl
@@ -175,6 +176,7 @@ def test_only_who_may_create_deployments_chooses_the_image_that_has_the_keys(peo
 
 REFUSED = (
     *("127.0.0.1", "127.8.0.1:8080", "localhost", "[::1]:8080", "0.0.0.0", "169.254.169.254", "100.100.100.200"),
+    "192.0.0.192",
     *("[fe80::1]", "[fd00:ec2::254]", "224.0.0.1", "255.255.255.255"),
 )
 MISSPELT = ("2130706433", "0x7f000001", "0177.0.0.1", "127.1", "[::ffff:127.0.0.1]")
@@ -188,6 +190,9 @@ def test_addresses_that_gateways_refuse_are_refused_at_apply(strict: People) -> 
     for host in MISSPELT:
         refusal = strict.apply("alice", provider(baseURL=f"http://{host}/v1"), "--dry-run=server")
         assert "spec.baseURL: write its address in the usual form" in refusal, host
+    for host in ("[::1", "vllm:99999", "vllm:４４３", "①⑥⑨.254.169.254", "169。254。169。254", "%31%36%39.254.169.254"):
+        refusal = strict.apply("alice", provider(baseURL=f"http://{host}/v1"), "--dry-run=server")
+        assert BASE_URL_PROBLEM in refusal, host
     for host in TAKEN:
         assert strict.apply("alice", provider(baseURL=f"http://{host}/v1"), "--dry-run=server") == "", host
 

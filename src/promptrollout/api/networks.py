@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Final
+from urllib.parse import unquote
 
 from pydantic import AfterValidator
 
@@ -21,8 +23,9 @@ REFUSED: Final[tuple[tuple[str, Network], ...]] = tuple(
     (what, ipaddress.ip_network(network))
     for what, networks in (
         ("loopback", ("127.0.0.0/8", "::1/128")),
-        # of Amazon (IPv6), Google (IPv6), Alibaba, Azure; the others' are link-local
-        (_METADATA, ("fd00:ec2::254/128", "fd20:ce::254/128", "100.100.100.200/32", "168.63.129.16/32")),
+        # of Amazon (IPv6), Google (IPv6), Alibaba, Azure, Oracle; the others' are link-local
+        (_METADATA, ("fd00:ec2::254/128", "fd20:ce::254/128")),
+        (_METADATA, ("100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32")),
         ("link-local", ("169.254.0.0/16", "fe80::/10")),
         ("no address of a host", ("0.0.0.0/8", "::/128")),
         ("multicast", ("224.0.0.0/4", "ff00::/8")),
@@ -30,8 +33,14 @@ REFUSED: Final[tuple[tuple[str, Network], ...]] = tuple(
     )
     for network in networks
 )
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_LAST_BITS: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::ffff:0:0:0/96"))
+"""Of NAT64 (RFC 6052) and stateless translation (RFC 2765): the last 32 bits are an IPv4 address."""
 _COMPATIBLE: Final = ipaddress.ip_network("::/96")
+_LOCAL_NAT64: Final = ipaddress.ip_network("64:ff9b:1::/48")
+"""RFC 8215. Where the IPv4 address is depends on the length of the prefix that is in use: RFC 6052, 2.2."""
+_ISATAP: Final = (0x00005EFE, 0x02005EFE)
+"""In front of the last 32 bits (RFC 5214)."""
+_UNSPECIFIED: Final = ipaddress.ip_network("0.0.0.0/8")
 
 
 def _cidr(text: str) -> str:
@@ -67,10 +76,11 @@ class Networks:
 
     def refusal(self, address: Address) -> str | None:
         """Why nothing may be sent there, in words; None: it may."""
-        meant = _meant(address)
-        if any(_within(each, self.allowed) for each in meant):
+        if _within(address, self.allowed):
             return None
-        for each in meant:
+        for each in _meant(address):
+            if _within(each, self.allowed):
+                continue  # one of several that it may carry
             for what, network in REFUSED:
                 if _within(each, (network,)):
                     return what
@@ -82,10 +92,17 @@ class Networks:
 
     def refusal_of_host(self, host: str) -> str | None:
         """The same for a URL's host, as far as it is an address and no name."""
-        if host.rstrip(".").lower() == "localhost":
-            return self.refusal(ipaddress.IPv4Address("127.0.0.1"))
-        address = literal_address(host)
-        return None if address is None else self.refusal(address)
+        for each in (host, _as_proxies_may_read(host)):
+            name = each.rstrip(".")
+            address = ipaddress.IPv4Address("127.0.0.1") if name.lower() == "localhost" else literal_address(name)
+            if address is not None and (why := self.refusal(address)) is not None:
+                return why
+        return None
+
+
+def _as_proxies_may_read(host: str) -> str:
+    """Escapes decoded, and other digits and dots as ASCII's."""
+    return unicodedata.normalize("NFKC", unquote(host)).replace("\u3002", ".")
 
 
 def literal_address(host: str) -> Address | None:
@@ -106,10 +123,26 @@ def _within(address: Address, networks: Iterable[Network]) -> bool:
 
 
 def _meant(address: Address) -> tuple[Address, ...]:
-    """The address, and the IPv4 address that it carries: the network may translate it back."""
+    """The address, and the IPv4 addresses that it may carry: the network may translate it back."""
     if isinstance(address, ipaddress.IPv4Address):
         return (address,)
-    carried = address.ipv4_mapped or address.sixtofour
-    if carried is None and (address in _NAT64 or (address in _COMPATIBLE and int(address) > 1)):
-        carried = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return (address,) if carried is None else (address, carried)
+    number = int(address)
+    last = ipaddress.IPv4Address(number & 0xFFFFFFFF)
+    carried = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    if (
+        any(address in network for network in _LAST_BITS)
+        or (address in _COMPATIBLE and number > 1)
+        or number >> 32 & 0xFFFFFFFF in _ISATAP
+    ):
+        carried.append(last)
+    if address in _LOCAL_NAT64:
+        places = (last, *(_bits_from(number, start) for start in (48, 56, 64)))
+        # what is none of the prefixes in use reads as 0.something
+        carried += [each for each in places if each not in _UNSPECIFIED]
+    return (address, *(each for each in carried if each is not None))
+
+
+def _bits_from(number: int, start: int) -> ipaddress.IPv4Address:
+    """The 32 bits of an IPv6 address from this one on, bits 64 to 71 left out."""
+    without = number >> 64 << 56 | number & (1 << 56) - 1
+    return ipaddress.IPv4Address(without >> (120 - start - 32) & 0xFFFFFFFF)

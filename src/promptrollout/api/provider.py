@@ -2,8 +2,10 @@
 
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
+from promptrollout.api.base_url import BASE_URL, BASE_URL_PROBLEM, base_url_problem
 from promptrollout.api.meta import (
     Conditions,
     ConfigMapKeyRef,
@@ -105,6 +107,12 @@ class TLS(Model):
     """Trust whoever answers. The condition `TLSVerified` says so."""
 
 
+def _base_url(text: str) -> str:
+    if problem := base_url_problem(text):
+        raise PydanticCustomError("base_url", "{problem}", {"problem": problem})
+    return text
+
+
 class ProviderSpec(Model):
     rules: ClassVar = (
         (
@@ -117,7 +125,15 @@ class ProviderSpec(Model):
     """`OpenAI`: anything that speaks OpenAI's API (OpenAI, vLLM, Ollama, gateways). `Anthropic`: its Messages API."""
     base_url: Annotated[
         str,
-        Field(alias="baseURL", max_length=1024, pattern=r"^https?://[^\s?#]+[^/\s?#]$"),
+        Field(
+            alias="baseURL",
+            max_length=1024,
+            pattern=r"^https?://[^\s?#]+[^/\s?#]$",
+            json_schema_extra={
+                "x-kubernetes-validations": [{"rule": f"self.matches(r'{BASE_URL}')", "message": BASE_URL_PROBLEM}]
+            },
+        ),
+        AfterValidator(_base_url),
     ]
     """Up to and with `/v1`, without a slash at the end."""
     api_key_secret_ref: SecretKeyRef | None = None

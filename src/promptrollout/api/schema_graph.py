@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote
@@ -22,6 +22,18 @@ _SUBSCHEMAS: Final = frozenset(
 )
 _SLOW_FORMATS: Final = frozenset({"regex", "idn-email", "idn-hostname"})
 """Some drafts compile or convert the text of the answer."""
+_EACH_CHARACTER: Final = ("format", "contentMediaType", "contentEncoding", "maxLength", "minLength", "uniqueItems")
+"""They read each character of a text; some drafts parse what is in it."""
+_LIMITS: Final = ("multipleOf", "maximum", "minimum", "exclusiveMaximum", "exclusiveMinimum")
+_SAME_AS: Final = ("const", "enum")
+_INTEGER_COST: Final = 20
+"""Of one of `_LIMITS`, in keywords."""
+_NUMBER_COST: Final = 80
+"""Of a number that is compared exactly: up to 4 microseconds, by fractions of any size."""
+_UNIQUE_COST: Final = 400
+"""Of `uniqueItems`, for each value: a few items are compared pair by pair, and so exactly."""
+_USUAL_NUMBERS: Final = (1e-30, 1e30)
+"""What is smaller or larger is compared by fractions of hundreds of digits."""
 _POINTER: Final = re.compile(r"#(?:/.*)?", re.DOTALL)
 
 
@@ -37,7 +49,13 @@ class Node:
     """One schema: its own keywords in numbers, and the schemas in it."""
 
     weight: int = 1
-    """Values in its own keywords: how much there is to look at for one value."""
+    """Values in its own keywords, numbers counted by what they cost: how much there is to look at for one value."""
+    characters: int = 0
+    """How often its own keywords, patterns aside, read a text from beginning to end."""
+    numbers: bool = False
+    """It compares numbers exactly: what that takes depends on the exponents of those in the answer."""
+    unique: bool = False
+    """`uniqueItems`: it reads everything that is in a list."""
     patterns: list[PatternSize] = field(default_factory=list)
     same_value: list[Any] = field(default_factory=list)
     """Schemas applied to the same value."""
@@ -80,7 +98,7 @@ class Graph:
         node = Node()
         for name, value in schema.items():
             if name not in _SUBSCHEMAS:
-                node.weight += values_in(value) if isinstance(value, dict | list) else 1
+                _add_own(name, value, node)
             elif name in _SAME_VALUE:
                 node.same_value.append(value)
             elif name in _SAME_VALUE_LISTS:
@@ -100,8 +118,7 @@ class Graph:
                 _add_children(name, value, schema, node)
         if isinstance(pattern := schema.get("pattern"), str):
             node.patterns.append(pattern_size(pattern))
-        if isinstance(form := schema.get("format"), str):
-            node.slow = form in _SLOW_FORMATS
+        node.slow = node.slow or schema.get("format") in _SLOW_FORMATS
         if schema is not self.root and isinstance(schema.get("$id", schema.get("id")), str):
             node.unknown = True  # references are relative to it
         return node
@@ -133,6 +150,25 @@ class Graph:
         return found
 
 
+def _add_own(name: str, value: Any, node: Node) -> None:
+    """Of a keyword without schemas in it."""
+    if name not in _LIMITS and name not in _SAME_AS:
+        node.weight += values_in(value) if isinstance(value, dict | list) else 1
+        node.characters += name in _EACH_CHARACTER
+        if name == "uniqueItems" and value is True:
+            node.unique = node.numbers = True
+            node.weight += _UNIQUE_COST
+        return
+    for each in _values(value):
+        if isinstance(each, int | float) and not isinstance(each, bool):
+            cheap = name in _LIMITS and isinstance(each, int) and abs(each) < 2**53
+            node.weight += _INTEGER_COST if cheap else _NUMBER_COST
+            node.numbers = True
+            node.slow = node.slow or (each != 0 and not _USUAL_NUMBERS[0] <= abs(each) <= _USUAL_NUMBERS[1])
+        else:
+            node.weight += 1
+
+
 def _add_children(name: str, value: Any, schema: dict[str, Any], node: Node) -> None:
     """Of a keyword about properties or items."""
     if name == "properties":
@@ -154,15 +190,18 @@ def _add_children(name: str, value: Any, schema: dict[str, Any], node: Node) -> 
 
 def values_in(value: Any) -> int:
     """How many JSON values there are in this one, itself included."""
-    count, waiting = 0, [value]
+    return sum(1 for _ in _values(value))
+
+
+def _values(value: Any) -> Iterator[Any]:
+    waiting = [value]
     while waiting:
         found = waiting.pop()
-        count += 1
+        yield found
         if isinstance(found, dict):
             waiting += found.values()
         elif isinstance(found, list):
             waiting += found
-    return count
 
 
 def _list(value: Any) -> list[Any]:

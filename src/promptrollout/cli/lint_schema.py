@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
+from promptrollout.api.base_url import BASE_URL_PROBLEM, base_url_problem
 from promptrollout.api.crds import KINDS, PRESERVE, RULES, kind_schema
 from promptrollout.api.provider import RESERVED_HEADERS
 
@@ -379,6 +380,7 @@ CEL: Final[dict[str, Callable[[Any], bool]]] = {
     "placeholder: history may stand at most once": lambda s: sum("placeholder" in m for m in s["messages"]) <= 1,
     "all messages together may have at most 192 KiB": lambda s: _messages_length(s) <= MAX_MESSAGES_LENGTH,
     # a provider
+    BASE_URL_PROBLEM: lambda s: base_url_problem(s) is None,
     "this header belongs to the connection, or carries credentials: use apiKeySecretRef and auth for a key": lambda s: (
         s["name"].lower() not in RESERVED_HEADERS
     ),

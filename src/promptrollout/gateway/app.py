@@ -71,7 +71,7 @@ class ServingApp:
         self._rates = None if rate is None else Rates(rate, limits.burst_per_key)
         self.draining = False
         """The pod is ending: callers are told to open their next connection elsewhere."""
-        self._requests = Requests(registry, counters, wall_clock=wall_clock)
+        self._requests = Requests(registry, counters, wall_clock=wall_clock, places=lambda: self.admission.pace.limit)
         votes = VoteCounting(registry, counters, wall_clock)
         self._endpoints: dict[str, Endpoint] = {FEEDBACK_PATH: votes.feedback, SCORES_PATH: votes.score}
         self._prompts = Prompts(registry, counters, pod_ip, admin_port)

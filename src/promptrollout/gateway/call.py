@@ -9,6 +9,7 @@ import orjson
 
 from promptrollout.gateway.configuration import Target
 from promptrollout.gateway.counters import Counters
+from promptrollout.gateway.crowding import crowds_out
 from promptrollout.gateway.errors import CallerError, ProviderError, Unfilled
 from promptrollout.gateway.fill import fill
 from promptrollout.gateway.pin import has_state, require_no_state
@@ -16,6 +17,7 @@ from promptrollout.gateway.protocols.chat import wants_usage, without_added_usag
 from promptrollout.gateway.providers.answer import Answer
 from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.endpoint import RETRY_AFTER_MAX_SECONDS
+from promptrollout.gateway.providers.failures import crowded
 from promptrollout.gateway.render import Body
 from promptrollout.gateway.request import Filled, Prepared
 from promptrollout.gateway.serving import Serving
@@ -26,14 +28,22 @@ FALLBACK_PATIENCE_SECONDS: Final = 1.0
 """A provider that asks for a longer pause is not waited for where a fallback may answer now."""
 
 
-async def call(counters: Counters, serving: Serving, prepared: Prepared) -> Answer:
+async def call(counters: Counters, serving: Serving, prepared: Prepared, places: int) -> Answer:
     """The answer of the version's provider, or of its fallbacks. While only the canary's provider is down, stable's
-    answers in its place: an outage decides nothing, and a canary that waits for its provider harms nobody."""
+    answers in its place: an outage decides nothing, and a canary that waits for its provider harms nobody. `places`: so
+    many requests at once does this pod take now."""
     arm = prepared.arm
     if not prepared.request.protocol.sampled:
         # with a circuit of its own, which nobody looks at
         return await _send(prepared, arm.own, RETRY_AFTER_MAX_SECONDS, circuit=Circuit())
-    if arm is serving.canary and arm.provider.base_url != serving.stable.provider.base_url:
+    arm.circuit.came()
+    crowding = arm is serving.canary and crowds_out(arm.circuit, serving.stable.circuit, counters, places)
+    elsewhere = arm is serving.canary and arm.provider.base_url != serving.stable.provider.base_url
+    if crowding and (not elsewhere or arm.circuit.slow):
+        return await _fall_back(prepared, crowded(arm.provider.name))
+    if crowding:  # silent, and nobody knows yet whether it is down: those who wait will tell
+        return await _divert(counters, serving, prepared, None)
+    if elsewhere:
         if not serving.canary_provider_unreachable or arm.circuit.may_find_out:
             try:
                 return await _answer(prepared, wait_unreachable=False)

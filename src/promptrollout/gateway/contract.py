@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,6 +23,12 @@ MAX_LOOP_WORK: Final = 1_000_000
 """Of one answer, held against its schema in the event loop: keywords and characters, counted; 10 to 30 ms."""
 _PARSING: Final = 10
 """Of each value, in keywords."""
+_KEYWORDS_PER_POSITION: Final = 200
+"""Any keyword may copy, hash or compare a text, at a small part of what it takes to match it."""
+_UNUSUAL_NUMBER: Final = re.compile(r"(?:^|[\[:,\s])-?(?:[0-9.]{26}|[0-9.]{1,25}[eE][-+]?[0-9]{2})")
+"""One whose exponent may have two digits or more. To compare it exactly can take ten times as long as others."""
+_LOOKING_FOR_NUMBERS: Final = 3
+"""Of each character, in positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +44,18 @@ class Contract:
         """At most so much is to be done for these texts. Only counted: the verdict must not depend on who is busy."""
         if self.visits is None:
             return MAX_LOOP_WORK + 1
-        per_value, positions = self.visits.keywords + _PARSING, self.visits.positions
-        total = 0
+        per_value = self.visits.keywords + _PARSING
+        positions = self.visits.positions + self.visits.keywords / _KEYWORDS_PER_POSITION
+        positions += _LOOKING_FOR_NUMBERS * self.visits.numbers
+        total = 0.0
         for content in contents:
             values = len(content)
             if values * (per_value + positions) > MAX_LOOP_WORK:
                 values = 1 + sum(map(content.count, ",:[{"))
             total += values * per_value + len(content) * positions
-        return total
+            if total > MAX_LOOP_WORK or (self.visits.numbers and _UNUSUAL_NUMBER.search(content)):
+                return MAX_LOOP_WORK + 1
+        return math.ceil(total)
 
 
 def make_contract(schema: Any) -> Contract:

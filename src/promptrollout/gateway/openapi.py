@@ -279,7 +279,7 @@ def _answered(protocol: str) -> Schema:
     about = _ANSWERED[protocol]
     found = answer("The answer.", ref("schemas", f"{protocol}Answer"))
     if about.streams:
-        found["content"][_STREAM] = {"schema": {"type": "string", "description": "Events as they come."}}
+        found["content"][_STREAM] = {}  # a schema there would be read as that of each event
     found["headers"] = WHAT_ANSWERED
     error = ref("schemas", about.error)
     return {

@@ -15,6 +15,7 @@ from promptrollout.api.schema_graph import Graph, Node, SchemaRefused
 from promptrollout.api.schema_limits import ways_of
 
 MAX_VISITS: Final = 20_000
+_MAX_UNIQUE: Final = 20
 _MAX_STEPS: Final = 200_000
 """Of finding the bound. What takes more has none."""
 _MAX_ROUNDS: Final = 300
@@ -29,7 +30,9 @@ class Visits:
     keywords: int
     """Keywords looked at, and what stands in them."""
     positions: int
-    """Places in regular expressions that a match can be at, for each character of a text."""
+    """Places in regular expressions that a match can be at, and keywords that read a text, for each character of it."""
+    numbers: bool = False
+    """Numbers are compared exactly: the bound holds unless an answer has some with large exponents."""
 
 
 def visits(schema: Any) -> Visits | None:
@@ -43,7 +46,38 @@ def visits(schema: Any) -> Visits | None:
         return None
     if max(ways.values(), default=0) > MAX_VISITS:
         return None
-    return _Bound(graph).found()
+    lists = _nested_lists(graph)
+    found = None if lists is None else _Bound(graph).found()
+    if found is None or lists is None:
+        return None
+    numbers = any(node.numbers for node in graph.nodes.values())
+    return Visits(found.keywords * max(1, lists), found.positions * max(1, lists), numbers)
+
+
+def _nested_lists(graph: Graph) -> int | None:
+    """How many schemas with `uniqueItems` there are at most in each other: each of them reads all that is in its list.
+    None: no bound is known."""
+    unique = [each for each, node in graph.nodes.items() if node.unique]
+    if len(unique) > _MAX_UNIQUE:
+        return None
+    most = 0
+    for start in unique:
+        seen: set[int] = set()
+        waiting = _inner(graph.nodes[start])
+        while waiting:
+            found = id(waiting.pop())
+            if found in graph.nodes and found not in seen:
+                seen.add(found)
+                waiting += _inner(graph.nodes[found])
+        if start in seen:
+            return None
+        most = max(most, 1 + sum(each in seen for each in unique))
+    return most
+
+
+def _inner(node: Node) -> list[Any]:
+    further = (*node.properties.values(), node.other_property, node.other_item)
+    return [*node.same_value, *node.items, *node.each, *further]
 
 
 class _TooMany(Exception):
@@ -157,7 +191,7 @@ class _Bound:
 def _own(applied: list[tuple[Node, int]]) -> _Counts:
     return (
         sum(node.weight * times for node, times in applied),
-        sum(pattern.positions * times for node, times in applied for pattern in node.patterns),
+        sum((node.characters + sum(each.positions for each in node.patterns)) * times for node, times in applied),
     )
 
 

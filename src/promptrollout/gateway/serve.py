@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 
@@ -33,12 +34,15 @@ class Requests:
         counters: Counters,
         random_unit: Callable[[], bytes] = lambda: os.urandom(16),
         wall_clock: Callable[[], float] = time.time,
+        places: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         self._registry = registry
         self._counters = counters
         self._answers = Bodies(MAX_ANSWERS_BYTES)
         self._random_unit = random_unit
         self._wall_clock = wall_clock
+        self._places = places
+        """So many requests at once does this pod take now."""
         self._schemas = SchemaProcess(counters.answers_not_judged)
 
     async def close(self) -> None:
@@ -56,7 +60,7 @@ class Requests:
         prepared.began_seconds = pin.began_of(prepared.arm) if pin else None
         with UnderWay(prepared), Accounted(prepared, reply), self._answers.share() as share:
             try:
-                answer = await call(self._counters, serving, prepared)
+                answer = await call(self._counters, serving, prepared, self._places())
                 ending = await check(prepared, answer, reply, share, self._schemas)
             except ProviderError as error:
                 ending = failed(prepared, error)

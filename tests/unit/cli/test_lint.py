@@ -9,6 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from promptrollout.api.base_url import BASE_URL_PROBLEM
 from promptrollout.api.crds import KINDS, RULES, kind_schema
 from promptrollout.api.slo import Objective
 from promptrollout.cli.lint import check, doubts_about, lint
@@ -74,6 +75,12 @@ def test_a_base_url_that_its_provider_will_not_know_is_warned_of() -> None:
     (found,) = check(list(read("f.yaml", yaml.safe_dump(body | {"spec": {"baseURL": "https://api.openai.com"}}))))
     assert (found.is_error, found.path) == (False, "spec.baseURL")
     assert "write https://api.openai.com/v1" in found.reason
+
+
+@pytest.mark.parametrize("base_url", ["http://[::1/v1", "http://vllm:99999/v1", "http://vllm:４４３/v1"])
+def test_a_base_url_that_nobody_can_ask_is_an_error(base_url: str) -> None:
+    (found,) = errors(yaml.safe_dump(contract("ModelProvider", "openai", baseURL=base_url)))
+    assert found.endswith(f"ModelProvider/openai: spec.baseURL: {BASE_URL_PROBLEM}")
 
 
 def test_every_cel_rule_has_its_twin_and_none_is_left_over() -> None:

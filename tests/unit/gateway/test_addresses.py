@@ -154,6 +154,11 @@ async def test_through_a_proxy_literal_addresses_are_refused_and_the_proxy_may_b
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         await strict.registry.apply("support", delivery(stable=arm(url="http://10.1.2.3/v1", provider_maxRetries=0)))
         assert (await Caller(strict.serving_app).post(request())).status == 503
-        await strict.registry.apply("meta", delivery(rolloutUID="2", stable=arm(url="http://169.254.169.254/v1")))
+        for n, host in enumerate(
+            ("169.254.169.254", "169.254.169.254.", "①⑥⑨.254.169.254", "169。254。169。254", "%31%36%39.254.169.254")
+        ):
+            stable = arm(url=f"http://{host}/v1", provider_maxRetries=0)
+            await strict.registry.apply("meta", delivery(n + 1, rolloutUID="2", stable=stable))
+            assert (await Caller(strict.serving_app).post(request(model="meta"))).status in (502, 503), host
     assert [line.split()[1] for line in asked] == [b"http://10.1.2.3/v1/chat/completions"]
     assert ("ProviderAddressRefused", "openai") in told(strict)

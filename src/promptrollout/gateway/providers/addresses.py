@@ -8,6 +8,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from yarl import URL
+
 from promptrollout.api.networks import Networks
 
 
@@ -32,6 +34,11 @@ def socket_factory(networks: Networks) -> Callable[[Any], socket.socket]:
         return socket.socket(family, kind, protocol)
 
     return make
+
+
+def asked_host(base_url: str) -> str:
+    """The host as it is resolved, or sent to a proxy: in ASCII, where others see other letters. Raises ValueError."""
+    return URL(base_url).raw_host or ""
 
 
 def refused_address(error: BaseException) -> AddressRefused | None:

@@ -56,6 +56,7 @@ class Circuit:
         self._half_began = clock()
         self._tries, self._failures = 0, 0
         self._tries_before, self._failures_before = 0, 0
+        self._came, self._came_before = 0, 0
         self._retries_left = RETRIES_KEPT
         self._retries_at = clock()
 
@@ -93,6 +94,12 @@ class Circuit:
         """Until the next trial of an open circuit."""
         return max(0.0, self._trial_due - self._clock())
 
+    @property
+    def came_lately(self) -> int:
+        """Requests of the arm in the window, whether they were sent or not."""
+        self._roll()
+        return self._came + self._came_before
+
     def allows(self) -> bool:
         """Whether this request may be sent: while the circuit is open, now and then one, to find out."""
         of_the_probe, self._one_may_try = self._one_may_try, False
@@ -114,6 +121,11 @@ class Circuit:
         return False
 
     # ------------------------------------------------------------ what happened
+
+    def came(self) -> None:
+        """A request is the arm's."""
+        self._roll()
+        self._came += 1
 
     def asked(self, retry_budget_percent: int) -> None:
         """A request comes: it adds its share of a further try to the budget."""
@@ -205,7 +217,8 @@ class Circuit:
         halves = (now - self._half_began) // (WINDOW_SECONDS / 2)
         if halves >= 1:
             self._tries_before, self._failures_before = (self._tries, self._failures) if halves < 2 else (0, 0)
-            self._tries = self._failures = 0
+            self._came_before = self._came if halves < 2 else 0
+            self._tries = self._failures = self._came = 0
             self._half_began = now
 
     def _refill(self, share: float) -> None:

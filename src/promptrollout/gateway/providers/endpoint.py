@@ -20,7 +20,7 @@ from promptrollout.api.delivery import ProviderConfig
 from promptrollout.api.networks import Networks
 from promptrollout.api.provider import RESERVED_HEADERS, Auth
 from promptrollout.gateway.errors import ProviderError
-from promptrollout.gateway.providers.addresses import refused_address, socket_factory
+from promptrollout.gateway.providers.addresses import asked_host, refused_address, socket_factory
 from promptrollout.gateway.providers.answer import Answer
 from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.failures import (
@@ -83,7 +83,7 @@ class Endpoint:
         self._key_hosts: KeyHosts | None = None
         self._key_may_go = True
         self.networks = networks or Networks()
-        self.literal_refusal = self.networks.refusal_of_host(urlsplit(base_url).hostname or "")
+        self.literal_refusal = self.networks.refusal_of_host(asked_host(base_url))
         """Why its address may not be called, where the base URL has one and no name. Of a name it is known when a
         connection is made; where a proxy makes it, nobody here knows."""
         self.refused_at: str | None = None

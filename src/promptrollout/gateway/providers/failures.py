@@ -30,6 +30,12 @@ def circuit_open(provider: str, circuit: Circuit) -> ProviderError:
     )
 
 
+def crowded(provider: str) -> ProviderError:
+    """Not asked, as those who wait for it take the places of others. Counts as what it is: a provider too slow."""
+    message = f"the canary's requests that wait for provider {provider} fill this gateway pod: try again later"
+    return ProviderError("circuit_open", 503, message, headers={"retry-after": "1"})
+
+
 def timed_out(provider: str, what: str) -> ProviderError:
     return ProviderError("timeout", 504, f"provider {provider} took too long for {what}")
 

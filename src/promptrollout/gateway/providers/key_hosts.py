@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+from promptrollout.api.networks import literal_address
+from promptrollout.gateway.providers.addresses import asked_host
+
 MAX_HOSTS: Final = 64
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _NAME: Final = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?")
@@ -23,7 +26,9 @@ class _Host:
     def matches(self, host: str, port: int | None) -> bool:
         if self.port is not None and self.port != port:
             return False
-        return host.endswith(self.name[1:]) if self.name.startswith("*.") else host == self.name
+        if self.name.startswith("*."):
+            return host.endswith(self.name[1:]) and literal_address(host) is None
+        return host == self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class KeyHosts:
     def allow(self, base_url: str) -> bool:
         """Whether the key may be sent to this URL."""
         parts = urlsplit(base_url)
-        host = _canonical((parts.hostname or "").rstrip("."))
+        host = _canonical(asked_host(base_url).rstrip("."))
         port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
         return any(each.matches(host, port) for each in self.hosts)
 
