@@ -32,7 +32,7 @@ LOOK_SECONDS = 1.0
 CLOCK_SECONDS = 10.0
 """How old the reading of a source's clock may get while something is analysed."""
 CONFIRMED_SECONDS = 5.0
-"""A source that answered so long ago is there, as far as a raise of the weight is concerned."""
+"""So long an answer counts that was asked for because of a raise of the weight."""
 BACKOFF_SECONDS = (1.0, 15.0)
 UNREADABLE_SECONDS = 50.0
 """A window that cannot be read for so long, though its source answers others, is skipped at the next try."""
@@ -76,6 +76,8 @@ class Analyses:
         self._analyses: dict[Key, _Analysis] = {}
         self._waiting: dict[str, set[Key]] = {}
         """By source: rollouts that want to know whether it answers before more users meet their canary."""
+        self._asked: dict[Key, float] = {}
+        """Since when each of them does: an answer to an earlier question says nothing of now."""
         self._wake = {name: asyncio.Event() for name in sources}
         self._under_way: set[asyncio.Task[None]] = set()
         self._folding = asyncio.Lock()
@@ -106,6 +108,11 @@ class Analyses:
     def drop(self, key: Key) -> None:
         self._analyses.pop(key, None)
 
+    def forget(self, key: Key) -> None:
+        """The rollout is gone."""
+        self.drop(key)
+        self._asked.pop(key, None)
+
     def evidence(self, key: Key, since: int | None, source: str | None) -> Evidence:
         """What was read after `since`; whether more can be read now."""
         found = self._sources.get(source or "")
@@ -121,17 +128,22 @@ class Analyses:
                 intervals = ()  # a gap: `want` starts a new reader from there
         lost = bool(problem)
         problem = problem or (analysis.note if analysis is not None else "")
-        return Evidence(intervals, not problem, problem, lost, confirmed=self._confirmed(found))
+        return Evidence(intervals, not problem, problem, lost, confirmed=self._confirmed(key, found))
 
     def make_contact(self, key: Key, source: str | None) -> None:
         """Ask the source whether it is there; `changed` is called when it answered, and when it did not."""
         if source is not None and source in self._sources:
+            self._asked.setdefault(key, time.monotonic())
             self._waiting.setdefault(source, set()).add(key)
             self._wake[source].set()
 
-    def _confirmed(self, source: Source) -> bool:
-        answered = self._clock_read.get(source.name)
-        return not source.problem and answered is not None and time.monotonic() - answered < CONFIRMED_SECONDS
+    def _confirmed(self, key: Key, source: Source) -> bool:
+        """Once: the next raise asks again."""
+        asked, answered = self._asked.get(key), self._clock_read.get(source.name)
+        if source.problem or asked is None or answered is None or answered < asked:
+            return False
+        del self._asked[key]
+        return time.monotonic() - answered < CONFIRMED_SECONDS
 
     # ------------------------------------------------------------ the loop
 
@@ -190,7 +202,7 @@ class Analyses:
 
     async def _read_clock(self, source: Source) -> bool:
         """Note the source's time, or its problem and a pause before the next try."""
-        before = source.problem
+        before, sent = source.problem, time.monotonic()
         try:
             await source.read_clock()
             source.problem = ""
@@ -202,7 +214,7 @@ class Analyses:
             self._pause_until[source.name] = time.monotonic() + pause
         else:
             self._pause.pop(source.name, None)
-            self._clock_read[source.name] = time.monotonic()
+            self._clock_read[source.name] = sent
         if source.problem != before:
             log = logger.warning if source.problem else logger.info
             log("%s", source.problem or f"metrics source {source.name} answers")

@@ -132,7 +132,7 @@ class RolloutReconciler:
         uid = self._uids.pop(key, None)
         if uid is not None:
             self._records.pop(uid, None)
-        self._analyses.drop(key)
+        self._analyses.forget(key)
         self._copies.forget(key)
         self._acknowledger.forget(key.namespace, key.name)
         self._canaries.note(key.namespace, "", key.name, None)

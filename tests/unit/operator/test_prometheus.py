@@ -319,6 +319,23 @@ async def test_after_a_long_outage_it_catches_up_in_portions(source: Source) -> 
     assert len(analyses.evidence(A, start, "default").intervals) == 200
 
 
+async def test_an_answer_from_before_it_was_asked_confirms_nothing(prometheus: FakePrometheus, source: Source) -> None:
+    """A canary was exposed 3 s after its source had died, on the word of its last answer."""
+    analyses, changed = await analyses_of(source)
+    assert not analyses.evidence(A, None, "default").confirmed
+    analyses.make_contact(A, "default")
+    assert not analyses.evidence(A, None, "default").confirmed
+    await analyses.look()
+    assert changed == [A]
+    assert analyses.evidence(A, None, "default").confirmed
+    assert not analyses.evidence(A, None, "default").confirmed, "each raise asks anew"
+    analyses.make_contact(A, "default")
+    prometheus.broken["time()"] = (500, "down")
+    await analyses.look()
+    found = analyses.evidence(A, None, "default")
+    assert (found.confirmed, found.available, changed) == (False, False, [A, A])
+
+
 async def test_an_unknown_source_is_a_sentence(source: Source) -> None:
     analyses, _ = await analyses_of(source)
     assert "no metrics source" in analyses.evidence(A, 0, None).problem
