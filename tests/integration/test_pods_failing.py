@@ -56,6 +56,12 @@ def served(story: Story) -> list[str | None]:
     return []
 
 
+def ready(story: Story) -> int:
+    """How many pods take requests."""
+    conditions = [pod["status"].get("conditions") or [] for pod in story.pods()]
+    return sum(any(c["type"] == "Ready" and c["status"] == "True" for c in each) for each in conditions)
+
+
 def test_a_canary_that_kills_its_pods_is_taken_back_tried_alone_and_rejected(story: Story) -> None:
     story.given(v1={}, v2={}, w1={}).apply("v1").healthy("v1")
     other = Story(story.sandbox, story.kubectl)
@@ -70,6 +76,7 @@ def test_a_canary_that_kills_its_pods_is_taken_back_tried_alone_and_rejected(sto
             assert withdrawn["history"][0]["reason"] == "PodsFailing"
             assert "gateway pod" in withdrawn["history"][0]["message"]
             story.wait(lambda: served(story) == [None, None], "stable alone on both pods", 60)
+            story.wait(lambda: ready(story) == 2, "both pods ready", 60)
             assert time.monotonic() - began < 60
             before = seen()
             tried = story.until(lambda s: s["clock"].get("trialAt"), 60)
