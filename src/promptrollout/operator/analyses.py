@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 
 from promptrollout.engine.evidence import Evidence, Interval
+from promptrollout.operator.analysis import Analysis, Group, group_of
 from promptrollout.operator.batches import Batches, Found, Window
 from promptrollout.operator.evidence import Reader
 from promptrollout.operator.lanes import SourceError
@@ -38,26 +39,6 @@ UNREADABLE_SECONDS = 50.0
 """A window that cannot be read for so long, though its source answers others, is skipped at the next try."""
 
 
-class _Analysis:
-    """One rollout under analysis: its reader, what it read and nobody folded in yet, and what keeps it from reading."""
-
-    def __init__(self, key: Key, reader: Reader) -> None:
-        self.key = key
-        self.reader = reader
-        self.intervals: list[Interval] = []
-        self.problem = ""
-        self.note = ""
-        """What keeps some of its objectives from being read, while the others are."""
-        self.pause_until = 0.0
-        self.asking = False
-        """Its queries are under way."""
-        self.unreadable_since: float | None = None
-        self.failing: dict[Query, str] = {}
-        """Its own queries that failed, and why. Not asked again before `failing_until`."""
-        self.failing_until = 0.0
-        self.failing_pause = 0.0
-
-
 class Analyses:
     """Readers by rollout. `changed` is called when a rollout has new intervals or a new problem."""
 
@@ -73,7 +54,7 @@ class Analyses:
         self._batches = {name: Batches(source, pods) for name, source in sources.items()}
         self._settle_seconds = settle_seconds
         self._changed = changed
-        self._analyses: dict[Key, _Analysis] = {}
+        self._analyses: dict[Key, Analysis] = {}
         self._waiting: dict[str, set[Key]] = {}
         """By source: rollouts that want to know whether it answers before more users meet their canary."""
         self._asked: dict[Key, float] = {}
@@ -101,7 +82,7 @@ class Analyses:
             if position == analysis.reader.position or position in starts:
                 analysis.intervals = [interval for interval in analysis.intervals if interval.start >= position]
                 return
-        self._analyses[key] = _Analysis(key, Reader(question, position))
+        self._analyses[key] = Analysis(key, Reader(question, position))
         if (wake := self._wake.get(question.source)) is not None:
             wake.set()
 
@@ -225,7 +206,7 @@ class Analyses:
             self._changed(key)
         return not source.problem
 
-    def _read(self, source: Source, due: list[tuple[_Analysis, int]]) -> None:
+    def _read(self, source: Source, due: list[tuple[Analysis, int]]) -> None:
         """Begin to read for all of them; each goes on by itself as soon as what it needs is there."""
         rollouts: dict[Group, dict[str, str]] = defaultdict(dict)
         narrowed: dict[Group, list[Narrowed]] = defaultdict(list)
@@ -233,7 +214,7 @@ class Analyses:
             question = analysis.reader.question
             for query, narrow in question.queries.items():
                 if query.form == "metric":
-                    group = _group(analysis, query, end)
+                    group = group_of(analysis, query, end)
                     rollouts[group][question.uid] = analysis.key.namespace
                     narrowed[group].append(narrow)
         batches = self._batches[source.name]
@@ -247,7 +228,7 @@ class Analyses:
         for analysis, end in due:
             question = analysis.reader.question
             needed = {
-                query: asked[_group(analysis, query, end)][question.uid]
+                query: asked[group_of(analysis, query, end)][question.uid]
                 for query in question.queries
                 if query.form == "metric"
             }
@@ -257,7 +238,7 @@ class Analyses:
             task.add_done_callback(self._under_way.discard)
 
     async def _read_one(
-        self, source: Source, analysis: _Analysis, end: int, needed: Mapping[Query, asyncio.Future[Found]]
+        self, source: Source, analysis: Analysis, end: int, needed: Mapping[Query, asyncio.Future[Found]]
     ) -> None:
         """The gateways' metrics of a rollout, then its own queries. One failed query of the first kind holds the
         rollout, and nobody else."""
@@ -284,7 +265,7 @@ class Analyses:
             analysis.asking = False
             self._wake[source.name].set()
 
-    def _unread(self, analysis: _Analysis, end: int, error: SourceError) -> None:
+    def _unread(self, analysis: Analysis, end: int, error: SourceError) -> None:
         """What cannot be read for long, while the source is there, must not keep the rollout from what comes after."""
         now = time.monotonic()
         self._hold(analysis, str(error), BACKOFF_SECONDS[0])
@@ -301,7 +282,7 @@ class Analyses:
     async def _ask_own(
         self,
         source: Source,
-        analysis: _Analysis,
+        analysis: Analysis,
         end: int,
         windows: dict[Query, list[Series]],
         asked: list[Query],
@@ -314,7 +295,7 @@ class Analyses:
         for query in asked:
             try:
                 async with asyncio.timeout_at(until):
-                    windows[query] = await _own(source, _group(analysis, query, end))
+                    windows[query] = await _own(source, group_of(analysis, query, end))
             except TimeoutError:
                 failed[query] = (
                     f"metrics source {source.name}: own queries are not answered within {source.answer_seconds:g} s"
@@ -330,7 +311,7 @@ class Analyses:
         return failed
 
     def _take(
-        self, analysis: _Analysis, end: int, windows: Mapping[Query, list[Series]], failed: Mapping[Query, str]
+        self, analysis: Analysis, end: int, windows: Mapping[Query, list[Series]], failed: Mapping[Query, str]
     ) -> None:
         question = analysis.reader.question
         unread = question.failing(failed)
@@ -347,7 +328,7 @@ class Analyses:
         analysis.problem, analysis.unreadable_since = "", None
         self._changed(analysis.key)
 
-    def _hold(self, analysis: _Analysis, problem: str, seconds: float) -> None:
+    def _hold(self, analysis: Analysis, problem: str, seconds: float) -> None:
         """Nothing is taken; the same is tried again later."""
         before, analysis.problem = analysis.problem, problem
         analysis.pause_until = time.monotonic() + seconds
@@ -356,7 +337,7 @@ class Analyses:
             self._changed(analysis.key)
 
     def _read_into(
-        self, analysis: _Analysis, windows: Mapping[Query, list[Series]], end: int, unread: Collection[str]
+        self, analysis: Analysis, windows: Mapping[Query, list[Series]], end: int, unread: Collection[str]
     ) -> str:
         """What went wrong: one rollout's evidence must not stop the others' analyses, whatever it holds."""
         reader = analysis.reader
@@ -370,7 +351,7 @@ class Analyses:
             return problem
         return ""
 
-    def _due_end(self, source: Source, analysis: _Analysis) -> int | None:
+    def _due_end(self, source: Source, analysis: Analysis) -> int | None:
         reader = analysis.reader
         width = reader.question.interval_seconds
         settled = source.now() - self._settle(width)
@@ -393,14 +374,6 @@ class Analyses:
             pause = max(analysis.pause_until, self._pause_until.get(source.name, 0.0)) - now
             seconds = min(LOOK_SECONDS if seconds is None else seconds, max(left, pause, 0.05))
         return LOOK_SECONDS if seconds is None and source.name in self._waiting else seconds
-
-
-Group = tuple[Query, int, int, int]
-"""Query, end of the window, its length, the interval's."""
-
-
-def _group(analysis: _Analysis, query: Query, end: int) -> Group:
-    return query, end, end - analysis.reader.start_of_window(), analysis.reader.question.interval_seconds
 
 
 async def _own(source: Source, group: Group) -> list[Series]:
