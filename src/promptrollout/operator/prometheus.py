@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from functools import partial
+from http.client import RemoteDisconnected
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -57,6 +58,8 @@ ON_THE_QUERY = "PromQL "
 
 _ODD = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What an answer of unexpected content leads to."""
+_CLOSED = (RemoteDisconnected, ConnectionResetError, BrokenPipeError)
+"""How a connection ends that the other side closed while it lay idle: what was sent on it was never read."""
 
 
 class UnlabelledError(Exception):
@@ -308,16 +311,23 @@ class Source:
         """The result, read in the same thread: of large answers one at a time is in memory."""
         self._reading.begin(lane, most_bytes)
         try:
-            if endpoint == "query":
-                return read(self._client.custom_query(given["query"], {**self._parameters, **given}, self._timeout))
-            start, end = (datetime.fromtimestamp(int(given[name]), UTC) for name in ("start", "end"))
-            return read(
-                self._client.custom_query_range(
-                    given["query"], start, end, given["step"], self._parameters, self._timeout
-                )
-            )
+            try:
+                return read(self._result(endpoint, given))
+            except requests.ConnectionError as error:
+                if not isinstance(_first_cause(error), _CLOSED):
+                    raise
+                # the source closed the idle connection just as it was used again
+                return read(self._result(endpoint, given))
         finally:
             self._reading.end()
+
+    def _result(self, endpoint: str, given: Mapping[str, str]) -> Any:
+        if endpoint == "query":
+            return self._client.custom_query(given["query"], {**self._parameters, **given}, self._timeout)
+        start, end = (datetime.fromtimestamp(int(given[name]), UTC) for name in ("start", "end"))
+        return self._client.custom_query_range(
+            given["query"], start, end, given["step"], self._parameters, self._timeout
+        )
 
     def _refuse_partial(self, response: requests.Response, **_: Any) -> None:
         """An answer that may lack some of the data is none. A redirect is none either: where it leads to must not learn

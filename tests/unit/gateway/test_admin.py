@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 
 from promptrollout.api import names
 from promptrollout.gateway.errors import ERROR_TYPES
@@ -77,13 +76,11 @@ async def test_requests_show_up(gateway: Gateway, caller: Caller, provider: Prov
     assert list(buckets.values()) == sorted(buckets.values())
 
 
-async def test_a_hundred_rollouts_are_written_in_no_time(gateway: Gateway) -> None:
+async def test_a_page_of_a_hundred_rollouts_lets_the_event_loop_go(gateway: Gateway) -> None:
     for n in range(100):
         await gateway.registry.apply(f"r{n}", delivery(canary=arm(CANARY)))
     admin = Caller(gateway.admin_app)
-    began = time.process_time()
     page = await admin.get("/metrics")
-    assert time.process_time() - began < 0.5  # 0.05 on an idle core; the slack is for busy ones
     assert page.body.count(b"\n") > 7000
     assert len(page.pieces) > 3, "the event loop is let go in between"
 

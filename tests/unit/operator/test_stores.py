@@ -5,6 +5,7 @@ import asyncio
 import json
 import re
 import shutil
+import socketserver
 import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -190,6 +191,34 @@ async def test_a_value_is_asked_for_at_the_ends_of_intervals(store: Store, serve
     with pytest.raises(SourceError, match=r"2 values for sum\(x\): aggregate them to one"):
         await source.values("sum(x)", "ns", 30, 90, 30)
     source.close()
+
+
+# ---------------------------------------------------------------- connections
+
+
+class OneAnswer(socketserver.StreamRequestHandler):
+    """One answer on each connection, which claims to stay open; the next request on it meets its end."""
+
+    def handle(self) -> None:
+        body = json.dumps({"status": "success", "data": {"result": [SERIES]}}).encode()
+        for answered in (False, True):
+            while self.rfile.readline() not in (b"", b"\r\n"):
+                pass
+            if not answered:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+
+async def test_a_connection_that_the_source_closed_is_replaced() -> None:
+    """A proxy closes what lay idle for a minute, and may do so at the instant of the next query: no outage."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), OneAnswer) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        source = Source("a", f"http://127.0.0.1:{server.server_address[1]}", Metrics())
+        for _ in range(3):
+            assert await source.window("m", {"uid": "ns"}, 60, 30)
+        source.close()
+        server.shutdown()
+        thread.join()
 
 
 # ---------------------------------------------------------------- access
