@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 
-from promptrollout.engine.evidence import Evidence, Interval
+from promptrollout.engine.statistics.evidence import Evidence, Interval
 from promptrollout.operator.analysis import Analysis, Group, group_of
 from promptrollout.operator.batches import Batches, Found, Window
 from promptrollout.operator.evidence import Reader

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from promptrollout.engine.evidence import Interval
+from promptrollout.engine.statistics.evidence import Interval
 from promptrollout.operator.evidence import Reader
 from promptrollout.operator.question import Query
 from promptrollout.operator.queue import Key

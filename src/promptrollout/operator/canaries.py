@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from promptrollout.api.names import LABEL_GATEWAY
 from promptrollout.api.rollout import Clock, RolloutStatus
-from promptrollout.engine.surroundings import TRIAL_SECONDS
+from promptrollout.engine.lifecycle.surroundings import TRIAL_SECONDS
 from promptrollout.operator.store import Store
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from promptrollout.engine.draft import timestamp
+from promptrollout.engine.lifecycle.draft import timestamp
 
 Object = dict[str, Any]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from promptrollout.api.names import SHARDS
-from promptrollout.engine.evidence import Arm, Counts, Shard
-from promptrollout.engine.signals import Signal
+from promptrollout.engine.objectives.signals import Signal
+from promptrollout.engine.statistics.evidence import Arm, Counts, Shard
 
 WHOLE = -1
 """In the place of a shard's number: not divided."""

@@ -16,8 +16,8 @@ from promptrollout.api.provider import ProviderSpec
 from promptrollout.api.slo import SLOSpec
 from promptrollout.api.template import prompt_problems
 from promptrollout.cluster import ApiException
-from promptrollout.engine.objectives import make_test
-from promptrollout.engine.signals import not_measured
+from promptrollout.engine.objectives.definitions import make_test
+from promptrollout.engine.objectives.signals import not_measured
 from promptrollout.operator.addresses import elsewhere
 from promptrollout.operator.cluster_api import Api
 from promptrollout.operator.conditions import conditions, same_status

@@ -30,8 +30,8 @@ from promptrollout.api.names import (
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.provider import TLS, ProviderSpec
 from promptrollout.api.rollout import RolloutSpec, Snapshot
-from promptrollout.engine.facts import DeliveryIntent
-from promptrollout.engine.signals import edge_seconds, signal_of
+from promptrollout.engine.lifecycle.facts import DeliveryIntent
+from promptrollout.engine.objectives.signals import edge_seconds, signal_of
 from promptrollout.operator.copies import digest_if_any, prompt_of
 from promptrollout.operator.identity import OncePerObject
 from promptrollout.operator.provider_files import ca_source, key_source

@@ -9,7 +9,7 @@ from typing import Any
 from promptrollout.api.delivery import DeliverySpec
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.cluster import ApiException
-from promptrollout.engine.facts import DeliveryIntent
+from promptrollout.engine.lifecycle.facts import DeliveryIntent
 from promptrollout.operator import signing_keys
 from promptrollout.operator.acknowledge import Acknowledger
 from promptrollout.operator.cluster_api import Api, Stale

@@ -12,7 +12,7 @@ from typing import Any
 from promptrollout.api.names import API_VERSION, GROUP
 from promptrollout.api.rollout import Decision
 from promptrollout.cluster import ApiException, ApiUnavailable
-from promptrollout.engine.draft import timestamp
+from promptrollout.engine.lifecycle.draft import timestamp
 from promptrollout.operator.cluster_api import Api
 
 logger = logging.getLogger(__name__)

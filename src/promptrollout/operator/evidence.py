@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from promptrollout.api.names import AGES, LABEL_SHARD
-from promptrollout.engine.evidence import Arm, Counts, Interval
+from promptrollout.engine.statistics.evidence import Arm, Counts, Interval
 from promptrollout.operator.counts import WHOLE, Sums, counts_of
 from promptrollout.operator.question import SHARD_NUMBERS, Measured, Query, Question, Wanted
 from promptrollout.operator.series import Series

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from promptrollout.api.delivery import DiedIn
-from promptrollout.engine.facts import PodFailure
-from promptrollout.engine.surroundings import SUSPECT_SECONDS
+from promptrollout.engine.lifecycle.facts import PodFailure
+from promptrollout.engine.lifecycle.surroundings import SUSPECT_SECONDS
 from promptrollout.operator.pods import is_ready
 
 Object = dict[str, Any]

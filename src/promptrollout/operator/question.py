@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from promptrollout.api import names, query_template
 from promptrollout.api.slo import Objective
-from promptrollout.engine.signals import Counter, Signal, signal_of
+from promptrollout.engine.objectives.signals import Counter, Signal, signal_of
 
 Arm = Literal["canary", "stable"]
 

@@ -14,10 +14,10 @@ from promptrollout.api.delivery import DeliverySpec, VersionRef
 from promptrollout.api.names import OVERRIDE_ARM, OVERRIDES_NAME, short_digest
 from promptrollout.api.rollout import RolloutSpec, RolloutStatus
 from promptrollout.cluster import ApiException
-from promptrollout.engine.analysis import WATCHED
-from promptrollout.engine.draft import ACTIVE
-from promptrollout.engine.facts import Delivered, Desired, Facts, Plan, Pods
-from promptrollout.engine.plan import plan
+from promptrollout.engine.lifecycle.analysis import WATCHED
+from promptrollout.engine.lifecycle.draft import ACTIVE
+from promptrollout.engine.lifecycle.facts import Delivered, Desired, Facts, Plan, Pods
+from promptrollout.engine.lifecycle.plan import plan
 from promptrollout.operator import copies
 from promptrollout.operator.acknowledge import Acknowledger
 from promptrollout.operator.analyses import Analyses

@@ -16,9 +16,9 @@ from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.api.slo import Objective, SLOSpec, VersusStable
 from promptrollout.api.template import Problem, prompt_problems
 from promptrollout.api.unsayable import unsayable
-from promptrollout.engine.facts import Desired
-from promptrollout.engine.objectives import make_test
-from promptrollout.engine.signals import not_measured
+from promptrollout.engine.lifecycle.facts import Desired
+from promptrollout.engine.objectives.definitions import make_test
+from promptrollout.engine.objectives.signals import not_measured
 from promptrollout.operator.copies import digest_if_any, is_copy, prompt_of
 from promptrollout.operator.identity import OncePerModel
 from promptrollout.operator.store import Store

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from promptrollout.engine.draft import timestamp
+from promptrollout.engine.lifecycle.draft import timestamp
 from promptrollout.operator import copies
 from promptrollout.operator.cluster_api import Api
 from promptrollout.operator.delivery import body_of, read

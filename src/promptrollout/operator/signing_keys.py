@@ -18,7 +18,7 @@ from promptrollout.api.delivery import DeliverySpec, PodReport
 from promptrollout.api.names import API_VERSION, LABEL_GATEWAY, LABEL_MANAGED_BY, LABEL_ROLLOUT, MANAGED_BY
 from promptrollout.api.signing_key import SigningKeySpec
 from promptrollout.cluster import ApiException
-from promptrollout.engine.draft import timestamp
+from promptrollout.engine.lifecycle.draft import timestamp
 from promptrollout.operator.cluster_api import Api, Stale
 from promptrollout.operator.queue import Key
 from promptrollout.operator.store import Store

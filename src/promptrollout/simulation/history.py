@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from promptrollout.api.rollout import Snapshot
-from promptrollout.engine.life import BASELINE_INTERVALS
+from promptrollout.engine.lifecycle.moves import BASELINE_INTERVALS
 from promptrollout.operator.analyses import Analyses
 from promptrollout.operator.lanes import SourceError
 from promptrollout.operator.metrics import Metrics

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from promptrollout.api import names
 from promptrollout.api.slo import Objective
-from promptrollout.engine.signals import signal_of
+from promptrollout.engine.objectives.signals import signal_of
 from promptrollout.gateway import feedback
 from promptrollout.gateway.app import Limits, ServingApp
 from promptrollout.gateway.bucketing import shard

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from promptrollout.engine.evidence import Evidence, Interval
+from promptrollout.engine.statistics.evidence import Evidence, Interval
 from promptrollout.operator import analyses as analyses_module
 from promptrollout.operator.analyses import Analyses
 from promptrollout.operator.batches import ALONE_SECONDS, Batches, Window, joined

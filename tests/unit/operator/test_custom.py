@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from promptrollout.api.slo import Objective
-from promptrollout.engine.evidence import Arm, Counts
-from promptrollout.engine.objectives import definition_hash, make_test
+from promptrollout.engine.objectives.definitions import definition_hash, make_test
+from promptrollout.engine.statistics.evidence import Arm, Counts
 from promptrollout.operator.evidence import Reader
 from promptrollout.operator.question import Measured, Query, Question
 from promptrollout.operator.series import Series, parse_own

@@ -11,8 +11,8 @@ from promptrollout.api.delivery import DeliverySpec, Memory, ProviderConfig, Sti
 from promptrollout.api.digest import digest_of
 from promptrollout.api.meta import SecretKeyRef
 from promptrollout.api.rollout import Snapshot
-from promptrollout.engine.facts import DeliveryIntent
-from promptrollout.engine.signals import SIGNALS
+from promptrollout.engine.lifecycle.facts import DeliveryIntent
+from promptrollout.engine.objectives.signals import SIGNALS
 from promptrollout.operator.declarations import provider_verdict
 from promptrollout.operator.delivery import CannotCompile, body_of, compile_delivery, prompt_in, read
 from promptrollout.operator.dirty import affected

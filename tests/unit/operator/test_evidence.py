@@ -9,7 +9,7 @@ import pytest
 
 from promptrollout.api import names
 from promptrollout.api.slo import Objective
-from promptrollout.engine.evidence import Arm, Counts, Interval
+from promptrollout.engine.statistics.evidence import Arm, Counts, Interval
 from promptrollout.operator.evidence import CARRY_SECONDS, Reader
 from promptrollout.operator.question import Measured, Query, Question
 from promptrollout.operator.series import Series, parse_matrix

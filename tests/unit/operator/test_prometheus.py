@@ -11,7 +11,7 @@ from aiohttp import web
 
 from promptrollout.api import names
 from promptrollout.api.slo import Objective
-from promptrollout.engine.evidence import Interval
+from promptrollout.engine.statistics.evidence import Interval
 from promptrollout.operator.analyses import Analyses
 from promptrollout.operator.evidence import Reader
 from promptrollout.operator.lanes import SourceError

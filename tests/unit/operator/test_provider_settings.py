@@ -12,7 +12,7 @@ from promptrollout.api.gateway import GatewaySpec
 from promptrollout.api.meta import ConfigMapKeyRef, SecretKeyRef
 from promptrollout.api.rollout import Stickiness
 from promptrollout.api.template import prompt_problems
-from promptrollout.engine.facts import DeliveryIntent
+from promptrollout.engine.lifecycle.facts import DeliveryIntent
 from promptrollout.operator.declarations import tls_verdict
 from promptrollout.operator.delivery import CannotCompile, compile_delivery
 from promptrollout.operator.gateway_objects import gateway_objects, held_template, mounted_files

@@ -4,15 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from promptrollout.engine import encoding, wording
-from promptrollout.engine.bernoulli import log_bound, two_arm_bet
-from promptrollout.engine.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
-from promptrollout.engine.contrast import TUNING, half_width
-from promptrollout.engine.dispersion import SINGLES, SKEWED
-from promptrollout.engine.evidence import Arm, Counts
-from promptrollout.engine.judgement import Finding, Judgement, Levels, verdict_text
-from promptrollout.engine.logspace import log_add, log_mix, log_needed, log_threshold, shrunk
-from promptrollout.engine.rate_state import (
+from promptrollout.engine.objectives import wording
+from promptrollout.engine.objectives.judgement import Finding, Judgement, Levels, verdict_text
+from promptrollout.engine.objectives.rate_state import (
     BETTER,
     BETTER_ODDS,
     LENGTH,
@@ -22,7 +16,14 @@ from promptrollout.engine.rate_state import (
     Grid,
     RateState,
 )
-from promptrollout.engine.signals import Signal
+from promptrollout.engine.objectives.signals import Signal
+from promptrollout.engine.statistics import encoding
+from promptrollout.engine.statistics.bernoulli import log_bound, two_arm_bet
+from promptrollout.engine.statistics.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
+from promptrollout.engine.statistics.contrast import TUNING, half_width
+from promptrollout.engine.statistics.dispersion import SINGLES, SKEWED
+from promptrollout.engine.statistics.evidence import Arm, Counts
+from promptrollout.engine.statistics.logspace import log_add, log_mix, log_needed, log_threshold, shrunk
 
 SUSPECT_ODDS = (1.25, 1.5, 5.0)
 """Alternatives by which stable comes under suspicion of being above `max` itself. The least is the canary's own: else

@@ -8,10 +8,11 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from promptrollout.engine import encoding, wording
-from promptrollout.engine.dispersion import LEAST_SHARDS, SHARDS
-from promptrollout.engine.evidence import Counts
-from promptrollout.engine.judgement import Judgement
+from promptrollout.engine.objectives import wording
+from promptrollout.engine.objectives.judgement import Judgement
+from promptrollout.engine.statistics import encoding
+from promptrollout.engine.statistics.dispersion import LEAST_SHARDS, SHARDS
+from promptrollout.engine.statistics.evidence import Counts
 
 NAME = "sample-ratio"
 """Of its row in the analysis table."""

@@ -3,9 +3,9 @@
 from promptrollout.api.delivery import VersionRef
 from promptrollout.api.names import short_digest
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot, Step
-from promptrollout.engine import sample_ratio
-from promptrollout.engine.draft import ACTIVE, Draft
-from promptrollout.engine.objectives import definition_hash
+from promptrollout.engine.lifecycle.draft import ACTIVE, Draft
+from promptrollout.engine.objectives import sample_ratio
+from promptrollout.engine.objectives.definitions import definition_hash
 
 DEFAULT_STEP_SECONDS = 300
 STARTS_OVER = ("ProviderUnreachable", "MetricsLost", "PodsFailing")

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from promptrollout.api.slo import Objective
-from promptrollout.engine import rate, rate_state
-from promptrollout.engine.contrast import EFFECTS
-from promptrollout.engine.dispersion import LENGTHS
-from promptrollout.engine.judgement import ObjectiveTest
-from promptrollout.engine.mean import MeanTest
-from promptrollout.engine.rate import RateTest
-from promptrollout.engine.signals import edge_seconds, maximum_of, own_series, signal_of
+from promptrollout.engine.objectives import rate, rate_state
+from promptrollout.engine.objectives.judgement import ObjectiveTest
+from promptrollout.engine.objectives.mean import MeanTest
+from promptrollout.engine.objectives.rate import RateTest
+from promptrollout.engine.objectives.signals import edge_seconds, maximum_of, own_series, signal_of
+from promptrollout.engine.statistics.contrast import EFFECTS
+from promptrollout.engine.statistics.dispersion import LENGTHS
 
 NEGLIGIBLE_RATE = 0.005
 """Default of `negligibleRate`."""

@@ -5,15 +5,15 @@ from collections.abc import Iterable, Sequence
 
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot
 from promptrollout.api.slo import Objective
-from promptrollout.engine import sample_ratio
-from promptrollout.engine.common_cause import SUSPECT
-from promptrollout.engine.draft import Draft
-from promptrollout.engine.evidence import Counts, Interval
-from promptrollout.engine.judgement import Judgement, Levels
-from promptrollout.engine.life import current_step, is_last_weight
-from promptrollout.engine.objectives import gate_of, make_test
-from promptrollout.engine.sample_ratio import LEAST_OFF, LEAST_OFF_OF_USERS, SampleRatio
-from promptrollout.engine.signals import signal_of
+from promptrollout.engine.lifecycle.draft import Draft
+from promptrollout.engine.lifecycle.moves import current_step, is_last_weight
+from promptrollout.engine.objectives import sample_ratio
+from promptrollout.engine.objectives.definitions import gate_of, make_test
+from promptrollout.engine.objectives.judgement import Judgement, Levels
+from promptrollout.engine.objectives.sample_ratio import LEAST_OFF, LEAST_OFF_OF_USERS, SampleRatio
+from promptrollout.engine.objectives.signals import signal_of
+from promptrollout.engine.statistics.common_cause import SUSPECT
+from promptrollout.engine.statistics.evidence import Counts, Interval
 
 FAMILY_LEVEL = 0.05
 """Chance that a harmless canary is rolled back by any objective at any time."""

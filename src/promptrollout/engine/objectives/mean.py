@@ -4,16 +4,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from promptrollout.engine import encoding, wording
-from promptrollout.engine.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
-from promptrollout.engine.contrast import EFFECTS, TUNING, Contrast, half_width, log_bets, log_one_sided
-from promptrollout.engine.dispersion import SKEWED
-from promptrollout.engine.evidence import Arm, Counts
-from promptrollout.engine.judgement import Finding, Judgement, Levels, verdict_text
-from promptrollout.engine.logspace import log_needed, log_threshold, shrunk
-from promptrollout.engine.mean_state import LENGTH, SINGLES, MeanState
-from promptrollout.engine.moments import total_of, variances, with_squares
-from promptrollout.engine.signals import Signal
+from promptrollout.engine.objectives import wording
+from promptrollout.engine.objectives.judgement import Finding, Judgement, Levels, verdict_text
+from promptrollout.engine.objectives.mean_state import LENGTH, SINGLES, MeanState
+from promptrollout.engine.objectives.signals import Signal
+from promptrollout.engine.statistics import encoding
+from promptrollout.engine.statistics.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
+from promptrollout.engine.statistics.contrast import EFFECTS, TUNING, Contrast, half_width, log_bets, log_one_sided
+from promptrollout.engine.statistics.dispersion import SKEWED
+from promptrollout.engine.statistics.evidence import Arm, Counts
+from promptrollout.engine.statistics.logspace import log_needed, log_threshold, shrunk
+from promptrollout.engine.statistics.moments import total_of, variances, with_squares
 
 GATE = 200
 """Canary samples before a mean is judged at all: estimated variances make its validity asymptotic."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from promptrollout.api.delivery import Attempt, Memory, RejectedVersion, VersionRef
 from promptrollout.api.rollout import Clock, Decision, ObjectiveStatus, RolloutStatus
-from promptrollout.engine.facts import DeliveryIntent, Facts
+from promptrollout.engine.lifecycle.facts import DeliveryIntent, Facts
 
 HISTORY = 10
 REMEMBERED = 20

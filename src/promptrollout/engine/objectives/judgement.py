@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from promptrollout.engine import wording
-from promptrollout.engine.evidence import Counts
+from promptrollout.engine.objectives import wording
+from promptrollout.engine.statistics.evidence import Counts
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import math
 
-from promptrollout.engine.signals import Signal
+from promptrollout.engine.objectives.signals import Signal
 
 DISPLAY_LEVEL = 0.05
 """Of the interval for the difference that people see: 95 % at any time."""

@@ -1,9 +1,9 @@
 """What happens around a rollout while it goes on: deliveries, its provider, its metrics, the gateway's pods."""
 
-from promptrollout.engine.analysis import WATCHED
-from promptrollout.engine.draft import ACTIVE, Draft
-from promptrollout.engine.facts import PodFailure
-from promptrollout.engine.life import enter_step, named, withdraw
+from promptrollout.engine.lifecycle.analysis import WATCHED
+from promptrollout.engine.lifecycle.draft import ACTIVE, Draft
+from promptrollout.engine.lifecycle.facts import PodFailure
+from promptrollout.engine.lifecycle.moves import enter_step, named, withdraw
 
 UNREACHABLE_SECONDS = 900
 """How long users of a canary whose provider alone is down are answered by stable before the weight goes to 0."""

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from promptrollout.engine.evidence import Counts
+from promptrollout.engine.statistics.evidence import Counts
 
 MOST_LIKELY = 0.95
 """A null's rate is kept below this, and an alternative's below `CERTAIN`: who bets on certainty loses everything at the

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from promptrollout.engine import sample_ratio
-from promptrollout.engine.analysis import WATCHED
-from promptrollout.engine.conditions import heavy_key
-from promptrollout.engine.draft import Draft, timestamp
+from promptrollout.engine.lifecycle.analysis import WATCHED
+from promptrollout.engine.lifecycle.conditions import heavy_key
+from promptrollout.engine.lifecycle.draft import Draft, timestamp
+from promptrollout.engine.objectives import sample_ratio
 
 READ_INTERVALS = 3
 """Evidence that ends longer ago than so many intervals says nothing of now: nothing advances on it."""

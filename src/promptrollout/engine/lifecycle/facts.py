@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from promptrollout.api.command import Command
 from promptrollout.api.delivery import Audience, Laggard, Memory, Reporting, RequestMatch, Stickiness, VersionRef
 from promptrollout.api.rollout import Decision, RolloutSpec, RolloutStatus, Snapshot
-from promptrollout.engine.evidence import Evidence
+from promptrollout.engine.statistics.evidence import Evidence
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Callable
 
 from promptrollout.api.command import Command
-from promptrollout.engine import sample_ratio
-from promptrollout.engine.conditions import heavy_key
-from promptrollout.engine.draft import REMEMBERED, Draft
-from promptrollout.engine.life import STARTS_OVER, begin, current_step, enter_step, named, withdraw
+from promptrollout.engine.lifecycle.conditions import heavy_key
+from promptrollout.engine.lifecycle.draft import REMEMBERED, Draft
+from promptrollout.engine.lifecycle.moves import STARTS_OVER, begin, current_step, enter_step, named, withdraw
+from promptrollout.engine.objectives import sample_ratio
 
 Refusal = str | None
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from promptrollout.engine import wording
-from promptrollout.engine.bernoulli import two_arm_bet
-from promptrollout.engine.evidence import Arm, Counts
-from promptrollout.engine.logspace import log_mix
+from promptrollout.engine.objectives import wording
+from promptrollout.engine.statistics.bernoulli import two_arm_bet
+from promptrollout.engine.statistics.evidence import Arm, Counts
+from promptrollout.engine.statistics.logspace import log_mix
 
 MULTIPLES = (2.0, 0.5)
 """Of stable's share of missing judgements, by which the canary's is bet to differ."""

@@ -1,12 +1,12 @@
 """`plan`: from facts to the next status, top to bottom. Pure: it reads no clock and does no I/O."""
 
 from promptrollout.api.rollout import RolloutStatus, Snapshot
-from promptrollout.engine.analysis import WATCHED, fold, lacking, required
-from promptrollout.engine.conditions import describe
-from promptrollout.engine.draft import ACTIVE, Draft
-from promptrollout.engine.facts import Facts, Plan
-from promptrollout.engine.holds import gather_findings, gather_holds
-from promptrollout.engine.life import (
+from promptrollout.engine.lifecycle.analysis import WATCHED, fold, lacking, required
+from promptrollout.engine.lifecycle.conditions import describe
+from promptrollout.engine.lifecycle.draft import ACTIVE, Draft
+from promptrollout.engine.lifecycle.facts import Facts, Plan
+from promptrollout.engine.lifecycle.holds import gather_findings, gather_holds
+from promptrollout.engine.lifecycle.moves import (
     adopt,
     begin,
     complete,
@@ -18,8 +18,14 @@ from promptrollout.engine.life import (
     step_seconds,
     withdraw,
 )
-from promptrollout.engine.surroundings import note_skipped, watch_delivery, watch_metrics, watch_pods, watch_provider
-from promptrollout.engine.verbs import obey
+from promptrollout.engine.lifecycle.surroundings import (
+    note_skipped,
+    watch_delivery,
+    watch_metrics,
+    watch_pods,
+    watch_provider,
+)
+from promptrollout.engine.lifecycle.verbs import obey
 
 COMMON_SECONDS = 600
 """How long both arms may be beyond an absolute bound right after a weight increase before it is taken back."""

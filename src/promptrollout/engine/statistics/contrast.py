@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 
-from promptrollout.engine.common_cause import MOST_PER_INTERVAL
+from promptrollout.engine.statistics.common_cause import MOST_PER_INTERVAL
 
 TUNED_FOR_SAMPLES = 500
 """Canary samples at which the mixtures are sharpest. Fixed in advance; any value is valid."""

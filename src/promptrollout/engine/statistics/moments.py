@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from promptrollout.engine.dispersion import shard_squares
-from promptrollout.engine.evidence import Arm
+from promptrollout.engine.statistics.dispersion import shard_squares
+from promptrollout.engine.statistics.evidence import Arm
 
 LEARN = 50
 """Samples of both arms before the first interval is used: they set the scale."""

@@ -4,8 +4,8 @@ from typing import Literal
 
 from promptrollout.api.meta import Condition
 from promptrollout.api.rollout import DeliveryState
-from promptrollout.engine.draft import ACTIVE, Draft, timestamp
-from promptrollout.engine.life import current_step, named, overdue
+from promptrollout.engine.lifecycle.draft import ACTIVE, Draft, timestamp
+from promptrollout.engine.lifecycle.moves import current_step, named, overdue
 
 HEAVY_PERCENT = 20
 """One stickiness key with a larger part of the requests makes the arms' figures its own."""

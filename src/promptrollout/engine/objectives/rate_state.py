@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from promptrollout.engine.contrast import Contrast
-from promptrollout.engine.dispersion import Dispersion
-from promptrollout.engine.logspace import StartMixture
+from promptrollout.engine.statistics.contrast import Contrast
+from promptrollout.engine.statistics.dispersion import Dispersion
+from promptrollout.engine.statistics.logspace import StartMixture
 
 Grid = dict[float, float]
 """Alternatives and their weights, which sum to 1."""

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from promptrollout.api import names
-from promptrollout.engine.evidence import Arm, Counts, Shard
+from promptrollout.engine.statistics.evidence import Arm, Counts, Shard
 
 SHARDS = names.SHARDS
 """Groups of users, by a hash that the bucket does not depend on. Enough that an estimate of their variance is off by

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from promptrollout.engine import dispersion
-from promptrollout.engine.contrast import EFFECTS, Contrast
-from promptrollout.engine.coverage import Coverage
-from promptrollout.engine.dispersion import Dispersion
-from promptrollout.engine.evidence import Arm
-from promptrollout.engine.logspace import StartMixture
+from promptrollout.engine.objectives.coverage import Coverage
+from promptrollout.engine.statistics import dispersion
+from promptrollout.engine.statistics.contrast import EFFECTS, Contrast
+from promptrollout.engine.statistics.dispersion import Dispersion
+from promptrollout.engine.statistics.evidence import Arm
+from promptrollout.engine.statistics.logspace import StartMixture
 
 _NOTHING = Arm(0.0, 0.0)
 
