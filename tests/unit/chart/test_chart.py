@@ -18,11 +18,11 @@ from promptrollout.api.networks import REFUSED as DEFAULT_REFUSED
 from promptrollout.gateway.authenticate import Auth
 from promptrollout.gateway.exposition import exposition
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.operator.cluster_api import KINDS as KINDS_BY_NAME
-from promptrollout.operator.cluster_api import WATCHED
+from promptrollout.operator.cluster.api import KINDS as KINDS_BY_NAME
+from promptrollout.operator.cluster.api import WATCHED
+from promptrollout.operator.cluster.metrics import Metrics
 from promptrollout.operator.config import load
-from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.pods import deployment_name
+from promptrollout.operator.gateways.pods import deployment_name
 from promptrollout.sandbox import assets, install
 from promptrollout.sandbox.settings import Layout
 

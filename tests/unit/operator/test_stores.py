@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from aiohttp import BasicAuth, web
 
+from promptrollout.operator.cluster.metrics import Metrics
 from promptrollout.operator.config import MetricsSource
-from promptrollout.operator.lanes import SourceError
-from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.prometheus import Source
-from promptrollout.operator.source_access import SourceAccess
+from promptrollout.operator.sources.access import SourceAccess
+from promptrollout.operator.sources.lanes import SourceError
+from promptrollout.operator.sources.prometheus import Source
 from promptrollout.sandbox.pki import Authority
 
 SERIES = {
