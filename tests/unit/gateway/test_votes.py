@@ -20,8 +20,8 @@ from promptrollout.gateway.app import Limits, ServingApp
 from promptrollout.gateway.bucketing import shard
 from promptrollout.gateway.process import Gateway, Settings
 from promptrollout.gateway.response_id import ResponseId, ResponseIds
-from promptrollout.sandbox.model import SimulatedModel
-from promptrollout.sandbox.model_behaviour import parse_behaviours
+from promptrollout.sandbox.model.behaviour import parse_behaviours
+from promptrollout.sandbox.model.server import SimulatedModel
 from tests.unit.gateway.kit import (
     CANARY,
     KEY,

@@ -21,7 +21,7 @@ from promptrollout.operator.config import MetricsSource
 from promptrollout.operator.sources.access import SourceAccess
 from promptrollout.operator.sources.lanes import SourceError
 from promptrollout.operator.sources.prometheus import Source
-from promptrollout.sandbox.pki import Authority
+from promptrollout.sandbox.controlplane.pki import Authority
 
 SERIES = {
     "metric": {"rollout_uid": "uid", "variant": "canary", "version": "c", "process": "0123abcd", "namespace": "ns"},

@@ -18,11 +18,13 @@ from rich.live import Live
 from promptrollout.api.delivery import VersionRef
 from promptrollout.api.names import short_digest
 from promptrollout.api.rollout import RolloutStatus
-from promptrollout.sandbox import assets, demo_view, install
-from promptrollout.sandbox.demo_view import Scene
-from promptrollout.sandbox.follow import Follower, access_of
-from promptrollout.sandbox.kube import KubeApi
-from promptrollout.sandbox.quickstart import Quickstart, find_quickstart
+from promptrollout.sandbox.assets import inventory
+from promptrollout.sandbox.controlplane import install
+from promptrollout.sandbox.controlplane.kube import KubeApi
+from promptrollout.sandbox.demo import view
+from promptrollout.sandbox.demo.follow import Follower, access_of
+from promptrollout.sandbox.demo.quickstart import Quickstart, find_quickstart
+from promptrollout.sandbox.demo.view import Scene
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE, SandboxError, default_dir
 from promptrollout.sandbox.traffic import Traffic, completions_url
@@ -61,7 +63,7 @@ def run(options: Options, console: Console) -> bool:
         if box.is_up:
             raise SandboxError(
                 f"a sandbox is running in {options.directory}, kept by an earlier demo, and stays as it is. "
-                f"Stop it with:\n  {demo_view.how_to_stop(options.directory)}\nor choose another directory with --dir"
+                f"Stop it with:\n  {view.how_to_stop(options.directory)}\nor choose another directory with --dir"
             )
         return _run(box, options, console)
 
@@ -83,7 +85,7 @@ def _run(box: Sandbox, options: Options, console: Console) -> bool:
     except KeyboardInterrupt:
         console.print(f"\ninterrupted{'' if options.keep else ': stopping the sandbox'}", style="bold", highlight=False)
         if options.keep and box.is_up:
-            demo_view.print_whole_lines(console, demo_view.how_to_connect(options.directory))
+            view.print_whole_lines(console, view.how_to_connect(options.directory))
         raise
     finally:
         if not options.keep:
@@ -91,9 +93,9 @@ def _run(box: Sandbox, options: Options, console: Console) -> bool:
             box.down()
             durations.append(("sandbox down", time.monotonic() - stopping))
     durations.append(("total", time.monotonic() - started))
-    demo_view.print_durations(console, durations)
+    view.print_durations(console, durations)
     if options.keep and box.is_up:
-        demo_view.print_whole_lines(console, demo_view.how_to_connect(options.directory))
+        view.print_whole_lines(console, view.how_to_connect(options.directory))
     return ended_well
 
 
@@ -123,7 +125,7 @@ class Story:
         self._durations = durations
         self._quickstart = quickstart
         self._follower = follower
-        self._kubectl = str(assets.find_kubectl(os.environ))
+        self._kubectl = str(inventory.find_kubectl(os.environ))
         self._traffic: Traffic | None = None
         self._scene = Scene()
         self._first = quickstart.first_version()
@@ -257,14 +259,14 @@ class Story:
 
     async def _apply(self, manifests: str, what: str) -> None:
         command = [self._kubectl, "--kubeconfig", self._box.kubeconfig, "apply", "-f", "-"]
-        demo_view.print_whole_lines(self._console, f"$ kubectl apply -f {what}", "bold")
+        view.print_whole_lines(self._console, f"$ kubectl apply -f {what}", "bold")
         with self._timed(f"kubectl apply -f {what}"):
             await install.run(command, stdin=manifests)
 
     async def _wait_ready(self, what: str) -> None:
         arguments = ["wait", "--for=condition=Ready", what, f"--timeout={_READY_SECONDS:.0f}s"]
         arguments += ["--namespace", self._quickstart.namespace]
-        demo_view.print_whole_lines(self._console, f"$ kubectl {' '.join(arguments)}", "bold")
+        view.print_whole_lines(self._console, f"$ kubectl {' '.join(arguments)}", "bold")
         await install.run([self._kubectl, "--kubeconfig", self._box.kubeconfig, *arguments])
 
     async def _expect(
@@ -299,11 +301,11 @@ class Story:
             try:
                 while True:
                     self._look(started)
-                    live.update(demo_view.live_table(self._scene), refresh=True)
+                    live.update(view.live_table(self._scene), refresh=True)
                     await asyncio.sleep(_REFRESH_SECONDS)
             finally:
                 self._look(started)
-                live.update(demo_view.live_table(self._scene), refresh=True)
+                live.update(view.live_table(self._scene), refresh=True)
 
     def _look(self, started: float) -> None:
         assert self._traffic is not None
@@ -315,14 +317,14 @@ class Story:
     def _print_changes(self, started: float) -> None:
         before = self._scene.status
         self._look(started)
-        line = demo_view.change_line(self._scene, before)
+        line = view.change_line(self._scene, before)
         if line is not None:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _print_ending(self, good: int, bad: int) -> None:
         assert self._traffic is not None
-        demo_view.print_record(self._console, "Decision record of the good change", self._follower.record(good))
-        demo_view.print_record(self._console, "Decision record of the bad change", self._follower.record(bad))
+        view.print_record(self._console, "Decision record of the good change", self._follower.record(good))
+        view.print_record(self._console, "Decision record of the bad change", self._follower.record(bad))
         stats = self._traffic.stats()
         statuses = ", ".join(f"{count:,} x {status}" for status, count in sorted(stats.statuses.items()))
         failures = ", ".join(f"{count:,} x {kind}" for kind, count in sorted(stats.failures.items()))
@@ -362,12 +364,13 @@ async def _explain(box: Sandbox, console: Console) -> None:
 
 async def _show_command(box: Sandbox, console: Console, arguments: list[str]) -> None:
     """Print a kubectl command and its output, or why it gave none."""
-    demo_view.print_whole_lines(console, f"$ kubectl {' '.join(arguments)}", "bold")
+    view.print_whole_lines(console, f"$ kubectl {' '.join(arguments)}", "bold")
     try:
-        output = await install.run([str(assets.find_kubectl(os.environ)), "--kubeconfig", box.kubeconfig, *arguments])
+        kubectl = str(inventory.find_kubectl(os.environ))
+        output = await install.run([kubectl, "--kubeconfig", box.kubeconfig, *arguments])
     except SandboxError as error:
         output = str(error)
-    demo_view.print_whole_lines(console, output)
+    view.print_whole_lines(console, output)
 
 
 @contextlib.asynccontextmanager

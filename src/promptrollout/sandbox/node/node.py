@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping
 
 import aiohttp
 
-from promptrollout.sandbox.addresses import AddressPool
-from promptrollout.sandbox.controlplane import ControlPlane
-from promptrollout.sandbox.events import EventRecorder
-from promptrollout.sandbox.kube import ApiError, ApiUnavailable, KubeApi
-from promptrollout.sandbox.kubelet import KubeletServer
-from promptrollout.sandbox.pod import HOST_ADDRESS, PodEnvironment, PodWorker
-from promptrollout.sandbox.podspec import Object
-from promptrollout.sandbox.podstatus import timestamp
+from promptrollout.sandbox.controlplane.control_plane import ControlPlane
+from promptrollout.sandbox.controlplane.kube import ApiError, ApiUnavailable, KubeApi
+from promptrollout.sandbox.node.addresses import AddressPool
+from promptrollout.sandbox.node.events import EventRecorder
+from promptrollout.sandbox.node.kubelet import KubeletServer
+from promptrollout.sandbox.node.pod import HOST_ADDRESS, PodEnvironment, PodWorker
+from promptrollout.sandbox.node.podspec import Object
+from promptrollout.sandbox.node.podstatus import timestamp
+from promptrollout.sandbox.node.volumes import decoded
 from promptrollout.sandbox.settings import NODE_NAME, Layout, Settings
-from promptrollout.sandbox.volumes import decoded
 
 logger = logging.getLogger(__name__)
 

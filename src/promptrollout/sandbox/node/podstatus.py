@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from promptrollout.sandbox.podspec import Object
+from promptrollout.sandbox.node.podspec import Object
 
 
 def timestamp(unix_seconds: float) -> str:

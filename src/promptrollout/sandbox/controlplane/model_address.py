@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from promptrollout.api.names import GROUP
-from promptrollout.sandbox.kube import KubeApi
+from promptrollout.sandbox.controlplane.kube import KubeApi
 
 MODEL_SERVICE = "http://simulated-model:8080"
 """The address in the manifests."""

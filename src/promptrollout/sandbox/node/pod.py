@@ -16,13 +16,13 @@ from typing import Any
 
 import aiohttp
 
-from promptrollout.sandbox import image_user, podspec, podstatus
-from promptrollout.sandbox.container import Backoff, Container, Launch, Surroundings
-from promptrollout.sandbox.kube import STRATEGIC_MERGE_PATCH, ApiError, ApiUnavailable, KubeApi
-from promptrollout.sandbox.podspec import Object
+from promptrollout.sandbox.controlplane.kube import STRATEGIC_MERGE_PATCH, ApiError, ApiUnavailable, KubeApi
+from promptrollout.sandbox.node import image_user, podspec, podstatus
+from promptrollout.sandbox.node.container import Backoff, Container, Launch, Surroundings
+from promptrollout.sandbox.node.podspec import Object
+from promptrollout.sandbox.node.volumes import MountError, PodVolumes, unix_time
 from promptrollout.sandbox.processes import MARKER
 from promptrollout.sandbox.settings import NODE_NAME, Settings
-from promptrollout.sandbox.volumes import MountError, PodVolumes, unix_time
 
 logger = logging.getLogger(__name__)
 

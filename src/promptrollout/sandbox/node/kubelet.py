@@ -10,8 +10,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from promptrollout.sandbox.container import Container
-from promptrollout.sandbox.pod import PodWorker
+from promptrollout.sandbox.node.container import Container
+from promptrollout.sandbox.node.pod import PodWorker
 
 _FOLLOW_SECONDS = 0.2
 _CHUNK_BYTES = 1 << 16

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from promptrollout.api.names import LABEL_GATEWAY
-from promptrollout.sandbox.kube import KubeApi, Object
-from promptrollout.sandbox.podspec import ConfigError, named_port
+from promptrollout.sandbox.controlplane.kube import KubeApi, Object
+from promptrollout.sandbox.node.podspec import ConfigError, named_port
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import aiohttp
 
-from promptrollout.sandbox.kube import Access, KubeApi
-from promptrollout.sandbox.pki import write_secret
+from promptrollout.sandbox.controlplane.kube import Access, KubeApi
+from promptrollout.sandbox.controlplane.pki import write_secret
 from promptrollout.sandbox.processes import Service, free_ports
 from promptrollout.sandbox.settings import READY_SECONDS, SANDBOX_NAMESPACE, Layout, SandboxError
 

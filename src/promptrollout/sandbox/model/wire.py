@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
-from promptrollout.sandbox.model_answers import Reply
-from promptrollout.sandbox.model_request import (
+from promptrollout.sandbox.model.answers import Reply
+from promptrollout.sandbox.model.request import (
     ModelRequest,
     parse_chat,
     parse_embeddings,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import aiohttp
 
-from promptrollout.sandbox.podspec import ConfigError, Object, named_port, rewrite_argument
+from promptrollout.sandbox.node.podspec import ConfigError, Object, named_port, rewrite_argument
 from promptrollout.sandbox.processes import signal_group
 
 _OUTPUT_LIMIT = 512

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from promptrollout.sandbox.assets import Binaries
-from promptrollout.sandbox.kube import ApiError, ApiUnavailable, KubeApi, Object
+from promptrollout.sandbox.assets.inventory import Binaries
+from promptrollout.sandbox.controlplane.kube import ApiError, ApiUnavailable, KubeApi, Object
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE, Layout, SandboxError
 
 RELEASE = "promptrollout"

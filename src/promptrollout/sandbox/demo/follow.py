@@ -11,7 +11,7 @@ import yaml
 
 from promptrollout.api.names import GROUP, VERSION
 from promptrollout.api.rollout import Decision, RolloutStatus
-from promptrollout.sandbox.kube import Access, KubeApi, Object
+from promptrollout.sandbox.controlplane.kube import Access, KubeApi, Object
 
 Condition = Callable[[RolloutStatus], bool]
 

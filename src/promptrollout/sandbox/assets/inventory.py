@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptrollout.sandbox import assets_build, assets_download
+from promptrollout.sandbox.assets import build, download
 from promptrollout.sandbox.settings import SandboxError
 
 Progress = Callable[[str], None]
@@ -96,8 +96,8 @@ def ensure(progress: Progress, environ: Mapping[str, str] | None = None) -> Bina
         with locked(cache / "bin" / ".lock", progress):
             # another process may have installed some while this one waited
             missing = [name for name in missing if not _executable(cached_path(name, cache))]
-            missing = assets_download.download(missing, cache, cached_path, system(), progress)
-            assets_build.build(missing, cache, cached_path, progress)
+            missing = download.download(missing, cache, cached_path, system(), progress)
+            build.build(missing, cache, cached_path, progress)
         found = {name: find(name, cache, environ) for name in VERSIONS}
     paths = {name: path for name, path in found.items() if path is not None}
     if lacking := sorted(set(VERSIONS) - set(paths)):

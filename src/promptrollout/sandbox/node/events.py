@@ -8,8 +8,8 @@ import secrets
 import time
 from dataclasses import dataclass
 
-from promptrollout.sandbox.kube import ApiError, ApiUnavailable, KubeApi, Object
-from promptrollout.sandbox.podstatus import timestamp
+from promptrollout.sandbox.controlplane.kube import ApiError, ApiUnavailable, KubeApi, Object
+from promptrollout.sandbox.node.podstatus import timestamp
 from promptrollout.sandbox.settings import NODE_NAME
 
 logger = logging.getLogger(__name__)

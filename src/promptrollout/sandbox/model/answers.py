@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema_rs
 import orjson
 
-from promptrollout.sandbox.model_behaviour import Behaviour, BreakKind, ErrorKind, Outcome, normal
+from promptrollout.sandbox.model.behaviour import Behaviour, BreakKind, ErrorKind, Outcome, normal
 
 REFUSAL = "I'm sorry, but I can't help with that."
 PROSE = "Sure! Here is what I would say: please restart the device and try once more."

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from promptrollout.sandbox.podspec import Lookup, Object, field_value, resource_value
+from promptrollout.sandbox.node.podspec import Lookup, Object, field_value, resource_value
 
 _DATA = "..data"
 _DEFAULT_MODE = 0o644

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import aiohttp
 
-from promptrollout.sandbox import podstatus, probes
-from promptrollout.sandbox.podspec import ConfigError, ImageError, Object
-from promptrollout.sandbox.podstatus import ContainerState
+from promptrollout.sandbox.node import podstatus, probes
+from promptrollout.sandbox.node.podspec import ConfigError, ImageError, Object
+from promptrollout.sandbox.node.podstatus import ContainerState
 from promptrollout.sandbox.processes import signal_group, signal_process, spawn
 
 logger = logging.getLogger(__name__)

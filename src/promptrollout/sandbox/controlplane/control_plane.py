@@ -9,9 +9,9 @@ import secrets
 import time
 from pathlib import Path
 
-from promptrollout.sandbox.assets import Binaries
-from promptrollout.sandbox.kube import Access, ApiError, ApiUnavailable, KubeApi
-from promptrollout.sandbox.pki import Authority, write_secret
+from promptrollout.sandbox.assets.inventory import Binaries
+from promptrollout.sandbox.controlplane.kube import Access, ApiError, ApiUnavailable, KubeApi
+from promptrollout.sandbox.controlplane.pki import Authority, write_secret
 from promptrollout.sandbox.processes import Service, free_ports
 from promptrollout.sandbox.settings import NODE_NAME, READY_SECONDS, Layout, SandboxError
 

@@ -21,16 +21,16 @@ import orjson
 import uvicorn
 import yaml
 
-from promptrollout.sandbox.model_answers import DrawSource, Reply, compose
-from promptrollout.sandbox.model_behaviour import (
+from promptrollout.sandbox.model.answers import DrawSource, Reply, compose
+from promptrollout.sandbox.model.behaviour import (
     Behaviour,
     BehaviourError,
     Outcome,
     first_fit,
     parse_behaviours,
 )
-from promptrollout.sandbox.model_request import RequestError
-from promptrollout.sandbox.model_wire import WIRES, ChatWire, Wire
+from promptrollout.sandbox.model.request import RequestError
+from promptrollout.sandbox.model.wire import WIRES, ChatWire, Wire
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -359,7 +359,3 @@ def main(
         server_header=False,
         timeout_graceful_shutdown=2,
     )
-
-
-if __name__ == "__main__":
-    main()
