@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner, Result
 from pydantic.alias_generators import to_camel
 
-from promptrollout.cli import given
+from promptrollout.cli import inputs
 from promptrollout.cli.main import main
 from promptrollout.simulation.recorded import RecordedArm, RecordedInterval
 from promptrollout.simulation.scenario import Scenario
@@ -190,7 +190,7 @@ def test_what_takes_its_time_says_so_on_a_terminal(
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("TTY_COMPATIBLE", raising=False)
-    with given.working("runs", 3) as one_more:
+    with inputs.working("runs", 3) as one_more:
         one_more()
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -202,8 +202,8 @@ def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.M
     result = run("simulate", "-f", ROLLOUT, "--scenario", str(FOLDER / "good.yaml"))
     assert result.exit_code == 1
     assert "pip install '.[simulate]'" in result.output
-    with pytest.raises(given.click.ClickException):
-        given.require("numpy")
+    with pytest.raises(inputs.click.ClickException):
+        inputs.require("numpy")
 
 
 @pytest.mark.parametrize(

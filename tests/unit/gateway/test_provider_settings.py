@@ -15,8 +15,8 @@ import pytest
 from aiohttp import web
 
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.providers import endpoint
-from promptrollout.gateway.providers.proxy import proxy_of
+from promptrollout.llm.providers import endpoint
+from promptrollout.llm.providers.proxy import proxy_of
 from promptrollout.sandbox.controlplane.pki import Authority
 from tests.unit.gateway.kit import (
     Caller,

@@ -9,8 +9,8 @@ from openfeature.contrib.tools.flagd.core.targeting.targeting import targeting
 from openfeature.evaluation_context import EvaluationContext
 
 from promptrollout.api.delivery import Audience, RequestMatch, Stickiness
-from promptrollout.gateway.bucketing import bucket, on_canary
-from promptrollout.gateway.route import Assignment, Routing, assign, unit_of
+from promptrollout.gateway.assignment.assign import Assignment, Routing, assign, unit_of
+from promptrollout.gateway.assignment.bucketing import bucket, on_canary
 
 DOCS = Path(__file__).parents[3] / "docs" / "stickiness.md"
 VECTORS = json.loads(DOCS.with_name("stickiness-vectors.json").read_text())
