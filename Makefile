@@ -51,11 +51,12 @@ generate: $(VENV)/.installed ## write crds/ and the chart's copy from the pydant
 	@$(BIN)/python -m promptrollout.api.crds
 	@$(BIN)/python -m promptrollout.gateway.openapi
 
-check: $(VENV)/.installed generate ## ruff, mypy, import arrows; fails if generated files differ from what is committed
+check: $(VENV)/.installed generate ## ruff, mypy, import arrows, declared dependencies; fails if generated files differ from what is committed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/deptry src
 	@test -z "$$(git status --porcelain -- crds charts/promptrollout/templates/crds docs/openapi.json)" \
 	  || { git status --short -- crds charts docs/openapi.json; echo "generated files differ: commit the result of 'make generate'"; exit 1; }
 
