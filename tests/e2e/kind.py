@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from promptrollout.sandbox.assets import find_kubectl
+from promptrollout.sandbox.assets.inventory import find_kubectl
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "promptrollout.local/promptrollout:demo"

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from promptrollout.sandbox.quickstart import Quickstart, find_quickstart
+from promptrollout.sandbox.demo.quickstart import Quickstart, find_quickstart
 from tests.e2e.places import ROOT, Place, moved
 from tests.integration.cluster import Kubectl
 from tests.rollout_story import RolloutStory

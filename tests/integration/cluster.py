@@ -8,7 +8,7 @@ import subprocess
 import time
 from typing import Any
 
-from promptrollout.sandbox.assets import find_kubectl
+from promptrollout.sandbox.assets.inventory import find_kubectl
 
 Manifest = dict[str, Any]
 

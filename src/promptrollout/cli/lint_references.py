@@ -17,8 +17,8 @@ from promptrollout.api.template import prompt_problems
 from promptrollout.api.unsayable import unsayable
 from promptrollout.cli.lint_queries import query_problems
 from promptrollout.cli.lint_schema import Path, Problem
-from promptrollout.engine.objectives import make_test
-from promptrollout.engine.signals import not_measured
+from promptrollout.engine.objectives.definitions import make_test
+from promptrollout.engine.objectives.signals import not_measured
 from promptrollout.gateway.caller_keys import EntryError, parse_entry
 from promptrollout.gateway.providers.key_hosts import parse_hosts
 

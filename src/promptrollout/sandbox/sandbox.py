@@ -17,7 +17,9 @@ from typing import Any
 
 import httpx
 
-from promptrollout.sandbox import assets, install, supervisor
+from promptrollout.sandbox import supervisor
+from promptrollout.sandbox.assets import inventory
+from promptrollout.sandbox.controlplane import install
 from promptrollout.sandbox.processes import MARKER, kill_leftovers, log_tail, require_linux, signal_process, start_time
 from promptrollout.sandbox.settings import READY_SECONDS, Layout, SandboxError, Settings, default_dir
 
@@ -49,7 +51,7 @@ class Sandbox:
             install.find_chart()  # better to know now than when everything else runs
             for file in self.settings.values_files:
                 install.require_values(Path(file))
-        assets.ensure(progress)
+        inventory.ensure(progress)
         self.layout.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.layout.lock.open("a") as lock:
             try:

@@ -24,15 +24,16 @@ import click
 import uvloop
 from aiohttp import web
 
-from promptrollout.sandbox import assets, install
-from promptrollout.sandbox.controlplane import ControlPlane
-from promptrollout.sandbox.kube import KubeApi
-from promptrollout.sandbox.model_address import ModelAddress
-from promptrollout.sandbox.node import Node
-from promptrollout.sandbox.pki import write_secret
+from promptrollout.sandbox.assets import inventory
+from promptrollout.sandbox.controlplane import install
+from promptrollout.sandbox.controlplane.control_plane import ControlPlane
+from promptrollout.sandbox.controlplane.kube import KubeApi
+from promptrollout.sandbox.controlplane.model_address import ModelAddress
+from promptrollout.sandbox.controlplane.pki import write_secret
+from promptrollout.sandbox.controlplane.prometheus import Prometheus
+from promptrollout.sandbox.node.node import Node
+from promptrollout.sandbox.node.services import ServiceProxies
 from promptrollout.sandbox.processes import Service, free_ports, kill_leftovers, require_linux, start_time
-from promptrollout.sandbox.prometheus import Prometheus
-from promptrollout.sandbox.services import ServiceProxies
 from promptrollout.sandbox.settings import READY_SECONDS, Layout, SandboxError, Settings
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        binaries = assets.ensure(self._progress)
+        binaries = inventory.ensure(self._progress)
         self.control_plane = ControlPlane(self.layout, binaries)
         self.prometheus = Prometheus(self.layout, binaries.prometheus, self.settings.scrape_interval_seconds)
         (model_port,) = free_ports(1)
@@ -92,7 +93,7 @@ class Supervisor:
             stopping.cancel()
             self._set_phase("stopping")
 
-    async def _start(self, stack: contextlib.AsyncExitStack, binaries: assets.Binaries) -> None:
+    async def _start(self, stack: contextlib.AsyncExitStack, binaries: inventory.Binaries) -> None:
         operator = self.settings.install_operator
         self._progress("starting etcd, kube-apiserver and kube-controller-manager")
         # what is pushed first stops last
@@ -134,7 +135,7 @@ class Supervisor:
 
     async def _install_operator(self) -> None:
         """Render and apply the chart, also into a sandbox that was started without it."""
-        binaries = assets.ensure(self._progress)
+        binaries = inventory.ensure(self._progress)
         async with KubeApi(self.control_plane.access("admin")) as api:
             manifests = await install.render(binaries, self.layout, self.prometheus.url, self.settings.values_files)
             await install.apply(binaries, self.layout, api, manifests)

@@ -230,7 +230,7 @@ def test_a_command_without_its_packages_says_so_in_one_line(package: str, comman
 def test_without_kubectl_nothing_is_started(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("promptrollout.sandbox.assets.shutil.which", lambda *_, **__: None)
+    monkeypatch.setattr("promptrollout.sandbox.assets.inventory.shutil.which", lambda *_, **__: None)
     result = run(*arguments, "--dir", str(tmp_path / "box"))
     assert result.exit_code == 1
     assert result.output == "Error: kubectl is missing: pip install '.[sandbox]', or put one on PATH\n"

@@ -38,7 +38,7 @@ def reasons(source: str) -> Iterator[str]:
 
 
 def test_the_page_on_operations_explains_every_reason_and_no_other() -> None:
-    found = {reason for file in Path(engine.__file__).parent.glob("*.py") for reason in reasons(file.read_text())}
+    found = {reason for file in Path(engine.__file__).parent.rglob("*.py") for reason in reasons(file.read_text())}
     assert found >= {"WeightReduced", "RollbackCompleted", "CanaryWithdrawn", "RolloutSuperseded", "ApprovalRequired"}
     section = PAGE.read_text().partition("## Reasons of decisions\n")[2]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.M)) == found

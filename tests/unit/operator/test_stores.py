@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from aiohttp import BasicAuth, web
 
+from promptrollout.operator.cluster.metrics import Metrics
 from promptrollout.operator.config import MetricsSource
-from promptrollout.operator.lanes import SourceError
-from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.prometheus import Source
-from promptrollout.operator.source_access import SourceAccess
-from promptrollout.sandbox.pki import Authority
+from promptrollout.operator.sources.access import SourceAccess
+from promptrollout.operator.sources.lanes import SourceError
+from promptrollout.operator.sources.prometheus import Source
+from promptrollout.sandbox.controlplane.pki import Authority
 
 SERIES = {
     "metric": {"rollout_uid": "uid", "variant": "canary", "version": "c", "process": "0123abcd", "namespace": "ns"},

@@ -7,10 +7,10 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
-from promptrollout.sandbox.demo import DemoFailure, Options, Story, is_rejected
-from promptrollout.sandbox.follow import Follower, event_text
-from promptrollout.sandbox.kube import KubeApi, Object
-from promptrollout.sandbox.quickstart import Quickstart, find_quickstart
+from promptrollout.sandbox.controlplane.kube import KubeApi, Object
+from promptrollout.sandbox.demo.follow import Follower, event_text
+from promptrollout.sandbox.demo.quickstart import Quickstart, find_quickstart
+from promptrollout.sandbox.demo.story import DemoFailure, Options, Story, is_rejected
 from promptrollout.sandbox.sandbox import Sandbox
 from tests.world import World, started, version
 
