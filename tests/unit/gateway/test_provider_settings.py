@@ -16,7 +16,7 @@ from aiohttp import web
 
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.providers import endpoint
-from promptrollout.gateway.providers.proxy import proxy_of
+from promptrollout.proxy import proxy_of
 from promptrollout.sandbox.controlplane.pki import Authority
 from tests.unit.gateway.kit import (
     Caller,

@@ -35,8 +35,8 @@ from promptrollout.gateway.providers.failures import (
 )
 from promptrollout.gateway.providers.key_hosts import KeyHosts
 from promptrollout.gateway.providers.keys import LIMITED_MAX_SECONDS, LIMITED_SECONDS, REFUSED_SECONDS, KeyRing
-from promptrollout.gateway.providers.proxy import proxy_of
 from promptrollout.gateway.providers.refusal import DOWN_STATUS, UNAUTHORIZED, refusal
+from promptrollout.proxy import proxy_of
 
 logger = logging.getLogger(__name__)
 
