@@ -12,7 +12,6 @@ from pathlib import Path
 import orjson
 
 from benchmarks.gateway.served import LOOPBACK, delivery
-from promptrollout.gateway.account import Usage
 from promptrollout.gateway.authenticate import Authenticator
 from promptrollout.gateway.caller_keys import CallerKeys
 from promptrollout.gateway.choices import choices_of
@@ -22,6 +21,7 @@ from promptrollout.gateway.http import Reply, headers_of
 from promptrollout.gateway.process import Gateway, Settings
 from promptrollout.gateway.protocols import chat
 from promptrollout.gateway.request import parse
+from promptrollout.gateway.tokens import Usage
 
 KEY = b"caller-key-of-the-benchmark"
 TIMES = 3_000

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.gateway.errors import CallerError, Unfilled
+from promptrollout.gateway.model_errors import CallerError, Unfilled
 from promptrollout.gateway.protocols import BY_NAME
 from promptrollout.gateway.providers import KINDS
 from promptrollout.gateway.render import CompiledPrompt, compile_prompt

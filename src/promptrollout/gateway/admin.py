@@ -6,9 +6,10 @@ from collections.abc import Callable
 from urllib.parse import parse_qs
 
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError, ClientGone, error_object
+from promptrollout.gateway.errors import ClientGone
 from promptrollout.gateway.exposition import CONTENT_TYPE, PodState, exposition
 from promptrollout.gateway.http import JSON, Bodies, Receive, Reply, Scope, Send, headers_of, read_body
+from promptrollout.gateway.model_errors import CallerError, error_object
 from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.usage import MAX_BYTES, POD_PATH, UsageReports
 

@@ -16,16 +16,18 @@ from promptrollout.gateway.admit import Admission, Rates
 from promptrollout.gateway.authenticate import Authenticator
 from promptrollout.gateway.caller_keys import ANYBODY, CALLER, Caller
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError, ClientGone, MethodNotAllowed
+from promptrollout.gateway.errors import ClientGone, MethodNotAllowed
 from promptrollout.gateway.feedback import FEEDBACK_PATH, SCORES_PATH, VoteCounting
 from promptrollout.gateway.http import JSON, Bodies, Receive, Reply, Scope, Send, headers_of, read_body, unless_gone
+from promptrollout.gateway.model_errors import CallerError
 from promptrollout.gateway.ofrep import Ofrep
 from promptrollout.gateway.prompts import Prompts
 from promptrollout.gateway.protocols import PROTOCOLS
+from promptrollout.gateway.protocols.messages import ANTHROPIC_HEADER
 from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.route import Headers
 from promptrollout.gateway.serve import Requests
-from promptrollout.gateway.spoken import ANTHROPIC_HEADER, Errors, errors_of
+from promptrollout.gateway.spoken import Errors, errors_of
 from promptrollout.gateway.usage import UsageReports
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, ItemsView, KeysView, ValuesView
 from typing import Any, Final
 
-from promptrollout.gateway.errors import Unfilled
+from promptrollout.gateway.model_errors import Unfilled
 
 MAX_CHARACTERS: Final = 1024 * 1024
 """Of the rendered text, and of any text on the way to it."""

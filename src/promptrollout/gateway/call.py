@@ -7,14 +7,14 @@ from typing import Final
 
 import orjson
 
+from promptrollout.gateway.answer import Answer
 from promptrollout.gateway.configuration import Target
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.crowding import crowds_out
-from promptrollout.gateway.errors import CallerError, ProviderError, Unfilled
 from promptrollout.gateway.fill import fill
+from promptrollout.gateway.model_errors import CallerError, ProviderError, Unfilled
 from promptrollout.gateway.pin import has_state, require_no_state
 from promptrollout.gateway.protocols.chat import wants_usage, without_added_usage
-from promptrollout.gateway.providers.answer import Answer
 from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.endpoint import RETRY_AFTER_MAX_SECONDS
 from promptrollout.gateway.providers.failures import crowded

@@ -8,12 +8,12 @@ from typing import Final
 
 import orjson
 
+from promptrollout.gateway.answer import Answer
 from promptrollout.gateway.contract import Contract, kept
-from promptrollout.gateway.errors import ErrorType, ProviderError
 from promptrollout.gateway.http import JSON, Reply, Share
-from promptrollout.gateway.json_body import costs_too_much, written
+from promptrollout.gateway.json_text import costs_too_much, written
+from promptrollout.gateway.model_errors import ErrorType, ProviderError
 from promptrollout.gateway.protocols.base import Whole
-from promptrollout.gateway.providers.answer import Answer
 from promptrollout.gateway.request import Prepared
 from promptrollout.gateway.schema_process import SchemaProcess
 from promptrollout.gateway.sse import StreamError, StreamReader

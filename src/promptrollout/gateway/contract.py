@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,7 +18,6 @@ from promptrollout.api.template import answer_validator
 from promptrollout.gateway.choices import MAX_CONTENT_BYTES, Choice
 from promptrollout.gateway.schema_process import SchemaProcess
 from promptrollout.gateway.schema_visits import Visits, visits
-from promptrollout.gateway.spans import Busy
 
 MAX_LOOP_WORK: Final = 1_000_000
 """Of one answer, held against its schema in the event loop: keywords and characters, counted; 10 to 30 ms."""
@@ -72,7 +72,9 @@ def make_contract(schema: Any) -> Contract:
     return Contract(text, None if found is None else validator, found)
 
 
-async def kept(contract: Contract, choices: Iterable[Choice], process: SchemaProcess, busy: Busy) -> bool | None:
+async def kept(
+    contract: Contract, choices: Iterable[Choice], process: SchemaProcess, busy: AbstractContextManager[None]
+) -> bool | None:
     """Whether every choice is JSON that matches. None: nothing to judge, or nobody could. `busy`: with whose answer.
 
     Judged are complete answers: what was cut at a length limit or by a filter, and calls of tools, say nothing about

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from promptrollout.api.slo import LabelValue
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.http import JSON, Reply
 from promptrollout.gateway.json_body import read
+from promptrollout.gateway.model_errors import CallerError
 from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.response_id import MAX_CHARACTERS, ResponseId
 from promptrollout.gateway.route import Headers

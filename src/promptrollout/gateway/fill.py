@@ -8,7 +8,7 @@ from collections.abc import Callable
 from promptrollout.gateway.account import Outcome
 from promptrollout.gateway.bounds import RenderError
 from promptrollout.gateway.configuration import Arm, Target
-from promptrollout.gateway.errors import CallerError, Unfilled, Untranslatable
+from promptrollout.gateway.model_errors import CallerError, Unfilled, Untranslatable
 from promptrollout.gateway.render import VARIABLES, SystemMessageRefused
 from promptrollout.gateway.request import Filled, Prepared, Request
 from promptrollout.gateway.response_id import provider_tag

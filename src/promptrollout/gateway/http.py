@@ -7,7 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final, Self
 
-from promptrollout.gateway.errors import CallerError, ClientGone, Overloaded
+from promptrollout.gateway.errors import ClientGone, Overloaded
+from promptrollout.gateway.model_errors import CallerError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -131,6 +132,11 @@ class Share:
         self._bodies.bytes_held += more
         beyond = self._bodies.bytes_held - self._bodies.max_bytes
         return beyond <= 0 or (self._size <= SMALL_BYTES and beyond <= MAX_SMALL_BYTES)
+
+    def claim(self, more_bytes: int) -> None:
+        """`take` so much more. Raises Overloaded."""
+        if not self.take(more_bytes):
+            raise Overloaded()
 
     def give_back(self) -> None:
         self._bodies.bytes_held -= self._size

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from promptrollout.gateway.errors import CallerError
+from promptrollout.gateway.model_errors import CallerError
 
 MAX_DEPTH: Final = 64
 """Of objects and arrays in each other. Tools' schemas are the deepest that callers send, and OpenAI takes 10 levels of
@@ -15,11 +15,6 @@ them; writers of JSON stop at 254."""
 MAX_BRACKETS: Final = 250_000
 """In texts too. A body of nothing but empty lists takes the parser 170 ns for each, and nobody else is answered."""
 
-MAX_ANSWER_BRACKETS: Final = 1_000_000
-"""Of an answer: the probabilities of 16,000 tokens, with twenty others each, are 700,000."""
-MAX_ANSWER_COMMAS: Final = 4_000_000
-"""Behind each stands a value, of 8 to 60 bytes in memory."""
-_SMALL_BYTES: Final = 1024 * 1024
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -39,22 +34,6 @@ def load(payload: bytes) -> dict[str, Any]:
     if brackets > MAX_DEPTH and _deeper_than(body, MAX_DEPTH):
         raise CallerError(400, "invalid_json", f"the request is nested too deeply: {MAX_DEPTH} levels are taken")
     return body
-
-
-def written(found: dict[str, Any]) -> bytes | None:
-    """None: it is nested too deeply to be written again."""
-    try:
-        return orjson.dumps(found)
-    except orjson.JSONEncodeError:
-        return None
-
-
-def costs_too_much(answer: bytes) -> bool:
-    """Whether to parse a provider's answer would hold the event loop, or take many times its size."""
-    if len(answer) <= _SMALL_BYTES:
-        return False
-    brackets = answer.count(b"{") + answer.count(b"[")
-    return brackets > MAX_ANSWER_BRACKETS or answer.count(b",") > MAX_ANSWER_COMMAS
 
 
 def read(kind: type[_M], payload: bytes, code: str) -> _M:

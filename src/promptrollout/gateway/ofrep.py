@@ -12,9 +12,9 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptrollout.api.names import HEADER_TENANT
-from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.http import JSON, Reply
 from promptrollout.gateway.json_body import read
+from promptrollout.gateway.model_errors import CallerError
 from promptrollout.gateway.prompts import Given, Prompts
 from promptrollout.gateway.protocols.chat import CHAT
 from promptrollout.gateway.registry import Registry

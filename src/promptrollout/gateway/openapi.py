@@ -32,7 +32,7 @@ from promptrollout.gateway.openapi_parts import (
     refusal,
 )
 from promptrollout.gateway.protocols import PROTOCOLS
-from promptrollout.gateway.spoken import ANTHROPIC_HEADER
+from promptrollout.gateway.protocols.messages import ANTHROPIC_HEADER
 
 PATH: Final = "/openapi.json"
 DOCS_COPY: Final = Path("docs/openapi.json")

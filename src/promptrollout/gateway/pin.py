@@ -7,7 +7,7 @@ from typing import Final
 
 from promptrollout.api.names import HEADER_PIN
 from promptrollout.gateway.configuration import Arm
-from promptrollout.gateway.errors import CallerError
+from promptrollout.gateway.model_errors import CallerError
 from promptrollout.gateway.protocols.responses import RESPONSES
 from promptrollout.gateway.request import Request
 from promptrollout.gateway.response_id import MAX_REST, ResponseId, ResponseIds, parse, provider_tag

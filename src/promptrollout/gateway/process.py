@@ -30,10 +30,11 @@ from promptrollout.gateway.admin import AdminApp
 from promptrollout.gateway.app import Limits, ServingApp
 from promptrollout.gateway.authenticate import Auth, made
 from promptrollout.gateway.caller_keys import CallerKeys
-from promptrollout.gateway.configuration import Loader, Providers
 from promptrollout.gateway.counters import Counters
 from promptrollout.gateway.exposition import PodState
+from promptrollout.gateway.loader import Loader
 from promptrollout.gateway.pod_problems import PodProblems
+from promptrollout.gateway.provider_pool import ProviderPool
 from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.source import Source
 from promptrollout.gateway.store import Store
@@ -89,7 +90,7 @@ class Gateway:
         self.settings = settings
         self.counters = Counters()
         self.counters.spans.open(settings.state_dir)
-        self.providers = Providers(settings.provider_keys_dir, settings.networks)
+        self.providers = ProviderPool(settings.provider_keys_dir, settings.networks)
         store = Store(settings.state_dir, lambda operation: self.counters.disk_errors.update((operation,)))
         self.registry = Registry(settings.pod, Loader(self.providers, self.counters.spans), store, self.counters)
         self.source: Source | None = None

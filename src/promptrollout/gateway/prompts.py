@@ -13,9 +13,9 @@ import orjson
 from promptrollout.api.names import HEADER_ROLLOUT, HEADER_VARIANT, HEADER_VERSION
 from promptrollout.gateway.configuration import Arm
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.fill import prepare
 from promptrollout.gateway.http import JSON, Reply
+from promptrollout.gateway.model_errors import CallerError
 from promptrollout.gateway.protocols.chat import CHAT
 from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.render import VARIABLES, Body

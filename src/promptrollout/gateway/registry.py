@@ -13,11 +13,12 @@ from typing import Any, Final
 from promptrollout.api.delivery import NO_DIGEST, HeavyUnit, PodProblem, PodReport, RolloutReport
 from promptrollout.api.names import FORMAT_VERSION
 from promptrollout.gateway.caller_keys import CALLER
-from promptrollout.gateway.configuration import Configuration, Loader
+from promptrollout.gateway.configuration import Configuration
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.heavy import HeavyUnits
 from promptrollout.gateway.load_errors import KeyMissing, LoadError
+from promptrollout.gateway.loader import Loader
+from promptrollout.gateway.model_errors import CallerError
 from promptrollout.gateway.pending import PendingRenders
 from promptrollout.gateway.response_id import parse
 from promptrollout.gateway.serving import Serving, served_content

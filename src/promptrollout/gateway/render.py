@@ -10,7 +10,7 @@ import orjson
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.gateway.contract import Contract, make_contract
-from promptrollout.gateway.errors import CallerError, ErrorType, Unfilled
+from promptrollout.gateway.model_errors import CallerError, ErrorType, Unfilled
 from promptrollout.gateway.templates import Renderer, compile_renderer
 
 Body = dict[str, Any]

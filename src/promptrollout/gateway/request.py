@@ -7,8 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from promptrollout.api.names import (
     HEADER_MODEL,
@@ -22,7 +21,6 @@ from promptrollout.gateway import json_body
 from promptrollout.gateway.account import Outcome
 from promptrollout.gateway.answer_id import AnswerId
 from promptrollout.gateway.configuration import Arm, Target
-from promptrollout.gateway.errors import CallerError, ClientGone
 from promptrollout.gateway.http import Reply
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.render import Body
@@ -150,28 +148,3 @@ class Prepared:
         self.outcome.over(max(0.0, time.perf_counter() - self.request.started - reply.blocked_seconds))
         if self.counted is not None:
             self.counted.count(self.outcome)
-
-
-class Accounted:
-    """No request leaves without being counted: neither by a fault of ours nor by its caller's hanging up."""
-
-    def __init__(self, prepared: Prepared, reply: Reply) -> None:
-        self._prepared = prepared
-        self._reply = reply
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        prepared = self._prepared
-        if prepared.accounted:
-            return
-        if isinstance(error, Exception) and not isinstance(error, CallerError | ClientGone):
-            # a fault of ours that only one version provokes must not look like a version that is not asked
-            prepared.outcome.error_type = prepared.outcome.error_type or "internal"
-            prepared.account(self._reply)
-        elif self._reply.gone:
-            prepared.outcome.abandoned = True
-            prepared.account(self._reply)

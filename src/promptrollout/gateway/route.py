@@ -10,6 +10,7 @@ from promptrollout.api.delivery import Audience, RequestMatch, Stickiness
 from promptrollout.api.names import HEADER_VARIANT
 from promptrollout.gateway import baggage
 from promptrollout.gateway.bucketing import shard, unit_hash, within
+from promptrollout.gateway.protocols.base import OPENAI_CONVERSATION, OPENAI_USER, Fields
 
 Variant = Literal["stable", "canary", "stable-outside", "canary-outside"]
 """`…-outside`: answered by that arm, but no part of the comparison (outside the audience, without a key, forced, or
@@ -18,14 +19,8 @@ pinned)."""
 Headers = Mapping[str, bytes]
 """Lower-case names; values as they came, since their bytes are what is hashed."""
 
-Fields = tuple[tuple[str, ...], ...]
-"""Paths into a body, in the order in which they are looked at."""
-
 USER_HEADER: Final = "x-user-id"
 CONVERSATION_HEADER: Final = "x-conversation-id"
-# never `prompt_cache_key`, which users share
-OPENAI_USER: Final[Fields] = (("safety_identifier",), ("user",), ("metadata", "user_id"))
-OPENAI_CONVERSATION: Final[Fields] = (("conversation",), ("conversation", "id"), ("metadata", "conversation_id"))
 # OpenTelemetry's names of the two
 USER_BAGGAGE: Final = b"user.id"
 CONVERSATION_BAGGAGE: Final = b"gen_ai.conversation.id"

@@ -10,7 +10,7 @@ from typing import Final
 
 from promptrollout.api.names import SHARDS
 from promptrollout.gateway.account import Outcome
-from promptrollout.gateway.errors import ERROR_TYPES, ErrorType
+from promptrollout.gateway.model_errors import ERROR_TYPES, ErrorType
 from promptrollout.gateway.route import Variant
 from promptrollout.gateway.votes import Rating, Votes
 

@@ -8,16 +8,17 @@ import sys
 import time
 from collections.abc import Callable
 
+from promptrollout.gateway.accounted import Accounted
 from promptrollout.gateway.call import UnderWay, call
 from promptrollout.gateway.check import check, failed
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError, ProviderError
 from promptrollout.gateway.fill import prepare
 from promptrollout.gateway.http import MAX_ANSWERS_BYTES, Bodies, Reply
+from promptrollout.gateway.model_errors import CallerError, ProviderError
 from promptrollout.gateway.pin import carry, hold, keep, pin_of
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.registry import Registry
-from promptrollout.gateway.request import Accounted, Request, parse
+from promptrollout.gateway.request import Request, parse
 from promptrollout.gateway.route import Assignment, Headers, assign
 from promptrollout.gateway.schema_process import SchemaProcess
 from promptrollout.gateway.serving import Serving

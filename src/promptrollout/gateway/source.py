@@ -13,7 +13,8 @@ from kubernetes.aio.client import ApiClient
 
 from promptrollout import cluster
 from promptrollout.api.names import LABEL_GATEWAY, OVERRIDE_ARM, OVERRIDES_NAME
-from promptrollout.gateway.configuration import Providers, Target
+from promptrollout.gateway.configuration import Target
+from promptrollout.gateway.provider_pool import ProviderPool
 from promptrollout.gateway.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Source:
         namespace: str,
         gateway: str,
         registry: Registry,
-        providers: Providers,
+        providers: ProviderPool,
         also: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`also` is called every second: what else is read from files that rotate."""

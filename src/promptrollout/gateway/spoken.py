@@ -9,10 +9,8 @@ from promptrollout.gateway import ofrep, prompts, usage
 from promptrollout.gateway.feedback import FEEDBACK_PATH, SCORES_PATH
 from promptrollout.gateway.protocols import PROTOCOLS
 from promptrollout.gateway.protocols.chat import CHAT
-from promptrollout.gateway.protocols.messages import MESSAGES
+from promptrollout.gateway.protocols.messages import ANTHROPIC_HEADER, MESSAGES
 
-ANTHROPIC_HEADER: Final = "anthropic-version"
-"""Anthropic's clients send it with each request."""
 _ANTHROPIC_HEADER: Final = ANTHROPIC_HEADER.encode()
 _BELOW_MESSAGES: Final = "/v1/messages/"
 _OWN: Final = frozenset({FEEDBACK_PATH, SCORES_PATH, usage.PATH})

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final, Protocol
 
 import orjson
 
-from promptrollout.gateway.account import Usage
-from promptrollout.gateway.answer_id import AnswerId
 from promptrollout.gateway.choices import Choice
-from promptrollout.gateway.json_body import written
+from promptrollout.gateway.json_text import written
+from promptrollout.gateway.tokens import Usage
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
 # two ends of lines, of any kind and mix; the common ones are found without it
@@ -36,6 +36,16 @@ class StreamTranslator(Protocol):
         """What the caller still gets when the provider's stream is whole."""
 
 
+class IdReplacement(Protocol):
+    """Puts another id in the place of the provider's."""
+
+    def put(self, found: dict[str, Any], path: Sequence[str]) -> bool:
+        """Have it in `found`, at `path`; whether there was an id at all."""
+
+    def replaced(self, payload: bytes) -> bytes | None:
+        """The payload that `found` was read from, with that id; None where it must be written anew."""
+
+
 class StreamReader(ABC):
     """Takes the provider's bytes, gives back the bytes for the caller: whole events, as they came.
 
@@ -53,7 +63,7 @@ class StreamReader(ABC):
         """The stream has some."""
         self.translator: StreamTranslator | None = None
         """Where the caller speaks another protocol."""
-        self.answer_id: AnswerId | None = None
+        self.answer_id: IdReplacement | None = None
         """What stands in the place of the provider's id."""
         self.usage: Usage | None = None
         self.done = False

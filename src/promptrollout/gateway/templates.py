@@ -33,7 +33,7 @@ from promptrollout.gateway.bounds import (
     split,
     too_many,
 )
-from promptrollout.gateway.errors import Unfilled
+from promptrollout.gateway.model_errors import Unfilled
 
 logger = logging.getLogger(__name__)
 

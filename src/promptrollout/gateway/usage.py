@@ -12,17 +12,18 @@ import aiohttp
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from promptrollout.gateway.account import Outcome, Usage
+from promptrollout.gateway.account import Outcome
 from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.http import JSON, Reply
 from promptrollout.gateway.json_body import read
+from promptrollout.gateway.model_errors import CallerError
 from promptrollout.gateway.protocols import messages
 from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.render_id import RenderId
 from promptrollout.gateway.response_id import MAX_CHARACTERS, ResponseId
 from promptrollout.gateway.route import Headers
 from promptrollout.gateway.serving import Serving
+from promptrollout.gateway.tokens import Usage
 
 logger = logging.getLogger(__name__)
 

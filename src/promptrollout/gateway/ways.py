@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from promptrollout.gateway.errors import CallerError, Untranslatable
+from promptrollout.gateway.model_errors import CallerError, Untranslatable
 from promptrollout.gateway.protocols import BY_NAME
 from promptrollout.gateway.protocols.base import Protocol
 from promptrollout.gateway.providers import KINDS

@@ -3,10 +3,11 @@
 import pytest
 
 from promptrollout.api.provider import ModelPrice
-from promptrollout.gateway.account import MAX_TOKENS, Outcome, Price, Usage
+from promptrollout.gateway.account import Outcome
 from promptrollout.gateway.counters import SECONDS_KEPT, Counters
-from promptrollout.gateway.errors import ErrorType
+from promptrollout.gateway.model_errors import ErrorType
 from promptrollout.gateway.series import Histogram, Series
+from promptrollout.gateway.tokens import MAX_TOKENS, Price, Usage
 from promptrollout.gateway.window import ShareWindow
 
 LABELS = ("uid", "support", "aaaaaaaaaa", "stable", "gpt")

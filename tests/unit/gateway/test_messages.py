@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.gateway.errors import CallerError
 from promptrollout.gateway.load_errors import LoadError
+from promptrollout.gateway.model_errors import CallerError
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.protocols.messages import DEFAULT_MAX_TOKENS, MESSAGES
 from promptrollout.gateway.render import SystemMessageRefused, compile_prompt

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from promptrollout.api.delivery import ProviderConfig
 from promptrollout.gateway.configuration import Target
-from promptrollout.gateway.errors import ProviderError
+from promptrollout.gateway.model_errors import ProviderError
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.openai import OpenAIProvider

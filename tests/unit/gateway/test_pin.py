@@ -9,7 +9,7 @@ import pytest
 from promptrollout.api import names
 from promptrollout.gateway.app import Limits, ServingApp
 from promptrollout.gateway.bucketing import bucket
-from promptrollout.gateway.configuration import Loader
+from promptrollout.gateway.loader import Loader
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.registry import Registry
 from promptrollout.gateway.response_id import ResponseId, ResponseIds

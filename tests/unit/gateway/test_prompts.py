@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 
 from promptrollout.api import names
 from promptrollout.gateway import pending, usage
-from promptrollout.gateway.account import Outcome, Usage
+from promptrollout.gateway.account import Outcome
 from promptrollout.gateway.app import Limits, ServingApp
 from promptrollout.gateway.pending import PendingRenders
 from promptrollout.gateway.process import Gateway, Settings
 from promptrollout.gateway.render_id import RenderId
 from promptrollout.gateway.response_id import ResponseId, ResponseIds
 from promptrollout.gateway.series import Series
+from promptrollout.gateway.tokens import Usage
 from promptrollout.gateway.usage import usage_of
 from tests.unit.gateway.kit import (
     CANARY,

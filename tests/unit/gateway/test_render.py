@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.gateway.errors import CallerError
+from promptrollout.gateway.model_errors import CallerError
 from promptrollout.gateway.protocols.chat import CHAT, wants_usage
 from promptrollout.gateway.render import SystemMessageRefused, compile_prompt
 from tests.unit.gateway.kit import SCHEMA

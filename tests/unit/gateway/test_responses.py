@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.gateway.errors import CallerError, Untranslatable
+from promptrollout.gateway.model_errors import CallerError, Untranslatable
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.protocols.responses import RESPONSES
 from promptrollout.gateway.render import SystemMessageRefused, compile_prompt

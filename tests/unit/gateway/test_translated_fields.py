@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from promptrollout.gateway.errors import CallerError, Untranslatable
+from promptrollout.gateway.model_errors import CallerError, Untranslatable
 from promptrollout.gateway.translations import TRANSLATIONS
 
 Object = dict[str, Any]

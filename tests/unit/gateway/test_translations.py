@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptrollout.gateway.errors import CallerError, Untranslatable
+from promptrollout.gateway.model_errors import CallerError, Untranslatable
 from promptrollout.gateway.sse import StreamError
 from promptrollout.gateway.translations import TRANSLATIONS, chat_answer, messages_answer
 

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from promptrollout.gateway.errors import CallerError, Untranslatable
+from promptrollout.gateway.model_errors import CallerError, Untranslatable
 from promptrollout.gateway.protocols.messages import MESSAGES
 from promptrollout.gateway.sse import StreamError
 from promptrollout.gateway.translations import TRANSLATIONS, messages_response

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.gateway.account import Usage
 from promptrollout.gateway.choices import Choice
-from promptrollout.gateway.errors import CallerError, ProviderError
+from promptrollout.gateway.model_errors import CallerError, ProviderError
 from promptrollout.gateway.render import Body, CompiledPrompt, Overlay
-from promptrollout.gateway.route import Fields
 from promptrollout.gateway.sse import StreamReader
+from promptrollout.gateway.tokens import Usage
+
+Fields = tuple[tuple[str, ...], ...]
+"""Paths into a body, in the order in which they are looked at."""
+
+# never `prompt_cache_key`, which users share
+OPENAI_USER: Final[Fields] = (("safety_identifier",), ("user",), ("metadata", "user_id"))
+OPENAI_CONVERSATION: Final[Fields] = (("conversation",), ("conversation", "id"), ("metadata", "conversation_id"))
 
 _LOOSER: Final = ("text", "json_object")
 """Formats of an answer that say less than a version's schema does."""

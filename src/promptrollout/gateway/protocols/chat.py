@@ -7,11 +7,17 @@ from typing import Any, ClassVar, Final
 import orjson
 
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.gateway.account import Usage
 from promptrollout.gateway.choices import MAX_CHOICES, MAX_COLLECTED, Choice, choices_of
-from promptrollout.gateway.errors import CallerError, error_object
-from promptrollout.gateway.json_body import written
-from promptrollout.gateway.protocols.base import Protocol, Whole, looser_than_a_schema
+from promptrollout.gateway.json_text import written
+from promptrollout.gateway.model_errors import CallerError, error_object
+from promptrollout.gateway.protocols.base import (
+    OPENAI_CONVERSATION,
+    OPENAI_USER,
+    Fields,
+    Protocol,
+    Whole,
+    looser_than_a_schema,
+)
 from promptrollout.gateway.render import (
     SYSTEM_ROLES,
     Body,
@@ -22,8 +28,8 @@ from promptrollout.gateway.render import (
     messages_of,
     parameters_of,
 )
-from promptrollout.gateway.route import OPENAI_CONVERSATION, OPENAI_USER, Fields
 from promptrollout.gateway.sse import StreamError, StreamReader
+from promptrollout.gateway.tokens import Usage
 
 # parameters that mean the same: ours replaces either
 _RIVALS: Final = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}

@@ -8,11 +8,10 @@ from typing import ClassVar, Final
 import orjson
 
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.gateway.account import Usage
-from promptrollout.gateway.errors import error_object
-from promptrollout.gateway.protocols.base import Protocol, Whole
+from promptrollout.gateway.model_errors import error_object
+from promptrollout.gateway.protocols.base import OPENAI_CONVERSATION, OPENAI_USER, Fields, Protocol, Whole
 from promptrollout.gateway.render import Body, CompiledPrompt, Overlay
-from promptrollout.gateway.route import OPENAI_CONVERSATION, OPENAI_USER, Fields
+from promptrollout.gateway.tokens import Usage
 
 # nothing behind the vectors but this has braces in it
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')

@@ -8,11 +8,10 @@ import orjson
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.unsayable import unsayable
-from promptrollout.gateway.account import Usage
 from promptrollout.gateway.choices import Choice
-from promptrollout.gateway.errors import CallerError, Untranslatable
+from promptrollout.gateway.model_errors import CallerError, Untranslatable
 from promptrollout.gateway.protocols.anthropic_schema import sayable
-from promptrollout.gateway.protocols.base import Protocol, Whole
+from promptrollout.gateway.protocols.base import Fields, Protocol, Whole
 from promptrollout.gateway.protocols.chat import history_of
 from promptrollout.gateway.render import (
     SYSTEM_ROLES,
@@ -23,9 +22,11 @@ from promptrollout.gateway.render import (
     messages_of,
     parameters_of,
 )
-from promptrollout.gateway.route import Fields
 from promptrollout.gateway.sse import StreamReader
+from promptrollout.gateway.tokens import Usage
 
+ANTHROPIC_HEADER: Final = "anthropic-version"
+"""Anthropic's clients send it with each request."""
 DEFAULT_MAX_TOKENS: Final = 4096
 """Anthropic wants a limit in each request: this one, where neither version nor caller sets any."""
 _FINISH: Final = {

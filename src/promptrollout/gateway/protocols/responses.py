@@ -8,10 +8,16 @@ import orjson
 from pydantic.alias_generators import to_camel
 
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.gateway.account import Usage
 from promptrollout.gateway.choices import Choice
-from promptrollout.gateway.errors import CallerError, Untranslatable, error_object
-from promptrollout.gateway.protocols.base import Protocol, Whole, looser_than_a_schema
+from promptrollout.gateway.model_errors import CallerError, Untranslatable, error_object
+from promptrollout.gateway.protocols.base import (
+    OPENAI_CONVERSATION,
+    OPENAI_USER,
+    Fields,
+    Protocol,
+    Whole,
+    looser_than_a_schema,
+)
 from promptrollout.gateway.render import (
     SYSTEM_ROLES,
     Body,
@@ -22,9 +28,9 @@ from promptrollout.gateway.render import (
     messages_of,
     parameters_of,
 )
-from promptrollout.gateway.route import OPENAI_CONVERSATION, OPENAI_USER, Fields
 from promptrollout.gateway.signed_reasoning import without_told_reasoning
 from promptrollout.gateway.sse import StreamReader
+from promptrollout.gateway.tokens import Usage
 
 _UNSAID: Final = ("seed", "stop", "presence_penalty", "frequency_penalty")
 _ENDED: Final = ("response.completed", "response.incomplete")

@@ -19,9 +19,8 @@ from promptrollout.api.base_url import base_url_doubt
 from promptrollout.api.delivery import ProviderConfig
 from promptrollout.api.networks import Networks
 from promptrollout.api.provider import RESERVED_HEADERS, Auth
-from promptrollout.gateway.errors import ProviderError
+from promptrollout.gateway.model_errors import ProviderError
 from promptrollout.gateway.providers.addresses import asked_host, refused_address, socket_factory
-from promptrollout.gateway.providers.answer import Answer
 from promptrollout.gateway.providers.circuit import Circuit
 from promptrollout.gateway.providers.failures import (
     THE_WHOLE,
@@ -33,6 +32,7 @@ from promptrollout.gateway.providers.failures import (
     reason,
     timed_out,
 )
+from promptrollout.gateway.providers.http_answer import HttpAnswer
 from promptrollout.gateway.providers.key_hosts import KeyHosts
 from promptrollout.gateway.providers.keys import LIMITED_MAX_SECONDS, LIMITED_SECONDS, REFUSED_SECONDS, KeyRing
 from promptrollout.gateway.providers.refusal import DOWN_STATUS, UNAUTHORIZED, refusal
@@ -144,7 +144,7 @@ class Endpoint:
         since: float | None = None,
         wait_unreachable: bool = True,
         patience_seconds: float = RETRY_AFTER_MAX_SECONDS,
-    ) -> Answer:
+    ) -> HttpAnswer:
         """Send a request to a path; return when the first bytes of a 200 are here. Raises ProviderError.
 
         The total time runs from `since`, on `time.perf_counter`, when the caller's request came: who is asked in
@@ -231,7 +231,7 @@ class Endpoint:
         key: str | None,
         deadline: float,
         cold_until: float,
-    ) -> Answer:
+    ) -> HttpAnswer:
         timeouts = config.timeouts
         now = time.perf_counter()
         seconds = min(max(timeouts.first_byte_seconds, cold_until - now), deadline - now)
@@ -262,7 +262,7 @@ class Endpoint:
             self.keys.works(key)
             self._answered_at = self._clock()
             answered = True
-            return Answer(self.name, response, first, deadline, timeouts.idle_seconds)
+            return HttpAnswer(self.name, response, first, deadline, timeouts.idle_seconds)
         except aiohttp.ClientConnectorCertificateError as error:
             message = f"provider {self.name} cannot be trusted: its certificate is not valid; see tls of ModelProvider"
             failure = ProviderError("connection", 502, message, unreachable=True)

@@ -8,7 +8,7 @@ from typing import Final
 
 import aiohttp
 
-from promptrollout.gateway.errors import ProviderError
+from promptrollout.gateway.model_errors import ProviderError
 from promptrollout.gateway.providers.circuit import Circuit
 
 THE_WHOLE: Final = "the whole answer"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from promptrollout.gateway.errors import ErrorType, ProviderError, upstream_error
+from promptrollout.gateway.model_errors import ErrorType, ProviderError, upstream_error
 
 DOWN_STATUS: Final = frozenset([502, 503, 504])
 """What a proxy or load balancer answers in the place of a provider that is down."""

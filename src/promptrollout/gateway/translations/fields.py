@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import orjson
 
-from promptrollout.gateway.errors import Untranslatable
+from promptrollout.gateway.model_errors import Untranslatable
 from promptrollout.gateway.render import VARIABLES, Body
 from promptrollout.gateway.sse import StreamError
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from promptrollout.gateway.errors import Untranslatable
+from promptrollout.gateway.model_errors import Untranslatable
 from promptrollout.gateway.protocols.messages import tool_of
 from promptrollout.gateway.render import Body
 from promptrollout.gateway.translations.fields import Field, arguments, only, same, text, understood

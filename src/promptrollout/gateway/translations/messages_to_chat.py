@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from promptrollout.gateway.errors import Untranslatable
+from promptrollout.gateway.model_errors import Untranslatable
 from promptrollout.gateway.protocols.chat import history_of
 from promptrollout.gateway.render import Body
 from promptrollout.gateway.translations.fields import Field, dumped, objects, only, same, text, translate, understood

@@ -9,8 +9,8 @@ from typing import Final
 
 import aiohttp
 
-from promptrollout.gateway.errors import Overloaded, ProviderError
-from promptrollout.gateway.http import Share
+from promptrollout.gateway.answer import Memory
+from promptrollout.gateway.model_errors import ProviderError
 from promptrollout.gateway.providers.failures import THE_WHOLE, broken, timed_out
 from promptrollout.gateway.providers.refusal import CONTROL
 
@@ -33,8 +33,8 @@ _OWN_HEADERS: Final = frozenset(
 )
 
 
-class Answer:
-    """The provider has begun to answer 200: the headers and the first bytes are here, the rest may follow."""
+class HttpAnswer:
+    """An answer over HTTP."""
 
     def __init__(
         self, provider: str, response: aiohttp.ClientResponse, first: bytes, deadline: float, idle_seconds: float
@@ -44,7 +44,6 @@ class Answer:
         self._first = first
         self._idle_seconds = idle_seconds
         self.deadline = deadline
-        """On `time.perf_counter`; the caller moves it by the time that a slow reader took."""
 
     @property
     def content_type(self) -> str:
@@ -52,7 +51,6 @@ class Answer:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the caller may see of them; lower-case names."""
         return {
             shown: value
             for name, value in self._response.headers.items()
@@ -60,7 +58,6 @@ class Answer:
         }
 
     async def chunk(self) -> bytes:
-        """The next bytes; empty at the end. Raises ProviderError."""
         if self._first:
             first, self._first = self._first, b""
             return first
@@ -77,9 +74,8 @@ class Answer:
         except (aiohttp.ClientError, OSError) as error:
             raise broken(self._provider, error) from error
 
-    async def read(self, share: Share) -> bytes:
-        """All of it. Raises ProviderError, or Overloaded where the pod holds too much."""
-        payload = await self.begin(MAX_ANSWER_BYTES, share)
+    async def read(self, memory: Memory) -> bytes:
+        payload = await self.begin(MAX_ANSWER_BYTES, memory)
         if not self.ended:
             raise ProviderError(
                 "bad_response", 502, f"provider {self._provider} answered more than {MAX_ANSWER_BYTES} bytes"
@@ -87,26 +83,21 @@ class Answer:
         return payload
 
     def replace(self, content: bytes) -> None:
-        """Give out this next, in the place of what was read."""
         self._first = content
 
     def hurry(self) -> None:
-        """Wait for the rest for a moment only."""
         self._idle_seconds = min(self._idle_seconds, REST_SECONDS)
 
     @property
     def ended(self) -> bool:
-        """All of it was taken."""
         return not self._first and self._response.content.at_eof()
 
-    async def begin(self, max_bytes: int, share: Share) -> bytes:
-        """All of it, or the beginning where it is longer: `chunk` has the rest then. Raises likewise."""
+    async def begin(self, max_bytes: int, memory: Memory) -> bytes:
         pieces: list[bytes] = []
         size = 0
         while piece := await self.chunk():
             size += len(piece)
-            if not share.take(len(piece)):
-                raise Overloaded()
+            memory.claim(len(piece))
             if size > max_bytes:
                 self._first = piece
                 break
@@ -114,7 +105,6 @@ class Answer:
         return b"".join(pieces)
 
     async def close(self) -> None:
-        """Give the connection back, or cut it where the answer is not read to its end: the provider stops working."""
         self._response.close() if not self._response.content.at_eof() else self._response.release()
 
 
