@@ -5,11 +5,11 @@ BIN    := $(VENV)/bin
 LOCK   := requirements/dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo kind-demo test node-test unit clients mutation check generate lock fmt clean
+.PHONY: help demo kind-demo test node-test e2e kind-e2e unit clients mutation check generate lock fmt clean
 .SUFFIXES:
 
 help: ## list the targets
-	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(VENV)/.installed: $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
@@ -37,6 +37,12 @@ test: check $(VENV)/.clients ## static checks, then all tests (starts one sandbo
 node-test: $(VENV)/.installed ## chart and quickstart on a real node in namespaces of its own (Linux, root, apt; skips otherwise)
 	@$(BIN)/pytest tests/node $(ARGS)
 
+e2e: $(VENV)/.installed ## demo and contract on the cluster of KUBECONFIG, which has the operator (tests/README.md)
+	@$(BIN)/pytest tests/e2e $(ARGS)
+
+kind-e2e: $(VENV)/.installed ## the same on a kind cluster that it makes and deletes (needs docker, kind, helm; skips otherwise)
+	@$(BIN)/pytest tests/e2e --kind $(ARGS)
+
 unit: $(VENV)/.installed ## the tests without I/O, in seconds
 	@$(BIN)/pytest tests/unit tests/properties $(ARGS)
 
@@ -51,11 +57,12 @@ generate: $(VENV)/.installed ## write crds/ and the chart's copy from the pydant
 	@$(BIN)/python -m promptrollout.api.crds
 	@$(BIN)/python -m promptrollout.gateway.openapi
 
-check: $(VENV)/.installed generate ## ruff, mypy, import arrows; fails if generated files differ from what is committed
+check: $(VENV)/.installed generate ## ruff, mypy, import arrows, declared dependencies; fails if generated files differ from what is committed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/deptry src
 	@test -z "$$(git status --porcelain -- crds charts/promptrollout/templates/crds docs/openapi.json)" \
 	  || { git status --short -- crds charts docs/openapi.json; echo "generated files differ: commit the result of 'make generate'"; exit 1; }
 

@@ -15,9 +15,10 @@ from promptrollout.sandbox.assets import inventory
 from promptrollout.sandbox.assets.build import Progress
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE
 from tests.node import binaries, machine
-from tests.node.cluster import NodeKubectl, Users
+from tests.node.cluster import NodeKubectl, NodeUsers
 from tests.node.images import ROOT, Images
 from tests.node.node import Node, environment
+from tests.users import stats_after
 
 _REQUESTS_PER_SECOND = 120.0
 
@@ -116,10 +117,10 @@ def installed(node: Node, system: NodeKubectl, progress: Progress) -> None:
 
 
 @pytest.fixture(scope="session")
-def users(installed: None, kubectl: NodeKubectl, progress: Progress) -> Users:
+def users(installed: None, kubectl: NodeKubectl, progress: Progress) -> NodeUsers:
     """Users who ask from now on until the end of the session."""
-    made = Users(kubectl, _REQUESTS_PER_SECOND)
-    made.start()
+    made = NodeUsers(kubectl, _REQUESTS_PER_SECOND).__enter__()
+    stats_after(made, 2 * _REQUESTS_PER_SECOND)
     progress("users ask")
     return made
 

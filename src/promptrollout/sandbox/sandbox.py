@@ -11,11 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from promptrollout.sandbox import supervisor
 from promptrollout.sandbox.assets import inventory
@@ -261,25 +261,23 @@ class Sandbox:
 
     def _ask(self, method: str, path: str) -> Any:
         state = self._ready_state()
-        request = urllib.request.Request(
-            state["controlUrl"] + path,
-            method=method,
-            headers={"Authorization": f"Bearer {state['controlToken']}"},
-            data=b"" if method == "POST" else None,
-        )
         try:
-            with urllib.request.urlopen(request, timeout=_ANSWER_TIMEOUT_SECONDS) as response:
-                return json.loads(response.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                body = error.read()
-            try:
-                message = json.loads(body)["error"]
-            except (ValueError, KeyError):
-                message = body.decode(errors="replace")
-            raise SandboxError(str(message)) from None
-        except (urllib.error.URLError, OSError) as error:
+            answer = httpx.request(
+                method,
+                state["controlUrl"] + path,
+                headers={"Authorization": f"Bearer {state['controlToken']}"},
+                timeout=_ANSWER_TIMEOUT_SECONDS,
+                trust_env=False,  # no proxy leads to loopback
+            )
+        except httpx.TransportError as error:
             raise SandboxError(f"the sandbox in {self.layout.root} does not answer: {error}") from error
+        if answer.is_success:
+            return answer.json()
+        try:
+            message = answer.json()["error"]
+        except (ValueError, LookupError, TypeError):
+            message = answer.text
+        raise SandboxError(str(message))
 
 
 def _reap(pid: int) -> None:

@@ -27,7 +27,6 @@ from aiohttp import web
 from promptrollout.sandbox.assets import inventory
 from promptrollout.sandbox.controlplane import install
 from promptrollout.sandbox.controlplane.control_plane import ControlPlane
-from promptrollout.sandbox.controlplane.kube import KubeApi
 from promptrollout.sandbox.controlplane.model_address import ModelAddress
 from promptrollout.sandbox.controlplane.pki import write_secret
 from promptrollout.sandbox.controlplane.prometheus import Prometheus
@@ -107,9 +106,8 @@ class Supervisor:
         )
         await asyncio.gather(self.control_plane.start(), self.model.start())
         manifests = await rendering if rendering else None
-        access = self.control_plane.access("admin")
-        api = await stack.enter_async_context(KubeApi(access))
-        node_api = await stack.enter_async_context(KubeApi(self.control_plane.access("node")))
+        api = await stack.enter_async_context(self.control_plane.connect("admin"))
+        node_api = await stack.enter_async_context(self.control_plane.connect("node"))
         address = ModelAddress(
             self._state["modelUrl"], self.control_plane.admission_serving, self.control_plane.ca_file
         )
@@ -123,7 +121,7 @@ class Supervisor:
         proxies = asyncio.create_task(self.services.run(node_api))
         stack.push_async_callback(_cancel, proxies)
         steps: list[Awaitable[None]] = [
-            self.prometheus.start(api, access),
+            self.prometheus.start(api, self.control_plane.server, self.control_plane.ca_file),
             self._wait_http(f"{self._state['modelUrl']}/healthz", self.model),
         ]
         if manifests is not None:
@@ -136,7 +134,7 @@ class Supervisor:
     async def _install_operator(self) -> None:
         """Render and apply the chart, also into a sandbox that was started without it."""
         binaries = inventory.ensure(self._progress)
-        async with KubeApi(self.control_plane.access("admin")) as api:
+        async with self.control_plane.connect("admin") as api:
             manifests = await install.render(binaries, self.layout, self.prometheus.url, self.settings.values_files)
             await install.apply(binaries, self.layout, api, manifests)
             await install.wait_available(binaries, self.layout, api)

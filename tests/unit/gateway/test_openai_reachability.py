@@ -49,7 +49,7 @@ async def canary_on(
     serving = gateway.registry.find("support")
     assert serving is not None
     assert serving.canary is not None
-    config = serving.canary.provider_config
+    config = serving.canary.own.config
     # a copy: the default is one object for all
     object.__setattr__(
         config, "timeouts", config.timeouts.model_copy(update={"first_byte_seconds": first_byte_seconds})

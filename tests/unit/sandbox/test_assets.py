@@ -5,6 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -60,14 +65,38 @@ def test_everything_given_needs_no_set_up(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
-def archive(tmp_path: Path, member: str, content: bytes, digest: str | None = None) -> Archive:
+class PublishedFiles(SimpleHTTPRequestHandler):
+    """Answers below /latest/ with a redirect, as the pages of releases do."""
+
+    def do_GET(self) -> None:
+        if not self.path.startswith("/latest/"):
+            return super().do_GET()
+        self.send_response(302)
+        self.send_header("Location", self.path.removeprefix("/latest"))
+        self.end_headers()
+        return None
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Not into the tests' output."""
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Iterator[str]:
+    """The URL below which the files of `tmp_path` are published."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(PublishedFiles, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/latest"
+        server.shutdown()
+
+
+def archive(publisher: str, tmp_path: Path, member: str, content: bytes, digest: str | None = None) -> Archive:
     path = tmp_path / "published.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
         info = tarfile.TarInfo(member)
         info.size = len(content)
         tar.addfile(info, io.BytesIO(content))
     actual = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Archive(path.as_uri(), "sha256", digest or actual, {"pack/helm": "helm"})
+    return Archive(f"{publisher}/{path.name}", "sha256", digest or actual, {"pack/helm": "helm"})
 
 
 def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Archive) -> tuple[list[str], list[str]]:
@@ -81,31 +110,34 @@ def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Archi
 
 
 def test_a_download_is_installed_if_its_checksum_is_the_pinned_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    publisher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing, said = downloaded(tmp_path, monkeypatch, archive(tmp_path, "pack/helm", b"binary"))
+    missing, said = downloaded(tmp_path, monkeypatch, archive(publisher, tmp_path, "pack/helm", b"binary"))
     assert (missing, said) == (["etcd"], [])
     installed = inventory.cached_path("helm", tmp_path / "cache")
     assert installed.read_bytes() == b"binary"
     assert installed.stat().st_mode & 0o111
 
 
-@pytest.mark.parametrize("fault", ["checksum", "member", "network"])
+@pytest.mark.parametrize("fault", ["checksum", "member", "missing", "network"])
 def test_a_download_that_fails_is_left_to_the_build(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+    publisher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     published = archive(
+        publisher,
         tmp_path,
         "other/helm" if fault == "member" else "pack/helm",
         b"binary",
         "0" * 64 if fault == "checksum" else None,
     )
-    if fault == "network":
+    if fault == "missing":
         Path(tmp_path / "published.tar.gz").unlink()
+    if fault == "network":
+        published = replace(published, url="http://127.0.0.1:1/published.tar.gz")
     missing, said = downloaded(tmp_path, monkeypatch, published)
     assert missing == ["etcd", "helm"]
     assert len(said) == 1
-    assert said[0].startswith("no download of helm (file://")
+    assert said[0].startswith("no download of helm (http://")
     assert said[0].endswith("; building instead")
     assert [p.name for p in (tmp_path / "cache" / "bin").iterdir()] == []
 

@@ -16,7 +16,6 @@ UNMEASURED_SECONDS = 60
 def gather_holds(draft: Draft) -> None:
     """What people and surroundings forbid now, each in a sentence. A breach rolls back through all of it."""
     facts, s = draft.facts, draft.status
-    draft.holds.clear()
     if not s.retracing:
         if facts.spec.paused:
             draft.holds.append("paused by spec.paused")

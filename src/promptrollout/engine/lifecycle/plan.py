@@ -50,7 +50,6 @@ def plan(facts: Facts, now: int) -> Plan:
     watch_pods(draft)
     gather_holds(draft)
     breached = fold(draft)
-    gather_holds(draft)
     gather_findings(draft)
     if breached is not None and not draft.can_go_back:
         text = f"{breached.name}: {breached.message}; there is nothing to go back to"

@@ -155,17 +155,6 @@ def _forced(routing: Routing, asked: _Asked) -> Assignment | None:
     return Assignment(variant, forced=True)
 
 
-def unit_of(
-    stickiness: Stickiness,
-    headers: Headers,
-    body: Mapping[str, Any],
-    user_fields: Fields = OPENAI_USER,
-    conversation_fields: Fields = OPENAI_CONVERSATION,
-) -> bytes:
-    """The key that is bucketed; empty if there is none."""
-    return _unit(Routing.of(0, "", stickiness), _Asked(headers), body, user_fields, conversation_fields)
-
-
 def _unit(
     routing: Routing, asked: _Asked, body: Mapping[str, Any], user_fields: Fields, conversation_fields: Fields
 ) -> bytes:

@@ -19,19 +19,15 @@ def unit_hash(salt: str, unit: bytes) -> int:
     return mmh3.hash(salt.encode() + unit, 0, False)
 
 
-def bucket(salt: str, unit: bytes) -> int:
-    """The unit's bucket, 0..9999."""
-    return (unit_hash(salt, unit) * TOTAL) >> 32
+def bucket(hashed: int) -> int:
+    """The bucket of the unit of this hash, 0..9999."""
+    return (hashed * TOTAL) >> 32
 
 
 def within(hashed: int, weight: int) -> bool:
     """Whether the unit of this hash is among the first `weight` percent. Growth only adds units: the canary's buckets
     come first."""
-    return (hashed * TOTAL) >> 32 < weight * (TOTAL // 100)
-
-
-def on_canary(salt: str, unit: bytes, weight: int) -> bool:
-    return within(unit_hash(salt, unit), weight)
+    return bucket(hashed) < weight * (TOTAL // 100)
 
 
 def shard(salt: str, unit: bytes) -> int:

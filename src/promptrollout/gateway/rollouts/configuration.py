@@ -46,10 +46,6 @@ class Arm:
         return self.own.provider
 
     @property
-    def provider_config(self) -> ProviderConfig:
-        return self.own.config
-
-    @property
     def price(self) -> Price | None:
         return self.own.price
 

@@ -35,8 +35,8 @@ from promptrollout.llm.providers.failures import (
 from promptrollout.llm.providers.http_answer import HttpAnswer
 from promptrollout.llm.providers.key_hosts import KeyHosts
 from promptrollout.llm.providers.keys import LIMITED_MAX_SECONDS, LIMITED_SECONDS, REFUSED_SECONDS, KeyRing
-from promptrollout.llm.providers.proxy import proxy_of
 from promptrollout.llm.providers.refusal import DOWN_STATUS, UNAUTHORIZED, refusal
+from promptrollout.proxy import proxy_of
 
 logger = logging.getLogger(__name__)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import tarfile
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-_CONNECT_TIMEOUT_SECONDS = 5.0
+import httpx
+
+_TIMEOUT_SECONDS = 5.0
 _CHUNK_BYTES = 1 << 20
 _REPORT_EVERY_SECONDS = 5.0
 
@@ -119,10 +118,12 @@ def _fetch(archive: Archive, path: Path, progress: Callable[[str], None]) -> str
     started = reported = time.monotonic()
     received = 0
     try:
-        with urllib.request.urlopen(archive.url, timeout=_CONNECT_TIMEOUT_SECONDS) as response:
+        # a release's address redirects to where its files are stored
+        with httpx.stream("GET", archive.url, timeout=_TIMEOUT_SECONDS, follow_redirects=True) as response:
+            response.raise_for_status()
             total = int(response.headers.get("Content-Length") or 0)
             with path.open("wb") as file:
-                while chunk := response.read(_CHUNK_BYTES):
+                for chunk in response.iter_raw(_CHUNK_BYTES):
                     file.write(chunk)
                     digest.update(chunk)
                     received += len(chunk)
@@ -132,6 +133,6 @@ def _fetch(archive: Archive, path: Path, progress: Callable[[str], None]) -> str
                             f"downloading {archive.url}: {received >> 20} of {total >> 20} MiB,"
                             f" {reported - started:.0f} s"
                         )
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         raise DownloadFailed(f"{archive.url}: {error}") from error
     return digest.hexdigest()

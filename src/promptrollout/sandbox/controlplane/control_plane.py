@@ -9,8 +9,11 @@ import secrets
 import time
 from pathlib import Path
 
+from kubernetes.aio.client import ApiClient
+
+from promptrollout import cluster
+from promptrollout.cluster import ApiException, ApiUnavailable
 from promptrollout.sandbox.assets.inventory import Binaries
-from promptrollout.sandbox.controlplane.kube import Access, ApiError, ApiUnavailable, KubeApi
 from promptrollout.sandbox.controlplane.pki import Authority, write_secret
 from promptrollout.sandbox.processes import Service, free_ports
 from promptrollout.sandbox.settings import NODE_NAME, READY_SECONDS, Layout, SandboxError
@@ -137,9 +140,9 @@ class ControlPlane:
             ],
         )
 
-    def access(self, user: str) -> Access:
-        """How to be `admin` or `node`."""
-        return Access(self.server, self._tokens[user], self.ca_file)
+    def connect(self, user: str) -> ApiClient:
+        """As `admin` or `node`. Close it (`async with`) when done."""
+        return cluster.connect_with_token(self.server, self._tokens[user], self.ca_file)
 
     async def start(self) -> None:
         """Start all three; returns when the API server is ready (the controllers may still be warming up)."""
@@ -156,14 +159,14 @@ class ControlPlane:
     async def wait_ready(self, timeout_seconds: float = READY_SECONDS) -> None:
         deadline = time.monotonic() + timeout_seconds
         problem = "no answer yet"
-        async with KubeApi(self.access("admin")) as api:
+        async with self.connect("admin") as api:
             while time.monotonic() < deadline:
                 self.etcd.check()
                 self.apiserver.check()
                 try:
-                    await api.get("/readyz")
+                    await cluster.text(api, "/readyz")
                     return
-                except (ApiError, ApiUnavailable) as error:
+                except (ApiException, ApiUnavailable) as error:
                     problem = str(error)
                 await asyncio.sleep(0.1)
         raise SandboxError(

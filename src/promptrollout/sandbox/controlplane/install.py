@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from kubernetes.aio.client import ApiClient
 
+from promptrollout import cluster
+from promptrollout.cluster import ApiException, ApiUnavailable, Object
 from promptrollout.sandbox.assets.inventory import Binaries
-from promptrollout.sandbox.controlplane.kube import ApiError, ApiUnavailable, KubeApi, Object
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE, Layout, SandboxError
 
 RELEASE = "promptrollout"
@@ -63,13 +65,14 @@ async def render(binaries: Binaries, layout: Layout, prometheus_url: str, values
     return await run([*command, *(part for file in (str(layout.values), *values) for part in ("--values", file))])
 
 
-async def apply(binaries: Binaries, layout: Layout, api: KubeApi, manifests: str) -> None:
+async def apply(binaries: Binaries, layout: Layout, api: ApiClient, manifests: str) -> None:
     """Create the restricted namespace and apply the rendered chart with server-side apply."""
     labels = {
         "pod-security.kubernetes.io/enforce": "restricted",
         "pod-security.kubernetes.io/warn": "restricted",
     }
-    await api.apply(
+    await cluster.apply(
+        api,
         f"/api/v1/namespaces/{OPERATOR_NAMESPACE}",
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE, "labels": labels}},
         "promptrollout-sandbox",
@@ -78,15 +81,15 @@ async def apply(binaries: Binaries, layout: Layout, api: KubeApi, manifests: str
     await run([*command, "--namespace", OPERATOR_NAMESPACE], stdin=manifests)
 
 
-async def wait_available(binaries: Binaries, layout: Layout, api: KubeApi, timeout_seconds: float = 90.0) -> None:
+async def wait_available(binaries: Binaries, layout: Layout, api: ApiClient, timeout_seconds: float = 90.0) -> None:
     """Until every Deployment of the release is available; the error carries the end of a pod's log."""
     path = f"/apis/apps/v1/namespaces/{OPERATOR_NAMESPACE}/deployments"
     deadline = time.monotonic() + timeout_seconds
     problem = "the chart has no Deployment"
     while time.monotonic() < deadline:
         try:
-            deployments = (await api.get(path))["items"]
-        except (ApiError, ApiUnavailable) as error:
+            deployments = (await cluster.request(api, "GET", path))["items"]
+        except (ApiException, ApiUnavailable) as error:
             problem = str(error)
         else:
             late = [d["metadata"]["name"] for d in deployments if not _available(d)]
@@ -100,9 +103,9 @@ async def wait_available(binaries: Binaries, layout: Layout, api: KubeApi, timeo
     raise SandboxError(f"the operator did not come up: {problem}\n{await _explain(binaries, layout)}")
 
 
-async def _crash_loops(api: KubeApi) -> bool:
+async def _crash_loops(api: ApiClient) -> bool:
     """Whether a pod has crashed so often that waiting is no use."""
-    pods = (await api.get(f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods"))["items"]
+    pods = (await cluster.request(api, "GET", f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods"))["items"]
     statuses = [s for pod in pods for s in (pod.get("status") or {}).get("containerStatuses") or []]
     return any(s["restartCount"] >= _HOPELESS_RESTARTS and "waiting" in s["state"] for s in statuses)
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from kubernetes.aio.client import ApiClient
 
+from promptrollout import cluster
 from promptrollout.api.names import GROUP
-from promptrollout.sandbox.controlplane.kube import KubeApi
 
 MODEL_SERVICE = "http://simulated-model:8080"
 """The address in the manifests."""
@@ -35,14 +36,14 @@ class ModelAddress:
         self._context.load_cert_chain(*certificate)
         self._runner: web.AppRunner | None = None
 
-    async def start(self, api: KubeApi) -> None:
+    async def start(self, api: ApiClient) -> None:
         """Serve, and have the API server ask."""
         app = web.Application()
         app.router.add_post("/", self._review)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._context).start()
-        await api.apply(_PATH, self._configuration(self._runner.addresses[0][1]), "promptrollout-sandbox")
+        await cluster.apply(api, _PATH, self._configuration(self._runner.addresses[0][1]), "promptrollout-sandbox")
 
     async def stop(self) -> None:
         if self._runner is not None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from kubernetes.aio.client import ApiClient
 
-from promptrollout.sandbox.controlplane.kube import Access, KubeApi
+from promptrollout import cluster
 from promptrollout.sandbox.controlplane.pki import write_secret
 from promptrollout.sandbox.processes import Service, free_ports
 from promptrollout.sandbox.settings import READY_SECONDS, SANDBOX_NAMESPACE, Layout, SandboxError
@@ -48,10 +49,10 @@ class Prometheus:
             logs=layout.logs,
         )
 
-    async def start(self, api: KubeApi, access: Access) -> None:
+    async def start(self, api: ApiClient, server: str, ca_file: Path) -> None:
         """Create the service account, write the configuration and wait until queries are answered."""
         token = await _service_account(api)
-        self._configure(token, access)
+        self._configure(token, server, ca_file)
         await self.service.start()
         await self.wait_ready()
 
@@ -69,10 +70,10 @@ class Prometheus:
                 await asyncio.sleep(0.1)
         raise SandboxError(f"Prometheus was not ready within {timeout_seconds:.0f} s; see {self.service.log}")
 
-    def _configure(self, token: str, access: Access) -> None:
+    def _configure(self, token: str, server: str, ca_file: Path) -> None:
         self._layout.prometheus.mkdir(parents=True, exist_ok=True)
         write_secret(self._token_file, token)
-        config = configuration(self._interval, access.server, access.ca_file, self._token_file)
+        config = configuration(self._interval, server, ca_file, self._token_file)
         # JSON is YAML
         (self._layout.prometheus / "prometheus.yaml").write_text(json.dumps(config, indent=1))
 
@@ -129,19 +130,22 @@ def configuration(interval: str, api_server: str, ca_file: Path, token_file: Pat
     }
 
 
-async def _service_account(api: KubeApi) -> str:
+async def _service_account(api: ApiClient) -> str:
     """Make Prometheus' identity and return a token of it."""
     core, rbac = "/api/v1", "/apis/rbac.authorization.k8s.io/v1"
     name = f"{SANDBOX_NAMESPACE}:{_ACCOUNT}"
     manager = "promptrollout-sandbox"
-    await api.apply(
+    await cluster.apply(
+        api,
         f"{core}/namespaces/{SANDBOX_NAMESPACE}",
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SANDBOX_NAMESPACE}},
         manager,
     )
     account = f"{core}/namespaces/{SANDBOX_NAMESPACE}/serviceaccounts/{_ACCOUNT}"
-    await api.apply(account, {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": _ACCOUNT}}, manager)
-    await api.apply(
+    body = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": _ACCOUNT}}
+    await cluster.apply(api, account, body, manager)
+    await cluster.apply(
+        api,
         f"{rbac}/clusterroles/{name}",
         {
             "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -151,7 +155,8 @@ async def _service_account(api: KubeApi) -> str:
         },
         manager,
     )
-    await api.apply(
+    await cluster.apply(
+        api,
         f"{rbac}/clusterrolebindings/{name}",
         {
             "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -162,5 +167,6 @@ async def _service_account(api: KubeApi) -> str:
         },
         manager,
     )
-    answer = await api.post(f"{account}/token", {"spec": {"expirationSeconds": _TOKEN_SECONDS}})
+    request = {"spec": {"expirationSeconds": _TOKEN_SECONDS}}
+    answer = await cluster.request(api, "POST", f"{account}/token", body=request)
     return str(answer["status"]["token"])

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from pathlib import Path
-
-import yaml
+from collections.abc import AsyncIterator, Callable
 
 from promptrollout.api.names import GROUP, VERSION
 from promptrollout.api.rollout import Decision, RolloutStatus
-from promptrollout.sandbox.controlplane.kube import Access, KubeApi, Object
+from promptrollout.cluster import Object
 
 Condition = Callable[[RolloutStatus], bool]
-
-
-def access_of(kubeconfig: str) -> Access:
-    """The server and token of a sandbox's kubeconfig."""
-    config = yaml.safe_load(Path(kubeconfig).read_text())
-    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-    return Access(cluster["server"], user["token"], Path(cluster["certificate-authority"]))
+Watch = Callable[..., AsyncIterator[tuple[str, Object]]]
+"""`cluster.watch` of some client."""
 
 
 class Follower:
     """The last known status of a rollout, every decision ever seen in it, and its last Event."""
 
-    def __init__(self, api: KubeApi, namespace: str, name: str) -> None:
-        self._api = api
+    def __init__(self, watch: Watch, namespace: str, name: str) -> None:
+        self._watch = watch
         self._namespace = namespace
         self._name = name
         self._changed = asyncio.Condition()
@@ -74,7 +66,7 @@ class Follower:
         return [decision for decision in self.decisions.values() if decision.revision == revision]
 
     async def _watch_rollout(self, path: str) -> None:
-        async for kind, rollout in self._api.list_watch(path, {"fieldSelector": f"metadata.name={self._name}"}):
+        async for kind, rollout in self._watch(path, field_selector=f"metadata.name={self._name}"):
             if kind in ("ADDED", "MODIFIED"):
                 await self._take(RolloutStatus.model_validate(rollout.get("status") or {}))
 
@@ -87,7 +79,7 @@ class Follower:
 
     async def _watch_events(self, path: str) -> None:
         selector = f"involvedObject.kind=PromptRollout,involvedObject.name={self._name}"
-        async for kind, event in self._api.list_watch(path, {"fieldSelector": selector}):
+        async for kind, event in self._watch(path, field_selector=selector):
             if kind == "ADDED":
                 self.events.append(event_text(event))
 

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -15,14 +16,14 @@ import uvloop
 from rich.console import Console
 from rich.live import Live
 
+from promptrollout import cluster
 from promptrollout.api.delivery import VersionRef
 from promptrollout.api.names import short_digest
 from promptrollout.api.rollout import RolloutStatus
 from promptrollout.sandbox.assets import inventory
 from promptrollout.sandbox.controlplane import install
-from promptrollout.sandbox.controlplane.kube import KubeApi
 from promptrollout.sandbox.demo import view
-from promptrollout.sandbox.demo.follow import Follower, access_of
+from promptrollout.sandbox.demo.follow import Follower
 from promptrollout.sandbox.demo.quickstart import Quickstart, find_quickstart
 from promptrollout.sandbox.demo.view import Scene
 from promptrollout.sandbox.sandbox import Sandbox
@@ -101,8 +102,8 @@ def _run(box: Sandbox, options: Options, console: Console) -> bool:
 
 async def _tell(options: Options, box: Sandbox, console: Console, durations: list[tuple[str, float]]) -> None:
     quickstart = Quickstart(find_quickstart())
-    async with KubeApi(access_of(box.kubeconfig)) as api:
-        follower = Follower(api, quickstart.namespace, quickstart.name)
+    async with await cluster.connect(box.kubeconfig) as api:
+        follower = Follower(partial(cluster.watch, api), quickstart.namespace, quickstart.name)
         async with _running(follower.run()):
             await Story(options, box, console, durations, quickstart, follower).tell()
 

@@ -8,7 +8,10 @@ import secrets
 import time
 from dataclasses import dataclass
 
-from promptrollout.sandbox.controlplane.kube import ApiError, ApiUnavailable, KubeApi, Object
+from kubernetes.aio.client import ApiClient
+
+from promptrollout import cluster
+from promptrollout.cluster import ApiException, ApiUnavailable, Object
 from promptrollout.sandbox.node.podstatus import timestamp
 from promptrollout.sandbox.settings import NODE_NAME
 
@@ -36,7 +39,7 @@ class _Series:
 class EventRecorder:
     """Collects events and writes them once a second."""
 
-    def __init__(self, api: KubeApi) -> None:
+    def __init__(self, api: ApiClient) -> None:
         self._api = api
         self._series: dict[tuple[str, str, str], _Series] = {}
         self._pending = asyncio.Event()
@@ -66,7 +69,7 @@ class EventRecorder:
                     logger.info("event %s waits: %s", series.reason, error)
                     self._pending.set()
                     break
-                except ApiError as error:  # the namespace is going away, for example
+                except ApiException as error:  # the namespace is going away, for example
                     logger.info("event %s dropped: %s", series.reason, error)
                     series.written = series.count
             await asyncio.sleep(_FLUSH_SECONDS)
@@ -76,7 +79,10 @@ class EventRecorder:
         path = f"/api/v1/namespaces/{metadata['namespace']}/events"
         count = series.count
         if series.written:
-            await self._api.patch(f"{path}/{series.name}", {"count": count, "lastTimestamp": timestamp(series.last)})
+            again = {"count": count, "lastTimestamp": timestamp(series.last)}
+            await cluster.request(
+                self._api, "PATCH", f"{path}/{series.name}", body=again, content_type=cluster.MERGE_PATCH
+            )
         else:
             event = {
                 "apiVersion": "v1",
@@ -99,5 +105,5 @@ class EventRecorder:
                 "reportingComponent": "kubelet",
                 "reportingInstance": NODE_NAME,
             }
-            await self._api.post(path, event)
+            await cluster.request(self._api, "POST", path, body=event)
         series.written = count

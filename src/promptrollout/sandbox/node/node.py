@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Mapping
 
 import aiohttp
+from kubernetes.aio.client import ApiClient
 
+from promptrollout import cluster
+from promptrollout.cluster import ApiException, ApiUnavailable
 from promptrollout.sandbox.controlplane.control_plane import ControlPlane
-from promptrollout.sandbox.controlplane.kube import ApiError, ApiUnavailable, KubeApi
 from promptrollout.sandbox.node.addresses import AddressPool
 from promptrollout.sandbox.node.events import EventRecorder
 from promptrollout.sandbox.node.kubelet import KubeletServer
@@ -33,7 +35,7 @@ PodListener = Callable[[str, Object], None]
 class Node:
     """Watches pods, ConfigMaps and Secrets; one worker per pod does the rest."""
 
-    def __init__(self, layout: Layout, settings: Settings, api: KubeApi, control_plane: ControlPlane) -> None:
+    def __init__(self, layout: Layout, settings: Settings, api: ApiClient, control_plane: ControlPlane) -> None:
         self._layout = layout
         self._settings = settings
         self._api = api
@@ -101,9 +103,9 @@ class Node:
             },
         }
         try:
-            await self._api.post("/api/v1/nodes", node)
-        except ApiError as error:
-            if error.reason != "AlreadyExists":
+            await cluster.request(self._api, "POST", "/api/v1/nodes", body=node)
+        except ApiException as error:
+            if error.status != 409:  # it exists
                 raise
         now = timestamp(time.time())
         status = {
@@ -137,12 +139,13 @@ class Node:
                 }
             ],
         }
-        await self._api.patch(f"/api/v1/nodes/{NODE_NAME}/status", {"status": status})
+        path = f"/api/v1/nodes/{NODE_NAME}/status"
+        await cluster.request(self._api, "PATCH", path, body={"status": status}, content_type=cluster.MERGE_PATCH)
 
     # -- ConfigMaps and Secrets
 
     async def _watch_objects(self, kind: str) -> None:
-        async for event, item in self._api.list_watch(f"/api/v1/{_COLLECTIONS[kind]}"):
+        async for event, item in cluster.watch(self._api, f"/api/v1/{_COLLECTIONS[kind]}"):
             if event == "SYNCED":
                 continue
             namespace, name = item["metadata"]["namespace"], item["metadata"]["name"]
@@ -162,14 +165,15 @@ class Node:
         for kind, name in wanted:
             if (kind, namespace, name) in self._objects:
                 continue
-            with contextlib.suppress(ApiError, ApiUnavailable):  # missing is the pod's to report
-                item = await self._api.get(f"/api/v1/namespaces/{namespace}/{_COLLECTIONS[kind]}/{name}")
+            with contextlib.suppress(ApiException, ApiUnavailable):  # missing is the pod's to report
+                path = f"/api/v1/namespaces/{namespace}/{_COLLECTIONS[kind]}/{name}"
+                item = await cluster.request(self._api, "GET", path)
                 self._objects.setdefault((kind, namespace, name), decoded(kind, item))
 
     # -- pods
 
     async def _watch_pods(self) -> None:
-        async for event, pod in self._api.list_watch("/api/v1/pods"):
+        async for event, pod in cluster.watch(self._api, "/api/v1/pods"):
             if event == "SYNCED":
                 continue
             for listener in self._listeners:
@@ -196,13 +200,14 @@ class Node:
         }
         while True:
             try:
-                await self._api.post(f"/api/v1/namespaces/{namespace}/pods/{name}/binding", binding)
+                path = f"/api/v1/namespaces/{namespace}/pods/{name}/binding"
+                await cluster.request(self._api, "POST", path, body=binding)
             except ApiUnavailable as error:
                 # an unchanged pod is not shown again, so nobody else would retry
                 logger.info("%s/%s: not bound yet: %s", namespace, name, error)
                 await asyncio.sleep(_BIND_RETRY_SECONDS)
                 continue
-            except ApiError as error:  # deleted, or bound by an earlier call whose answer was lost
+            except ApiException as error:  # deleted, or bound by an earlier call whose answer was lost
                 logger.info("%s/%s: not bound: %s", namespace, name, error)
             return
 

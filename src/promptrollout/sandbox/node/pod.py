@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from kubernetes.aio.client import ApiClient
 
-from promptrollout.sandbox.controlplane.kube import STRATEGIC_MERGE_PATCH, ApiError, ApiUnavailable, KubeApi
+from promptrollout import cluster
+from promptrollout.cluster import ApiException, ApiUnavailable
 from promptrollout.sandbox.node import image_user, podspec, podstatus
 from promptrollout.sandbox.node.container import Backoff, Container, Launch, Surroundings
 from promptrollout.sandbox.node.podspec import Object
@@ -37,7 +39,7 @@ _STATUS_BATCH_SECONDS = 0.02
 class PodEnvironment:
     """What a pod gets from its node."""
 
-    api: KubeApi
+    api: ApiClient
     api_port: int
     settings: Settings
     sandbox_dir: Path
@@ -200,7 +202,7 @@ class PodWorker:
                 return
             except (MountError, podspec.ConfigError) as error:
                 self._env.event(self.pod, "Warning", "FailedMount", f"MountVolume.SetUp failed: {error}")
-            except (ApiError, ApiUnavailable) as error:
+            except (ApiException, ApiUnavailable) as error:
                 self._env.event(self.pod, "Warning", "FailedMount", f"no service account token: {error}")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._refresh.wait(), _MOUNT_RETRY_SECONDS)
@@ -216,7 +218,7 @@ class PodWorker:
             try:
                 await self.volumes.refresh(self._context)
                 retry = _RETRY_FIRST_SECONDS
-            except (MountError, podspec.ConfigError, ApiError, ApiUnavailable) as error:
+            except (MountError, podspec.ConfigError, ApiException, ApiUnavailable) as error:
                 # as with a kubelet the files stay as they were
                 logger.warning("%s/%s: volumes not refreshed: %s", self.namespace, self.name, error)
                 await asyncio.sleep(retry)
@@ -232,7 +234,7 @@ class PodWorker:
         if audience:
             spec["audiences"] = [audience]
         path = f"/api/v1/namespaces/{self.namespace}/serviceaccounts/{account}/token"
-        answer = await self._env.api.post(path, {"spec": spec})
+        answer = await cluster.request(self._env.api, "POST", path, body={"spec": spec})
         status = answer["status"]
         return status["token"], unix_time(status["expirationTimestamp"])
 
@@ -296,11 +298,14 @@ class PodWorker:
         if status == self._sent:
             return
         body = {"metadata": {"uid": self.uid}, "status": status}
-        await self._env.api.patch(f"{self._path}/status", body, STRATEGIC_MERGE_PATCH)
+        await cluster.request(
+            self._env.api, "PATCH", f"{self._path}/status", body=body, content_type=cluster.STRATEGIC_MERGE_PATCH
+        )
         self._sent = status
 
     async def _remove(self) -> None:
-        await self._env.api.delete(self._path, {"gracePeriodSeconds": 0, "preconditions": {"uid": self.uid}})
+        body = {"gracePeriodSeconds": 0, "preconditions": {"uid": self.uid}}
+        await cluster.request(self._env.api, "DELETE", self._path, body=body)
 
     async def _until_done(self, call: Callable[[], Awaitable[None]]) -> None:
         """Retry through outages; an object that is gone or another one is none of our business."""
@@ -309,7 +314,7 @@ class PodWorker:
             try:
                 await call()
                 return
-            except ApiError as error:
+            except ApiException as error:
                 if error.status in (404, 409):
                     return
                 logger.warning("%s/%s: %s", self.namespace, self.name, error)

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from kubernetes.aio.client import ApiClient
+
+from promptrollout import cluster
 from promptrollout.api.names import LABEL_GATEWAY
-from promptrollout.sandbox.controlplane.kube import KubeApi, Object
-from promptrollout.sandbox.node.podspec import ConfigError, named_port
+from promptrollout.sandbox.node.podspec import ConfigError, Object, named_port
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +58,11 @@ class ServiceProxies:
         else:
             self._pods[uid] = pod
 
-    async def run(self, api: KubeApi) -> None:
+    async def run(self, api: ApiClient) -> None:
         """Follow the cluster's Services until cancelled."""
         self._write_mapping()
         try:
-            async for event, service in api.list_watch("/api/v1/services"):
+            async for event, service in cluster.watch(api, "/api/v1/services"):
                 if event != "SYNCED":
                     await self._on_service(event, service)
         finally:

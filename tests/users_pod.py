@@ -1,5 +1,7 @@
 """Simulated users inside the cluster, in a pod of the project's image: prints what they saw as JSON, once a second.
 
+Arguments: the gateway's Service, the rollout, and requests per second. `tests/users.py` makes the pod.
+
 The traffic generator accepts loopback addresses only, so a forwarder leads from there to the gateway's Service, whose
 name the cluster's DNS resolves for each connection. Each request has a connection of its own, so that every one that
 is not answered is a loss: who keeps connections may use one that its server is just closing, and has to try again.
@@ -41,11 +43,11 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def main() -> None:
-    url, rate = f"http://127.0.0.1:{_PORT}", float(sys.argv[2])
+    url, rate = f"http://127.0.0.1:{_PORT}", float(sys.argv[3])
     async with await asyncio.start_server(forward, "127.0.0.1", _PORT):
         headers = {"connection": "close"}
         variables = {"company": "Acme"}
-        users = Traffic(url, "support-assistant", requests_per_second=rate / 5, headers=headers, variables=variables)
+        users = Traffic(url, sys.argv[2], requests_per_second=rate / 5, headers=headers, variables=variables)
         async with users:
             await asyncio.sleep(5)  # pods that never answered yet are slow on a busy machine
             users.requests_per_second = rate
