@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 LOCK   := requirements/dev.txt
+# charts has a page only where a chart brings a README
+PAGES  := README.md CHANGELOG.md docs tests/README.md examples benchmarks charts
 
 .DEFAULT_GOAL := help
 .PHONY: help demo kind-demo test node-test unit clients mutation check generate lock fmt clean
@@ -51,9 +53,10 @@ generate: $(VENV)/.installed ## write crds/ and the chart's copy from the pydant
 	@$(BIN)/python -m promptrollout.api.crds
 	@$(BIN)/python -m promptrollout.gateway.openapi
 
-check: $(VENV)/.installed generate ## ruff, mypy, import arrows; fails if generated files differ from what is committed
+check: $(VENV)/.installed generate ## ruff, mdformat, mypy, import arrows; fails if generated files differ from what is committed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mdformat --check $(PAGES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@test -z "$$(git status --porcelain -- crds charts/promptrollout/templates/crds docs/openapi.json)" \
@@ -64,6 +67,7 @@ bench-%: $(VENV)/.installed ## run benchmarks/NAME, print its table, write bench
 
 fmt: $(VENV)/.installed ## format and fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+	@$(BIN)/mdformat $(PAGES)
 
 lock: ## compile the lock files (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements/runtime.txt
