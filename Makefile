@@ -49,7 +49,7 @@ mutation: $(VENV)/.installed ## mutate a sample of the engine's code, report how
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/mutation.txt
 	@$(BIN)/python -m tests.mutation $(ARGS)
 
-generate: $(VENV)/.installed ## write crds/ and the chart's copy from the pydantic models, and docs/openapi.json
+generate: $(VENV)/.installed ## write crds/ and the chart's copy from the pydantic models, and docs/reference/openapi.json
 	@$(BIN)/python -m promptrollout.api.crds
 	@$(BIN)/python -m promptrollout.gateway.openapi
 
@@ -59,8 +59,8 @@ check: $(VENV)/.installed generate ## ruff, mdformat, mypy, import arrows; fails
 	@$(BIN)/mdformat --check $(PAGES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@test -z "$$(git status --porcelain -- crds charts/promptrollout/templates/crds docs/openapi.json)" \
-	  || { git status --short -- crds charts docs/openapi.json; echo "generated files differ: commit the result of 'make generate'"; exit 1; }
+	@test -z "$$(git status --porcelain -- crds charts/promptrollout/templates/crds docs/reference/openapi.json)" \
+	  || { git status --short -- crds charts docs/reference/openapi.json; echo "generated files differ: commit the result of 'make generate'"; exit 1; }
 
 bench-%: $(VENV)/.installed ## run benchmarks/NAME, print its table, write benchmarks/results/NAME.json
 	@$(BIN)/python -m benchmarks.$(subst -,_,$*)

@@ -89,7 +89,7 @@ def simulate(
     """Run a rollout against metrics that are not its own: made up, recorded, or of the past.
 
     One run prints the timeline that the rollout would have had; more runs of a scenario print the chance of each
-    outcome, the time to it, and the bad requests let through. Formats: docs/simulate.md.
+    outcome, the time to it, and the bad requests let through. Formats: docs/how-to/simulate.md.
     """
     if sum(source is not None for source in (scenario, recording, url)) != 1:
         raise click.UsageError("give exactly one of --scenario, --recorded and --prometheus")

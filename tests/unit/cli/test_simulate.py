@@ -238,7 +238,7 @@ def test_without_kubectl_nothing_is_started(
 
 
 def test_the_page_on_it_shows_what_is_read() -> None:
-    text = (EXAMPLES.parent / "docs" / "simulate.md").read_text()
+    text = (EXAMPLES.parent / "docs" / "how-to" / "simulate.md").read_text()
     (scenario,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
     assert Scenario.model_validate(yaml.safe_load(scenario)).errors.onset == 50
     (line,) = re.findall(r"```json\n(.*?)```", text, re.S)

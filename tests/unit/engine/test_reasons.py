@@ -1,4 +1,4 @@
-"""Every reason of a decision is explained to whoever meets it in an Event: docs/operations.md has a row for each."""
+"""Every reason of a decision is explained to whoever meets it in an Event: docs/how-to/operations.md has a row for each."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from promptrollout import engine
 
-PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
+PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "operations.md"
 POSITION = {"record": 0, "withdraw": 1}
 """Of the reason among the arguments."""
 
