@@ -47,8 +47,10 @@ def test_lint_finds_nothing_wrong_with_the_examples_and_they_can_be_measured() -
     assert [problem for body in MANIFESTS for problem in content_problems(body["kind"], body.get("spec") or {})] == []
 
 
-def test_own_queries_of_the_signals_page_are_sound() -> None:
-    objectives = [objective for block in manifests("reference/signals.md") for objective in block]
+def test_own_queries_of_the_docs_are_sound() -> None:
+    pages = ("reference/signals.md", "how-to/own-promql.md")
+    objectives = [objective for page in pages for block in manifests(page) for objective in block]
+    assert len(objectives) == 4
     slo = {"kind": "PromptSLO", "metadata": {"name": "own"}, "spec": {"objectives": objectives}}
     assert schema_problems("PromptSLO", slo) == []
     for objective in objectives:

@@ -17,7 +17,7 @@ from promptrollout.gateway.protocols import PROTOCOLS
 from tests.unit.gateway.kit import Caller
 
 DOCUMENT = openapi.document()
-PAGE = Path(__file__).parents[3] / "docs" / "reference" / "gateway.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "http-api.md"
 COPY = Path(__file__).parents[3] / openapi.DOCS_COPY
 
 
