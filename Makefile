@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 LOCK   := requirements/dev.txt
 # charts has a page only where a chart brings a README
+FROM_CODE := docs/reference/fields docs/reference/metrics.md docs/reference/commands.md
 PAGES  := README.md CHANGELOG.md docs tests/README.md examples benchmarks charts
 
 .DEFAULT_GOAL := help
@@ -49,9 +50,11 @@ mutation: $(VENV)/.installed ## mutate a sample of the engine's code, report how
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/mutation.txt
 	@$(BIN)/python -m tests.mutation $(ARGS)
 
-generate: $(VENV)/.installed ## write crds/ and the chart's copy from the pydantic models, and docs/reference/openapi.json
+generate: $(VENV)/.installed ## write crds/ (and the chart's copy) and the reference pages that come from code
 	@$(BIN)/python -m promptrollout.api.crds
 	@$(BIN)/python -m promptrollout.gateway.openapi
+	@$(BIN)/python -m promptrollout.cli.reference
+	@$(BIN)/mdformat $(FROM_CODE)
 
 check: $(VENV)/.installed generate ## ruff, mdformat, mypy, import arrows; fails if generated files differ from what is committed
 	@$(BIN)/ruff check .
@@ -59,8 +62,8 @@ check: $(VENV)/.installed generate ## ruff, mdformat, mypy, import arrows; fails
 	@$(BIN)/mdformat --check $(PAGES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@test -z "$$(git status --porcelain -- crds charts/promptrollout/templates/crds docs/reference/openapi.json)" \
-	  || { git status --short -- crds charts docs/reference/openapi.json; echo "generated files differ: commit the result of 'make generate'"; exit 1; }
+	@test -z "$$(git status --porcelain -- crds charts/promptrollout/templates/crds docs/reference/openapi.json $(FROM_CODE))" \
+	  || { git status --short -- crds charts docs/reference; echo "generated files differ: commit the result of 'make generate'"; exit 1; }
 
 bench-%: $(VENV)/.installed ## run benchmarks/NAME, print its table, write benchmarks/results/NAME.json
 	@$(BIN)/python -m benchmarks.$(subst -,_,$*)
