@@ -144,7 +144,7 @@ def test_plots_are_files_of_their_own(tmp_path: Path, suffix: str) -> None:
         (("--prometheus", "http://127.0.0.1:9"), "--prometheus needs --from, --to, --uid, --stable, --canary"),
         (("--scenario", ROLLOUT), "name: required: add it"),
         (("--recorded", ROLLOUT), "rollout.yaml:1"),
-        (("--scenario", str(FOLDER / "good.yaml"), "--plot", "out.gif"), "ends in .html or .png"),
+        (("--scenario", str(FOLDER / "good.yaml"), "--plot", "out.gif"), "ends in .html, .png or .svg"),
         (("--scenario", str(FOLDER / "good.yaml"), "--name", "other"), "no PromptRollout other"),
         (("--prometheus", "x", "--from", "noon"), "'noon' is no time"),
     ],
