@@ -136,6 +136,17 @@ def test_plots_are_files_of_their_own(tmp_path: Path, suffix: str) -> None:
     assert "<script" not in page
 
 
+def test_a_plot_at_a_glance_is_small_and_the_same_each_time(tmp_path: Path) -> None:
+    drawn = []
+    for name in ("one.svg", "two.svg"):
+        out = tmp_path / name
+        simulated("--scenario", str(FOLDER / "regression.yaml"), "--seed", "2", "--plot", str(out))
+        drawn.append(out.read_bytes())
+    assert drawn[0] == drawn[1]
+    assert drawn[0].startswith(b"<?xml")
+    assert len(drawn[0]) < 150_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
