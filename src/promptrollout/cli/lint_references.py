@@ -41,7 +41,7 @@ def content_problems(kind: str, spec: dict[str, Any]) -> Iterator[Problem]:
             parsed = PromptSpec.model_validate(prompt)
         except ValidationError as error:
             first = error.errors()[0]
-            yield Problem((*path, *first["loc"]), f"{first['msg']}; see docs/objects.md")
+            yield Problem((*path, *first["loc"]), f"{first['msg']}; see docs/reference/objects.md")
             continue
         for where, reason in prompt_problems(parsed):
             yield Problem((*path, where) if where else path, reason)

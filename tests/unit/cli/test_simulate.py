@@ -136,6 +136,17 @@ def test_plots_are_files_of_their_own(tmp_path: Path, suffix: str) -> None:
     assert "<script" not in page
 
 
+def test_a_plot_at_a_glance_is_small_and_the_same_each_time(tmp_path: Path) -> None:
+    drawn = []
+    for name in ("one.svg", "two.svg"):
+        out = tmp_path / name
+        simulated("--scenario", str(FOLDER / "regression.yaml"), "--seed", "2", "--plot", str(out))
+        drawn.append(out.read_bytes())
+    assert drawn[0] == drawn[1]
+    assert drawn[0].startswith(b"<?xml")
+    assert len(drawn[0]) < 150_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -144,7 +155,7 @@ def test_plots_are_files_of_their_own(tmp_path: Path, suffix: str) -> None:
         (("--prometheus", "http://127.0.0.1:9"), "--prometheus needs --from, --to, --uid, --stable, --canary"),
         (("--scenario", ROLLOUT), "name: required: add it"),
         (("--recorded", ROLLOUT), "rollout.yaml:1"),
-        (("--scenario", str(FOLDER / "good.yaml"), "--plot", "out.gif"), "ends in .html or .png"),
+        (("--scenario", str(FOLDER / "good.yaml"), "--plot", "out.gif"), "ends in .html, .png or .svg"),
         (("--scenario", str(FOLDER / "good.yaml"), "--name", "other"), "no PromptRollout other"),
         (("--prometheus", "x", "--from", "noon"), "'noon' is no time"),
     ],
@@ -238,7 +249,7 @@ def test_without_kubectl_nothing_is_started(
 
 
 def test_the_page_on_it_shows_what_is_read() -> None:
-    text = (EXAMPLES.parent / "docs" / "simulate.md").read_text()
+    text = (EXAMPLES.parent / "docs" / "how-to" / "simulate.md").read_text()
     (scenario,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
     assert Scenario.model_validate(yaml.safe_load(scenario)).errors.onset == 50
     (line,) = re.findall(r"```json\n(.*?)```", text, re.S)

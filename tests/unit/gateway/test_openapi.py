@@ -18,7 +18,7 @@ from promptrollout.llm.protocols import PROTOCOLS
 from tests.unit.gateway.kit import Caller
 
 DOCUMENT = document.document()
-PAGE = Path(__file__).parents[3] / "docs" / "gateway.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "http-api.md"
 COPY = Path(__file__).parents[3] / document.DOCS_COPY
 
 

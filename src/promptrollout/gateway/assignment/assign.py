@@ -1,4 +1,4 @@
-"""First step of a request's way: whose unit it is, and which arm the unit is assigned to (docs/stickiness.md)."""
+"""First step of a request: whose unit it is, and which arm the unit is assigned to (docs/reference/stickiness.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which units meet the canary: flagd's fractional rule, so that other systems can reproduce it (docs/stickiness.md)."""
+"""Which units meet the canary: flagd's fractional rule, which others can reproduce (docs/reference/stickiness.md)."""
 
 from __future__ import annotations
 

@@ -46,34 +46,34 @@ class _Counter:
 
 
 _COUNTERS: Final = (
-    _Counter(names.METRIC_REQUESTS, "total.requests", "Requests, under the arm that they were assigned to."),
+    _Counter(names.METRIC_REQUESTS, "total.requests", "Requests, by the arm that they were assigned to."),
     _Counter(
         names.METRIC_ABANDONED,
         "abandoned",
-        "Requests whose caller hung up before the answer was whole; part of the requests, none of the errors.",
+        "Requests whose caller closed the connection before the answer was complete. They are requests, not errors.",
     ),
     _Counter(
         names.METRIC_CONTRACT_CHECKS,
         "total.contract_checks",
-        "Complete answers that were held against the output schema.",
+        "Complete answers that were checked against the output schema.",
     ),
     _Counter(
         names.METRIC_CONTRACT_FAILURES,
         "total.contract_failures",
         "Complete answers that do not match the output schema.",
     ),
-    _Counter(names.METRIC_REFUSALS, "total.refusals", "Answers that are a refusal, or that a filter held back."),
-    _Counter(names.METRIC_TRUNCATED, "total.truncated", "Answers that were cut at the limit on their tokens."),
+    _Counter(names.METRIC_REFUSALS, "total.refusals", "Answers that are a refusal, or that a content filter stopped."),
+    _Counter(names.METRIC_TRUNCATED, "total.truncated", "Answers that ended at the token limit."),
     _Counter(
         names.METRIC_FALLBACKS,
         "total.fallbacks",
-        "Requests that a fallback answered; the failure of the version's own provider is among the errors.",
+        "Requests that a fallback answered. The failure of the version's own provider is counted as an error.",
     ),
-    _Counter(names.METRIC_EMPTY_ANSWERS, "total.empty_answers", "Answers with neither text nor a call of a tool."),
+    _Counter(names.METRIC_EMPTY_ANSWERS, "total.empty_answers", "Answers without text and without a tool call."),
     _Counter(
         names.METRIC_COST_SUMSQ,
         "cost_sumsq_usd2",
-        "Sum of the squares of the cost of requests, for its variance.",
+        "Sum of squares of the cost of requests, for the variance.",
         "untyped",
     ),
     _Counter(
@@ -86,11 +86,11 @@ _COUNTERS: Final = (
         names.METRIC_COST_SAVED_SUM, "cost_saved_usd", "What the provider's cache saved of these requests.", "untyped"
     ),
     _Counter(UNPRICED, "unpriced", "Requests of a model without a price."),
-    _Counter(USAGE_MISSING, "usage_missing", "Answers that do not say how many tokens they took: no cost is counted."),
+    _Counter(USAGE_MISSING, "usage_missing", "Answers without token usage. No cost is counted."),
     _Counter(
         names.METRIC_TOKENS_SUMSQ,
         "tokens_sumsq",
-        "Sum of the squares of the tokens of requests, for their variance.",
+        "Sum of squares of the tokens of requests, for the variance.",
         "untyped",
     ),
     _Counter(names.METRIC_INPUT_TOKENS, "total.input_tokens", "Tokens of prompts."),
@@ -107,12 +107,12 @@ _SUMMARIES: Final = (
     (
         (names.METRIC_COST_COUNT, "cost_count"),
         (names.METRIC_COST_SUM, "cost_sum_usd"),
-        "Cost of requests in USD, of those whose cost is known.",
+        "Cost of requests in USD, where it is known.",
     ),
     (
         (names.METRIC_TOKENS_COUNT, "tokens_count"),
         (names.METRIC_TOKENS_SUM, "tokens_sum"),
-        "Input and output tokens of requests, of those whose usage is known.",
+        "Input and output tokens of requests, where they are known.",
     ),
 )
 
@@ -137,9 +137,9 @@ _SHARD_LABELS: Final = tuple(f'{names.LABEL_SHARD}="{shard}"' for shard in range
 _AGE_LABELS: Final = tuple(f'age="{age}"' for age in names.AGES)
 # what is counted of scores: the name's end, in Moments; the count stands in the same family as the sum
 _SCORES: Final = (
-    ("_sum", "sum", "summary", "Scores of answers, by their name and by how old the answer was at most."),
+    ("_sum", "sum", "summary", "Scores of answers, by name and by the age of the answer."),
     ("_count", "count", "", ""),
-    ("_sumsq", "sumsq", "untyped", "Sum of the squares of scores, for their variance."),
+    ("_sumsq", "sumsq", "untyped", "Sum of squares of scores, for the variance."),
 )
 _CACHE_LABELS: Final = tuple(f'{names.LABEL_CACHE}="{value}"' for value in CACHE_VALUES)
 
@@ -156,7 +156,7 @@ def series_lines(copies: list[Copy]) -> Iterator[str]:
         yield from _head(counter.name, counter.type, counter.help)
         for c in copies:
             yield f"{counter.name}{{{c.labels}}} {value(c.series)}"
-    yield from _head(names.METRIC_ERRORS, "counter", "Requests that failed, by why.")
+    yield from _head(names.METRIC_ERRORS, "counter", "Requests that failed, by error type.")
     for c in copies:
         for kind, n in c.series.errors.items():
             yield f'{names.METRIC_ERRORS}{{{c.labels},error_type="{kind}"}} {n}'
@@ -167,12 +167,12 @@ def series_lines(copies: list[Copy]) -> Iterator[str]:
             yield f"{count_name}{{{c.labels}}} {getattr(c.series.total, count_field)}"
     yield from _histogram_lines(
         names.METRIC_LATENCY,
-        "From the request to the provider's last byte, without the time that a slow reader took.",
+        "Time from the request to the last byte of the provider, without waiting for a slow caller.",
         ((c.labels, c.series.duration) for c in copies),
     )
     yield from _histogram_lines(
         names.METRIC_FIRST_TOKEN,
-        "From the request to the first token of a stream, or to the first byte of an answer as a whole.",
+        "Time from the request to the first token of a stream, or to the first byte of another answer.",
         (
             (f"{c.labels},{cache}", histogram)
             for c in copies
@@ -184,7 +184,7 @@ def series_lines(copies: list[Copy]) -> Iterator[str]:
 
 def _vote_lines(copies: list[Copy]) -> Iterator[str]:
     """Feedback of every version, from zero on; scores of those that have some, or objectives on them."""
-    yield from _head(names.METRIC_FEEDBACK, "counter", "Thumbs on answers, by how old the answer was at most.")
+    yield from _head(names.METRIC_FEEDBACK, "counter", "Feedback on answers, by the age of the answer.")
     for c in copies:
         for rating, counts in c.series.votes.feedback.items():
             prefix = f'{names.METRIC_FEEDBACK}{{{c.labels},rating="{rating}",'

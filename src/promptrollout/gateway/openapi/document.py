@@ -1,7 +1,7 @@
 """The serving port as an OpenAPI 3.1 document: what the gateway itself reads and refuses; the rest passes through.
 
-Served at `GET /openapi.json`; `python -m promptrollout.gateway.openapi` writes docs/openapi.json. A field has a type
-here only if the gateway refuses another one: everything else is between caller and provider.
+Served at `GET /openapi.json`; `python -m promptrollout.gateway.openapi` writes docs/reference/openapi.json. A field
+has a type here only if the gateway refuses another one: everything else is between caller and provider.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from promptrollout.llm.protocols import PROTOCOLS
 from promptrollout.llm.protocols.messages import ANTHROPIC_HEADER
 
 PATH: Final = "/openapi.json"
-DOCS_COPY: Final = Path("docs/openapi.json")
+DOCS_COPY: Final = Path("docs/reference/openapi.json")
 
 _STREAM: Final = "text/event-stream"
 

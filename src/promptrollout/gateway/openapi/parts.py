@@ -52,7 +52,7 @@ ERROR: Final[Schema] = {
             message={"type": "string"},
             type={"type": "string"},
             param={"type": ["string", "null"], "description": "The field that is at fault."},
-            code={"type": ["string", "null"], "description": "See the table in docs/gateway.md."},
+            code={"type": ["string", "null"], "description": "See the table in docs/reference/http-api.md."},
         )
     ),
     "description": "OpenAI's error object.",

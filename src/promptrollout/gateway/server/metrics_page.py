@@ -108,7 +108,7 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
     yield from family(
         f"{gateway}_config_sequence",
         "gauge",
-        "The last sequence that was put in service as a whole.",
+        "The last configuration sequence that is fully in service.",
         (
             (
                 labels_text(rollout_uid=s.configuration.spec.rollout_uid, rollout=s.configuration.name),
@@ -132,82 +132,84 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
     yield from family(
         f"{gateway}_config_refused_total",
         "counter",
-        "Configurations that were not, by why.",
+        "Configurations that were refused, by reason.",
         by("reason", {"older_sequence": 0, "changed_content": 0, "invalid": 0, "key_missing": 0, **counters.refused}),
     )
     yield from family(
         f"{gateway}_disk_errors_total",
         "counter",
-        "Failures with the last good configuration on disk.",
+        "Failures to read or write the last good configuration on disk.",
         by("operation", {"read": 0, "write": 0, "delete": 0, "checksum": 0, **counters.disk_errors}),
     )
     yield from family(
         f"{gateway}_rejected_requests_total",
         "counter",
-        "Requests at fault themselves; they count for no arm.",
+        "Requests refused for an error of the caller; they count for no arm.",
         by("code", counters.rejected),
     )
     not_counted = dict.fromkeys(get_args(NotCounted), 0)
     yield from family(
         f"{gateway}_votes_not_counted_total",
         "counter",
-        "Feedback and scores that were taken, but counted for nobody, by why.",
+        "Feedback and scores that were accepted but not counted, by reason.",
         by("reason", {**not_counted, **counters.votes_not_counted}),
     )
     yield from family(
         f"{gateway}_answers_not_judged_total",
         "counter",
-        "Complete answers that were not held against their output schema, by why.",
+        "Complete answers that were not checked against their output schema, by reason.",
         by("reason", {**dict.fromkeys(NOT_JUDGED, 0), **counters.answers_not_judged}),
     )
     yield from family(
         f"{gateway}_disconnects_total",
         "counter",
-        "Callers who hung up.",
+        "Callers that closed the connection early.",
         [("", counters.disconnects)],
     )
     yield from family(
-        f"{gateway}_provider_retries_total", "counter", "Calls tried again.", by("provider", state.retries)
+        f"{gateway}_provider_retries_total", "counter", "Retries of provider calls.", by("provider", state.retries)
     )
     yield from family(
         f"{gateway}_pending_renders",
         "gauge",
-        "Rendered prompts of which nothing was reported yet.",
+        "Rendered prompts without a report so far.",
         [("", len(state.renders))],
     )
     yield from family(
         f"{gateway}_untracked_renders_total",
         "counter",
-        "Rendered prompts that count for no arm, since so many others wait for a report.",
+        "Rendered prompts that count for no arm, because too many wait for a report.",
         [("", state.renders.untracked)],
     )
     yield from family(
         names.METRIC_SHARDS_WITHHELD,
         "gauge",
-        "Rollouts with a canary whose shards are not exported, because those of so many others are.",
+        "Rollouts with a canary whose shards are not exported, because the limit is reached.",
         [("", len(counters.withheld))],
     )
-    yield from family(f"{gateway}_in_flight_requests", "gauge", "Requests under way.", [("", counters.in_flight)])
-    yield from family(
-        f"{gateway}_queued_requests", "gauge", "Requests that wait for their turn.", [("", counters.queued)]
-    )
+    yield from family(f"{gateway}_in_flight_requests", "gauge", "Requests in progress.", [("", counters.in_flight)])
+    yield from family(f"{gateway}_queued_requests", "gauge", "Requests in the queue.", [("", counters.queued)])
     yield from family(
         f"{gateway}_concurrency_limit",
         "gauge",
-        "Requests that may be under way: fewer than maxConcurrentRequests where the processor is behind.",
+        "Requests that may be in progress: fewer than maxConcurrentRequests when the CPU is overloaded.",
         [("", state.concurrency_limit)],
     )
     if state.caller_keys is not None:
-        yield from family(f"{gateway}_caller_keys", "gauge", "Keys that are taken.", [("", state.caller_keys)])
+        yield from family(f"{gateway}_caller_keys", "gauge", "Caller keys in use.", [("", state.caller_keys)])
     down = [(f'provider="{name}"', 1) for name in state.providers_down]
-    yield from family(f"{gateway}_provider_down", "gauge", "Providers that do not answer some version.", down)
+    yield from family(
+        f"{gateway}_provider_down", "gauge", "1 while the provider cannot be reached, or fails nearly always.", down
+    )
     forbidden = int(state.token_reviews_forbidden)
-    yield from family(f"{gateway}_token_reviews_forbidden", "gauge", "1: no token is taken.", [("", forbidden)])
+    yield from family(
+        f"{gateway}_token_reviews_forbidden", "gauge", "1 while the gateway may not review tokens.", [("", forbidden)]
+    )
     yield from family(f"{gateway}_ready", "gauge", "1 when the pod takes traffic.", [("", int(state.ready))])
     if state.api_contact_at is not None:
         yield from family(
             f"{gateway}_api_contact_age_seconds",
             "gauge",
-            "Since the API server was last heard.",
+            "Time since the API server last answered.",
             [("", round(time.monotonic() - state.api_contact_at, 3))],
         )
