@@ -9,7 +9,14 @@ import orjson
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.gateway.model_errors import error_object
-from promptrollout.gateway.protocols.base import OPENAI_CONVERSATION, OPENAI_USER, Fields, Protocol, Whole
+from promptrollout.gateway.protocols.base import (
+    OPENAI_CONVERSATION,
+    OPENAI_USER,
+    Fields,
+    Protocol,
+    Whole,
+    parsed_answer,
+)
 from promptrollout.gateway.render import Body, CompiledPrompt, Overlay
 from promptrollout.gateway.tokens import Usage
 
@@ -36,13 +43,8 @@ class Embeddings(Protocol):
         return False
 
     def read(self, payload: bytes) -> Whole | None:
-        try:
-            parsed = orjson.loads(payload)
-        except orjson.JSONDecodeError:
-            return None
-        if not isinstance(parsed, dict) or not isinstance(parsed.get("data"), list):
-            return None
-        return Whole(parsed, [], Usage.read(parsed.get("usage")))
+        parsed = parsed_answer(payload, "data")
+        return None if parsed is None else Whole(parsed, [], Usage.read(parsed.get("usage")))
 
     def usage_at(self, end: bytes) -> Usage | None:
         """Behind the vectors, where every server that is known writes it."""
