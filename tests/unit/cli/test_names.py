@@ -23,7 +23,7 @@ GOLDEN = json.loads((ROOT / "tests" / "golden" / "names.json").read_text())
 
 
 def listed(metrics: list[Metric]) -> dict[str, str]:
-    return {metric.name: " ".join((metric.type, *metric.labels)) for metric in metrics}
+    return {metric.name: " ".join((metric.type, *sorted(metric.labels))) for metric in metrics}
 
 
 def test_metrics_keep_their_names_types_and_labels() -> None:
