@@ -13,10 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-ENGINE = Path("mutants/src/promptrollout/engine")
+ENGINE = Path("src/promptrollout/engine")
+MUTANTS = "mutants" / ENGINE
 MODULES = (
-    *("analysis", "bernoulli", "common_cause", "conditions", "contrast", "dispersion", "draft", "evidence", "life"),
-    *("logspace", "mean", "mean_state", "objectives", "plan", "rate", "rate_state", "sample_ratio", "verbs"),
+    *("lifecycle.analysis", "lifecycle.conditions", "lifecycle.draft", "lifecycle.moves", "lifecycle.plan"),
+    *("lifecycle.verbs", "objectives.definitions", "objectives.mean", "objectives.mean_state", "objectives.rate"),
+    *("objectives.rate_state", "objectives.sample_ratio", "statistics.bernoulli", "statistics.common_cause"),
+    *("statistics.contrast", "statistics.dispersion", "statistics.evidence", "statistics.logspace"),
 )
 WRITERS = re.compile(r"(_text|x_by|x_listed|x_named|x_whereto)__mutmut_")
 KILLED = (1, 3, 24, 36, 152, 255, -24)
@@ -35,9 +38,13 @@ class _Nameless(ast.NodeTransformer):
         return ast.Constant("") if isinstance(node.value, str) and " " in node.value else node
 
 
+def below(directory: Path, module: str, suffix: str = ".py") -> Path:
+    return directory.joinpath(*module.split(".")).with_suffix(suffix)
+
+
 def mutants_of(module: str) -> list[str]:
     """Names of the module's mutants, as mutmut calls them."""
-    tree = ast.parse((ENGINE / f"{module}.py").read_text())
+    tree = ast.parse(below(MUTANTS, module).read_text())
     bodies = {
         node.name: ast.dump(_Nameless().visit(node))
         for node in ast.walk(tree)
@@ -54,11 +61,15 @@ def mutants_of(module: str) -> list[str]:
 
 def sample(size: int, seed: int) -> list[str]:
     """About `size` mutants, from each module as many as its share of the lines."""
-    lines = {m: len(Path(f"src/promptrollout/engine/{m}.py").read_text().splitlines()) for m in MODULES}
+    lines = {m: len(below(ENGINE, m).read_text().splitlines()) for m in MODULES}
     rng = random.Random(seed)
     chosen: list[str] = []
     for module in MODULES:
         found = mutants_of(module)
+        if not found:
+            raise SystemExit(
+                f"mutmut made no mutants of {module}: does `only_mutate` in pyproject.toml match its path?"
+            )
         chosen += rng.sample(found, min(len(found), round(size * lines[module] / sum(lines.values()))))
     return chosen
 
@@ -66,16 +77,16 @@ def sample(size: int, seed: int) -> list[str]:
 def report(names: list[str]) -> None:
     killed: dict[str, list[bool]] = {}
     for module in MODULES:
-        codes = json.loads((ENGINE / f"{module}.py.meta").read_text())["exit_code_by_key"]
+        codes = json.loads(below(MUTANTS, module, ".py.meta").read_text())["exit_code_by_key"]
         for name in names:
             if name.startswith(f"promptrollout.engine.{module}."):
                 killed.setdefault(module, []).append(codes[name] in KILLED)
                 if not killed[module][-1]:
                     print(f"survived: {name}")
     for module, results in killed.items():
-        print(f"{module:14}{sum(results):5} of{len(results):4} killed")
+        print(f"{module:24}{sum(results):5} of{len(results):4} killed")
     found = [result for results in killed.values() for result in results]
-    print(f"{'all':14}{sum(found):5} of{len(found):4} killed: {100 * sum(found) / len(found):.1f} %")
+    print(f"{'all':24}{sum(found):5} of{len(found):4} killed: {100 * sum(found) / len(found):.1f} %")
 
 
 def main() -> None:
@@ -87,7 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     run = [str(Path(sys.executable).with_name("mutmut")), "run", f"--max-children={arguments.jobs}"]
     if not arguments.report:  # mutmut writes all mutants before it runs the first
-        subprocess.run([*run, "promptrollout.engine.bernoulli.x_log_bound__mutmut_1"], check=True)
+        subprocess.run([*run, "promptrollout.engine.statistics.bernoulli.x_log_bound__mutmut_1"], check=True)
     names = sample(arguments.size, arguments.seed)
     if not arguments.report:
         subprocess.run([*run, *names], check=True)

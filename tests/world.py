@@ -12,10 +12,10 @@ from promptrollout.api.command import Command
 from promptrollout.api.delivery import Laggard, Stickiness, VersionRef
 from promptrollout.api.rollout import RolloutSpec, RolloutStatus, Snapshot, Step
 from promptrollout.api.slo import Objective
-from promptrollout.engine.dispersion import SHARDS
-from promptrollout.engine.evidence import Arm, Counts, Evidence, Interval
-from promptrollout.engine.facts import Delivered, DeliveryIntent, Desired, Facts, Plan, Pods
-from promptrollout.engine.plan import plan
+from promptrollout.engine.lifecycle.facts import Delivered, DeliveryIntent, Desired, Facts, Plan, Pods
+from promptrollout.engine.lifecycle.plan import plan
+from promptrollout.engine.statistics.dispersion import SHARDS
+from promptrollout.engine.statistics.evidence import Arm, Counts, Evidence, Interval
 
 INTERVAL = 30
 START = 1_800_000_000

@@ -7,7 +7,7 @@ from benchmarks.decisions.case import Case
 from benchmarks.decisions.replay import Ended, Outcome
 from promptrollout.api.rollout import Snapshot, Step
 from promptrollout.api.slo import Objective
-from promptrollout.engine.objectives import make_test
+from promptrollout.engine.objectives.definitions import make_test
 from promptrollout.simulation.draws import Draws
 from promptrollout.simulation.traffic import ByObjective
 from promptrollout.simulation.world import simulate

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.decisions.case import Case, Ramp
-from promptrollout.engine.evidence import Counts
+from promptrollout.engine.statistics.evidence import Counts
 from promptrollout.simulation.draws import Draws
 
 Verdict = Literal["advance", "hold", "rollback"]

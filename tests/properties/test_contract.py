@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptrollout.api.rollout import RolloutStatus
-from promptrollout.engine.plan import plan
+from promptrollout.engine.lifecycle.plan import plan
 from tests.world import COST, ERRORS, World, snapshot, started, version
 
 VERSIONS = [version(name) for name in ("v1", "v2", "v3")]

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from promptrollout.engine.bernoulli import two_arm_bet
-from promptrollout.engine.contrast import Contrast
-from promptrollout.engine.evidence import Arm, Counts
-from promptrollout.engine.judgement import Levels
-from promptrollout.engine.mean import MeanTest
-from promptrollout.engine.mean_state import MeanState
-from promptrollout.engine.rate import RateTest
-from promptrollout.engine.rate_state import WORSE, RateState
-from promptrollout.engine.signals import SIGNALS
+from promptrollout.engine.objectives.judgement import Levels
+from promptrollout.engine.objectives.mean import MeanTest
+from promptrollout.engine.objectives.mean_state import MeanState
+from promptrollout.engine.objectives.rate import RateTest
+from promptrollout.engine.objectives.rate_state import WORSE, RateState
+from promptrollout.engine.objectives.signals import SIGNALS
+from promptrollout.engine.statistics.bernoulli import two_arm_bet
+from promptrollout.engine.statistics.contrast import Contrast
+from promptrollout.engine.statistics.evidence import Arm, Counts
 
 LEVELS = Levels(breach=0.05, promote=0.05)
 RATE = RateTest(SIGNALS["ErrorRate"], "d", margin_percent=50, rollback_percent=10, maximum=0.05)

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from promptrollout.sandbox import demo as story
-from promptrollout.sandbox.assets import find_kubectl
+from promptrollout.sandbox.assets.inventory import find_kubectl
+from promptrollout.sandbox.demo import story as story
 from promptrollout.sandbox.settings import SandboxError
 
 

@@ -89,7 +89,7 @@ async def _patch(target: Target, body: Object) -> None:
         _path(target),
         params={"fieldManager": FIELD_MANAGER_CLI},
         body=body,
-        content_type="application/merge-patch+json",
+        content_type=cluster.MERGE_PATCH,
     )
 
 

@@ -11,16 +11,16 @@ from pydantic import ValidationError
 from promptrollout.api.base_url import base_url_doubt
 from promptrollout.api.networks import Networks
 from promptrollout.api.prompt import PromptSpec
+from promptrollout.api.provider_support import unsayable
 from promptrollout.api.rollout import Analysis
 from promptrollout.api.slo import Objective
 from promptrollout.api.template import prompt_problems
-from promptrollout.api.unsayable import unsayable
 from promptrollout.cli.lint_queries import query_problems
 from promptrollout.cli.lint_schema import Path, Problem
-from promptrollout.engine.objectives import make_test
-from promptrollout.engine.signals import not_measured
-from promptrollout.gateway.caller_keys import EntryError, parse_entry
-from promptrollout.gateway.providers.key_hosts import parse_hosts
+from promptrollout.engine.objectives.definitions import make_test
+from promptrollout.engine.objectives.signals import not_measured
+from promptrollout.gateway.auth.caller_keys import EntryError, parse_entry
+from promptrollout.llm.providers.key_hosts import parse_hosts
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,10 @@ from promptrollout.api.crds import KINDS, PRESERVE, RULES, Schema, kind_schema
 from promptrollout.api.meta import CustomResource
 from promptrollout.cli.connection import Flags, cluster_command
 from promptrollout.cli.main import COMMANDS, main
-from promptrollout.engine.signals import SIGNALS
-from promptrollout.gateway.exposition import exposition
+from promptrollout.engine.objectives.signals import SIGNALS
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.operator.metrics import Metrics
+from promptrollout.gateway.server.metrics_page import exposition
+from promptrollout.operator.cluster.metrics import Metrics
 
 FOLDER: Final = Path("docs/reference")
 HEAD: Final = "<!-- Written by `make generate`. Edit the code, not this page. -->\n"

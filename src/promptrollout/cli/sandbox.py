@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from promptrollout.sandbox.assets import find_kubectl
+from promptrollout.sandbox.assets.inventory import find_kubectl
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import SandboxError, Settings, parse_duration
 

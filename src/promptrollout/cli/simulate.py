@@ -14,7 +14,7 @@ import click
 from rich.console import Console, RenderableType
 
 from promptrollout.api.rollout import Pause, Snapshot
-from promptrollout.cli.given import COLUMNS, console, files_option, name_option, require, rules_in, working
+from promptrollout.cli.inputs import COLUMNS, console, files_option, name_option, require, rules_in, working
 from promptrollout.simulation import recorded
 from promptrollout.simulation.report import run_view, summary_view
 from promptrollout.simulation.summary import summary

@@ -14,7 +14,7 @@ from rich.tree import Tree
 
 from promptrollout.api.names import short_digest
 from promptrollout.api.rollout import Decision, ObjectiveStatus, PromptRollout, RolloutStatus
-from promptrollout.engine.analysis import WATCHED
+from promptrollout.engine.lifecycle.analysis import WATCHED
 
 # as in `kubectl argo rollouts get`
 ICONS: Final = {

@@ -117,14 +117,7 @@ async def write(target: Target, rollout: Object, given: Command) -> None:
         "kind": "PromptRollout",
         "metadata": {"name": metadata["name"], "uid": metadata["uid"], "annotations": given.to_annotation()},
     }
-    await cluster.request(
-        target.client,
-        "PATCH",
-        target.rollout_path(metadata["name"]),
-        params={"fieldManager": FIELD_MANAGER_CLI, "force": "true"},
-        body=body,
-        content_type=cluster.APPLY_PATCH,
-    )
+    await cluster.apply(target.client, target.rollout_path(metadata["name"]), body, FIELD_MANAGER_CLI)
 
 
 async def handled(target: Target, name: str, identity: str) -> Object:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from promptrollout.api.rollout import Snapshot
 from promptrollout.api.slo import Objective
-from promptrollout.engine.objectives import bounds_of, gate_of
-from promptrollout.engine.signals import signal_of
+from promptrollout.engine.objectives.definitions import bounds_of, gate_of
+from promptrollout.engine.objectives.signals import signal_of
 from promptrollout.simulation.assumed import Assumed
 from promptrollout.simulation.power import seconds_to_pass
 from promptrollout.simulation.undecidable import (

@@ -9,9 +9,9 @@ from numpy.random import Generator
 
 from promptrollout.api.rollout import Snapshot
 from promptrollout.api.slo import Objective
-from promptrollout.engine import wording
-from promptrollout.engine.evidence import Arm, Counts
-from promptrollout.engine.signals import maximum_of, signal_of
+from promptrollout.engine.objectives import wording
+from promptrollout.engine.objectives.signals import maximum_of, signal_of
+from promptrollout.engine.statistics.evidence import Arm, Counts
 from promptrollout.simulation.recorded import Recorded
 from promptrollout.simulation.traffic import Strata
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from promptrollout.engine.evidence import Counts
+from promptrollout.engine.statistics.evidence import Counts
 from promptrollout.simulation.delayed import Delayed, draw_feedback, draw_scores
 from promptrollout.simulation.scenario import Cycle, DailyRequests, Errors, Scenario, Users
 from promptrollout.simulation.split import Buckets, Split

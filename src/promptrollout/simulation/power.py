@@ -13,10 +13,10 @@ import numpy as np
 
 from promptrollout.api.rollout import Snapshot
 from promptrollout.api.slo import Objective
-from promptrollout.engine.analysis import Line, levels
-from promptrollout.engine.evidence import Counts
-from promptrollout.engine.life import BASELINE_INTERVALS
-from promptrollout.engine.signals import signal_of
+from promptrollout.engine.lifecycle.analysis import Line, levels
+from promptrollout.engine.lifecycle.moves import BASELINE_INTERVALS
+from promptrollout.engine.objectives.signals import signal_of
+from promptrollout.engine.statistics.evidence import Counts
 from promptrollout.simulation.assumed import Assumed, drawn, worst_ratio
 from promptrollout.simulation.undecidable import weight_steps
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.names import SHARDS
-from promptrollout.engine.evidence import Arm, Counts, Interval
+from promptrollout.engine.statistics.evidence import Arm, Counts, Interval
 from promptrollout.simulation.traffic import Strata
 
 MOST_INTERVALS = 100_000

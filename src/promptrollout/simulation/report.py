@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot
-from promptrollout.engine import wording
-from promptrollout.engine.signals import signal_of
+from promptrollout.engine.objectives import wording
+from promptrollout.engine.objectives.signals import signal_of
 from promptrollout.simulation.assumed import Assumed, described
 from promptrollout.simulation.forecast import Forecast
 from promptrollout.simulation.power import CHANCE

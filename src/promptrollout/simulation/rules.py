@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.rollout import RolloutSpec, Snapshot
-from promptrollout.operator.resolve import resolve
-from promptrollout.operator.store import Store
+from promptrollout.operator.cluster.store import Store
+from promptrollout.operator.rollouts.resolve import resolve
 
 Body = Mapping[str, Any]
 

@@ -9,7 +9,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from promptrollout.api.names import SHARDS
-from promptrollout.engine.evidence import Arm, Counts
+from promptrollout.engine.statistics.evidence import Arm, Counts
 from promptrollout.simulation.scenario import Users
 
 Floats = NDArray[np.float64]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot
-from promptrollout.engine.analysis import levels
-from promptrollout.engine.judgement import Levels, ObjectiveTest
-from promptrollout.engine.objectives import make_test
+from promptrollout.engine.lifecycle.analysis import levels
+from promptrollout.engine.objectives.definitions import make_test
+from promptrollout.engine.objectives.judgement import Levels, ObjectiveTest
 from promptrollout.simulation.world import Look
 
 MOST = 4.0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from promptrollout.api.slo import Objective
-from promptrollout.engine.evidence import Counts
+from promptrollout.engine.statistics.evidence import Counts
 
 Strata = Mapping[str, tuple[Counts, ...]]
 """By objective: parts of one interval that are compared separately. Most signals have one."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from promptrollout.api.rollout import Snapshot
 from promptrollout.api.slo import Objective
-from promptrollout.engine.life import GRACE_INTERVALS, is_last_weight, step_seconds
-from promptrollout.engine.objectives import bounds_of
-from promptrollout.engine.signals import signal_of
+from promptrollout.engine.lifecycle.moves import GRACE_INTERVALS, is_last_weight, step_seconds
+from promptrollout.engine.objectives.definitions import bounds_of
+from promptrollout.engine.objectives.signals import signal_of
 
 
 @dataclass(frozen=True, slots=True)

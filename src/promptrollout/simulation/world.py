@@ -8,13 +8,13 @@ from typing import Literal
 
 from promptrollout.api.delivery import VersionRef
 from promptrollout.api.rollout import Decision, ObjectiveStatus, RolloutSpec, RolloutStatus, Snapshot
-from promptrollout.engine import sample_ratio
-from promptrollout.engine.analysis import is_outage
-from promptrollout.engine.evidence import Evidence, Interval
-from promptrollout.engine.facts import Delivered, DeliveryIntent, Desired, Facts, Plan
-from promptrollout.engine.life import BASELINE_INTERVALS, step_seconds
-from promptrollout.engine.objectives import bounds_of
-from promptrollout.engine.plan import COMMON_SECONDS, plan
+from promptrollout.engine.lifecycle.analysis import is_outage
+from promptrollout.engine.lifecycle.facts import Delivered, DeliveryIntent, Desired, Facts, Plan
+from promptrollout.engine.lifecycle.moves import BASELINE_INTERVALS, step_seconds
+from promptrollout.engine.lifecycle.plan import COMMON_SECONDS, plan
+from promptrollout.engine.objectives import sample_ratio
+from promptrollout.engine.objectives.definitions import bounds_of
+from promptrollout.engine.statistics.evidence import Evidence, Interval
 from promptrollout.simulation.toll import Toll, tolls
 from promptrollout.simulation.traffic import Strata, Traffic
 

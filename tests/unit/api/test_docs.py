@@ -13,7 +13,7 @@ from promptrollout.api.slo import Objective
 from promptrollout.api.template import prompt_problems
 from promptrollout.cli.lint_references import content_problems
 from promptrollout.cli.lint_schema import schema_problems
-from promptrollout.engine.signals import SIGNALS, signal_of
+from promptrollout.engine.objectives.signals import SIGNALS, signal_of
 
 DOCS = Path(__file__).parents[3] / "docs"
 KIND_OF = {kind.kind_name: kind for kind in KINDS}

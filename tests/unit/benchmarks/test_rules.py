@@ -11,7 +11,7 @@ from benchmarks.decisions.case import Case, read_cases
 from benchmarks.decisions.kayenta import Kayenta, classify, mann_whitney
 from benchmarks.decisions.replay import History, Rule, Verdict, replay
 from benchmarks.decisions.rules import ArgoRollouts, Flagger, GrowthBook, NaiveZ, OracleSPRT, classical, floor
-from promptrollout.engine.evidence import Counts
+from promptrollout.engine.statistics.evidence import Counts
 from promptrollout.simulation.draws import draw
 
 CASES = read_cases()

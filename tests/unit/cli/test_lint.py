@@ -16,7 +16,7 @@ from promptrollout.cli.lint import check, doubts_about, lint
 from promptrollout.cli.lint_schema import CEL, schema_problems, written
 from promptrollout.cli.manifests import Manifest as Document
 from promptrollout.cli.manifests import read
-from promptrollout.engine.signals import not_measured
+from promptrollout.engine.objectives.signals import not_measured
 from tests.integration.test_objects import GOOD, REFUSALS, Manifest, rollout
 from tests.objectives import REFUSED, TAKEN
 

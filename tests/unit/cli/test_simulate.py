@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner, Result
 from pydantic.alias_generators import to_camel
 
-from promptrollout.cli import given
+from promptrollout.cli import inputs
 from promptrollout.cli.main import main
 from promptrollout.simulation.recorded import RecordedArm, RecordedInterval
 from promptrollout.simulation.scenario import Scenario
@@ -201,7 +201,7 @@ def test_what_takes_its_time_says_so_on_a_terminal(
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("TTY_COMPATIBLE", raising=False)
-    with given.working("runs", 3) as one_more:
+    with inputs.working("runs", 3) as one_more:
         one_more()
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -213,8 +213,8 @@ def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.M
     result = run("simulate", "-f", ROLLOUT, "--scenario", str(FOLDER / "good.yaml"))
     assert result.exit_code == 1
     assert "pip install '.[simulate]'" in result.output
-    with pytest.raises(given.click.ClickException):
-        given.require("numpy")
+    with pytest.raises(inputs.click.ClickException):
+        inputs.require("numpy")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_command_without_its_packages_says_so_in_one_line(package: str, comman
 def test_without_kubectl_nothing_is_started(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("promptrollout.sandbox.assets.shutil.which", lambda *_, **__: None)
+    monkeypatch.setattr("promptrollout.sandbox.assets.inventory.shutil.which", lambda *_, **__: None)
     result = run(*arguments, "--dir", str(tmp_path / "box"))
     assert result.exit_code == 1
     assert result.output == "Error: kubectl is missing: pip install '.[sandbox]', or put one on PATH\n"

@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from promptrollout import cluster
 from promptrollout.cli.main import main
 from promptrollout.cli.status_view import list_view, rollout_view, view_that_fits
-from promptrollout.engine.facts import PodFailure, Pods
+from promptrollout.engine.lifecycle.facts import PodFailure, Pods
 from tests.world import ERRORS, INTERVAL, SPEC, World, snapshot, started, version
 
 

@@ -5,9 +5,9 @@ import math
 import pytest
 
 from promptrollout.api.rollout import ObjectiveStatus
-from promptrollout.engine.analysis import Line, is_outage, lacking, levels
-from promptrollout.engine.draft import Draft
-from promptrollout.engine.evidence import Arm, Counts, Interval
+from promptrollout.engine.lifecycle.analysis import Line, is_outage, lacking, levels
+from promptrollout.engine.lifecycle.draft import Draft
+from promptrollout.engine.statistics.evidence import Arm, Counts, Interval
 from tests.world import COST, ERRORS, World, snapshot, started, version
 
 V1, V2 = version("v1"), version("v2")

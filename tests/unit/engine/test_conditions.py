@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from promptrollout.api.rollout import RolloutStatus
-from promptrollout.engine.plan import plan
+from promptrollout.engine.lifecycle.plan import plan
 from tests.world import ERRORS, World, snapshot, started, version
 
 V1, V2, V3 = version("v1"), version("v2"), version("v3")

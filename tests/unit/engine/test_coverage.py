@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from promptrollout.engine.coverage import Coverage
-from promptrollout.engine.evidence import Arm, Counts
-from promptrollout.engine.judgement import Levels
-from promptrollout.engine.mean import MeanTest
-from promptrollout.engine.signals import SIGNALS
+from promptrollout.engine.objectives.coverage import Coverage
+from promptrollout.engine.objectives.judgement import Levels
+from promptrollout.engine.objectives.mean import MeanTest
+from promptrollout.engine.objectives.signals import SIGNALS
+from promptrollout.engine.statistics.evidence import Arm, Counts
 
 SCORE = MeanTest(SIGNALS["JudgeScore"], "d", margin=0.1, rollback=0.02, more_is_worse=False, gate=50)
 LEVELS = Levels(breach=0.05, promote=0.03)

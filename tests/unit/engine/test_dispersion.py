@@ -6,8 +6,8 @@ import statistics
 
 import pytest
 
-from promptrollout.engine.dispersion import LEAST_SHARDS, PRIOR, SHARDS, Dispersion, shard_squares
-from promptrollout.engine.evidence import Arm, Counts, Shard
+from promptrollout.engine.statistics.dispersion import LEAST_SHARDS, PRIOR, SHARDS, Dispersion, shard_squares
+from promptrollout.engine.statistics.evidence import Arm, Counts, Shard
 
 VARIANCE = 0.02 * 0.98
 

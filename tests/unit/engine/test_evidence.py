@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from promptrollout.engine.evidence import Arm, Counts
+from promptrollout.engine.statistics.evidence import Arm, Counts
 
 
 @pytest.mark.parametrize("arm", [Arm(math.nan, 0), Arm(1, math.inf), Arm(-1, 0), Arm(0, 1), Arm(1, 1, -1)])

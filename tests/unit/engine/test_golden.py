@@ -10,16 +10,16 @@ from dataclasses import replace
 
 import pytest
 
-from promptrollout.engine.bernoulli import log_bound, two_arm_bet
-from promptrollout.engine.contrast import Contrast, half_width, log_one_sided
-from promptrollout.engine.evidence import Arm, Counts
-from promptrollout.engine.judgement import Levels
-from promptrollout.engine.mean import MeanTest
-from promptrollout.engine.mean_state import MeanState
-from promptrollout.engine.moments import variances
-from promptrollout.engine.rate import RateTest
-from promptrollout.engine.rate_state import RateState
-from promptrollout.engine.signals import SIGNALS
+from promptrollout.engine.objectives.judgement import Levels
+from promptrollout.engine.objectives.mean import MeanTest
+from promptrollout.engine.objectives.mean_state import MeanState
+from promptrollout.engine.objectives.rate import RateTest
+from promptrollout.engine.objectives.rate_state import RateState
+from promptrollout.engine.objectives.signals import SIGNALS
+from promptrollout.engine.statistics.bernoulli import log_bound, two_arm_bet
+from promptrollout.engine.statistics.contrast import Contrast, half_width, log_one_sided
+from promptrollout.engine.statistics.evidence import Arm, Counts
+from promptrollout.engine.statistics.moments import variances
 
 LEVELS = Levels(breach=0.05, promote=0.05)
 WORSE = {1.25: 0.05, 1.6: 0.4, 3.0: 0.45, 10.0: 0.1}

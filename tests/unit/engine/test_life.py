@@ -7,8 +7,8 @@ import pytest
 from promptrollout.api.delivery import Stickiness
 from promptrollout.api.rollout import Step
 from promptrollout.api.slo import Objective
-from promptrollout.engine.objectives import make_test
-from promptrollout.engine.signals import not_measured
+from promptrollout.engine.objectives.definitions import make_test
+from promptrollout.engine.objectives.signals import not_measured
 from tests.world import COST, ERRORS, INTERVAL, World, snapshot, started, version
 
 V1, V2, V3 = version("v1"), version("v2"), version("v3")

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from promptrollout.engine.common_cause import is_common, suspicion_after
-from promptrollout.engine.logspace import NEVER, StartMixture, log_add, log_mix, log_threshold, shrunk
+from promptrollout.engine.statistics.common_cause import is_common, suspicion_after
+from promptrollout.engine.statistics.logspace import NEVER, StartMixture, log_add, log_mix, log_threshold, shrunk
 
 
 @pytest.mark.parametrize(("a", "b"), [(1.0, 3.0), (2.0, -5.0), (0.25, 0.25)])

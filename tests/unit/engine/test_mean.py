@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from promptrollout.engine.contrast import EFFECTS, TUNING, half_width, log_one_sided
-from promptrollout.engine.evidence import Arm, Counts
-from promptrollout.engine.judgement import Judgement, Levels
-from promptrollout.engine.mean import GATE, MeanTest
-from promptrollout.engine.mean_state import MeanState
-from promptrollout.engine.moments import variances
-from promptrollout.engine.signals import SIGNALS
+from promptrollout.engine.objectives.judgement import Judgement, Levels
+from promptrollout.engine.objectives.mean import GATE, MeanTest
+from promptrollout.engine.objectives.mean_state import MeanState
+from promptrollout.engine.objectives.signals import SIGNALS
+from promptrollout.engine.statistics.contrast import EFFECTS, TUNING, half_width, log_one_sided
+from promptrollout.engine.statistics.evidence import Arm, Counts
+from promptrollout.engine.statistics.moments import variances
 
 COST = SIGNALS["CostPerRequest"]
 LEVELS = Levels(breach=0.05 / 3, promote=0.05)

@@ -6,8 +6,8 @@ import pytest
 
 from promptrollout.api.delivery import Audience, Reporting, Stickiness
 from promptrollout.api.rollout import Decision, ObjectiveStatus, RolloutStatus, Snapshot, Step
-from promptrollout.engine.draft import Draft, timestamp, trimmed
-from promptrollout.engine.plan import is_coherent, plan
+from promptrollout.engine.lifecycle.draft import Draft, timestamp, trimmed
+from promptrollout.engine.lifecycle.plan import is_coherent, plan
 from tests.world import COST, ERRORS, INTERVAL, START, World, snapshot, started, version
 
 V1, V2, V3 = version("v1"), version("v2"), version("v3")

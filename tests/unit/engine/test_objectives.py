@@ -3,12 +3,12 @@
 import pytest
 
 from promptrollout.api.slo import Objective, VersusStable
-from promptrollout.engine import wording
-from promptrollout.engine.evidence import Arm, Counts
-from promptrollout.engine.mean import MeanTest
-from promptrollout.engine.objectives import Bounds, bounds_of, definition_hash, gate_of, make_test
-from promptrollout.engine.rate import RateTest
-from promptrollout.engine.signals import SIGNALS
+from promptrollout.engine.objectives import wording
+from promptrollout.engine.objectives.definitions import Bounds, bounds_of, definition_hash, gate_of, make_test
+from promptrollout.engine.objectives.mean import MeanTest
+from promptrollout.engine.objectives.rate import RateTest
+from promptrollout.engine.objectives.signals import SIGNALS
+from promptrollout.engine.statistics.evidence import Arm, Counts
 
 USD = SIGNALS["CostPerRequest"]
 ERRORS = Objective(name="errors", signal="ErrorRate", versus_stable=VersusStable(max_increase_percent=50))

@@ -1,7 +1,7 @@
 """A canary that ends its pods is the worst canary: it exports no metrics that could tell."""
 
-from promptrollout.engine.facts import PodFailure, Pods
-from promptrollout.engine.surroundings import SUSPECT_SECONDS, TRIAL_SECONDS, TURN_SECONDS
+from promptrollout.engine.lifecycle.facts import PodFailure, Pods
+from promptrollout.engine.lifecycle.surroundings import SUSPECT_SECONDS, TRIAL_SECONDS, TURN_SECONDS
 from tests.world import INTERVAL, World, snapshot, started, version
 
 V1, V2, V3 = version("v1"), version("v2"), version("v3")

@@ -6,13 +6,13 @@ from fractions import Fraction
 
 import pytest
 
-from promptrollout.engine.bernoulli import log_bound, two_arm_bet
-from promptrollout.engine.evidence import Counts
-from promptrollout.engine.judgement import Judgement, Levels
-from promptrollout.engine.logspace import StartMixture
-from promptrollout.engine.rate import RateTest
-from promptrollout.engine.rate_state import BETTER, WORSE, WORSE_ODDS, RateState
-from promptrollout.engine.signals import SIGNALS
+from promptrollout.engine.objectives.judgement import Judgement, Levels
+from promptrollout.engine.objectives.rate import RateTest
+from promptrollout.engine.objectives.rate_state import BETTER, WORSE, WORSE_ODDS, RateState
+from promptrollout.engine.objectives.signals import SIGNALS
+from promptrollout.engine.statistics.bernoulli import log_bound, two_arm_bet
+from promptrollout.engine.statistics.evidence import Counts
+from promptrollout.engine.statistics.logspace import StartMixture
 
 ERRORS = SIGNALS["ErrorRate"]
 LEVELS = Levels(breach=0.05 / 3, promote=0.05)

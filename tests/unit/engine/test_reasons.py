@@ -38,6 +38,6 @@ def reasons(source: str) -> Iterator[str]:
 
 
 def test_the_page_of_events_explains_every_reason_and_no_other() -> None:
-    found = {reason for file in Path(engine.__file__).parent.glob("*.py") for reason in reasons(file.read_text())}
+    found = {reason for file in Path(engine.__file__).parent.rglob("*.py") for reason in reasons(file.read_text())}
     assert found >= {"WeightReduced", "RollbackCompleted", "CanaryWithdrawn", "RolloutSuperseded", "ApprovalRequired"}
     assert set(re.findall(r"^\| `(\w+)` \|", PAGE.read_text(), re.M)) == found

@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 
-from promptrollout.engine.dispersion import SHARDS
-from promptrollout.engine.evidence import Arm, Counts
-from promptrollout.engine.sample_ratio import LEAST_OFF, LEAST_OFF_OF_USERS, SampleRatio
+from promptrollout.engine.objectives.sample_ratio import LEAST_OFF, LEAST_OFF_OF_USERS, SampleRatio
+from promptrollout.engine.statistics.dispersion import SHARDS
+from promptrollout.engine.statistics.evidence import Arm, Counts
 
 
 def users(rng: random.Random, count: int, weight: float) -> list[tuple[int, bool, float]]:

@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 
 from promptrollout.api.delivery import DeliverySpec
+from promptrollout.gateway.pipeline.request import Prepared
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.request import Prepared
 from tests.unit.gateway.kit import (
     CANARY,
     DONE,
@@ -470,7 +470,7 @@ async def test_silence_is_a_504(gateway: Gateway, caller: Caller, provider: Prov
     never = asyncio.Event()
     provider.script.append(streams(never))
     # the API knows whole seconds only
-    object.__setattr__(serving.stable.provider_config.timeouts, "first_byte_seconds", 0.05)
+    object.__setattr__(serving.stable.own.config.timeouts, "first_byte_seconds", 0.05)
     answered = await caller.post(request())
     assert (answered.status, answered.error["code"]) == (504, "provider_timeout")
     assert series(gateway, "stable").errors["timeout"] == 1
@@ -507,7 +507,7 @@ async def test_while_only_the_canarys_provider_is_down_stable_answers(
     assert serving.canary is not None
     # it comes back: after the next probe, one request finds out
     serving.canary.provider.base_url = provider.url
-    serving.canary.circuit.probed(await serving.canary.provider.probe(serving.canary.provider_config))
+    serving.canary.circuit.probed(await serving.canary.provider.probe(serving.canary.own.config))
     assert (await caller.post(request(user="u9"))).headers["x-promptrollout-variant"] == "canary"
     assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
 

@@ -15,9 +15,9 @@ import pytest
 from aiohttp import web
 
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.providers import endpoint
-from promptrollout.gateway.providers.proxy import proxy_of
-from promptrollout.sandbox.pki import Authority
+from promptrollout.llm.providers import endpoint
+from promptrollout.proxy import proxy_of
+from promptrollout.sandbox.controlplane.pki import Authority
 from tests.unit.gateway.kit import (
     Caller,
     Provider,
@@ -183,7 +183,7 @@ async def test_azures_form(gateway: Gateway, caller: Caller, provider: Provider)
         assert (await caller.post(request(), headers={"cookie": "c=1", "x-other": "1"})).status == 200
         serving = gateway.registry.find("support")
         assert serving is not None
-        assert await serving.stable.provider.probe(serving.stable.provider_config)
+        assert await serving.stable.provider.probe(serving.stable.own.config)
     finally:
         await runner.cleanup()
     query = "?api-version=2024-10-21&a=b+c%26d"

@@ -9,9 +9,9 @@ import orjson
 import pytest
 
 from promptrollout.gateway.process import Gateway
-from promptrollout.sandbox.model_answers import DrawSource, compose
-from promptrollout.sandbox.model_behaviour import Behaviour
-from promptrollout.sandbox.model_wire import WIRES
+from promptrollout.sandbox.model.answers import DrawSource, compose
+from promptrollout.sandbox.model.behaviour import Behaviour
+from promptrollout.sandbox.model.wire import WIRES
 from tests.unit.gateway.kit import Caller, Provider, arm, delivery, says, series, streams
 from tests.unit.gateway.test_protocols import COMBINATIONS, ENDED, PATHS, TEXT, ask, events, read
 

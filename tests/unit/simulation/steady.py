@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from promptrollout.api.rollout import Snapshot
-from promptrollout.engine.evidence import Arm, Counts
+from promptrollout.engine.statistics.evidence import Arm, Counts
 from promptrollout.simulation.traffic import Strata
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from promptrollout.api.names import SHARDS
-from promptrollout.engine.evidence import Arm
+from promptrollout.engine.statistics.evidence import Arm
 from promptrollout.simulation.delayed import AGES_SECONDS, score_shares
 from promptrollout.simulation.draws import BASELINE, Draws, draw, shocks
 from promptrollout.simulation.scenario import Errors, Scenario, load

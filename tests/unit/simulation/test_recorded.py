@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from promptrollout.api import names
 from promptrollout.cli.main import main
-from promptrollout.engine.evidence import Arm, Counts, Interval
+from promptrollout.engine.statistics.evidence import Arm, Counts, Interval
 from promptrollout.simulation.history import history
 from promptrollout.simulation.recorded import Recorded, RecordedInterval, line_of, read, write
 from promptrollout.simulation.world import simulate

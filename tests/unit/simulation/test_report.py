@@ -2,7 +2,7 @@
 
 import pytest
 
-from promptrollout.engine.analysis import levels
+from promptrollout.engine.lifecycle.analysis import levels
 from promptrollout.simulation.report import duration
 from promptrollout.simulation.summary import chance, spread, summary
 from promptrollout.simulation.toll import tolls

@@ -1,0 +1,262 @@
+"""Fold evidence into the analysis table, interval by interval, and read verdicts off it."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from promptrollout.api.rollout import ObjectiveStatus, Snapshot
+from promptrollout.api.slo import Objective
+from promptrollout.engine.lifecycle.draft import Draft
+from promptrollout.engine.lifecycle.moves import current_step, is_last_weight
+from promptrollout.engine.objectives import sample_ratio
+from promptrollout.engine.objectives.definitions import gate_of, make_test
+from promptrollout.engine.objectives.judgement import Judgement, Levels
+from promptrollout.engine.objectives.sample_ratio import LEAST_OFF, LEAST_OFF_OF_USERS, SampleRatio
+from promptrollout.engine.objectives.signals import signal_of
+from promptrollout.engine.statistics.common_cause import SUSPECT
+from promptrollout.engine.statistics.evidence import Counts, Interval
+
+FAMILY_LEVEL = 0.05
+"""Chance that a harmless canary is rolled back by any objective at any time."""
+PROMOTION_LEVEL = 0.05
+"""Chance, over all attempts together, that a canary at the margin passes an objective."""
+
+OUTAGE_SHARE = 0.5
+MOST_SAMPLES = 2**53
+"""What the API's integers, and JSON's, hold."""
+ENDED_SECONDS = 120
+"""Requests count when they end, and those of a lower weight are still under way when the next one begins."""
+
+WARM_WEIGHT = 50
+"""From this weight (percent) on the canary's prompt is in the provider's cache like stable's, and costs are as
+billed."""
+
+WATCHED = ("Stepping", "Promoting", "Baking")
+"""Stages in which the canary meets users, so that evidence is read."""
+
+
+def levels(snapshot: Snapshot, attempt: int) -> Levels:
+    """Breach: the family's level shared by K objectives. Promotion: .05 * 6 / (pi^2 n^2) for the n-th attempt, which
+    sums to .05 over all attempts (reference: statistics of repeated attempts, the Basel series)."""
+    return Levels(
+        breach=FAMILY_LEVEL / max(1, len(snapshot.objectives)),
+        promote=PROMOTION_LEVEL * 6 / (math.pi**2 * attempt**2),
+    )
+
+
+def fold(draft: Draft) -> ObjectiveStatus | None:
+    """Take in all intervals up to the first breach. Returns the row in breach, if any.
+
+    Looking after each interval (and not only after the last) makes a restart or an outage decide as if it had not been.
+    """
+    s, until = draft.status, draft.clock.evaluated_until
+    if s.stage not in WATCHED or s.snapshot is None or not s.snapshot.analyse or until is None:
+        return None
+    due = [interval for interval in draft.facts.evidence.intervals if interval.start >= until]
+    if not due:
+        return None
+    table, unreachable = Table(draft, s.snapshot), draft.clock.unreachable_since
+    for text in table.unreadable:
+        draft.record("EvidenceRestarted", text, warning=True)
+    for interval in due:
+        # an outage of the canary's provider is no verdict on the canary, nor is what it did before it was noticed
+        if unreachable is None or interval.end <= unreachable - s.snapshot.interval_seconds:
+            table.take(interval)
+        if table.breached is not None:
+            break
+    draft.set_clock(evaluated_until=interval.end, **table.clock)
+    draft.set(analysis=table.rows())
+    return next((row for row in draft.status.analysis if row.name == table.breached), None)
+
+
+class Line:
+    """One objective's row while intervals are folded in: its test, and the test's state in plain numbers."""
+
+    def __init__(self, objective: Objective, row: ObjectiveStatus | None) -> None:
+        self.objective = objective
+        self.signal = signal_of(objective)
+        self.test = make_test(objective)
+        self.row = row or ObjectiveStatus(name=objective.name, signal=objective.signal, verdict="NoEvidence")
+        self.was_in_breach = self.row.verdict == "Breach"
+        self.step_samples = self.row.step_samples
+        self.unreadable = ""
+        try:
+            self.state = self.test.decode(self.row.checkpoint) if self.row.checkpoint else self.test.start()
+        except ValueError as error:
+            self.state, self.step_samples, self.unreadable = self.test.start(), 0, str(error)
+
+    def take(self, strata: Sequence[Counts], weight: int, *, promotable: bool, outage: bool) -> None:
+        if weight < self.signal.from_weight:
+            strata, promotable = [counts.stable_alone() for counts in strata], False
+        if promotable and self.step_samples == 0:
+            self.state = self.test.new_step(self.state)
+        if self.signal.unit == "usd" and weight < WARM_WEIGHT:
+            strata = [counts.at_shared_cache() for counts in strata]
+        self.state = self.test.observe(self.state, strata, promotable=promotable, outage=outage)
+        if promotable:
+            self.step_samples += int(sum(counts.canary.n for counts in strata if counts.canary.is_usable))
+
+    def result(self, at: Levels) -> ObjectiveStatus:
+        judgement = self.test.judge(self.state, at)
+        return told(self.row, judgement, step_samples=self.step_samples, checkpoint=self.test.encode(self.state))
+
+
+class Table:
+    """The analysis table while intervals are folded in. Without counts a row stays as it is: no evidence is never a
+    pass."""
+
+    def __init__(self, draft: Draft, snapshot: Snapshot) -> None:
+        s, clock, step = draft.status, draft.clock, current_step(draft)
+        before = {row.name: row for row in s.analysis}
+        self._levels = levels(snapshot, s.attempt)
+        self._lines = [Line(objective, before.get(objective.name)) for objective in snapshot.objectives]
+        self._weight = s.weight
+        self._acknowledged = clock.acknowledged_at
+        self._exposed = (clock.exposed_at or 0) // snapshot.interval_seconds * snapshot.interval_seconds
+        # pauses are measured by the clock, see plan.tick
+        self._counts_time = not draft.holds and (step is None or step.pause is None)
+        self._outage_since, self._common_since = clock.outage_since, clock.common_since
+        self._unmeasured_since = clock.unmeasured_since
+        self._step_seconds, self._seconds = clock.step_active_seconds, clock.active_seconds
+        self._ratio_row = before.get(sample_ratio.NAME)
+        by_request = snapshot.stickiness.by == "Request"
+        self._ratio = _ratio_before(self._ratio_row, LEAST_OFF if by_request else LEAST_OFF_OF_USERS)
+        self.breached: str | None = None
+        """Name of the first objective that came into breach."""
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Whose evidence starts anew, as what was kept of it cannot be read, and why."""
+        return [f"{line.objective.name}: {line.unreadable}" for line in self._lines if line.unreadable]
+
+    @property
+    def clock(self) -> dict[str, int | None]:
+        """Fields of the clock as they are now."""
+        return {
+            "outage_since": self._outage_since,
+            "unmeasured_since": self._unmeasured_since,
+            "common_since": self._common_since,
+            "step_active_seconds": self._step_seconds,
+            "active_seconds": self._seconds,
+        }
+
+    def take(self, interval: Interval) -> None:
+        """One interval into every row, and its length into the durations that it was active for."""
+        outage = is_outage([line.objective for line in self._lines], interval)
+        if outage != (self._outage_since is not None):
+            self._outage_since = interval.start if outage else None
+        unmeasured = bool(self._lines) and not interval.counts
+        if unmeasured != (self._unmeasured_since is not None):
+            self._unmeasured_since = interval.start if unmeasured else None
+        promotable = self._acknowledged is not None and interval.start >= self._acknowledged and not outage
+        if promotable and interval.counts and self._counts_time:
+            self._step_seconds += interval.end - interval.start
+            self._seconds += interval.end - interval.start
+        counted, settled = False, promotable and interval.start >= (self._acknowledged or 0) + ENDED_SECONDS
+        for line in self._lines:
+            strata = interval.counts.get(line.objective.name)
+            if strata is None:
+                continue
+            if interval.end <= self._exposed:  # what an earlier attempt left there is not this one's evidence
+                strata = tuple(counts.stable_alone() for counts in strata)
+            line.take(strata, self._weight, promotable=promotable, outage=outage)
+            if settled and not counted and line.objective.signal == "ErrorRate" and 0 < self._weight < 100:
+                counted, self._ratio = True, self._ratio.observe(strata, self._weight / 100)
+            if self.breached is None and not line.was_in_breach and line.test.breached(line.state, self._levels):
+                self.breached = line.objective.name
+
+        common = any(line.state.suspicion >= SUSPECT for line in self._lines)
+        self._common_since = (self._common_since or interval.start) if common else None
+
+    def rows(self) -> list[ObjectiveStatus]:
+        rows = [line.result(self._levels) for line in self._lines]
+        if self._ratio.surplus:
+            ratio = self._ratio_row or ObjectiveStatus(
+                name=sample_ratio.NAME, signal=sample_ratio.SIGNAL, verdict="NoEvidence"
+            )
+            rows.append(
+                told(ratio, self._ratio.judge(), step_samples=0, checkpoint=self._ratio.encode()).model_copy(
+                    update={"common_cause": self._ratio.mismatch or None}
+                )
+            )
+        return rows
+
+
+def _ratio_before(row: ObjectiveStatus | None, least_off: float) -> SampleRatio:
+    fresh = SampleRatio(least_off=least_off)
+    try:
+        return SampleRatio.decode(row.checkpoint) if row is not None and row.checkpoint else fresh
+    except ValueError:
+        return fresh
+
+
+def is_outage(objectives: Iterable[Objective], interval: Interval) -> bool:
+    """Stable failed in half of its requests or more: the provider is down for both arms.
+
+    The canary failing as often as that is not worse than stable, but no reason to go on either. Chosen by stable's
+    counts alone, so the e-values of the intervals that do count stay e-values.
+    """
+    for objective in objectives:
+        if objective.signal == "ErrorRate":
+            stable = [counts.stable for counts in interval.counts.get(objective.name, ()) if counts.stable.n > 0]
+            if stable:
+                return sum(arm.total for arm in stable) >= OUTAGE_SHARE * sum(arm.n for arm in stable)
+    return False
+
+
+def told(row: ObjectiveStatus, judgement: Judgement, *, step_samples: int, checkpoint: str) -> ObjectiveStatus:
+    """The row with what a test says now."""
+    return row.model_copy(
+        update={
+            "verdict": verdict(judgement),
+            "canary": judgement.canary[:32],
+            "stable": judgement.stable[:32],
+            "canary_samples": min(judgement.canary_samples, MOST_SAMPLES),
+            "stable_samples": min(judgement.stable_samples, MOST_SAMPLES),
+            "step_samples": min(step_samples, MOST_SAMPLES),
+            "difference": judgement.difference[:96],
+            "message": judgement.message[:512],
+            "common_cause": judgement.common_cause or None,
+            "checkpoint": checkpoint,
+        }
+    )
+
+
+def verdict(judgement: Judgement) -> str:
+    if judgement.breach:
+        return "Breach"
+    return "Pass" if judgement.non_inferior and not judgement.common_cause else "NoEvidence"
+
+
+def required(draft: Draft) -> set[str]:
+    """Names of the objectives that the present step asks for."""
+    s = draft.status
+    objectives = s.snapshot.objectives if s.snapshot else []
+    return {objective.name for objective in objectives if s.weight >= signal_of(objective).from_weight}
+
+
+def lacking(draft: Draft) -> list[str]:
+    """What each objective still lacks before the present step may pass; empty when all of them pass."""
+    s = draft.status
+    if s.snapshot is None or not s.snapshot.analyse:
+        return []
+    last = is_last_weight(s.snapshot, s.current_step_index)
+    rows = {row.name: row for row in s.analysis}
+    missing = []
+    asked = required(draft)
+    for objective in s.snapshot.objectives:
+        if objective.name not in asked:
+            continue
+        row = rows.get(objective.name)
+        advance_on = objective.advance_on or ("NonInferior" if last else "NoBreach")
+        samples = row.step_samples if row else 0
+        gate = gate_of(objective)
+        seen = row.canary_samples if row else 0
+        if seen < gate:
+            missing.append(f"{objective.name}: {seen:,} of {gate:,} canary samples before it is judged")
+        elif samples < objective.min_samples:
+            missing.append(f"{objective.name}: {samples:,} of {objective.min_samples:,} canary samples in this step")
+        elif row is not None and row.common_cause:
+            missing.append(f"{objective.name}: stable is above the bound too, or answers could not be judged")
+        elif advance_on == "NonInferior" and (row is None or row.verdict != "Pass"):
+            missing.append(f"{objective.name}: not yet shown to be within its margin")
+    return missing

@@ -1,0 +1,213 @@
+"""Phase, message and conditions: what people and tools read, derived from the rest of the status."""
+
+from typing import Literal
+
+from promptrollout.api.meta import Condition
+from promptrollout.api.rollout import DeliveryState
+from promptrollout.engine.lifecycle.draft import ACTIVE, Draft, timestamp
+from promptrollout.engine.lifecycle.moves import current_step, named, overdue
+
+HEAVY_PERCENT = 20
+"""One stickiness key with a larger part of the requests makes the arms' figures its own."""
+
+Truth = tuple[bool | None, str, str]
+"""Status (None: Unknown), CamelCase reason, message."""
+
+
+def describe(draft: Draft, lacks: list[str]) -> None:
+    """Fill in `phase`, `message`, `delivery`, `observedGeneration` and all conditions."""
+    facts = draft.facts
+    draft.set(observed_generation=facts.generation)
+    if facts.delivered is not None:
+        d = facts.delivered
+        draft.set(
+            delivery=DeliveryState(
+                sequence=d.sequence, acknowledged=d.acknowledged, total=d.total, laggards=list(d.laggards[:10])
+            )
+        )
+    if draft.status.stage == "Idle" and draft.desired is not None:
+        draft.set(weight=100 if draft.desired == draft.status.stable else 0)
+    insufficient = insufficient_traffic(draft, lacks)
+    phase, reason, message = summary(draft, lacks, insufficient)
+    announce(draft, message, insufficient)
+    message += f"; {facts.note}" if facts.note else ""
+    draft.set(phase=phase, message=message[:1024])
+    set_conditions(draft, truths(draft, phase, reason, message, insufficient))
+
+
+def announce(draft: Draft, message: str, insufficient: bool) -> None:
+    """An Event where somebody has to do something."""
+    before = {c.type: c.status for c in draft.facts.status.conditions}
+    s, problems = draft.status, draft.facts.desired.problems
+    asked = s.snapshot is not None and s.snapshot.on_insufficient_traffic == "RequireApproval"
+    if insufficient and asked and before.get("InsufficientTraffic") != "True":
+        draft.record("ApprovalRequired", message, warning=True, evidence=True)
+    if problems and before.get("InvalidSpec") != "True":
+        draft.record("InvalidSpec", "; ".join(problems), warning=True)
+
+
+def insufficient_traffic(draft: Draft, lacks: list[str]) -> bool:
+    """The step's time has been up for a while, or was waived, and evidence is still lacking."""
+    step, snapshot = current_step(draft), draft.status.snapshot
+    if step is None or step.weight is None or snapshot is None or not lacks or draft.holds:
+        return False
+    return draft.status.step_time_waived or overdue(draft)
+
+
+def summary(draft: Draft, lacks: list[str], insufficient: bool) -> tuple[str, str, str]:
+    """Phase, reason and the one sentence that stands for the whole."""
+    s, facts = draft.status, draft.facts
+    problems = facts.desired.problems
+    if s.stage is None:
+        return "Degraded", "InvalidSpec", problems[0] if problems else "nothing to serve yet"
+    if s.stage == "Withdrawing":
+        rejected = draft.is_rejected(s.canary)
+        text = f"taking {named(s.canary)} back ({s.withdrawal}): {acknowledged(draft)}"
+        return ("Degraded" if rejected else "Progressing"), s.withdrawal or "Withdrawing", text
+    if s.stage in ACTIVE:
+        return summary_in_progress(draft, lacks, insufficient)
+    if facts.delivered is not None and facts.delivered.overridden:
+        text = f"the emergency override sends everybody to {named(s.stable)}; "
+        text += f"take it away with `promptrollout emergency clear {facts.name}`"
+        return "Degraded", "EmergencyOverride", text
+    if facts.delivered is not None and facts.delivered.unserved == facts.delivered.total > 0:
+        return "Degraded", "NotServed", f"no gateway pod serves {named(s.stable)}: {acknowledged(draft)}"
+    if problems:
+        answers = facts.delivered is not None and facts.delivered.total > 0
+        serving = f"{named(s.stable)} keeps serving" if answers else "no gateway pod is ready, so nothing answers"
+        return "Degraded", "InvalidSpec", f"{problems[0]}; {serving}"
+    if draft.is_rejected(draft.desired):
+        entry = next(r for r in s.rejected if draft.desired is not None and r.digest == draft.desired.digest)
+        text = f"{named(draft.desired)} was rejected ({entry.reason}); {named(s.stable)} serves; "
+        text += "retry it or change the prompt"
+        return "Degraded", entry.reason, text
+    if draft.clock.acknowledged_at is None:
+        return "Progressing", "Delivering", f"{named(s.stable)}: {acknowledged(draft)}"
+    if s.stage == "Baking":
+        breached = [row.name for row in s.analysis if row.verdict == "Breach"]
+        text = f"; {named(s.previous)} stays loaded" if s.previous else ""
+        text += f"; in breach with nothing to go back to: {', '.join(breached)}" if breached else ""
+        return "Healthy", "Baking", f"{named(s.stable)} serves 100 %{text}"
+    return "Healthy", "Healthy", f"{named(s.stable)} serves 100 %"
+
+
+def summary_in_progress(draft: Draft, lacks: list[str], insufficient: bool) -> tuple[str, str, str]:
+    s, step = draft.status, current_step(draft)
+    head = f"{named(s.canary)} at {s.weight} %"
+    if draft.facts.desired.problems:
+        return "Paused", "InvalidSpec", f"{head}, held: {draft.holds[0] if draft.holds else ''}"
+    if draft.holds:
+        paused = any("paused" in hold or "PromptFreeze" in hold for hold in draft.holds)
+        return ("Paused" if paused else "Progressing"), "Held", f"{head}, held: {'; '.join(draft.holds)}"
+    if draft.clock.acknowledged_at is None:
+        return "Progressing", s.stage or "Progressing", f"{head}: {acknowledged(draft)}"
+    if step is not None and step.pause is not None:
+        until = "until promote" if step.pause.duration_seconds is None else f"for {step.pause.duration_seconds} s"
+        return "Paused", "PauseStep", f"{head}: pause step {s.step}, {until}"
+    if insufficient:
+        action = s.snapshot.on_insufficient_traffic if s.snapshot else "Hold"
+        ask = "approve with promote, or abort" if action == "RequireApproval" else "holding"
+        paused = action == "RequireApproval"
+        return ("Paused" if paused else "Progressing"), "InsufficientTraffic", f"{head}, {ask}: {listed(lacks)}"
+    waits = f"; waiting for {listed(lacks)}" if lacks else ""
+    unassigned = draft.facts.delivered.unassigned_share_percent if draft.facts.delivered else 0
+    waits += f"; {unassigned} % of the requests come without a stickiness key" if lacks and unassigned else ""
+    return "Progressing", s.stage or "Progressing", f"{head}, step {s.step}{waits}"
+
+
+def listed(lacks: list[str]) -> str:
+    """The first few: the message stands in several conditions."""
+    more = f"; and {len(lacks) - 3} more" if len(lacks) > 3 else ""
+    return "; ".join(lacks[:3]) + more
+
+
+def acknowledged(draft: Draft) -> str:
+    d = draft.facts.delivered
+    if d is None or d.total == 0:
+        return "no ready gateway pod has confirmed it"
+    text = f"{d.acknowledged} of {d.total} ready pods confirmed"
+    return text + (
+        f"; waiting for {', '.join(f'{lag.pod} ({lag.reason})' for lag in d.laggards[:3])}" if d.laggards else ""
+    )
+
+
+def truths(draft: Draft, phase: str, reason: str, message: str, insufficient: bool) -> dict[str, Truth]:
+    s, facts = draft.status, draft.facts
+    problems = facts.desired.problems
+    stalled = phase == "Degraded" or bool(problems)
+    ready = phase == "Healthy"
+    busy = s.stage in (*ACTIVE, "Withdrawing")
+    unassigned = facts.delivered.unassigned_share_percent if facts.delivered else None
+    analysing = (
+        s.snapshot is not None and s.snapshot.analyse and s.stage in ("Loading", "Stepping", "Promoting", "Baking")
+    )
+    return {
+        "Ready": (ready, reason, message),
+        "Reconciling": (not ready and not stalled, reason, message),
+        "Stalled": (stalled, reason if stalled else "NotStalled", message if stalled else ""),
+        "Progressing": (busy and phase == "Progressing", reason, message if busy else ""),
+        "Paused": (
+            phase == "Paused",
+            reason if phase == "Paused" else "NotPaused",
+            message if phase == "Paused" else "",
+        ),
+        "Completed": (s.stage in ("Idle", "Baking") and ready, "Completed" if ready else reason, ""),
+        "InvalidSpec": (bool(problems), "InvalidSpec" if problems else "Valid", "; ".join(problems)[:2048]),
+        "MetricsAvailable": (
+            facts.evidence.available if analysing else None,
+            "NotAnalysing" if not analysing else "Available" if facts.evidence.available else "MetricsUnavailable",
+            facts.evidence.problem if analysing else "",
+        ),
+        "Delivered": (draft.delivered(), "Acknowledged" if draft.delivered() else "Waiting", acknowledged(draft)),
+        "InsufficientTraffic": (
+            insufficient,
+            "InsufficientTraffic" if insufficient else "EnoughOrNotDue",
+            message if insufficient else "",
+        ),
+        "AssignmentKeyMissing": key_missing(draft, unassigned),
+        "HeavyKey": heavy_key(draft),
+    }
+
+
+def key_missing(draft: Draft, share_percent: int | None) -> Truth:
+    """As it was while no pod is asked."""
+    if share_percent is None:
+        old = next((c for c in draft.status.conditions if c.type == "AssignmentKeyMissing"), None)
+        return (False, "KeysPresent", "") if old is None else (old.status == "True", old.reason, old.message)
+    if not share_percent:
+        return False, "KeysPresent", ""
+    text = f"{share_percent} % of the requests came without a stickiness key: they get stable, outside the analysis"
+    return True, "KeyMissing", text
+
+
+def heavy_key(draft: Draft) -> Truth:
+    """As it was while no pod is asked. Of requests that are each a unit of their own, no key is looked at."""
+    share_percent = draft.facts.delivered.heavy_key_share_percent if draft.facts.delivered else None
+    if share_percent is None:
+        old = next((c for c in draft.status.conditions if c.type == "HeavyKey"), None)
+        return (False, "KeysSpread", "") if old is None else (old.status == "True", old.reason, old.message)
+    if share_percent <= HEAVY_PERCENT:
+        return False, "KeysSpread", ""
+    text = f"one stickiness key makes {share_percent} % of the requests: the arms cannot be compared by users"
+    return True, "OneKeyDominates", text
+
+
+def set_conditions(draft: Draft, wanted: dict[str, Truth]) -> None:
+    """metav1.Condition for each truth; the transition time moves only when the status does."""
+    before = {c.type: c for c in draft.status.conditions}
+    conditions = []
+    for kind, (truth, reason, message) in wanted.items():
+        status: Literal["True", "False", "Unknown"] = "Unknown" if truth is None else "True" if truth else "False"
+        old = before.get(kind)
+        since = old.last_transition_time if old is not None and old.status == status else timestamp(draft.now)
+        conditions.append(
+            Condition(
+                type=kind,
+                status=status,
+                reason=reason,
+                message=message[:2048],
+                last_transition_time=since,
+                observed_generation=draft.facts.generation,
+            )
+        )
+    draft.set(conditions=conditions)

@@ -1,0 +1,204 @@
+"""The moves of a rollout's life: begin, step, promote, withdraw. Each leaves its decision record."""
+
+from promptrollout.api.delivery import VersionRef
+from promptrollout.api.names import short_digest
+from promptrollout.api.rollout import ObjectiveStatus, Snapshot, Step
+from promptrollout.engine.lifecycle.draft import ACTIVE, Draft
+from promptrollout.engine.objectives import sample_ratio
+from promptrollout.engine.objectives.definitions import definition_hash
+
+DEFAULT_STEP_SECONDS = 300
+STARTS_OVER = ("ProviderUnreachable", "MetricsLost", "PodsFailing")
+"""Withdrawals that say nothing against the version: it stays the canary, and begins again at its first step."""
+BASELINE_INTERVALS = 60
+"""So many before the canary met its first user are read as well: they say how much stable fluctuates by itself."""
+GRACE_INTERVALS = 10
+"""So many intervals after twice a step's time evidence may still be on its way."""
+
+
+def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool, why: str) -> None:
+    """A new revision: load the version at weight 0. `direct`: then straight to 100 %."""
+    draft.set(
+        revision=draft.status.revision + 1,
+        attempt=draft.attempt_of(version.digest),
+        canary=version,
+        current_step_index=0,
+        direct=direct,
+        retracing=False,
+        withdrawal=None,
+        snapshot=snapshot,
+        analysis=[],
+    )
+    draft.set_clock(
+        started_at=draft.now,
+        unreachable_since=None,
+        outage_since=None,
+        unmeasured_since=None,
+        exposed_at=None,
+        evaluated_until=None,
+        active_seconds=0,
+        suspected_at=None,
+        suspected_weight=0,
+        trial_at=None,
+    )
+    draft.enter("Loading", 0)
+    draft.set(step=step_label(draft))
+    draft.record("RolloutStarted", f"{why}: loading {named(version)} at weight 0")
+
+
+def step_label(draft: Draft) -> str:
+    s = draft.status
+    if s.stage not in ACTIVE or s.snapshot is None:
+        return ""
+    total = len(s.snapshot.steps)
+    done = total if s.stage == "Promoting" else s.current_step_index + (s.stage == "Stepping")
+    return f"{done}/{total}"
+
+
+def current_step(draft: Draft) -> Step | None:
+    s = draft.status
+    if s.stage != "Stepping" or s.snapshot is None or s.current_step_index >= len(s.snapshot.steps):
+        return None
+    return s.snapshot.steps[s.current_step_index]
+
+
+def step_seconds(step: Step) -> int:
+    """Active time that a weight step takes at least."""
+    return DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
+
+
+def overdue(draft: Draft) -> bool:
+    """Evidence that only needs a few intervals more than the step's time is no reason to call a person."""
+    step, snapshot = current_step(draft), draft.status.snapshot
+    if step is None or snapshot is None:
+        return False
+    return draft.clock.step_active_seconds >= 2 * step_seconds(step) + GRACE_INTERVALS * snapshot.interval_seconds
+
+
+def is_last_weight(snapshot: Snapshot, index: int) -> bool:
+    """Behind it everybody is on the canary, and nothing can be compared with stable any more."""
+    here = snapshot.steps[index].weight if index < len(snapshot.steps) else None
+    return here != 100 and not any(step.weight not in (None, 100) for step in snapshot.steps[index + 1 :])
+
+
+def enter_step(draft: Draft, index: int) -> None:
+    """Go to step `index`, or to 100 % behind the last one."""
+    snapshot = draft.status.snapshot
+    assert snapshot is not None
+    if index >= len(snapshot.steps):
+        draft.enter("Promoting", 100)
+    else:
+        step = snapshot.steps[index]
+        draft.set(current_step_index=index)
+        draft.enter("Stepping", draft.status.weight if step.weight is None else step.weight)
+    draft.set(step=step_label(draft))
+    if draft.status.weight > 0 and draft.clock.exposed_at is None:
+        width = snapshot.interval_seconds
+        start = draft.now - draft.now % width - BASELINE_INTERVALS * width
+        draft.set_clock(exposed_at=draft.now, evaluated_until=max(0, start))
+
+
+def complete(draft: Draft) -> None:
+    """100 % is acknowledged: the canary is the stable version now."""
+    s = draft.status
+    assert s.canary is not None
+    direct, old = s.direct, s.stable
+    bakes = not direct and s.snapshot is not None and s.snapshot.bake_seconds > 0 and old is not None
+    if s.retracing and old is not None:
+        draft.reject(old, "RolloutUndone")
+    # after a way back, the version that was left must canary again: it is no `previous`
+    draft.set(stable=s.canary, canary=None, previous=None if direct else old, direct=False, retracing=False)
+    if bakes:
+        draft.enter("Baking", 100)
+    else:
+        draft.rest(100)
+    draft.set(step="")
+    text = f"{named(draft.status.stable)} serves 100 %"
+    if bakes and s.snapshot is not None:
+        text += f"; {named(old)} stays loaded for {s.snapshot.bake_seconds} s"
+    draft.record("RolloutCompleted", text)
+
+
+def withdraw(draft: Draft, why: str, message: str, *, reject: bool, warning: bool = True) -> None:
+    """Weight 0 at once. `why` is a CamelCase reason; a rejected digest stays rejected until `retry`."""
+    s = draft.status
+    if s.stage == "Baking":
+        # the old arm is still loaded: what was promoted becomes the canary that is taken back
+        draft.set(canary=s.stable, stable=s.previous, previous=None)
+    canary = draft.status.canary
+    assert canary is not None
+    if reject:
+        draft.reject(canary, why)
+    draft.set(withdrawal=why)
+    draft.record(why, message, warning=warning, evidence=bool(s.analysis))
+    draft.enter("Withdrawing", 0)
+    draft.set(step="")
+
+
+def settle(draft: Draft) -> None:
+    """Weight 0 is acknowledged everywhere: the canary's arm can be removed."""
+    why, canary = draft.status.withdrawal, draft.status.canary
+    if why in STARTS_OVER and not draft.is_rejected(canary):
+        reload(draft)
+        return
+    took = draft.now - (draft.clock.stage_since or draft.now)
+    draft.set(canary=None)
+    draft.rest(0)
+    if canary is not None:
+        done = "RollbackCompleted" if draft.is_rejected(canary) else "CanaryWithdrawn"
+        pods = draft.facts.delivered.total if draft.facts.delivered else 0
+        draft.record(done, f"all {pods} ready pods confirmed weight 0 for {named(canary)} within {took} s")
+
+
+def reload(draft: Draft) -> None:
+    """Keep the canary, at weight 0 and without evidence, until it may start over from its first step."""
+    draft.set(withdrawal=None, analysis=[], current_step_index=0)
+    draft.enter("Loading", 0)
+    draft.set(step=step_label(draft))
+    draft.set_clock(exposed_at=None, evaluated_until=None, outage_since=None, unmeasured_since=None, trial_at=None)
+
+
+def adopt(draft: Draft, snapshot: Snapshot) -> None:
+    """A person edited steps or objectives in mid-canary. The weight is never raised by the edit itself."""
+    s = draft.status
+    old = s.snapshot
+    if old is None or old == snapshot:
+        return
+    draft.set(snapshot=snapshot, analysis=kept_rows(old, snapshot, s.analysis))
+    if old.interval_seconds != snapshot.interval_seconds and draft.clock.evaluated_until is not None:
+        width, until = snapshot.interval_seconds, min(draft.clock.evaluated_until, draft.now)
+        draft.set_clock(evaluated_until=-(-until // width) * width)
+    if (old.stickiness, old.audience) != (snapshot.stickiness, snapshot.audience):
+        reload(draft)
+        draft.record(
+            "RolloutUpdated", "stickiness or audience was edited: other users, so it starts over from weight 0"
+        )
+        return
+    if old.reporting != snapshot.reporting:
+        reload(draft)
+        draft.record(
+            "RolloutUpdated", "evidenceSource or reporting was edited: other evidence, so it starts over from weight 0"
+        )
+        return
+    here = s.current_step_index + 1
+    if old.steps[:here] != snapshot.steps[:here] and s.stage == "Stepping":
+        reach = [i for i, step in enumerate(snapshot.steps) if step.weight is not None and step.weight <= s.weight]
+        if not reach:
+            draft.set(current_step_index=0)
+            draft.enter("Loading", 0)
+        elif snapshot.steps[reach[-1]].weight == s.weight:
+            draft.set(current_step_index=reach[-1])
+        else:
+            enter_step(draft, reach[-1])
+    draft.set(step=step_label(draft))
+    draft.record("RolloutUpdated", "steps or objectives were edited: edited objectives start from no evidence")
+
+
+def kept_rows(old: Snapshot, new: Snapshot, rows: list[ObjectiveStatus]) -> list[ObjectiveStatus]:
+    before = {objective.name: definition_hash(objective) for objective in old.objectives}
+    same = {o.name for o in new.objectives if before.get(o.name) == definition_hash(o)}
+    return [row for row in rows if row.name in same or row.name == sample_ratio.NAME]
+
+
+def named(version: VersionRef | None) -> str:
+    return "nothing" if version is None else f"{version.version} ({short_digest(version.digest)})"

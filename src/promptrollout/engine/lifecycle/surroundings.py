@@ -1,0 +1,169 @@
+"""What happens around a rollout while it goes on: deliveries, its provider, its metrics, the gateway's pods."""
+
+from promptrollout.engine.lifecycle.analysis import WATCHED
+from promptrollout.engine.lifecycle.draft import ACTIVE, Draft
+from promptrollout.engine.lifecycle.facts import PodFailure
+from promptrollout.engine.lifecycle.moves import enter_step, named, withdraw
+
+UNREACHABLE_SECONDS = 900
+"""How long users of a canary whose provider alone is down are answered by stable before the weight goes to 0."""
+SKIPPED_SECONDS = 3600
+"""One Event an hour, however often metrics cannot be read."""
+SUSPECT_SECONDS = 900
+"""A canary is under suspicion when pods fail so soon after it met its first, or more, users."""
+FAILURES = 2
+"""So many, within SUSPECT_SECONDS, are no accident."""
+TRIAL_SECONDS = 300
+"""A canary that is tried alone is cleared when pods have held out for so long with users on it."""
+TURN_SECONDS = 600
+"""One that meets no users for so long in its turn (it is paused, say) gives it back, and gets none for a while."""
+NEXT_TURN_SECONDS = 1800
+
+
+def watch_delivery(draft: Draft) -> None:
+    """Note when the present configuration was first confirmed by every ready pod; later pods reset nothing.
+
+    Applications that call the model themselves may use a prompt that they keep for a while longer, and what they never
+    report is known later still: until then, what counts is of the configuration before."""
+    if draft.clock.acknowledged_at is None and draft.status.stage is not None and draft.delivered():
+        reporting = draft.status.snapshot.reporting if draft.status.snapshot else None
+        lag_seconds = reporting.cache_seconds + reporting.settle_seconds if reporting else 0
+        draft.set_clock(acknowledged_at=draft.now + lag_seconds)
+
+
+def watch_provider(draft: Draft) -> None:
+    """Only the canary's provider is down: no verdict, and weight 0 after a while, without rejecting the version."""
+    delivered, since = draft.facts.delivered, draft.clock.unreachable_since
+    if delivered is None or delivered.canary_provider_unreachable is None:
+        return  # nobody was asked: no news
+    if not delivered.canary_provider_unreachable:
+        if since is not None:
+            draft.set_clock(unreachable_since=None)
+        return
+    if draft.status.stage not in ACTIVE:
+        return
+    if since is None:
+        draft.set_clock(unreachable_since=draft.now)
+        draft.record("CanaryProviderUnreachable", "its users are answered by stable; no verdict", warning=True)
+    elif draft.now - since >= UNREACHABLE_SECONDS and draft.status.stage in ("Stepping", "Promoting"):
+        withdraw(
+            draft,
+            "ProviderUnreachable",
+            f"only the canary's provider has been out of reach for {draft.now - since} s: weight 0, not rejected",
+            reject=False,
+        )
+
+
+def watch_metrics(draft: Draft) -> None:
+    """A canary that meets users while its metrics cannot be read: after a while somebody is told, and the spec says
+    what happens. It is never rejected for it. A source that answers and has no samples (a quiet night) is no loss."""
+    s, clock, snapshot, lost = draft.status, draft.clock, draft.status.snapshot, draft.facts.evidence.lost
+    meets_users = s.stage in WATCHED and snapshot is not None and snapshot.analyse
+    waits = s.stage in ("Withdrawing", "Loading") and clock.metrics_lost_told  # taken back until they are there again
+    if not lost or not (meets_users or waits):
+        if clock.metrics_lost_since is not None:
+            if clock.metrics_lost_told and not lost:
+                draft.record("MetricsRecovered", "the metrics source can be read again")
+            draft.set_clock(metrics_lost_since=None, metrics_lost_told=False)
+        return
+    if snapshot is None or not meets_users:
+        return
+    if clock.metrics_lost_since is None:
+        draft.set_clock(metrics_lost_since=draft.now)
+        return
+    seconds = draft.now - clock.metrics_lost_since
+    if clock.metrics_lost_told or seconds < snapshot.metrics_loss_seconds:
+        return
+    draft.set_clock(metrics_lost_told=True)
+    text = f"no metrics for {seconds} s ({draft.facts.evidence.problem})"
+    first = next((i for i, step in enumerate(snapshot.steps) if step.weight is not None), 0)
+    if s.stage == "Baking" or s.direct or snapshot.on_metrics_loss == "Hold":
+        draft.record(
+            "MetricsLost", f"{text}: {named(s.canary or s.stable)} stays at {s.weight} %, unwatched", warning=True
+        )
+    elif snapshot.on_metrics_loss == "Withdraw":
+        withdraw(
+            draft, "MetricsLost", f"{text}: weight 0, not rejected; it starts over when they are back", reject=False
+        )
+    elif s.weight > (snapshot.steps[first].weight or 0):
+        draft.record("MetricsLost", f"{text}: back to {snapshot.steps[first].weight} %", warning=True)
+        enter_step(draft, first)
+    else:
+        draft.record("MetricsLost", f"{text}: it is at the first weight already, and stays there", warning=True)
+
+
+def note_skipped(draft: Draft) -> None:
+    """Intervals that could not be read were skipped: somebody should know, but not each minute."""
+    clock = draft.clock
+    due = [i for i in draft.facts.evidence.intervals if i.problem and i.start >= (clock.evaluated_until or 0)]
+    if not due or draft.status.stage not in WATCHED:
+        return
+    if clock.metrics_skipped_at is None or draft.now - clock.metrics_skipped_at >= SKIPPED_SECONDS:
+        seconds = due[-1].end - due[0].start
+        text = f"the metrics of {seconds} s cannot be read and are no evidence: {due[-1].problem}"
+        draft.record("MetricsSkipped", text, warning=True)
+        draft.set_clock(metrics_skipped_at=draft.now)
+
+
+def watch_pods(draft: Draft) -> None:
+    """Pods that end or hang one after the other soon after users met the canary: it is taken back, whatever the metrics
+    say, as pods that are gone export none. It may be innocent: it is not rejected, and is tried again alone. One that
+    ends pods alone, or that a pod was at work for when it ended, is rejected; before it meets users only the latter is
+    reason enough. A way back to what was served before is never taken back for it."""
+    take_turn(draft)
+    s, clock, failure = draft.status, draft.clock, draft.facts.pods.failure
+    if failure is None or not draft.can_go_back or s.direct:
+        return
+    if draft.is_kept_away and clock.suspected_at is not None:
+        begun = clock.suspected_at - SUSPECT_SECONDS  # what a pod was at work for is known when it is back
+    else:
+        begun = clock.exposed_at or clock.trial_at or clock.stage_since or draft.now
+    named_it = failure.named_at is not None and failure.named_at >= begun
+    if not named_it and (draft.is_kept_away or not is_suspect(draft, failure, begun)):
+        return
+    weight, what = s.weight, f"{failure.message}, while {named(s.canary or s.stable)} was at {s.weight} %"
+    if named_it or (weight > 0 and was_alone(draft, failure, begun)):
+        why = "it was at work for that version" if named_it else "it was tried alone"
+        withdraw(draft, "PodsFailing", f"{what}; {why}: rolled back", reject=True)
+        return
+    again = NEXT_TURN_SECONDS if clock.trial_at is not None and weight == 0 else 0
+    withdraw(draft, "PodsFailing", f"{what}: taken back, not rejected; it is tried again alone", reject=False)
+    draft.set_clock(suspected_at=draft.now + again, suspected_weight=max(weight, clock.suspected_weight))
+
+
+def is_suspect(draft: Draft, failure: PodFailure, begun: int) -> bool:
+    """Pods failed more often than by accident since then, shortly after its weight was raised; or no other canary's of
+    the gateway was either. With users on it on trial one failure is enough."""
+    latest = failure.times[-1]
+    count = sum(begun <= at and latest - at < SUSPECT_SECONDS for at in failure.times)
+    on_trial = draft.clock.trial_at is not None and draft.status.weight > 0
+    if count < (1 if on_trial else FAILURES):
+        return False
+    raised, others = draft.clock.stage_since, draft.facts.pods.raised_at
+    recent = raised is not None and latest - raised <= SUSPECT_SECONDS
+    return recent or others is None or latest - others > SUSPECT_SECONDS
+
+
+def was_alone(draft: Draft, failure: PodFailure, begun: int) -> bool:
+    """It is on trial, a pod ended, and no other canary of the gateway met more users since its own did."""
+    clock, raised_at = draft.clock, draft.facts.pods.raised_at
+    ended = failure.ended_at is not None and failure.ended_at >= begun
+    last = raised_at is None or clock.stage_since is None or raised_at <= clock.stage_since
+    return clock.suspected_at is not None and clock.trial_at is not None and ended and last
+
+
+def take_turn(draft: Draft) -> None:
+    """The trial of a canary under suspicion: its beginning, and its end where nothing happened."""
+    s, clock, pods = draft.status, draft.clock, draft.facts.pods
+    if clock.suspected_at is None or s.stage == "Withdrawing":
+        return
+    if clock.trial_at is None:
+        its_turn = pods.calm and pods.trial == draft.facts.name and draft.now >= clock.suspected_at
+        if s.stage == "Loading" and its_turn:
+            draft.set_clock(trial_at=draft.now, stage_since=draft.now, acknowledged_at=None)
+    elif clock.exposed_at is not None:
+        held_out = draft.now - (clock.stage_since or draft.now) >= TRIAL_SECONDS
+        if held_out and s.weight >= clock.suspected_weight:
+            draft.set_clock(suspected_at=None, trial_at=None, suspected_weight=0)
+    elif draft.now - clock.trial_at >= TURN_SECONDS:
+        draft.set_clock(suspected_at=draft.now + NEXT_TURN_SECONDS, trial_at=None, acknowledged_at=None)

@@ -1,0 +1,324 @@
+"""Test of a rate (bad requests of all requests): e-processes for two arms, stratified by interval."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from promptrollout.engine.objectives import wording
+from promptrollout.engine.objectives.judgement import Finding, Judgement, Levels, verdict_text
+from promptrollout.engine.objectives.rate_state import (
+    BETTER,
+    BETTER_ODDS,
+    LENGTH,
+    SPOTLESS_ODDS,
+    WORSE,
+    WORSE_ODDS,
+    Grid,
+    RateState,
+)
+from promptrollout.engine.objectives.signals import Signal
+from promptrollout.engine.statistics import encoding
+from promptrollout.engine.statistics.bernoulli import log_bound, two_arm_bet
+from promptrollout.engine.statistics.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
+from promptrollout.engine.statistics.contrast import TUNING, half_width
+from promptrollout.engine.statistics.dispersion import SINGLES, SKEWED
+from promptrollout.engine.statistics.evidence import Arm, Counts
+from promptrollout.engine.statistics.logspace import log_add, log_mix, log_needed, log_threshold, shrunk
+
+SUSPECT_ODDS = (1.25, 1.5, 5.0)
+"""Alternatives by which stable comes under suspicion of being above `max` itself. The least is the canary's own: else
+both arms a little above it would cast no suspicion on stable, and roll the canary back."""
+FADING = 0.95
+"""Of stable's rate, from interval to interval: half of it is of the last 14."""
+
+_RHO = 0.02 * TUNING
+"""Of the displayed interval: tuned for a rate of 2 %. Any fixed value is valid."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateTest:
+    """Immutable parameters of one rate's test. Rates are shares of requests, margins are percent of stable's rate."""
+
+    signal: Signal
+    definition: str
+    """Hash that a checkpoint must carry."""
+    margin_percent: float | None = None
+    """Promotion versus stable; None without `versusStable`."""
+    rollback_percent: float | None = None
+    """Breach versus stable; given exactly when the margin is."""
+    maximum: float | None = None
+    negligible: float = 0.005
+
+    def __post_init__(self) -> None:
+        if (self.margin_percent is None) != (self.rollback_percent is None):
+            raise ValueError("versusStable needs both maxIncreasePercent and rollbackAbovePercent")
+        if self.margin_percent is None and self.maximum is None:
+            raise ValueError("an objective needs a bound: set max, versusStable or both")
+        if self.maximum is not None and not 0 < self.maximum < 1:
+            raise ValueError(
+                f'max of a rate is a share between 0 and 1, for example "0.02" for 2 %, not {self.maximum}'
+            )
+        if not 0 < self.negligible < 0.5:
+            raise ValueError(f"negligibleRate is a share above 0 and below 0.5, not {self.negligible}")
+
+    @property
+    def bounds(self) -> int:
+        """How many bounds share the breach level."""
+        return (self.margin_percent is not None) + (self.maximum is not None)
+
+    def start(self) -> RateState:
+        return RateState.start()
+
+    # ------------------------------------------------------------ what it learns
+
+    def observe(
+        self, state: RateState, strata: Sequence[Counts], *, promotable: bool, outage: bool = False
+    ) -> RateState:
+        usable = [counts.clipped() for counts in strata if counts.canary.is_usable and counts.stable.is_usable]
+        if not usable:
+            return state
+        n_c, e_c = sum(c.canary.n for c in usable), sum(c.canary.total for c in usable)
+        n_s, e_s = sum(c.stable.n for c in usable), sum(c.stable.total for c in usable)
+        # what this interval weighs is fixed before it is looked at: rate and dispersion of the earlier ones
+        rate = state.recent_bad / state.recent if state.recent else 0.0
+        rho = state.dispersion.between_intervals()
+        pairs = n_c * n_s / (n_c + n_s) if n_c > 0 and n_s > 0 else 0.0
+        both, one = 1 + SKEWED * rho * pairs, 1 + SKEWED / 2 * rho * n_c
+
+        relative, floor, promotion, contrast = state.relative, state.floor, state.promotion, state.contrast
+        if n_c > 0 and self.margin_percent is not None and self.rollback_percent is not None:
+            theta0 = 1 + self.rollback_percent / 100
+            relative = relative.observe(_log_values(theta0, g, rate, usable) / both for g in WORSE)
+            floor = floor.observe(log_bound(self.negligible, g, n_c, e_c) / one for g in WORSE_ODDS)
+            if promotable:
+                margin = 1 + self.margin_percent / 100
+                promotion = tuple(
+                    x + _log_values(margin, g, rate, usable) / both for x, g in zip(promotion, BETTER, strict=True)
+                )
+        for counts in usable:
+            c, s = counts.canary, counts.stable
+            if c.n > 0 and s.n > 0:
+                contrast = contrast.add(c.n, c.total, s.n, s.total, both, both)
+
+        absolute, suspicion = state.absolute, state.suspicion
+        if self.maximum is not None:
+            gain = max(log_bound(self.maximum, g, n_s, e_s) for g in SUSPECT_ODDS)
+            suspicion = suspicion_after(suspicion, n_s, gain)
+            if n_c > 0 and not is_common(suspicion, e_s - self.maximum * n_s):
+                most = MOST_PER_INTERVAL * self.users(state)  # what the verdict will divide by, again
+                gains = (log_bound(self.maximum, g, n_c, e_c) / one for g in WORSE_ODDS)
+                absolute = absolute.observe(min(x, most) for x in gains)
+
+        fading = (
+            state
+            if outage
+            else replace(state, recent=FADING * state.recent + n_s, recent_bad=FADING * state.recent_bad + e_s)
+        )
+        variance = _variance(fading.recent_bad, fading.recent)
+        # what people read of stable is of the same seconds as the canary's: none of it was before the first user
+        met = state.canary > 0 or n_c > 0
+        return RateState(
+            canary=state.canary + n_c,
+            canary_bad=state.canary_bad + e_c,
+            stable=state.stable + (n_s if met else 0.0),
+            stable_bad=state.stable_bad + (e_s if met else 0.0),
+            recent=fading.recent,
+            recent_bad=fading.recent_bad,
+            effective=state.effective + n_c / both,
+            relative=relative,
+            floor=floor,
+            absolute=absolute,
+            suspicion=suspicion,
+            promotion=promotion,
+            promotable=state.promotable + (n_c / one if promotable else 0.0),
+            promotable_bad=state.promotable_bad + (e_c / one if promotable else 0.0),
+            contrast=contrast,
+            dispersion=(
+                state.dispersion.interrupted()
+                if outage
+                else state.dispersion.observe(usable, variance, kurtosis=1 / variance)
+            ),
+        )
+
+    def new_step(self, state: RateState) -> RateState:
+        return replace(state, promotion=(0.0,) * len(BETTER), promotable=0.0, promotable_bad=0.0)
+
+    # ------------------------------------------------------------ evidence
+
+    def users(self, state: RateState) -> float:
+        """Variance of the totals over that of independent requests, for what users' habits add."""
+        if not state.dispersion.requests:
+            return 1.0
+        arms = ((state.canary_bad, state.canary), (state.stable_bad, state.stable))
+        return state.dispersion.between_users(*(_variance(bad, n) for bad, n in arms))
+
+    def log_breach_relative(self, state: RateState) -> float:
+        """ln evidence of "worse than stable by more than rollbackAbovePercent, and above the negligible rate"."""
+        return min(
+            state.relative.log_evidence(list(WORSE.values())), state.floor.log_evidence(list(WORSE_ODDS.values()))
+        )
+
+    def log_breach_absolute(self, state: RateState) -> float:
+        """ln evidence of "above max"; none while stable is under suspicion of the same."""
+        return -math.inf if state.suspicion >= SUSPECT else state.absolute.log_evidence(list(WORSE_ODDS.values()))
+
+    def log_promote_relative(self, state: RateState) -> float:
+        """ln evidence against "worse than stable by the margin or more, and above the negligible rate"."""
+        better = log_mix(state.promotion, list(BETTER.values()))
+        return log_add(better, _log_below(self.negligible, SPOTLESS_ODDS, state)) - math.log(2)
+
+    def log_promote_absolute(self, state: RateState, maximum: float) -> float:
+        """ln evidence against "at or above max"."""
+        return _log_below(maximum, BETTER_ODDS, state)
+
+    # ------------------------------------------------------------ verdicts
+
+    def breached(self, state: RateState, levels: Levels) -> bool:
+        crossed = log_threshold(levels.breach / self.bounds)
+        evidence = [self.log_breach_relative(state)] if self.margin_percent is not None else []
+        evidence += [self.log_breach_absolute(state)] if self.maximum is not None else []
+        # most looks end here: what is not enough as it stands is not enough when users are weighed
+        return max(evidence) >= crossed and shrunk(max(evidence), self.users(state)) >= crossed
+
+    def _findings(self, state: RateState, levels: Levels) -> list[Finding]:
+        crossed, passed = log_threshold(levels.breach / self.bounds), log_threshold(levels.promote)
+        users = self.users(state)
+        found: list[Finding] = []
+        if self.margin_percent is not None:
+            alone = shrunk(log_mix(state.promotion, list(BETTER.values())) - math.log(2), users) >= passed
+            negligible = "" if alone else f" or below the negligible {wording.share(self.negligible)}"
+            found.append(
+                Finding(
+                    breached=shrunk(self.log_breach_relative(state), users) >= crossed,
+                    kept=shrunk(self.log_promote_relative(state), users) >= passed,
+                    breach_text=f"worse by more than {self.rollback_percent:g} %",
+                    kept_text=f"worse by less than {self.margin_percent:g} %{negligible}",
+                    open_text=f"within {self.margin_percent:g} % of stable",
+                )
+            )
+        if self.maximum is not None:
+            text = f"its maximum of {wording.share(self.maximum)}"
+            found.append(
+                Finding(
+                    breached=shrunk(self.log_breach_absolute(state), users) >= crossed,
+                    kept=shrunk(self.log_promote_absolute(state, self.maximum), users) >= passed,
+                    breach_text=f"above {text}",
+                    kept_text=f"below {text}",
+                    open_text=f"below {text}",
+                )
+            )
+        return found
+
+    def judge(self, state: RateState, levels: Levels) -> Judgement:
+        findings = self._findings(state, levels) if state.canary else []
+        breach = any(finding.breached for finding in findings)
+        common_cause = self.maximum is not None and state.suspicion >= SUSPECT
+        remarks: list[str] = []
+        if not state.canary:
+            remarks.append("no canary requests measured yet")
+        if common_cause:
+            remarks.append(f"stable is above {wording.share(self.maximum or 0)} too, so that bound is suspended")
+        if state.canary and not breach:
+            remarks.append(self._detectable_text(state, levels.breach / self.bounds))
+        remarks += wording.dispersion(self.users(state), state.effective / state.canary if state.canary else 1.0)
+        return Judgement(
+            breach=breach,
+            non_inferior=bool(findings) and not breach and all(finding.kept for finding in findings),
+            canary_samples=int(state.canary),
+            stable_samples=int(state.stable),
+            canary=wording.share(state.canary_bad / state.canary) if state.canary else "",
+            stable=wording.share(state.stable_bad / state.stable) if state.stable else "",
+            difference=self._difference_text(state),
+            message=wording.fits(f"{self._values_text(state)}: {verdict_text(findings, levels, remarks)}", 512),
+            common_cause=common_cause,
+        )
+
+    def detectable(self, state: RateState, level: float) -> float:
+        """Smallest canary rate, from the start on, whose expected evidence crosses 1/level on the requests seen so far.
+
+        Solved per alternative with the intervals pooled into one, so about an even chance to have been seen. Above 1 if
+        not even a total failure would have been. Infinity without requests.
+        """
+        if state.canary <= 0:
+            return math.inf
+        # as many independent requests as the dispersed ones weigh
+        share = state.effective / state.canary / self.users(state)
+        n_c, n_s, e_s = state.canary * share, state.stable * share, state.stable_bad * share
+        rates: list[float] = []
+        if self.rollback_percent is not None:
+            theta0, rate = 1 + self.rollback_percent / 100, e_s / n_s if n_s else 0.0
+            ratio = math.inf
+            for g, weight in WORSE.items():
+                bet = two_arm_bet(theta0, g, rate, n_c, n_s)
+                others = bet.log_value(Counts(Arm(n_c, 0.0), Arm(n_s, e_s)))
+                gain = bet.canary_bad - bet.canary_good
+                if gain > 0:
+                    ratio = min(ratio, (log_needed(level, weight) - others) / gain / n_c)
+            rates.append(max(ratio, _detectable_bound(self.negligible, n_c, level)))
+        enough = state.absolute.intervals >= log_needed(level, 1.0) / MOST_PER_INTERVAL
+        if self.maximum is not None and state.suspicion < SUSPECT and enough:
+            rates.append(_detectable_bound(self.maximum, n_c, level))
+        return min(rates, default=math.inf)
+
+    # ------------------------------------------------------------ checkpoints
+
+    def encode(self, state: RateState) -> str:
+        return encoding.encode(self.definition, state.numbers(), state.dispersion.singles())
+
+    def decode(self, text: str) -> RateState:
+        return RateState.take(*encoding.decode(self.definition, text, LENGTH, SINGLES))
+
+    # ------------------------------------------------------------ words
+
+    def _values_text(self, state: RateState) -> str:
+        if not state.canary:
+            return self.signal.noun
+        canary = wording.share(state.canary_bad / state.canary)
+        if not state.stable:
+            return f"{self.signal.noun} {canary} {wording.samples(state.canary, None)}, none on stable"
+        stable = wording.share(state.stable_bad / state.stable)
+        return f"{self.signal.noun} {canary} against {stable} on stable {wording.samples(state.canary, state.stable)}"
+
+    def _detectable_text(self, state: RateState, level: float) -> str:
+        rate = self.detectable(state, level)
+        if rate > 1:
+            return "too few requests to have seen even a total failure"
+        return f"a rise to {wording.share(rate)} or more would have been seen"
+
+    def _difference_text(self, state: RateState) -> str:
+        """Anytime-valid interval for the difference in share (asymptotic: AsympCS on the stratified sums)."""
+        sums = state.contrast
+        if sums.weight <= 0:
+            return ""
+        v_c, v_s = _variance(state.canary_bad, state.canary), _variance(state.stable_bad, state.stable)
+        middle = (sums.canary - sums.stable) / sums.weight
+        variance = self.users(state) * (v_c * sums.canary_spread + v_s * sums.stable_spread)
+        width = half_width(variance, _RHO, wording.DISPLAY_LEVEL) / sums.weight
+        return wording.fits(wording.share_difference(middle - width, middle + width), 96)
+
+
+def _log_values(theta0: float, multiple: float, rate: float, strata: Sequence[Counts]) -> float:
+    """ln e-value of an interval: strata are compared separately and multiply."""
+    found = 0.0
+    for counts in strata:
+        if counts.canary.n > 0:
+            found += two_arm_bet(theta0, multiple, rate, counts.canary.n, counts.stable.n).log_value(counts)
+    return found
+
+
+def _log_below(bound: float, grid: Grid, state: RateState) -> float:
+    logs = [log_bound(bound, g, state.promotable, state.promotable_bad) for g in grid]
+    return log_mix(logs, list(grid.values()))
+
+
+def _variance(bad: float, n: float) -> float:
+    """Of one request, by the rate so far; half a bad request is presumed, so that no rate is certain."""
+    p = (bad + 0.5) / (n + 1)
+    return p * (1 - p)
+
+
+def _detectable_bound(bound: float, requests: float, level: float) -> float:
+    return min(
+        (log_needed(level, weight) / requests + math.log1p(bound * (g - 1))) / math.log(g)
+        for g, weight in WORSE_ODDS.items()
+    )

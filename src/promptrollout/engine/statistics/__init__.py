@@ -1,0 +1,1 @@
+"""Mathematics on plain numbers: evidence, bets, mixtures, dispersion. Knows no rollout."""

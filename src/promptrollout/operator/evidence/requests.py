@@ -1,0 +1,166 @@
+"""What is read for one rollout: its arms, its objectives, and the queries that they need."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from promptrollout.api import names, query_template
+from promptrollout.api.slo import Objective
+from promptrollout.engine.objectives.signals import Counter, Signal, signal_of
+
+Arm = Literal["canary", "stable"]
+
+
+class Query(NamedTuple):
+    """One thing to ask a source for.
+
+    `metric`: raw series of a metric of the gateways, for many rollouts at once. `selector`: raw series of a selector of
+    one's own, for one arm. `value`: what an expression amounts to at the ends of the intervals, for one arm.
+    """
+
+    form: Literal["metric", "selector", "value"]
+    text: str
+    namespace: str = ""
+    """Of the rollout; of a query of one's own only."""
+    variant: str = ""
+
+
+Narrowed = Mapping[str, frozenset[str]]
+"""Label values that are needed of a metric; a label that is not in it is needed with all its values."""
+
+
+class Wanted(NamedTuple):
+    """The series that play one role."""
+
+    role: str
+    divided: bool
+    """By shards."""
+    query: Query
+    edge: float | None
+    """Of a histogram's bucket."""
+    labels: tuple[tuple[str, str], ...]
+    """The others that they must have."""
+    counter: Counter
+
+
+def _wanted(role: str, counter: Counter, *, divided: bool) -> Wanted:
+    edge = next((float(value) for name, value in counter.labels if name == "le"), None)
+    others = tuple((name, value) for name, value in counter.labels if name != "le")
+    return Wanted(role, divided, Query("metric", counter.metric), edge, others, counter)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One objective: its line of the table, and its queries if they are its own."""
+
+    name: str
+    signal: Signal
+    own: tuple[tuple[str, str], ...] = ()
+    """Templates by role, of signal `Custom`."""
+
+    @classmethod
+    def of(cls, objective: Objective) -> Measured:
+        custom = objective.custom
+        return cls(objective.name, signal_of(objective), tuple(custom.queries.items()) if custom else ())
+
+    @property
+    def is_value(self) -> bool:
+        return self.own[:1] != () and self.own[0][0] == "value"
+
+    @cached_property
+    def required(self) -> frozenset[str]:
+        """Roles that a scrape must have. An application's counter of failures is not there before the first one."""
+        if self.own:
+            return frozenset({"n"} if self.signal.kind == "rate" else dict(self.own))
+        return frozenset(role for role, _ in self.signal.counters if role not in self.signal.optional)
+
+    @property
+    def born_at_zero(self) -> bool:
+        """A series that appears beside others of the same target began at zero just now."""
+        return bool(self.own)
+
+    @cached_property
+    def wanted(self) -> tuple[Wanted, ...]:
+        whole = tuple(_wanted(role, counter, divided=False) for role, counter in self.signal.counters)
+        return whole + tuple(_wanted(role, counter, divided=True) for role, counter in self.signal.shard_counters)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is read for one rollout. Another question starts from nothing."""
+
+    uid: str
+    source: str
+    interval_seconds: int
+    stable_version: str
+    canary_version: str
+    objectives: tuple[Measured, ...]
+    alone: bool = False
+    """A first version: its only arm is stable, and it is judged like a canary without anything to compare with."""
+    exposed_at: int = 0
+    """When the canary first met users. Intervals before it tell of stable alone."""
+    rollout: str = ""
+    namespace: str = ""
+
+    @property
+    def arms(self) -> Iterator[tuple[Arm, str, str]]:
+        """Each arm with its variant and version: what else is served is of other traffic, or of another revision."""
+        if self.alone:
+            yield "canary", "stable", self.stable_version
+        else:
+            yield "canary", "canary", self.canary_version
+            yield "stable", "stable", self.stable_version
+
+    def own_queries(self, measured: Measured) -> Iterator[tuple[str, Arm, Query]]:
+        """Role, arm, query: of signal `Custom`."""
+        for arm, variant, version in self.arms:
+            values = {
+                "namespace": self.namespace,
+                "rollout": self.rollout,
+                "rollout_uid": self.uid,
+                "variant": variant,
+                "version": version,
+            }
+            for role, template in measured.own:
+                form: Literal["selector", "value"] = "value" if measured.is_value else "selector"
+                yield role, arm, Query(form, query_template.rendered(template, values), self.namespace, variant)
+
+    def failing(self, failed: Mapping[Query, str]) -> dict[str, str]:
+        """Objectives that a query of their own is lacking for, and why."""
+        found: dict[str, str] = {}
+        for measured in self.objectives:
+            for _, _, query in self.own_queries(measured):
+                if query in failed:
+                    found.setdefault(measured.name, failed[query])
+        return found
+
+    @cached_property
+    def queries(self) -> dict[Query, Narrowed]:
+        """All that this rollout needs."""
+        counters: dict[Query, list[Counter]] = defaultdict(list)
+        found: dict[Query, Narrowed] = {}
+        for measured in self.objectives:
+            for wanted in measured.wanted:
+                counters[wanted.query].append(wanted.counter)
+            found |= {query: {} for _, _, query in self.own_queries(measured)}
+        return found | {query: _narrowed(each) for query, each in counters.items()}
+
+
+def _narrowed(counters: list[Counter]) -> Narrowed:
+    return widened({name: frozenset({value}) for name, value in counter.labels} for counter in counters)
+
+
+def widened(all_narrowed: Iterable[Narrowed]) -> Narrowed:
+    """What is needed where several need each their own: labels that all of them narrow, with the values of all."""
+    first, *others = all_narrowed
+    found = dict(first)
+    for other in others:
+        found = {name: values | other[name] for name, values in found.items() if name in other}
+    return found
+
+
+SHARD_NUMBERS = {str(number): number for number in range(names.SHARDS)}
