@@ -7,6 +7,7 @@ from typing import Any
 import jsonschema_rs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from promptrollout.llm.protocols.anthropic_schema import sayable
 
 VALUES = st.recursive(

@@ -1,12 +1,12 @@
 """The contract check: complete answers only, JSON that matches, nothing else."""
 
 import pytest
-from promptrollout.llm.protocols.chat import CHAT
 
 from promptrollout.gateway.metrics.in_flight import Busy, Spans
 from promptrollout.llm.answers.choices import MAX_CONTENT_BYTES, Choice, choices_of
 from promptrollout.llm.answers.contract import kept, make_contract
 from promptrollout.llm.answers.schema_process import SchemaProcess
+from promptrollout.llm.protocols.chat import CHAT
 from tests.unit.gateway.kit import SCHEMA, completion
 
 CONTRACT = make_contract(SCHEMA)

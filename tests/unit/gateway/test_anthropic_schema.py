@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
+
 from promptrollout.llm.protocols.anthropic_schema import sayable
 
 TEXT = {"type": "string"}

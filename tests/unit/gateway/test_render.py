@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from promptrollout.llm.protocols.chat import CHAT, wants_usage
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.llm.errors import CallerError
 from promptrollout.llm.prompts.prompt import SystemMessageRefused, compile_prompt
+from promptrollout.llm.protocols.chat import CHAT, wants_usage
 from tests.unit.gateway.kit import SCHEMA
 
 OURS = {"role": "system", "content": "Ours for {{ who }}"}

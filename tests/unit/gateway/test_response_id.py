@@ -11,11 +11,11 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from promptrollout.llm.protocols.chat import CHAT
 
 from promptrollout.gateway.assignment.answer_id import AnswerId
 from promptrollout.gateway.assignment.response_id import MAX_CHARACTERS, ResponseId, ResponseIds, parse, provider_tag
 from promptrollout.gateway.process import Gateway
+from promptrollout.llm.protocols.chat import CHAT
 from tests.unit.gateway.kit import (
     DONE,
     KEY,

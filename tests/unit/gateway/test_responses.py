@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from promptrollout.llm.protocols.responses import RESPONSES
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.gateway.process import Gateway
 from promptrollout.llm.errors import CallerError, Untranslatable
 from promptrollout.llm.prompts.prompt import SystemMessageRefused, compile_prompt
+from promptrollout.llm.protocols.responses import RESPONSES
 from promptrollout.llm.translations import messages_response
 from tests.unit.gateway.kit import SCHEMA, Caller, Provider, arm, delivery, says
 
