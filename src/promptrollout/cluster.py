@@ -27,7 +27,17 @@ from kubernetes.aio.config.config_exception import ConfigException
 from promptrollout import __version__
 from promptrollout.api.names import ENV_SERVICEACCOUNT_DIR, GROUP, VERSION
 
-__all__ = ["ApiException", "ApiUnavailable", "ClusterError", "connect", "custom_path", "namespace", "request", "watch"]
+__all__ = [
+    "ApiException",
+    "ApiUnavailable",
+    "ClusterError",
+    "connect",
+    "custom_path",
+    "namespace",
+    "namespace_is_terminating",
+    "request",
+    "watch",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +47,9 @@ EventType = Literal["ADDED", "MODIFIED", "DELETED", "SYNCED"]
 SERVICEACCOUNT_DIR: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 APPLY_PATCH: Final = "application/apply-patch+yaml"
 MERGE_PATCH: Final = "application/merge-patch+json"
+
+NAMESPACE_TERMINATING: Final = "NamespaceTerminating"
+"""Cause in the Status of a refused create, as the API server's NamespaceLifecycle admission gives it."""
 
 PAGE_SIZE: Final = 500
 RELIST_SECONDS: Final = 60.0
@@ -281,19 +294,26 @@ async def _send(
         return response
     async with response:
         payload = await response.read()
-    error = ApiException(status=response.status, reason=_message(payload) or response.reason)
+    error = ApiException(status=response.status, reason=str(_status(payload).get("message") or "") or response.reason)
     error.body = payload.decode(errors="replace")
     error.headers = response.headers
     raise error
 
 
-def _message(payload: bytes) -> str:
-    """What the API server says is wrong, if it says it in a Status object."""
+def namespace_is_terminating(error: ApiException) -> bool:
+    """The namespace is being deleted: nothing new will ever be allowed in it."""
+    details = _status(error.body).get("details")
+    causes = details.get("causes") if isinstance(details, dict) else None
+    return any(isinstance(cause, dict) and cause.get("reason") == NAMESPACE_TERMINATING for cause in causes or ())
+
+
+def _status(payload: bytes | str | None) -> Object:
+    """The Status object of an answer that is an error; empty without one."""
     try:
-        details = orjson.loads(payload)
+        status = orjson.loads(payload or b"")
     except orjson.JSONDecodeError:
-        return ""
-    return str(details.get("message") or "") if isinstance(details, dict) else ""
+        return {}
+    return status if isinstance(status, dict) else {}
 
 
 def _service_account_dir() -> Path:

@@ -229,6 +229,8 @@ class Decision(Model):
     step: Annotated[str, Field(max_length=16)] = ""
     weight: int
     message: Annotated[str, Field(max_length=1024)]
+    command: Annotated[str, Field(max_length=64)] | None = None
+    """With reason CommandRefused: the id of the command."""
     window_seconds: int | None = None
     """From the first exposure to the last interval used."""
     evidence: Annotated[list[ObjectiveStatus], Field(max_length=41)] = []

@@ -13,7 +13,7 @@ from kubernetes.aio.client import ApiClient
 
 from promptrollout.api.few import first_few
 from promptrollout.api.names import API_VERSION, LABEL_GATEWAY
-from promptrollout.cluster import ApiException, ApiUnavailable, connect
+from promptrollout.cluster import ApiException, ApiUnavailable, connect, namespace_is_terminating
 from promptrollout.operator.acknowledge import Acknowledger
 from promptrollout.operator.admin import start_admin
 from promptrollout.operator.analyses import Analyses
@@ -289,7 +289,7 @@ class Operator:
         item = self._store.get(*key)
         if error.status not in (403, 404) or item is None:
             return False
-        if "being terminated" in str(error.reason):
+        if namespace_is_terminating(error):
             logger.info("%s: its namespace is being deleted", key)
             return True
         try:

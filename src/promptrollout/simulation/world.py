@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from promptrollout.api.decisions import DecisionReason
 from promptrollout.api.delivery import VersionRef
 from promptrollout.api.rollout import Decision, ObjectiveStatus, RolloutSpec, RolloutStatus, Snapshot
 from promptrollout.engine.lifecycle.analysis import is_outage
@@ -285,7 +286,7 @@ class _World:
             evidence=tuple(decision.evidence),
         )
         self.timeline.append(moment)
-        if decision.reason == "RolloutCompleted":
+        if decision.reason == DecisionReason.ROLLOUT_COMPLETED:
             self.outcome, self.decided, self.rows = "Promoted", moment, tuple(self.status.analysis)
         elif decision.reason == self.status.withdrawal and self.status.rejected:
             self.outcome, self.decided, self.rows = "RolledBack", moment, tuple(self.status.analysis)

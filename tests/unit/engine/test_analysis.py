@@ -7,6 +7,7 @@ import pytest
 from promptrollout.api.rollout import ObjectiveStatus
 from promptrollout.engine.lifecycle.analysis import Line, is_outage, lacking, levels
 from promptrollout.engine.lifecycle.draft import Draft
+from promptrollout.engine.lifecycle.messages import missing_text
 from promptrollout.engine.statistics.evidence import Arm, Counts, Interval
 from tests.world import COST, ERRORS, World, snapshot, started, version
 
@@ -148,7 +149,7 @@ def lacks(found: ObjectiveStatus | None, index: int = 0, **objective: object) ->
     world = started(snapshot(objectives=[ERRORS.model_copy(update=objective)]))
     draft = Draft(world.facts(), world.now)
     draft.set(analysis=[found] if found else [], current_step_index=index, weight=10)
-    return lacking(draft)
+    return [missing_text(each) for each in lacking(draft)]
 
 
 def changed(**fields: object) -> ObjectiveStatus:

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from promptrollout.api.decisions import DecisionReason
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot
 from promptrollout.api.slo import Objective
 from promptrollout.engine.lifecycle.draft import Draft
 from promptrollout.engine.lifecycle.moves import current_step, is_last_weight
+from promptrollout.engine.lifecycle.reasons import Missing, MissingEvidence
 from promptrollout.engine.objectives import sample_ratio
 from promptrollout.engine.objectives.definitions import gate_of, make_test
 from promptrollout.engine.objectives.judgement import Judgement, Levels
@@ -56,7 +58,7 @@ def fold(draft: Draft) -> ObjectiveStatus | None:
         return None
     table, unreachable = Table(draft, s.snapshot), draft.clock.unreachable_since
     for text in table.unreadable:
-        draft.record("EvidenceRestarted", text, warning=True)
+        draft.record(DecisionReason.EVIDENCE_RESTARTED, text)
     for interval in due:
         # an outage of the canary's provider is no verdict on the canary, nor is what it did before it was noticed
         if unreachable is None or interval.end <= unreachable - s.snapshot.interval_seconds:
@@ -234,7 +236,7 @@ def required(draft: Draft) -> set[str]:
     return {objective.name for objective in objectives if s.weight >= signal_of(objective).from_weight}
 
 
-def lacking(draft: Draft) -> list[str]:
+def lacking(draft: Draft) -> list[MissingEvidence]:
     """What each objective still lacks before the present step may pass; empty when all of them pass."""
     s = draft.status
     if s.snapshot is None or not s.snapshot.analyse:
@@ -252,11 +254,11 @@ def lacking(draft: Draft) -> list[str]:
         gate = gate_of(objective)
         seen = row.canary_samples if row else 0
         if seen < gate:
-            missing.append(f"{objective.name}: {seen:,} of {gate:,} canary samples before it is judged")
+            missing.append(MissingEvidence(objective.name, Missing.SAMPLES, seen, gate))
         elif samples < objective.min_samples:
-            missing.append(f"{objective.name}: {samples:,} of {objective.min_samples:,} canary samples in this step")
+            missing.append(MissingEvidence(objective.name, Missing.STEP_SAMPLES, samples, objective.min_samples))
         elif row is not None and row.common_cause:
-            missing.append(f"{objective.name}: stable is above the bound too, or answers could not be judged")
+            missing.append(MissingEvidence(objective.name, Missing.COMPARISON))
         elif advance_on == "NonInferior" and (row is None or row.verdict != "Pass"):
-            missing.append(f"{objective.name}: not yet shown to be within its margin")
+            missing.append(MissingEvidence(objective.name, Missing.PROOF))
     return missing

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from promptrollout.api.decisions import DECISIONS, DecisionReason
 from promptrollout.api.delivery import Attempt, Memory, RejectedVersion, VersionRef
 from promptrollout.api.rollout import Clock, Decision, ObjectiveStatus, RolloutStatus
 from promptrollout.engine.lifecycle.facts import DeliveryIntent, Facts
+from promptrollout.engine.lifecycle.reasons import Hold
 
 HISTORY = 10
 REMEMBERED = 20
@@ -30,8 +32,8 @@ class Draft:
         self.now = now
         self.status: RolloutStatus = facts.status
         self.decisions: list[Decision] = []
-        self.holds: list[str] = []
-        """Why nothing may advance now, each a sentence for people."""
+        self.holds: list[Hold] = []
+        """Why nothing may advance now."""
         self.wants_contact = False
 
     # ------------------------------------------------------------ reading
@@ -58,7 +60,9 @@ class Draft:
         """Pods must not even load the canary: it may be what ends them."""
         s, clock = self.status, self.clock
         waits = s.stage == "Loading" and clock.suspected_at is not None and clock.trial_at is None
-        leaves = s.stage == "Withdrawing" and (s.withdrawal == "PodsFailing" or clock.suspected_at is not None)
+        leaves = s.stage == "Withdrawing" and (
+            s.withdrawal == DecisionReason.PODS_FAILING or clock.suspected_at is not None
+        )
         return waits or leaves
 
     @property
@@ -150,9 +154,9 @@ class Draft:
     def each_row(self, change: Callable[[ObjectiveStatus], ObjectiveStatus]) -> None:
         self.set(analysis=[change(row) for row in self.status.analysis])
 
-    def reject(self, version: VersionRef, reason: str) -> None:
+    def reject(self, version: VersionRef, reason: DecisionReason) -> None:
         entry = RejectedVersion(
-            digest=version.digest, reason=reason, attempt=self.attempt_of(version.digest), at=timestamp(self.now)
+            digest=version.digest, reason=reason.value, attempt=self.attempt_of(version.digest), at=timestamp(self.now)
         )
         others = [r for r in self.status.rejected if r.digest != version.digest]
         self.set(rejected=[entry, *others][:REMEMBERED])
@@ -162,16 +166,18 @@ class Draft:
         others = [a for a in self.status.attempts if a.digest != digest]
         self.set(attempts=[entry, *others][:REMEMBERED])
 
-    def record(self, reason: str, message: str, *, warning: bool = False, evidence: bool = False) -> None:
-        """One entry of the decision record, which also becomes one Event."""
+    def record(
+        self, reason: DecisionReason, message: str, *, evidence: bool = False, command: str | None = None
+    ) -> None:
+        """One entry of the decision record, which also becomes one Event. `command`: id of the one that is refused."""
         s = self.status
         exposed, until = self.clock.exposed_at, self.clock.evaluated_until
         rows = [row.model_copy(update={"checkpoint": None}) for row in s.analysis] if evidence else []
         decision = Decision(
             id=f"{self.now:x}-{s.decision_count}",
             at=timestamp(self.now),
-            reason=reason,
-            type="Warning" if warning else "Normal",
+            reason=reason.value,
+            type=DECISIONS[reason].type,
             revision=s.revision,
             attempt=s.attempt,
             step=s.step,
@@ -179,6 +185,7 @@ class Draft:
             message=message[:1024],
             window_seconds=max(0, until - exposed) if evidence and exposed and until else None,
             evidence=rows,
+            command=command,
         )
         self.decisions.append(decision)
         self.set(history=trimmed([decision, *s.history]), decision_count=s.decision_count + 1)

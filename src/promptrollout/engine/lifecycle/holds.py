@@ -1,10 +1,12 @@
-"""What people, surroundings and the intervals themselves forbid now, each in a sentence."""
+"""What people, surroundings and the intervals themselves forbid now."""
 
 from __future__ import annotations
 
 from promptrollout.engine.lifecycle.analysis import WATCHED
 from promptrollout.engine.lifecycle.conditions import heavy_key
-from promptrollout.engine.lifecycle.draft import Draft, timestamp
+from promptrollout.engine.lifecycle.draft import Draft
+from promptrollout.engine.lifecycle.messages import problem_text
+from promptrollout.engine.lifecycle.reasons import Hold, HoldReason
 from promptrollout.engine.objectives import sample_ratio
 
 READ_INTERVALS = 3
@@ -14,38 +16,37 @@ UNMEASURED_SECONDS = 60
 
 
 def gather_holds(draft: Draft) -> None:
-    """What people and surroundings forbid now, each in a sentence. A breach rolls back through all of it."""
+    """What people and surroundings forbid now. A breach rolls back through all of it."""
     facts, s = draft.facts, draft.status
     draft.holds.clear()
     if not s.retracing:
         if facts.spec.paused:
-            draft.holds.append("paused by spec.paused")
+            draft.holds.append(Hold(HoldReason.SPEC_PAUSED))
         if s.paused:
-            draft.holds.append("paused by a person")
+            draft.holds.append(Hold(HoldReason.PAUSED))
         if facts.frozen:
-            draft.holds.append(f"held by PromptFreeze {facts.frozen}")
-        draft.holds += [f"the spec is invalid: {problem}" for problem in facts.desired.problems[:1]]
+            draft.holds.append(Hold(HoldReason.FROZEN, facts.frozen))
+        draft.holds += [Hold(HoldReason.INVALID_SPEC, problem_text(problem)) for problem in facts.desired.problems[:1]]
         if facts.desired.version is None and not facts.desired.problems:
-            draft.holds.append("the version that the spec names is missing")
+            draft.holds.append(Hold(HoldReason.VERSION_MISSING))
         if draft.blind and s.stage in ("Loading", *WATCHED):
-            draft.holds.append(f"metrics are not available: {facts.evidence.problem}")
-        if s.stage in ("Loading", "Stepping") and not s.direct and (why := _suspicion(draft)):
-            draft.holds.append(why)
+            draft.holds.append(Hold(HoldReason.METRICS_UNAVAILABLE, facts.evidence.problem))
+        if s.stage in ("Loading", "Stepping") and not s.direct and (hold := _suspicion(draft)):
+            draft.holds.append(hold)
     if draft.clock.unreachable_since is not None:
-        draft.holds.append("the canary's provider is out of reach")
+        draft.holds.append(Hold(HoldReason.CANARY_PROVIDER_UNREACHABLE))
 
 
-def _suspicion(draft: Draft) -> str:
+def _suspicion(draft: Draft) -> Hold | None:
     """What waits because pods of the gateway failed: a suspect for its turn, the others for the suspects."""
     trial = draft.facts.pods.trial
     if draft.is_kept_away:
-        turn = (
-            "once all pods have been ready for a while" if trial in ("", draft.facts.name) else f"after rollout {trial}"
-        )
-        return f"gateway pods failed while users met it: it is tried again alone, {turn}"
+        if trial in ("", draft.facts.name):
+            return Hold(HoldReason.WAITS_FOR_CALM_PODS)
+        return Hold(HoldReason.WAITS_FOR_OTHER_TRIAL, trial)
     if trial not in ("", draft.facts.name):
-        return f"gateway pods failed: rollout {trial} is tried again alone first"
-    return ""
+        return Hold(HoldReason.OTHER_ON_TRIAL, trial)
+    return None
 
 
 def gather_findings(draft: Draft) -> None:
@@ -55,21 +56,20 @@ def gather_findings(draft: Draft) -> None:
     if s.stage not in ("Stepping", "Promoting") or s.retracing:
         return
     if draft.clock.outage_since is not None:
-        draft.holds.append("stable itself fails in half of its requests or more: nothing can be concluded")
+        draft.holds.append(Hold(HoldReason.STABLE_FAILS))
     until, snapshot = draft.clock.evaluated_until, s.snapshot
     if snapshot is not None and snapshot.analyse and until is not None:
         behind = draft.now - until
         if behind > READ_INTERVALS * snapshot.interval_seconds:
-            draft.holds.append(f"the metrics of the last {behind} s are not read yet")
+            draft.holds.append(Hold(HoldReason.EVIDENCE_BEHIND, seconds=behind))
     if s.stage == "Stepping" and not s.step_approved:
         if (since := _unmeasured_since(draft)) is not None:
-            text = f"no objective has samples of both arms since {timestamp(since)}"
-            draft.holds.append(f"{text}: are the gateway's pods scraped? `promote` goes on in spite of it")
+            draft.holds.append(Hold(HoldReason.NOTHING_MEASURED, seconds=since))
         mismatches = (row for row in s.analysis if row.name == sample_ratio.NAME and row.common_cause)
-        draft.holds += [f"{row.message}; `promote` goes on in spite of it" for row in mismatches]
+        draft.holds += [Hold(HoldReason.SAMPLE_RATIO_MISMATCH, row.message) for row in mismatches]
         dominated, _, message = heavy_key(draft)
         if dominated:
-            draft.holds.append(f"{message}; `promote` goes on in spite of it")
+            draft.holds.append(Hold(HoldReason.HEAVY_KEY, message))
 
 
 def _unmeasured_since(draft: Draft) -> int | None:

@@ -1,14 +1,15 @@
 """The moves of a rollout's life: begin, step, promote, withdraw. Each leaves its decision record."""
 
+from promptrollout.api.decisions import DecisionReason
 from promptrollout.api.delivery import VersionRef
-from promptrollout.api.names import short_digest
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot, Step
 from promptrollout.engine.lifecycle.draft import ACTIVE, Draft
+from promptrollout.engine.lifecycle.messages import version_name
 from promptrollout.engine.objectives import sample_ratio
 from promptrollout.engine.objectives.definitions import definition_hash
 
 DEFAULT_STEP_SECONDS = 300
-STARTS_OVER = ("ProviderUnreachable", "MetricsLost", "PodsFailing")
+STARTS_OVER = (DecisionReason.PROVIDER_UNREACHABLE, DecisionReason.METRICS_LOST, DecisionReason.PODS_FAILING)
 """Withdrawals that say nothing against the version: it stays the canary, and begins again at its first step."""
 BASELINE_INTERVALS = 60
 """So many before the canary met its first user are read as well: they say how much stable fluctuates by itself."""
@@ -43,7 +44,7 @@ def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool
     )
     draft.enter("Loading", 0)
     draft.set(step=step_label(draft))
-    draft.record("RolloutStarted", f"{why}: loading {named(version)} at weight 0")
+    draft.record(DecisionReason.ROLLOUT_STARTED, f"{why}: loading {version_name(version)} at weight 0")
 
 
 def step_label(draft: Draft) -> str:
@@ -105,7 +106,7 @@ def complete(draft: Draft) -> None:
     direct, old = s.direct, s.stable
     bakes = not direct and s.snapshot is not None and s.snapshot.bake_seconds > 0 and old is not None
     if s.retracing and old is not None:
-        draft.reject(old, "RolloutUndone")
+        draft.reject(old, DecisionReason.ROLLOUT_UNDONE)
     # after a way back, the version that was left must canary again: it is no `previous`
     draft.set(stable=s.canary, canary=None, previous=None if direct else old, direct=False, retracing=False)
     if bakes:
@@ -113,14 +114,14 @@ def complete(draft: Draft) -> None:
     else:
         draft.rest(100)
     draft.set(step="")
-    text = f"{named(draft.status.stable)} serves 100 %"
+    text = f"{version_name(draft.status.stable)} serves 100 %"
     if bakes and s.snapshot is not None:
-        text += f"; {named(old)} stays loaded for {s.snapshot.bake_seconds} s"
-    draft.record("RolloutCompleted", text)
+        text += f"; {version_name(old)} stays loaded for {s.snapshot.bake_seconds} s"
+    draft.record(DecisionReason.ROLLOUT_COMPLETED, text)
 
 
-def withdraw(draft: Draft, why: str, message: str, *, reject: bool, warning: bool = True) -> None:
-    """Weight 0 at once. `why` is a CamelCase reason; a rejected digest stays rejected until `retry`."""
+def withdraw(draft: Draft, why: DecisionReason, message: str, *, reject: bool) -> None:
+    """Weight 0 at once. A rejected digest stays rejected until `retry`."""
     s = draft.status
     if s.stage == "Baking":
         # the old arm is still loaded: what was promoted becomes the canary that is taken back
@@ -129,8 +130,8 @@ def withdraw(draft: Draft, why: str, message: str, *, reject: bool, warning: boo
     assert canary is not None
     if reject:
         draft.reject(canary, why)
-    draft.set(withdrawal=why)
-    draft.record(why, message, warning=warning, evidence=bool(s.analysis))
+    draft.set(withdrawal=why.value)
+    draft.record(why, message, evidence=bool(s.analysis))
     draft.enter("Withdrawing", 0)
     draft.set(step="")
 
@@ -145,9 +146,9 @@ def settle(draft: Draft) -> None:
     draft.set(canary=None)
     draft.rest(0)
     if canary is not None:
-        done = "RollbackCompleted" if draft.is_rejected(canary) else "CanaryWithdrawn"
+        done = DecisionReason.ROLLBACK_COMPLETED if draft.is_rejected(canary) else DecisionReason.CANARY_WITHDRAWN
         pods = draft.facts.delivered.total if draft.facts.delivered else 0
-        draft.record(done, f"all {pods} ready pods confirmed weight 0 for {named(canary)} within {took} s")
+        draft.record(done, f"all {pods} ready pods confirmed weight 0 for {version_name(canary)} within {took} s")
 
 
 def reload(draft: Draft) -> None:
@@ -171,13 +172,15 @@ def adopt(draft: Draft, snapshot: Snapshot) -> None:
     if (old.stickiness, old.audience) != (snapshot.stickiness, snapshot.audience):
         reload(draft)
         draft.record(
-            "RolloutUpdated", "stickiness or audience was edited: other users, so it starts over from weight 0"
+            DecisionReason.ROLLOUT_UPDATED,
+            "stickiness or audience was edited: other users, so it starts over from weight 0",
         )
         return
     if old.reporting != snapshot.reporting:
         reload(draft)
         draft.record(
-            "RolloutUpdated", "evidenceSource or reporting was edited: other evidence, so it starts over from weight 0"
+            DecisionReason.ROLLOUT_UPDATED,
+            "evidenceSource or reporting was edited: other evidence, so it starts over from weight 0",
         )
         return
     here = s.current_step_index + 1
@@ -191,14 +194,12 @@ def adopt(draft: Draft, snapshot: Snapshot) -> None:
         else:
             enter_step(draft, reach[-1])
     draft.set(step=step_label(draft))
-    draft.record("RolloutUpdated", "steps or objectives were edited: edited objectives start from no evidence")
+    draft.record(
+        DecisionReason.ROLLOUT_UPDATED, "steps or objectives were edited: edited objectives start from no evidence"
+    )
 
 
 def kept_rows(old: Snapshot, new: Snapshot, rows: list[ObjectiveStatus]) -> list[ObjectiveStatus]:
     before = {objective.name: definition_hash(objective) for objective in old.objectives}
     same = {o.name for o in new.objectives if before.get(o.name) == definition_hash(o)}
     return [row for row in rows if row.name in same or row.name == sample_ratio.NAME]
-
-
-def named(version: VersionRef | None) -> str:
-    return "nothing" if version is None else f"{version.version} ({short_digest(version.digest)})"

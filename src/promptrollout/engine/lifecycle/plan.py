@@ -1,23 +1,25 @@
 """`plan`: from facts to the next status, top to bottom. Pure: it reads no clock and does no I/O."""
 
+from promptrollout.api.decisions import DecisionReason
 from promptrollout.api.rollout import RolloutStatus, Snapshot
 from promptrollout.engine.lifecycle.analysis import WATCHED, fold, lacking, required
 from promptrollout.engine.lifecycle.conditions import describe
 from promptrollout.engine.lifecycle.draft import ACTIVE, Draft
 from promptrollout.engine.lifecycle.facts import Facts, Plan
 from promptrollout.engine.lifecycle.holds import gather_findings, gather_holds
+from promptrollout.engine.lifecycle.messages import all_missing_text, version_name
 from promptrollout.engine.lifecycle.moves import (
     adopt,
     begin,
     complete,
     current_step,
     enter_step,
-    named,
     overdue,
     settle,
     step_seconds,
     withdraw,
 )
+from promptrollout.engine.lifecycle.reasons import Hold, HoldReason
 from promptrollout.engine.lifecycle.surroundings import (
     note_skipped,
     watch_delivery,
@@ -54,9 +56,11 @@ def plan(facts: Facts, now: int) -> Plan:
     gather_findings(draft)
     if breached is not None and not draft.can_go_back:
         text = f"{breached.name}: {breached.message}; there is nothing to go back to"
-        draft.record("ObjectiveBreached", text, warning=True, evidence=True)
+        draft.record(DecisionReason.OBJECTIVE_BREACHED, text, evidence=True)
     elif breached is not None:
-        withdraw(draft, "ObjectiveBreached", f"{breached.name}: {breached.message}; rolled back", reject=True)
+        withdraw(
+            draft, DecisionReason.OBJECTIVE_BREACHED, f"{breached.name}: {breached.message}; rolled back", reject=True
+        )
     progress(draft)
     describe(draft, lacks=lacking(draft) if draft.status.stage == "Stepping" else [])
     return outcome(draft)
@@ -85,17 +89,25 @@ def recover(draft: Draft) -> None:
             revision=memory.revision,
         )
         draft.enter("Idle", 100)
-        draft.record("StatusRecovered", f"status was lost and rebuilt from the delivery: {named(stable)} is stable")
+        draft.record(
+            DecisionReason.STATUS_RECOVERED,
+            f"status was lost and rebuilt from the delivery: {version_name(stable)} is stable",
+        )
     elif draft.facts.promoted is not None:
         draft.set(stable=draft.facts.promoted, revision=1)
         draft.enter("Idle", 100)
-        draft.record("StatusRecovered", f"rebuilt from the owned copies: {named(draft.facts.promoted)} is stable")
+        draft.record(
+            DecisionReason.STATUS_RECOVERED,
+            f"rebuilt from the owned copies: {version_name(draft.facts.promoted)} is stable",
+        )
     elif desired is not None and not draft.facts.desired.problems:
         first = draft.facts.desired.baseline or desired
         draft.set(stable=first, revision=1)
         draft.set_clock(started_at=draft.now)
         watch_first(draft)
-        draft.record("InitialVersion", f"{named(first)} is the first version, and goes to everybody")
+        draft.record(
+            DecisionReason.INITIAL_VERSION, f"{version_name(first)} is the first version, and goes to everybody"
+        )
 
 
 def stay_in_time(draft: Draft) -> None:
@@ -141,7 +153,7 @@ def follow(draft: Draft) -> None:
     if draft.facts.delivered is not None and draft.facts.delivered.overridden:
         if draft.can_go_back:
             text = "the emergency override sends everybody to stable"
-            withdraw(draft, "EmergencyOverride", text, reject=not s.retracing)
+            withdraw(draft, DecisionReason.EMERGENCY_OVERRIDE, text, reject=not s.retracing)
         return
     if desired is None or draft.facts.desired.problems or snapshot is None:
         return
@@ -150,7 +162,7 @@ def follow(draft: Draft) -> None:
     elif s.stage in ("Idle", "Baking") and desired != s.stable and not draft.is_rejected(desired):
         back = desired == s.previous
         again = draft.attempt_of(desired.digest)
-        why = f"back to what ran before {named(s.stable)}" if back else "the prompt changed"
+        why = f"back to what ran before {version_name(s.stable)}" if back else "the prompt changed"
         why = f"attempt {again}" if again > 1 else why
         begin(draft, desired, snapshot, direct=back, why=why)
 
@@ -166,13 +178,12 @@ def follow_in_progress(draft: Draft) -> None:
     elif desired == s.stable:
         withdraw(
             draft,
-            "RolloutCancelled",
-            f"the spec names {named(desired)} again, which is stable",
+            DecisionReason.ROLLOUT_CANCELLED,
+            f"the spec names {version_name(desired)} again, which is stable",
             reject=False,
-            warning=False,
         )
     else:
-        withdraw(draft, "RolloutSuperseded", f"the spec names {named(desired)} now", reject=False, warning=False)
+        withdraw(draft, DecisionReason.ROLLOUT_SUPERSEDED, f"the spec names {version_name(desired)} now", reject=False)
 
 
 # ---------------------------------------------------------------- where it goes
@@ -199,7 +210,8 @@ def progress(draft: Draft) -> None:
             draft.rest(100)
             old = draft.status.previous
             draft.record(
-                "BakeCompleted", f"{named(old)} is unloaded" if old else "the first version is watched no more"
+                DecisionReason.BAKE_COMPLETED,
+                f"{version_name(old)} is unloaded" if old else "the first version is watched no more",
             )
 
 
@@ -235,33 +247,40 @@ def progress_step(draft: Draft) -> None:
     if step.pause is not None:
         seconds = step.pause.duration_seconds
         if seconds is not None and draft.clock.step_active_seconds >= seconds and not draft.holds and draft.watched():
-            draft.record("PauseCompleted", f"pause of {seconds} s is over; {whereto(snapshot, s)}")
+            draft.record(DecisionReason.PAUSE_COMPLETED, f"pause of {seconds} s is over; {whereto(snapshot, s)}")
             enter_step(draft, s.current_step_index + 1)
         return
     if common_cause_of_the_step(draft) and step_back(draft):
         return
     late = draft.clock.active_seconds >= snapshot.max_duration_seconds and not s.step_time_waived
     if late and snapshot.on_timeout == "Rollback":
-        withdraw(draft, "MaxDurationExceeded", f"{draft.clock.active_seconds} s of active time are over", reject=True)
+        withdraw(
+            draft,
+            DecisionReason.MAX_DURATION_EXCEEDED,
+            f"{draft.clock.active_seconds} s of active time are over",
+            reject=True,
+        )
         return
     if late:
-        draft.holds.append(f"maxDurationSeconds ({snapshot.max_duration_seconds}) is over: promote, abort or undo")
+        draft.holds.append(Hold(HoldReason.MAX_DURATION_EXCEEDED, seconds=snapshot.max_duration_seconds))
     time_is_up = s.step_time_waived or draft.clock.step_active_seconds >= step_seconds(step)
     if draft.holds or not time_is_up:
         return
     missing = lacking(draft)
     if missing and not s.step_approved:
         if snapshot.on_insufficient_traffic == "Rollback" and overdue(draft):
-            text = f"the step's time is up without enough evidence: {'; '.join(missing)}"
-            withdraw(draft, "InsufficientTraffic", text, reject=True)
+            text = f"the step's time is up without enough evidence: {all_missing_text(missing)}"
+            withdraw(draft, DecisionReason.INSUFFICIENT_TRAFFIC, text, reject=True)
         return
     if not draft.watched():
         return
-    how = f"approved by a person without enough evidence ({'; '.join(missing)})" if missing else "passed"
+    how = f"approved by a person without enough evidence ({all_missing_text(missing)})" if missing else "passed"
     if not missing:
         passed = required(draft)  # by the rule of this step
         draft.each_row(lambda row: row.model_copy(update={"verdict": "Pass"}) if row.name in passed else row)
-    draft.record("StepCompleted", f"step {s.step} ({s.weight} %) {how}; {whereto(snapshot, s)}", evidence=True)
+    draft.record(
+        DecisionReason.STEP_COMPLETED, f"step {s.step} ({s.weight} %) {how}; {whereto(snapshot, s)}", evidence=True
+    )
     enter_step(draft, s.current_step_index + 1)
 
 
@@ -287,7 +306,7 @@ def step_back(draft: Draft) -> bool:
         f"both arms have been beyond the bound of {names} since the weight was raised to {s.weight} %: "
         f"back to {snapshot.steps[before[-1]].weight} %, as the canary may use up what both share"
     )
-    draft.record("WeightReduced", text, warning=True, evidence=True)
+    draft.record(DecisionReason.WEIGHT_REDUCED, text, evidence=True)
     enter_step(draft, before[-1])
     return True
 
