@@ -49,6 +49,8 @@ class Run:
     outcome: Outcome
     seconds: int
     """From the first exposure to 100 % or to the rollback; if it held, to the end of the traffic."""
+    reason: str
+    """The decision's; empty if it held."""
     why: str
     """The decision's message; if it held, what the rollout was waiting for."""
     timeline: tuple[Moment, ...]
@@ -351,6 +353,7 @@ class _World:
         return Run(
             outcome=self.outcome,
             seconds=until,
+            reason=self.decided.reason if self.decided else "",
             why=self.decided.message if self.decided else self.status.message,
             timeline=tuple(self.timeline),
             weights=tuple((at - self.origin, weight) for at, weight in self.sent),

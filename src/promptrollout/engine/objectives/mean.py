@@ -329,13 +329,18 @@ class MeanTest:
         reach = "more" if self.more_is_worse else "less"
         return f"a {direction} to {wording.value(self.signal, mean)} or {reach} would have been seen"
 
-    def _difference_text(self, state: MeanState) -> str:
+    def difference(self, state: MeanState) -> tuple[float, float] | None:
         """Anytime-valid interval for the difference of the means (asymptotic: AsympCS on the stratified sums)."""
         sums = state.contrast
         if sums.weight <= 0:
-            return ""
+            return None
         middle = (sums.canary - sums.stable) / sums.weight
         variance = self.users(state) * (sums.canary_spread + sums.stable_spread)
         width = half_width(variance, TUNING * state.scale * state.scale, wording.DISPLAY_LEVEL) / sums.weight
-        text = wording.difference(self.signal, middle - width, middle + width, sums.stable / sums.weight)
-        return wording.fits(text, 96)
+        return middle - width, middle + width
+
+    def _difference_text(self, state: MeanState) -> str:
+        ends, sums = self.difference(state), state.contrast
+        return (
+            "" if ends is None else wording.fits(wording.difference(self.signal, *ends, sums.stable / sums.weight), 96)
+        )

@@ -285,16 +285,20 @@ class RateTest:
             return "too few requests to have seen even a total failure"
         return f"a rise to {wording.share(rate)} or more would have been seen"
 
-    def _difference_text(self, state: RateState) -> str:
+    def difference(self, state: RateState) -> tuple[float, float] | None:
         """Anytime-valid interval for the difference in share (asymptotic: AsympCS on the stratified sums)."""
         sums = state.contrast
         if sums.weight <= 0:
-            return ""
+            return None
         v_c, v_s = _variance(state.canary_bad, state.canary), _variance(state.stable_bad, state.stable)
         middle = (sums.canary - sums.stable) / sums.weight
         variance = self.users(state) * (v_c * sums.canary_spread + v_s * sums.stable_spread)
         width = half_width(variance, _RHO, wording.DISPLAY_LEVEL) / sums.weight
-        return wording.fits(wording.share_difference(middle - width, middle + width), 96)
+        return max(middle - width, -1.0), min(middle + width, 1.0)
+
+    def _difference_text(self, state: RateState) -> str:
+        ends = self.difference(state)
+        return "" if ends is None else wording.fits(wording.share_difference(*ends), 96)
 
 
 def _log_values(theta0: float, multiple: float, rate: float, strata: Sequence[Counts]) -> float:
