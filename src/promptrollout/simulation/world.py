@@ -12,7 +12,8 @@ from promptrollout.api.rollout import Decision, ObjectiveStatus, RolloutSpec, Ro
 from promptrollout.engine.lifecycle.analysis import is_outage
 from promptrollout.engine.lifecycle.facts import Delivered, DeliveryIntent, Desired, Facts, Plan
 from promptrollout.engine.lifecycle.moves import BASELINE_INTERVALS, step_seconds
-from promptrollout.engine.lifecycle.plan import COMMON_SECONDS, plan
+from promptrollout.engine.lifecycle.plan import plan
+from promptrollout.engine.lifecycle.progress import COMMON_SECONDS
 from promptrollout.engine.objectives import sample_ratio
 from promptrollout.engine.objectives.definitions import bounds_of
 from promptrollout.engine.statistics.evidence import Evidence, Interval
@@ -26,7 +27,7 @@ EPOCH = 1_800_000_000
 SETTLE_PLANS = 12
 """More moves than a rollout can make at one moment."""
 PAUSE_INTERVALS = 2
-"""A longer gap between two plans does not count towards a pause: see engine.plan.tick."""
+"""A longer gap between two plans does not count towards a pause: see engine.lifecycle.progress.count_time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from promptrollout.api.rollout import ObjectiveStatus
-from promptrollout.engine.lifecycle.analysis import Line, is_outage, lacking, levels
+from promptrollout.engine.lifecycle.analysis import Line, is_outage, levels, missing_evidence
 from promptrollout.engine.lifecycle.draft import Draft
 from promptrollout.engine.lifecycle.messages import missing_text
 from promptrollout.engine.statistics.evidence import Arm, Counts, Interval
@@ -149,7 +149,7 @@ def lacks(found: ObjectiveStatus | None, index: int = 0, **objective: object) ->
     world = started(snapshot(objectives=[ERRORS.model_copy(update=objective)]))
     draft = Draft(world.facts(), world.now)
     draft.set(analysis=[found] if found else [], current_step_index=index, weight=10)
-    return [missing_text(each) for each in lacking(draft)]
+    return [missing_text(each) for each in missing_evidence(draft)]
 
 
 def changed(**fields: object) -> ObjectiveStatus:
@@ -184,6 +184,6 @@ def test_a_mean_lacks_its_gate_first() -> None:
     assert lacks(None, **cost) == ["errors: 0 of 300 canary samples before it is judged"]
 
 
-def test_without_analysis_nothing_is_lacking() -> None:
+def test_without_analysis_nothing_is_missing_evidence() -> None:
     world = started(snapshot(analyse=False))
-    assert lacking(Draft(world.facts(), world.now)) == []
+    assert missing_evidence(Draft(world.facts(), world.now)) == []

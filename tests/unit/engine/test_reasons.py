@@ -15,7 +15,7 @@ from promptrollout.api.rollout import Stage
 from tests.unit.engine.test_conditions import SITUATIONS
 
 PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
-POSITION = {"record": 0, "withdraw": 1}
+POSITION = {"record": 0, "withdraw": 1, "Withdraw": 0, "EnterStep": 1}
 """Of the reason among the arguments."""
 
 
@@ -33,6 +33,8 @@ def recorded(source: str) -> Iterator[str]:
         called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         if called not in POSITION:
             continue
+        if len(call.args) <= POSITION[called]:
+            continue  # a step that is entered without a decision
         given = call.args[POSITION[called]]
         if not isinstance(given, ast.Name):
             yield from members(given, "DecisionReason")

@@ -45,8 +45,8 @@ def levels(snapshot: Snapshot, attempt: int) -> Levels:
     )
 
 
-def fold(draft: Draft) -> ObjectiveStatus | None:
-    """Take in all intervals up to the first breach. Returns the row in breach, if any.
+def fold_evidence(draft: Draft, *, held: bool) -> ObjectiveStatus | None:
+    """Add all intervals up to the first breach. Returns the row in breach, if any. `held`: they are no active time.
 
     Looking after each interval (and not only after the last) makes a restart or an outage decide as if it had not been.
     """
@@ -56,7 +56,7 @@ def fold(draft: Draft) -> ObjectiveStatus | None:
     due = [interval for interval in draft.facts.evidence.intervals if interval.start >= until]
     if not due:
         return None
-    table, unreachable = Table(draft, s.snapshot), draft.clock.unreachable_since
+    table, unreachable = Table(draft, s.snapshot, held=held), draft.clock.unreachable_since
     for text in table.unreadable:
         draft.record(DecisionReason.EVIDENCE_RESTARTED, text)
     for interval in due:
@@ -106,7 +106,7 @@ class Table:
     """The analysis table while intervals are folded in. Without counts a row stays as it is: no evidence is never a
     pass."""
 
-    def __init__(self, draft: Draft, snapshot: Snapshot) -> None:
+    def __init__(self, draft: Draft, snapshot: Snapshot, *, held: bool) -> None:
         s, clock, step = draft.status, draft.clock, current_step(draft)
         before = {row.name: row for row in s.analysis}
         self._levels = levels(snapshot, s.attempt)
@@ -114,8 +114,8 @@ class Table:
         self._weight = s.weight
         self._acknowledged = clock.acknowledged_at
         self._exposed = (clock.exposed_at or 0) // snapshot.interval_seconds * snapshot.interval_seconds
-        # pauses are measured by the clock, see plan.tick
-        self._counts_time = not draft.holds and (step is None or step.pause is None)
+        # pauses are measured by the clock, see progress.count_time
+        self._counts_time = not held and (step is None or step.pause is None)
         self._outage_since, self._common_since = clock.outage_since, clock.common_since
         self._unmeasured_since = clock.unmeasured_since
         self._step_seconds, self._seconds = clock.step_active_seconds, clock.active_seconds
@@ -236,7 +236,7 @@ def required(draft: Draft) -> set[str]:
     return {objective.name for objective in objectives if s.weight >= signal_of(objective).from_weight}
 
 
-def lacking(draft: Draft) -> list[MissingEvidence]:
+def missing_evidence(draft: Draft) -> list[MissingEvidence]:
     """What each objective still lacks before the present step may pass; empty when all of them pass."""
     s = draft.status
     if s.snapshot is None or not s.snapshot.analyse:

@@ -1,5 +1,6 @@
 """Phase, message and conditions: what people and tools read, derived from the rest of the status."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from promptrollout.api.conditions import ConditionReason, ConditionType
@@ -15,7 +16,7 @@ from promptrollout.engine.lifecycle.messages import (
     version_name,
 )
 from promptrollout.engine.lifecycle.moves import current_step, overdue
-from promptrollout.engine.lifecycle.reasons import MissingEvidence
+from promptrollout.engine.lifecycle.reasons import Hold, MissingEvidence
 from promptrollout.engine.statistics.evidence import Evidence
 
 HEAVY_PERCENT = 20
@@ -25,7 +26,7 @@ Truth = tuple[bool | None, str, str]
 """Status (None: Unknown), reason, message. A reason that comes out of the status may be of another release."""
 
 
-def describe(draft: Draft, lacks: list[MissingEvidence]) -> None:
+def describe(draft: Draft, holds: Sequence[Hold], missing: list[MissingEvidence]) -> None:
     """Fill in `phase`, `message`, `delivery`, `observedGeneration` and all conditions."""
     facts = draft.facts
     draft.set(observed_generation=facts.generation)
@@ -38,8 +39,8 @@ def describe(draft: Draft, lacks: list[MissingEvidence]) -> None:
         )
     if draft.status.stage == "Idle" and draft.desired is not None:
         draft.set(weight=100 if draft.desired == draft.status.stable else 0)
-    insufficient = insufficient_traffic(draft, lacks)
-    phase, reason, message = summary(draft, lacks, insufficient)
+    insufficient = insufficient_traffic(draft, holds, missing)
+    phase, reason, message = summary(draft, holds, missing, insufficient)
     announce(draft, message, insufficient)
     message += f"; {facts.note}" if facts.note else ""
     draft.set(phase=phase, message=message[:1024])
@@ -57,15 +58,17 @@ def announce(draft: Draft, message: str, insufficient: bool) -> None:
         draft.record(DecisionReason.INVALID_SPEC, problems_text(problems))
 
 
-def insufficient_traffic(draft: Draft, lacks: list[MissingEvidence]) -> bool:
-    """The step's time has been up for a while, or was waived, and evidence is still lacking."""
+def insufficient_traffic(draft: Draft, holds: Sequence[Hold], missing: list[MissingEvidence]) -> bool:
+    """The step's time has been up for a while, or was skipped, and evidence is still missing."""
     step, snapshot = current_step(draft), draft.status.snapshot
-    if step is None or step.weight is None or snapshot is None or not lacks or draft.holds:
+    if step is None or step.weight is None or snapshot is None or not missing or holds:
         return False
     return draft.status.step_time_waived or overdue(draft)
 
 
-def summary(draft: Draft, lacks: list[MissingEvidence], insufficient: bool) -> tuple[str, str, str]:
+def summary(
+    draft: Draft, holds: Sequence[Hold], missing: list[MissingEvidence], insufficient: bool
+) -> tuple[str, str, str]:
     """Phase, reason and the one sentence that stands for the whole."""
     s, facts = draft.status, draft.facts
     problems = facts.desired.problems
@@ -80,7 +83,7 @@ def summary(draft: Draft, lacks: list[MissingEvidence], insufficient: bool) -> t
         text = f"taking {version_name(s.canary)} back ({s.withdrawal}): {acknowledged(draft)}"
         return ("Degraded" if rejected else "Progressing"), s.withdrawal or ConditionReason.WITHDRAWING, text
     if s.stage in ACTIVE:
-        return summary_in_progress(draft, lacks, insufficient)
+        return summary_in_progress(draft, holds, missing, insufficient)
     if facts.delivered is not None and facts.delivered.overridden:
         text = f"the emergency override sends everybody to {version_name(s.stable)}; "
         text += f"take it away with `promptrollout emergency clear {facts.name}`"
@@ -112,14 +115,16 @@ def summary(draft: Draft, lacks: list[MissingEvidence], insufficient: bool) -> t
     return "Healthy", ConditionReason.HEALTHY, f"{version_name(s.stable)} serves 100 %"
 
 
-def summary_in_progress(draft: Draft, lacks: list[MissingEvidence], insufficient: bool) -> tuple[str, str, str]:
+def summary_in_progress(
+    draft: Draft, holds: Sequence[Hold], missing: list[MissingEvidence], insufficient: bool
+) -> tuple[str, str, str]:
     s, step = draft.status, current_step(draft)
     head = f"{version_name(s.canary)} at {s.weight} %"
     if draft.facts.desired.problems:
-        return "Paused", ConditionReason.INVALID_SPEC, f"{head}, held: {holds_text(draft.holds[:1])}"
-    if draft.holds:
-        paused = any(hold.is_pause for hold in draft.holds)
-        text = f"{head}, held: {holds_text(draft.holds)}"
+        return "Paused", ConditionReason.INVALID_SPEC, f"{head}, held: {holds_text(holds[:1])}"
+    if holds:
+        paused = any(hold.is_pause for hold in holds)
+        text = f"{head}, held: {holds_text(holds)}"
         return ("Paused" if paused else "Progressing"), ConditionReason.HELD, text
     if draft.clock.acknowledged_at is None:
         return "Progressing", s.stage or "Progressing", f"{head}: {acknowledged(draft)}"
@@ -130,11 +135,11 @@ def summary_in_progress(draft: Draft, lacks: list[MissingEvidence], insufficient
         action = s.snapshot.on_insufficient_traffic if s.snapshot else "Hold"
         ask = "approve with promote, or abort" if action == "RequireApproval" else "holding"
         paused = action == "RequireApproval"
-        text = f"{head}, {ask}: {first_missing_text(lacks)}"
+        text = f"{head}, {ask}: {first_missing_text(missing)}"
         return ("Paused" if paused else "Progressing"), ConditionReason.INSUFFICIENT_TRAFFIC, text
-    waits = f"; waiting for {first_missing_text(lacks)}" if lacks else ""
+    waits = f"; waiting for {first_missing_text(missing)}" if missing else ""
     unassigned = draft.facts.delivered.unassigned_share_percent if draft.facts.delivered else 0
-    waits += f"; {unassigned} % of the requests come without a stickiness key" if lacks and unassigned else ""
+    waits += f"; {unassigned} % of the requests come without a stickiness key" if missing and unassigned else ""
     return "Progressing", s.stage or "Progressing", f"{head}, step {s.step}{waits}"
 
 

@@ -8,7 +8,6 @@ from promptrollout.api.decisions import DECISIONS, DecisionReason
 from promptrollout.api.delivery import Attempt, Memory, RejectedVersion, VersionRef
 from promptrollout.api.rollout import Clock, Decision, ObjectiveStatus, RolloutStatus
 from promptrollout.engine.lifecycle.facts import DeliveryIntent, Facts
-from promptrollout.engine.lifecycle.reasons import Hold
 
 HISTORY = 10
 REMEMBERED = 20
@@ -32,9 +31,8 @@ class Draft:
         self.now = now
         self.status: RolloutStatus = facts.status
         self.decisions: list[Decision] = []
-        self.holds: list[Hold] = []
-        """Why nothing may advance now."""
         self.wants_contact = False
+        """The plan asks whether the metrics source is there."""
 
     # ------------------------------------------------------------ reading
 
@@ -71,14 +69,12 @@ class Draft:
         snapshot = self.status.snapshot
         return snapshot is not None and snapshot.analyse and not self.facts.evidence.available
 
-    def watched(self) -> bool:
-        """Whether the metrics source is there, as of a moment ago. If that is not known, the plan asks for it: a canary
-        that met users right after its source had died would be watched by nobody."""
+    @property
+    def source_confirmed(self) -> bool:
+        """The metrics source answered a moment ago, or need not. Else it is asked before more users meet the canary:
+        right after a failure of the source the metrics would not show what the canary does to them."""
         snapshot = self.status.snapshot
-        if snapshot is None or not snapshot.analyse or self.status.direct or self.facts.evidence.confirmed:
-            return True
-        self.wants_contact = True
-        return False
+        return snapshot is None or not snapshot.analyse or self.status.direct or self.facts.evidence.confirmed
 
     def attempt_of(self, digest: str) -> int:
         return next((a.attempt for a in self.status.attempts if a.digest == digest), 1)

@@ -6,6 +6,7 @@ from promptrollout.engine.lifecycle.analysis import WATCHED
 from promptrollout.engine.lifecycle.conditions import heavy_key
 from promptrollout.engine.lifecycle.draft import Draft
 from promptrollout.engine.lifecycle.messages import problem_text
+from promptrollout.engine.lifecycle.moves import is_late
 from promptrollout.engine.lifecycle.reasons import Hold, HoldReason
 from promptrollout.engine.objectives import sample_ratio
 
@@ -15,26 +16,27 @@ UNMEASURED_SECONDS = 60
 """New pods are scraped within a moment. Where nothing comes for longer, somebody should look why."""
 
 
-def gather_holds(draft: Draft) -> None:
+def holds_from_outside(draft: Draft) -> list[Hold]:
     """What people and surroundings forbid now. A breach rolls back through all of it."""
     facts, s = draft.facts, draft.status
-    draft.holds.clear()
+    holds: list[Hold] = []
     if not s.retracing:
         if facts.spec.paused:
-            draft.holds.append(Hold(HoldReason.SPEC_PAUSED))
+            holds.append(Hold(HoldReason.SPEC_PAUSED))
         if s.paused:
-            draft.holds.append(Hold(HoldReason.PAUSED))
+            holds.append(Hold(HoldReason.PAUSED))
         if facts.frozen:
-            draft.holds.append(Hold(HoldReason.FROZEN, facts.frozen))
-        draft.holds += [Hold(HoldReason.INVALID_SPEC, problem_text(problem)) for problem in facts.desired.problems[:1]]
+            holds.append(Hold(HoldReason.FROZEN, facts.frozen))
+        holds += [Hold(HoldReason.INVALID_SPEC, problem_text(problem)) for problem in facts.desired.problems[:1]]
         if facts.desired.version is None and not facts.desired.problems:
-            draft.holds.append(Hold(HoldReason.VERSION_MISSING))
+            holds.append(Hold(HoldReason.VERSION_MISSING))
         if draft.blind and s.stage in ("Loading", *WATCHED):
-            draft.holds.append(Hold(HoldReason.METRICS_UNAVAILABLE, facts.evidence.problem))
+            holds.append(Hold(HoldReason.METRICS_UNAVAILABLE, facts.evidence.problem))
         if s.stage in ("Loading", "Stepping") and not s.direct and (hold := _suspicion(draft)):
-            draft.holds.append(hold)
+            holds.append(hold)
     if draft.clock.unreachable_since is not None:
-        draft.holds.append(Hold(HoldReason.CANARY_PROVIDER_UNREACHABLE))
+        holds.append(Hold(HoldReason.CANARY_PROVIDER_UNREACHABLE))
+    return holds
 
 
 def _suspicion(draft: Draft) -> Hold | None:
@@ -49,27 +51,37 @@ def _suspicion(draft: Draft) -> Hold | None:
     return None
 
 
-def gather_findings(draft: Draft) -> None:
-    """What the intervals themselves forbid, once they are folded in. Which of them count as active time is decided one
-    by one there, so that many at once, after a restart, make no other durations than one at a time."""
+def holds_from_evidence(draft: Draft) -> list[Hold]:
+    """What the intervals forbid, once they are folded in. Which of them count as active time is decided one by one
+    there, so that many at once, after a restart, make no other durations than one at a time."""
     s = draft.status
     if s.stage not in ("Stepping", "Promoting") or s.retracing:
-        return
+        return []
+    holds: list[Hold] = []
     if draft.clock.outage_since is not None:
-        draft.holds.append(Hold(HoldReason.STABLE_FAILS))
+        holds.append(Hold(HoldReason.STABLE_FAILS))
     until, snapshot = draft.clock.evaluated_until, s.snapshot
     if snapshot is not None and snapshot.analyse and until is not None:
         behind = draft.now - until
         if behind > READ_INTERVALS * snapshot.interval_seconds:
-            draft.holds.append(Hold(HoldReason.EVIDENCE_BEHIND, seconds=behind))
+            holds.append(Hold(HoldReason.EVIDENCE_BEHIND, seconds=behind))
     if s.stage == "Stepping" and not s.step_approved:
         if (since := _unmeasured_since(draft)) is not None:
-            draft.holds.append(Hold(HoldReason.NOTHING_MEASURED, seconds=since))
+            holds.append(Hold(HoldReason.NOTHING_MEASURED, seconds=since))
         mismatches = (row for row in s.analysis if row.name == sample_ratio.NAME and row.common_cause)
-        draft.holds += [Hold(HoldReason.SAMPLE_RATIO_MISMATCH, row.message) for row in mismatches]
+        holds += [Hold(HoldReason.SAMPLE_RATIO_MISMATCH, row.message) for row in mismatches]
         dominated, _, message = heavy_key(draft)
         if dominated:
-            draft.holds.append(Hold(HoldReason.HEAVY_KEY, message))
+            holds.append(Hold(HoldReason.HEAVY_KEY, message))
+    return holds
+
+
+def holds_from_time(draft: Draft) -> list[Hold]:
+    """The whole rollout has taken longer than it may, and a person decides what happens then."""
+    snapshot = draft.status.snapshot
+    if snapshot is None or snapshot.on_timeout == "Rollback" or not is_late(draft):
+        return []
+    return [Hold(HoldReason.MAX_DURATION_EXCEEDED, seconds=snapshot.max_duration_seconds)]
 
 
 def _unmeasured_since(draft: Draft) -> int | None:

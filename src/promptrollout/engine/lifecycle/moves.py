@@ -1,4 +1,7 @@
-"""The moves of a rollout's life: begin, step, promote, withdraw. Each leaves its decision record."""
+"""The moves of a rollout's life, as values and as what each does: begin, step, promote, withdraw. Each leaves its
+decision record."""
+
+from dataclasses import dataclass
 
 from promptrollout.api.decisions import DecisionReason
 from promptrollout.api.delivery import VersionRef
@@ -15,6 +18,101 @@ BASELINE_INTERVALS = 60
 """So many before the canary met its first user are read as well: they say how much stable fluctuates by itself."""
 GRACE_INTERVALS = 10
 """So many intervals after twice a step's time evidence may still be on its way."""
+
+
+# ---------------------------------------------------------------- as values
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    version: VersionRef
+    snapshot: Snapshot
+    direct: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRules:
+    """A person may have edited steps or objectives."""
+
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class EnterStep:
+    """Go to step `index`, or to 100 % behind the last one; with the decision to record, if any."""
+
+    index: int
+    reason: DecisionReason | None = None
+    message: str = ""
+    evidence: bool = False
+    passed: frozenset[str] = frozenset()
+    """Objectives that the step before has proved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """100 % is acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndBake:
+    """The old arm is unloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    reason: DecisionReason
+    message: str
+    reject: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FinishWithdrawal:
+    """Weight 0 is acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBreach:
+    """Of a version that has nothing to go back to."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContactSource:
+    """Ask the metrics source whether it is there, then plan again."""
+
+
+Move = Begin | UpdateRules | EnterStep | Complete | EndBake | Withdraw | FinishWithdrawal | RecordBreach | ContactSource
+
+
+def apply_move(draft: Draft, move: Move | None) -> None:
+    match move:
+        case Begin():
+            begin(draft, move.version, move.snapshot, direct=move.direct, why=move.why)
+        case UpdateRules():
+            update_rules(draft, move.snapshot)
+        case EnterStep():
+            draft.each_row(lambda row: row.model_copy(update={"verdict": "Pass"}) if row.name in move.passed else row)
+            if move.reason is not None:
+                draft.record(move.reason, move.message, evidence=move.evidence)
+            enter_step(draft, move.index)
+        case Complete():
+            complete(draft)
+        case EndBake():
+            end_bake(draft)
+        case Withdraw():
+            withdraw(draft, move.reason, move.message, reject=move.reject)
+        case FinishWithdrawal():
+            finish_withdrawal(draft)
+        case RecordBreach():
+            draft.record(DecisionReason.OBJECTIVE_BREACHED, move.message, evidence=True)
+        case ContactSource():
+            draft.wants_contact = True
+
+
+# ---------------------------------------------------------------- what each does
 
 
 def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool, why: str) -> None:
@@ -76,6 +174,14 @@ def overdue(draft: Draft) -> bool:
     return draft.clock.step_active_seconds >= 2 * step_seconds(step) + GRACE_INTERVALS * snapshot.interval_seconds
 
 
+def is_late(draft: Draft) -> bool:
+    """All of maxDurationSeconds is over in a weight step that pods have confirmed, and nobody let it go on."""
+    step, s, begun = current_step(draft), draft.status, draft.clock.acknowledged_at
+    if step is None or step.weight is None or s.snapshot is None or begun is None or draft.now < begun:
+        return False
+    return draft.clock.active_seconds >= s.snapshot.max_duration_seconds and not s.step_time_waived
+
+
 def is_last_weight(snapshot: Snapshot, index: int) -> bool:
     """Behind it everybody is on the canary, and nothing can be compared with stable any more."""
     here = snapshot.steps[index].weight if index < len(snapshot.steps) else None
@@ -120,6 +226,13 @@ def complete(draft: Draft) -> None:
     draft.record(DecisionReason.ROLLOUT_COMPLETED, text)
 
 
+def end_bake(draft: Draft) -> None:
+    draft.rest(100)
+    old = draft.status.previous
+    text = f"{version_name(old)} is unloaded" if old else "the first version is watched no more"
+    draft.record(DecisionReason.BAKE_COMPLETED, text)
+
+
 def withdraw(draft: Draft, why: DecisionReason, message: str, *, reject: bool) -> None:
     """Weight 0 at once. A rejected digest stays rejected until `retry`."""
     s = draft.status
@@ -136,7 +249,7 @@ def withdraw(draft: Draft, why: DecisionReason, message: str, *, reject: bool) -
     draft.set(step="")
 
 
-def settle(draft: Draft) -> None:
+def finish_withdrawal(draft: Draft) -> None:
     """Weight 0 is acknowledged everywhere: the canary's arm can be removed."""
     why, canary = draft.status.withdrawal, draft.status.canary
     if why in STARTS_OVER and not draft.is_rejected(canary):
@@ -159,7 +272,7 @@ def reload(draft: Draft) -> None:
     draft.set_clock(exposed_at=None, evaluated_until=None, outage_since=None, unmeasured_since=None, trial_at=None)
 
 
-def adopt(draft: Draft, snapshot: Snapshot) -> None:
+def update_rules(draft: Draft, snapshot: Snapshot) -> None:
     """A person edited steps or objectives in mid-canary. The weight is never raised by the edit itself."""
     s = draft.status
     old = s.snapshot

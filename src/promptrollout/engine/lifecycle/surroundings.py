@@ -98,7 +98,7 @@ def watch_metrics(draft: Draft) -> None:
         draft.record(DecisionReason.METRICS_LOST, f"{text}: it is at the first weight already, and stays there")
 
 
-def note_skipped(draft: Draft) -> None:
+def record_skipped_metrics(draft: Draft) -> None:
     """Intervals that could not be read were skipped: somebody should know, but not each minute."""
     clock = draft.clock
     due = [i for i in draft.facts.evidence.intervals if i.problem and i.start >= (clock.evaluated_until or 0)]

@@ -13,7 +13,7 @@ from promptrollout.engine.lifecycle.reasons import Refusal, RefusalReason
 from promptrollout.engine.objectives import sample_ratio
 
 
-def obey(draft: Draft) -> None:
+def apply_command(draft: Draft) -> None:
     """Carry out the annotation's command once, or refuse it with an Event. A handled id never acts again."""
     command = draft.facts.command
     if command is None or draft.status.stage is None:
@@ -24,9 +24,10 @@ def obey(draft: Draft) -> None:
         isinstance(command, Command)
         and command.verb == "promote"
         and ends_pause(draft)
-        and not (draft.blind or draft.watched())
+        and not (draft.blind or draft.source_confirmed)
     ):
-        return  # the metrics source is asked first, and the next plan obeys
+        draft.wants_contact = True
+        return  # the metrics source is asked first, and the next plan applies it
     draft.set(handled_commands=[command.id, *draft.status.handled_commands][:REMEMBERED])
     if isinstance(command, MalformedCommand):
         draft.record(DecisionReason.COMMAND_REFUSED, malformed_text(command), command=command.id)
