@@ -54,7 +54,7 @@ class Doubt:
 
 
 def wants_proof(objective: Objective, step: WeightStep) -> bool:
-    """Whether a step passes only when the canary is shown to be within its margin (`missing_evidence` of the engine)."""
+    """Whether a step passes only on proof that the canary is within its margin (see `missing_evidence`)."""
     return (objective.advance_on or ("NonInferior" if step.last else "NoBreach")) == "NonInferior"
 
 

@@ -56,21 +56,21 @@ def fold_evidence(draft: Draft, *, held: bool) -> ObjectiveStatus | None:
     due = [interval for interval in draft.facts.evidence.intervals if interval.start >= until]
     if not due:
         return None
-    table, unreachable = Table(draft, s.snapshot, held=held), draft.clock.unreachable_since
-    for text in table.unreadable:
+    analysis, unreachable = AnalysisFold(draft, s.snapshot, held=held), draft.clock.unreachable_since
+    for text in analysis.unreadable:
         draft.record(DecisionReason.EVIDENCE_RESTARTED, text)
     for interval in due:
         # an outage of the canary's provider is no verdict on the canary, nor is what it did before it was noticed
         if unreachable is None or interval.end <= unreachable - s.snapshot.interval_seconds:
-            table.take(interval)
-        if table.breached is not None:
+            analysis.add(interval)
+        if analysis.breached is not None:
             break
-    draft.set_clock(evaluated_until=interval.end, **table.clock)
-    draft.set(analysis=table.rows())
-    return next((row for row in draft.status.analysis if row.name == table.breached), None)
+    draft.set_clock(evaluated_until=interval.end, **analysis.clock)
+    draft.set(analysis=analysis.rows())
+    return next((row for row in draft.status.analysis if row.name == analysis.breached), None)
 
 
-class Line:
+class ObjectiveFold:
     """One objective's row while intervals are folded in: its test, and the test's state in plain numbers."""
 
     def __init__(self, objective: Objective, row: ObjectiveStatus | None) -> None:
@@ -86,7 +86,7 @@ class Line:
         except ValueError as error:
             self.state, self.step_samples, self.unreadable = self.test.start(), 0, str(error)
 
-    def take(self, strata: Sequence[Counts], weight: int, *, promotable: bool, outage: bool) -> None:
+    def add(self, strata: Sequence[Counts], weight: int, *, promotable: bool, outage: bool) -> None:
         if weight < self.signal.from_weight:
             strata, promotable = [counts.stable_alone() for counts in strata], False
         if promotable and self.step_samples == 0:
@@ -99,10 +99,10 @@ class Line:
 
     def result(self, at: Levels) -> ObjectiveStatus:
         judgement = self.test.judge(self.state, at)
-        return told(self.row, judgement, step_samples=self.step_samples, checkpoint=self.test.encode(self.state))
+        return updated_row(self.row, judgement, step_samples=self.step_samples, checkpoint=self.test.encode(self.state))
 
 
-class Table:
+class AnalysisFold:
     """The analysis table while intervals are folded in. Without counts a row stays as it is: no evidence is never a
     pass."""
 
@@ -110,7 +110,7 @@ class Table:
         s, clock, step = draft.status, draft.clock, current_step(draft)
         before = {row.name: row for row in s.analysis}
         self._levels = levels(snapshot, s.attempt)
-        self._lines = [Line(objective, before.get(objective.name)) for objective in snapshot.objectives]
+        self._folds = [ObjectiveFold(objective, before.get(objective.name)) for objective in snapshot.objectives]
         self._weight = s.weight
         self._acknowledged = clock.acknowledged_at
         self._exposed = (clock.exposed_at or 0) // snapshot.interval_seconds * snapshot.interval_seconds
@@ -128,7 +128,7 @@ class Table:
     @property
     def unreadable(self) -> list[str]:
         """Whose evidence starts anew, as what was kept of it cannot be read, and why."""
-        return [f"{line.objective.name}: {line.unreadable}" for line in self._lines if line.unreadable]
+        return [f"{fold.objective.name}: {fold.unreadable}" for fold in self._folds if fold.unreadable]
 
     @property
     def clock(self) -> dict[str, int | None]:
@@ -141,12 +141,12 @@ class Table:
             "active_seconds": self._seconds,
         }
 
-    def take(self, interval: Interval) -> None:
+    def add(self, interval: Interval) -> None:
         """One interval into every row, and its length into the durations that it was active for."""
-        outage = is_outage([line.objective for line in self._lines], interval)
+        outage = is_outage([fold.objective for fold in self._folds], interval)
         if outage != (self._outage_since is not None):
             self._outage_since = interval.start if outage else None
-        unmeasured = bool(self._lines) and not interval.counts
+        unmeasured = bool(self._folds) and not interval.counts
         if unmeasured != (self._unmeasured_since is not None):
             self._unmeasured_since = interval.start if unmeasured else None
         promotable = self._acknowledged is not None and interval.start >= self._acknowledged and not outage
@@ -154,29 +154,29 @@ class Table:
             self._step_seconds += interval.end - interval.start
             self._seconds += interval.end - interval.start
         counted, settled = False, promotable and interval.start >= (self._acknowledged or 0) + ENDED_SECONDS
-        for line in self._lines:
-            strata = interval.counts.get(line.objective.name)
+        for fold in self._folds:
+            strata = interval.counts.get(fold.objective.name)
             if strata is None:
                 continue
             if interval.end <= self._exposed:  # what an earlier attempt left there is not this one's evidence
                 strata = tuple(counts.stable_alone() for counts in strata)
-            line.take(strata, self._weight, promotable=promotable, outage=outage)
-            if settled and not counted and line.objective.signal == "ErrorRate" and 0 < self._weight < 100:
+            fold.add(strata, self._weight, promotable=promotable, outage=outage)
+            if settled and not counted and fold.objective.signal == "ErrorRate" and 0 < self._weight < 100:
                 counted, self._ratio = True, self._ratio.observe(strata, self._weight / 100)
-            if self.breached is None and not line.was_in_breach and line.test.breached(line.state, self._levels):
-                self.breached = line.objective.name
+            if self.breached is None and not fold.was_in_breach and fold.test.breached(fold.state, self._levels):
+                self.breached = fold.objective.name
 
-        common = any(line.state.suspicion >= SUSPECT for line in self._lines)
+        common = any(fold.state.suspicion >= SUSPECT for fold in self._folds)
         self._common_since = (self._common_since or interval.start) if common else None
 
     def rows(self) -> list[ObjectiveStatus]:
-        rows = [line.result(self._levels) for line in self._lines]
+        rows = [fold.result(self._levels) for fold in self._folds]
         if self._ratio.surplus:
             ratio = self._ratio_row or ObjectiveStatus(
                 name=sample_ratio.NAME, signal=sample_ratio.SIGNAL, verdict="NoEvidence"
             )
             rows.append(
-                told(ratio, self._ratio.judge(), step_samples=0, checkpoint=self._ratio.encode()).model_copy(
+                updated_row(ratio, self._ratio.judge(), step_samples=0, checkpoint=self._ratio.encode()).model_copy(
                     update={"common_cause": self._ratio.mismatch or None}
                 )
             )
@@ -205,7 +205,7 @@ def is_outage(objectives: Iterable[Objective], interval: Interval) -> bool:
     return False
 
 
-def told(row: ObjectiveStatus, judgement: Judgement, *, step_samples: int, checkpoint: str) -> ObjectiveStatus:
+def updated_row(row: ObjectiveStatus, judgement: Judgement, *, step_samples: int, checkpoint: str) -> ObjectiveStatus:
     """The row with what a test says now."""
     return row.model_copy(
         update={

@@ -22,7 +22,7 @@ from promptrollout.engine.statistics.evidence import Evidence
 HEAVY_PERCENT = 20
 """One stickiness key with a larger part of the requests makes the arms' figures its own."""
 
-Truth = tuple[bool | None, str, str]
+ConditionValue = tuple[bool | None, str, str]
 """Status (None: Unknown), reason, message. A reason that comes out of the status may be of another release."""
 
 
@@ -44,7 +44,7 @@ def describe(draft: Draft, holds: Sequence[Hold], missing: list[MissingEvidence]
     announce(draft, message, insufficient)
     message += f"; {facts.note}" if facts.note else ""
     draft.set(phase=phase, message=message[:1024])
-    set_conditions(draft, truths(draft, phase, reason, message, insufficient))
+    set_conditions(draft, condition_values(draft, phase, reason, message, insufficient))
 
 
 def announce(draft: Draft, message: str, insufficient: bool) -> None:
@@ -153,7 +153,9 @@ def acknowledged(draft: Draft) -> str:
     )
 
 
-def truths(draft: Draft, phase: str, reason: str, message: str, insufficient: bool) -> dict[ConditionType, Truth]:
+def condition_values(
+    draft: Draft, phase: str, reason: str, message: str, insufficient: bool
+) -> dict[ConditionType, ConditionValue]:
     s, facts = draft.status, draft.facts
     problems = facts.desired.problems
     stalled = phase == "Degraded" or bool(problems)
@@ -203,14 +205,14 @@ def truths(draft: Draft, phase: str, reason: str, message: str, insufficient: bo
     }
 
 
-def metrics_available(evidence: Evidence, analysing: bool) -> Truth:
+def metrics_available(evidence: Evidence, analysing: bool) -> ConditionValue:
     if not analysing:
         return None, ConditionReason.NOT_ANALYSING, ""
     reason = ConditionReason.AVAILABLE if evidence.available else ConditionReason.METRICS_UNAVAILABLE
     return evidence.available, reason, evidence.problem
 
 
-def key_missing(draft: Draft, share_percent: int | None) -> Truth:
+def key_missing(draft: Draft, share_percent: int | None) -> ConditionValue:
     """As it was while no pod is asked."""
     if share_percent is None:
         old = next((c for c in draft.status.conditions if c.type == ConditionType.ASSIGNMENT_KEY_MISSING), None)
@@ -225,7 +227,7 @@ def key_missing(draft: Draft, share_percent: int | None) -> Truth:
     return True, ConditionReason.KEY_MISSING, text
 
 
-def heavy_key(draft: Draft) -> Truth:
+def heavy_key(draft: Draft) -> ConditionValue:
     """As it was while no pod is asked. Of requests that are each a unit of their own, no key is looked at."""
     share_percent = draft.facts.delivered.heavy_key_share_percent if draft.facts.delivered else None
     if share_percent is None:
@@ -239,7 +241,7 @@ def heavy_key(draft: Draft) -> Truth:
     return True, ConditionReason.ONE_KEY_DOMINATES, text
 
 
-def set_conditions(draft: Draft, wanted: dict[ConditionType, Truth]) -> None:
+def set_conditions(draft: Draft, wanted: dict[ConditionType, ConditionValue]) -> None:
     """metav1.Condition for each truth; the transition time moves only when the status does."""
     before = {c.type: c for c in draft.status.conditions}
     conditions = []

@@ -54,7 +54,7 @@ class Draft:
         return s.stage in ACTIVE or (s.stage == "Baking" and s.previous is not None)
 
     @property
-    def is_kept_away(self) -> bool:
+    def must_not_load(self) -> bool:
         """Pods must not even load the canary: it may be what ends them."""
         s, clock = self.status, self.clock
         waits = s.stage == "Loading" and clock.suspected_at is not None and clock.trial_at is None
@@ -64,7 +64,7 @@ class Draft:
         return waits or leaves
 
     @property
-    def blind(self) -> bool:
+    def metrics_unavailable(self) -> bool:
         """Metrics are wanted for the present revision, and their source does not answer."""
         snapshot = self.status.snapshot
         return snapshot is not None and snapshot.analyse and not self.facts.evidence.available
@@ -88,7 +88,7 @@ class Draft:
         if s.stage == "Baking":
             if s.previous is not None:
                 stable, canary, weight = s.previous, s.stable, 100
-        elif s.stage != "Idle" and not self.is_kept_away:
+        elif s.stage != "Idle" and not self.must_not_load:
             canary, weight = s.canary, s.weight
         subject = canary or stable
         spec = self.facts.spec
@@ -141,7 +141,7 @@ class Draft:
         self.set_clock(stage_since=self.now, acknowledged_at=None, step_active_seconds=0, ticked_at=self.now)
         self.each_row(lambda row: row.model_copy(update={"step_samples": 0}))
 
-    def rest(self, weight: int) -> None:
+    def become_idle(self, weight: int) -> None:
         """One version is left, and what serves it was confirmed before: its other arm may be removed at leisure."""
         self.enter("Idle", weight)
         self.set_clock(acknowledged_at=self.now, suspected_at=None, trial_at=None, suspected_weight=0)

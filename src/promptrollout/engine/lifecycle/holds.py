@@ -30,7 +30,7 @@ def holds_from_outside(draft: Draft) -> list[Hold]:
         holds += [Hold(HoldReason.INVALID_SPEC, problem_text(problem)) for problem in facts.desired.problems[:1]]
         if facts.desired.version is None and not facts.desired.problems:
             holds.append(Hold(HoldReason.VERSION_MISSING))
-        if draft.blind and s.stage in ("Loading", *WATCHED):
+        if draft.metrics_unavailable and s.stage in ("Loading", *WATCHED):
             holds.append(Hold(HoldReason.METRICS_UNAVAILABLE, facts.evidence.problem))
         if s.stage in ("Loading", "Stepping") and not s.direct and (hold := _suspicion(draft)):
             holds.append(hold)
@@ -42,7 +42,7 @@ def holds_from_outside(draft: Draft) -> list[Hold]:
 def _suspicion(draft: Draft) -> Hold | None:
     """What waits because pods of the gateway failed: a suspect for its turn, the others for the suspects."""
     trial = draft.facts.pods.trial
-    if draft.is_kept_away:
+    if draft.must_not_load:
         if trial in ("", draft.facts.name):
             return Hold(HoldReason.WAITS_FOR_CALM_PODS)
         return Hold(HoldReason.WAITS_FOR_OTHER_TRIAL, trial)
@@ -87,7 +87,7 @@ def holds_from_time(draft: Draft) -> list[Hold]:
 def _unmeasured_since(draft: Draft) -> int | None:
     """For so long that somebody should look; None: not for long, or it is said already why."""
     clock, snapshot = draft.clock, draft.status.snapshot
-    if snapshot is None or draft.blind or clock.unmeasured_since is None or clock.evaluated_until is None:
+    if snapshot is None or draft.metrics_unavailable or clock.unmeasured_since is None or clock.evaluated_until is None:
         return None
     since = max(clock.unmeasured_since, clock.acknowledged_at or clock.evaluated_until)
     long = max(UNMEASURED_SECONDS, READ_INTERVALS * snapshot.interval_seconds)

@@ -218,7 +218,7 @@ def complete(draft: Draft) -> None:
     if bakes:
         draft.enter("Baking", 100)
     else:
-        draft.rest(100)
+        draft.become_idle(100)
     draft.set(step="")
     text = f"{version_name(draft.status.stable)} serves 100 %"
     if bakes and s.snapshot is not None:
@@ -227,7 +227,7 @@ def complete(draft: Draft) -> None:
 
 
 def end_bake(draft: Draft) -> None:
-    draft.rest(100)
+    draft.become_idle(100)
     old = draft.status.previous
     text = f"{version_name(old)} is unloaded" if old else "the first version is watched no more"
     draft.record(DecisionReason.BAKE_COMPLETED, text)
@@ -253,18 +253,18 @@ def finish_withdrawal(draft: Draft) -> None:
     """Weight 0 is acknowledged everywhere: the canary's arm can be removed."""
     why, canary = draft.status.withdrawal, draft.status.canary
     if why in STARTS_OVER and not draft.is_rejected(canary):
-        reload(draft)
+        start_over(draft)
         return
     took = draft.now - (draft.clock.stage_since or draft.now)
     draft.set(canary=None)
-    draft.rest(0)
+    draft.become_idle(0)
     if canary is not None:
         done = DecisionReason.ROLLBACK_COMPLETED if draft.is_rejected(canary) else DecisionReason.CANARY_WITHDRAWN
         pods = draft.facts.delivered.total if draft.facts.delivered else 0
         draft.record(done, f"all {pods} ready pods confirmed weight 0 for {version_name(canary)} within {took} s")
 
 
-def reload(draft: Draft) -> None:
+def start_over(draft: Draft) -> None:
     """Keep the canary, at weight 0 and without evidence, until it may start over from its first step."""
     draft.set(withdrawal=None, analysis=[], current_step_index=0)
     draft.enter("Loading", 0)
@@ -283,14 +283,14 @@ def update_rules(draft: Draft, snapshot: Snapshot) -> None:
         width, until = snapshot.interval_seconds, min(draft.clock.evaluated_until, draft.now)
         draft.set_clock(evaluated_until=-(-until // width) * width)
     if (old.stickiness, old.audience) != (snapshot.stickiness, snapshot.audience):
-        reload(draft)
+        start_over(draft)
         draft.record(
             DecisionReason.ROLLOUT_UPDATED,
             "stickiness or audience was edited: other users, so it starts over from weight 0",
         )
         return
     if old.reporting != snapshot.reporting:
-        reload(draft)
+        start_over(draft)
         draft.record(
             DecisionReason.ROLLOUT_UPDATED,
             "evidenceSource or reporting was edited: other evidence, so it starts over from weight 0",

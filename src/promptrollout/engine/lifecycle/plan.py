@@ -89,7 +89,7 @@ def recover(draft: Draft) -> None:
         first = draft.facts.desired.baseline or desired
         draft.set(stable=first, revision=1)
         draft.set_clock(started_at=draft.now)
-        watch_first(draft)
+        bake_first_version(draft)
         draft.record(
             DecisionReason.INITIAL_VERSION, f"{version_name(first)} is the first version, and goes to everybody"
         )
@@ -118,7 +118,7 @@ def is_coherent(status: RolloutStatus) -> bool:
     return s.weight == {"Loading": 0, "Promoting": 100, "Baking": 100}.get(s.stage or "", s.weight)
 
 
-def watch_first(draft: Draft) -> None:
+def bake_first_version(draft: Draft) -> None:
     """A first version has nothing to go back to: while it bakes, its absolute objectives alert and no more."""
     snapshot = draft.facts.desired.snapshot
     bounded = snapshot is not None and any(o.max is not None or o.min is not None for o in snapshot.objectives)
@@ -144,7 +144,7 @@ def outcome(draft: Draft) -> Plan:
             evict, next_seconds = tuple(lag.pod for lag in delivered.laggards), draft.now + LAGGARD_SECONDS
     elif s.stage in (*ACTIVE, "Baking") and s.snapshot is not None:
         next_seconds = draft.now + s.snapshot.interval_seconds
-    urgent = essence(before) != essence(s)
+    urgent = urgent_part(before) != urgent_part(s)
     if urgent:
         next_seconds = draft.now  # the move may open the way to another
     return Plan(
@@ -159,7 +159,7 @@ def outcome(draft: Draft) -> Plan:
     )
 
 
-def essence(status: RolloutStatus) -> RolloutStatus:
+def urgent_part(status: RolloutStatus) -> RolloutStatus:
     """The part of a status whose change cannot wait for the next checkpoint."""
     return status.model_copy(
         update={

@@ -116,16 +116,16 @@ def watch_pods(draft: Draft) -> None:
     say, as pods that are gone export none. It may be innocent: it is not rejected, and is tried again alone. One that
     ends pods alone, or that a pod was at work for when it ended, is rejected; before it meets users only the latter is
     reason enough. A way back to what was served before is never taken back for it."""
-    take_turn(draft)
+    update_trial(draft)
     s, clock, failure = draft.status, draft.clock, draft.facts.pods.failure
     if failure is None or not draft.can_go_back or s.direct:
         return
-    if draft.is_kept_away and clock.suspected_at is not None:
+    if draft.must_not_load and clock.suspected_at is not None:
         begun = clock.suspected_at - SUSPECT_SECONDS  # what a pod was at work for is known when it is back
     else:
         begun = clock.exposed_at or clock.trial_at or clock.stage_since or draft.now
     named_it = failure.named_at is not None and failure.named_at >= begun
-    if not named_it and (draft.is_kept_away or not is_suspect(draft, failure, begun)):
+    if not named_it and (draft.must_not_load or not is_suspect(draft, failure, begun)):
         return
     weight, what = s.weight, f"{failure.message}, while {version_name(s.canary or s.stable)} was at {s.weight} %"
     if named_it or (weight > 0 and was_alone(draft, failure, begun)):
@@ -160,7 +160,7 @@ def was_alone(draft: Draft, failure: PodFailure, begun: int) -> bool:
     return clock.suspected_at is not None and clock.trial_at is not None and ended and last
 
 
-def take_turn(draft: Draft) -> None:
+def update_trial(draft: Draft) -> None:
     """The trial of a canary under suspicion: its beginning, and its end where nothing happened."""
     s, clock, pods = draft.status, draft.clock, draft.facts.pods
     if clock.suspected_at is None or s.stage == "Withdrawing":

@@ -24,7 +24,7 @@ def apply_command(draft: Draft) -> None:
         isinstance(command, Command)
         and command.verb == "promote"
         and ends_pause(draft)
-        and not (draft.blind or draft.source_confirmed)
+        and not (draft.metrics_unavailable or draft.source_confirmed)
     ):
         draft.wants_contact = True
         return  # the metrics source is asked first, and the next plan applies it
@@ -34,7 +34,7 @@ def apply_command(draft: Draft) -> None:
         return
     refusal = mismatch(draft, command) or forbidden(draft, command) or VERBS[command.verb](draft, command)
     if refusal:
-        text = f"{command.verb}{by(command)} refused: {refusal_text(refusal)}"
+        text = f"{command.verb}{author_text(command)} refused: {refusal_text(refusal)}"
         draft.record(DecisionReason.COMMAND_REFUSED, text, command=command.id)
 
 
@@ -67,7 +67,7 @@ def ends_pause(draft: Draft) -> bool:
     return step is not None and step.pause is not None
 
 
-def by(command: Command) -> str:
+def author_text(command: Command) -> str:
     text = f" by {command.by}" if command.by else ""
     return text + (f" ({command.reason})" if command.reason else "")
 
@@ -76,7 +76,9 @@ def pause(draft: Draft, command: Command) -> Refusal | None:
     if draft.status.paused:
         return Refusal(RefusalReason.ALREADY_PAUSED)
     draft.set(paused=True)
-    draft.record(DecisionReason.ROLLOUT_PAUSED, f"paused{by(command)}: nothing advances, a breach still rolls back")
+    draft.record(
+        DecisionReason.ROLLOUT_PAUSED, f"paused{author_text(command)}: nothing advances, a breach still rolls back"
+    )
     return None
 
 
@@ -86,7 +88,7 @@ def resume(draft: Draft, command: Command) -> Refusal | None:
     if not draft.status.paused:
         return Refusal(RefusalReason.NOT_PAUSED)
     draft.set(paused=False)
-    draft.record(DecisionReason.ROLLOUT_RESUMED, f"resumed{by(command)}")
+    draft.record(DecisionReason.ROLLOUT_RESUMED, f"resumed{author_text(command)}")
     return None
 
 
@@ -100,10 +102,10 @@ def promote(draft: Draft, command: Command) -> Refusal | None:
         return Refusal(RefusalReason.NO_STEP)
     if draft.facts.desired.problems:
         return Refusal(RefusalReason.INVALID_SPEC, problem_text(draft.facts.desired.problems[0]))
-    if draft.blind and step.pause is not None:
+    if draft.metrics_unavailable and step.pause is not None:
         return Refusal(RefusalReason.METRICS_UNAVAILABLE, draft.facts.evidence.problem)
     if step.pause is not None:
-        draft.record(DecisionReason.PAUSE_PROMOTED, f"pause ended{by(command)}")
+        draft.record(DecisionReason.PAUSE_PROMOTED, f"pause ended{author_text(command)}")
         enter_step(draft, draft.status.current_step_index + 1)
         return None
     asked = draft.status.snapshot is not None and draft.status.snapshot.on_insufficient_traffic == "RequireApproval"
@@ -120,7 +122,7 @@ def promote(draft: Draft, command: Command) -> Refusal | None:
     )
     draft.set(step_time_waived=True, step_approved=draft.status.step_approved or waits)
     what = "approved without enough evidence" if waits else "need not wait for the step's time, only for its evidence"
-    draft.record(DecisionReason.STEP_PROMOTED, f"step {draft.status.step} {what}{by(command)}", evidence=True)
+    draft.record(DecisionReason.STEP_PROMOTED, f"step {draft.status.step} {what}{author_text(command)}", evidence=True)
     return None
 
 
@@ -135,7 +137,7 @@ def promote_full(draft: Draft, command: Command) -> Refusal | None:
         return Refusal(RefusalReason.NO_CANARY)
     draft.record(
         DecisionReason.FULL_PROMOTION,
-        f"{version_name(draft.status.canary)} goes to 100 % without waiting for evidence{by(command)}",
+        f"{version_name(draft.status.canary)} goes to 100 % without waiting for evidence{author_text(command)}",
         evidence=True,
     )
     if draft.status.stage == "Loading":
@@ -152,11 +154,11 @@ def abort(draft: Draft, command: Command) -> Refusal | None:
     if s.stage == "Withdrawing" and s.canary is not None and s.withdrawal in STARTS_OVER:
         draft.reject(s.canary, DecisionReason.ROLLOUT_ABORTED)
         draft.set(withdrawal=DecisionReason.ROLLOUT_ABORTED.value)
-        draft.record(DecisionReason.ROLLOUT_ABORTED, f"aborted{by(command)}")
+        draft.record(DecisionReason.ROLLOUT_ABORTED, f"aborted{author_text(command)}")
         return None
     if not draft.can_go_back:
         return Refusal(RefusalReason.NO_CANARY)
-    withdraw(draft, DecisionReason.ROLLOUT_ABORTED, f"aborted{by(command)}", reject=not s.retracing)
+    withdraw(draft, DecisionReason.ROLLOUT_ABORTED, f"aborted{author_text(command)}", reject=not s.retracing)
     return None
 
 
@@ -171,7 +173,7 @@ def retry(draft: Draft, command: Command) -> Refusal | None:
     attempt = draft.attempt_of(desired.digest)
     draft.record(
         DecisionReason.ROLLOUT_RETRIED,
-        f"{version_name(desired)}: attempt {attempt} from no evidence, at a stricter level{by(command)}",
+        f"{version_name(desired)}: attempt {attempt} from no evidence, at a stricter level{author_text(command)}",
     )
     return None
 
@@ -179,7 +181,7 @@ def retry(draft: Draft, command: Command) -> Refusal | None:
 def undo(draft: Draft, command: Command) -> Refusal | None:
     s = draft.status
     if draft.can_go_back:
-        withdraw(draft, DecisionReason.ROLLOUT_UNDONE, f"undone{by(command)}", reject=True)
+        withdraw(draft, DecisionReason.ROLLOUT_UNDONE, f"undone{author_text(command)}", reject=True)
         return None
     if s.stage == "Withdrawing":
         return Refusal(RefusalReason.ROLLBACK_IN_PROGRESS)
@@ -193,7 +195,7 @@ def undo(draft: Draft, command: Command) -> Refusal | None:
     if s.stage == "Idle" and draft.is_rejected(draft.desired):
         return Refusal(RefusalReason.ALREADY_UNDONE, version_name(draft.desired), other=version_name(s.stable))
     left = s.stable
-    begin(draft, s.previous, snapshot, direct=True, why=f"undo of {version_name(left)}{by(command)}")
+    begin(draft, s.previous, snapshot, direct=True, why=f"undo of {version_name(left)}{author_text(command)}")
     draft.set(retracing=True)
     return None
 
