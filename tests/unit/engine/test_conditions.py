@@ -343,6 +343,18 @@ def test_phase_reason_message_and_every_condition(situation: str) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "problem", ["objective paused-requests is not measured: no series", "PromptFreeze-like: connection refused"]
+)
+def test_words_in_a_message_do_not_make_the_phase(problem: str) -> None:
+    world = started()
+    world.metrics_available, world.metrics_problem = False, problem
+    world.tick()
+    assert problem in world.status.message
+    assert world.status.phase == "Progressing"
+    assert world.condition("Paused") == "False"
+
+
 def test_all_problems_are_in_the_condition_and_the_first_in_the_message() -> None:
     world = nothing_to_serve()
     assert next(c.message for c in world.status.conditions if c.type == "InvalidSpec") == (

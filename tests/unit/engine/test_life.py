@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from promptrollout.api.command import MalformedCommand
 from promptrollout.api.delivery import Stickiness
 from promptrollout.api.rollout import Step
 from promptrollout.api.slo import Objective
@@ -547,7 +548,7 @@ def test_a_replayed_command_never_acts_twice() -> None:
 
 def test_a_malformed_command_is_refused_once() -> None:
     world = started()
-    world.command = "annotation promptrollout.dev/command: verb: Input should be 'promote'"
+    world.command = MalformedCommand("{}", "verb: Input should be 'promote'")
     world.tick(3)
     assert world.events.count("CommandRefused") == 1
 

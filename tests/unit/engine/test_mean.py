@@ -361,4 +361,4 @@ def test_what_every_interval_shows_is_soon_seen_though_users_are_alike() -> None
         state = VERSUS_STABLE.observe(state, (Counts(habits(500, 0.006), habits(500, 0.002)),), promotable=True)
         looks += 1
         assert looks < 12
-    assert VERSUS_STABLE.users(state) > 3
+    assert VERSUS_STABLE.user_dispersion(state) > 3

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from promptrollout.api.command import MalformedCommand
 from promptrollout.api.rollout import Decision
 from tests.world import ERRORS, World, snapshot, started, version
 
@@ -33,7 +34,7 @@ def refused(world: World, verb: str, **fields: object) -> str:
     world.tell(verb, **{"id": "refused", "reason": "why not"} | fields)
     assert world.events[before:].count("CommandRefused") == 1
     decision = newest(world, "CommandRefused")
-    assert decision.type == "Warning"
+    assert (decision.type, decision.command) == ("Warning", "refused")
     head = f"{verb} by alice (why not) refused: "
     assert decision.message.startswith(head)
     return decision.message.removeprefix(head)
@@ -156,10 +157,13 @@ def test_what_slows_down_works_under_an_override_too(verb: str) -> None:
 
 def test_a_malformed_command_is_refused_in_its_own_words() -> None:
     world = started()
-    world.command = "annotation promptrollout.dev/command: verb: Input should be 'promote'"
+    world.command = MalformedCommand("{}", "verb: Input should be 'promote'")
     world.settle()
     decision = newest(world, "CommandRefused")
-    assert (decision.type, decision.message) == ("Warning", world.command)
+    assert decision.type == "Warning"
+    assert decision.message == (
+        "annotation promptrollout.dev/command: verb: Input should be 'promote'; write it with `promptrollout`"
+    )
 
 
 def test_only_the_last_twenty_commands_are_remembered() -> None:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from promptrollout.api.command import Command
+from promptrollout.api.command import Command, MalformedCommand
 from promptrollout.api.delivery import Audience, Laggard, Memory, Reporting, RequestMatch, Stickiness, VersionRef
 from promptrollout.api.rollout import Decision, RolloutSpec, RolloutStatus, Snapshot
+from promptrollout.engine.lifecycle.reasons import SpecProblem
 from promptrollout.engine.statistics.evidence import Evidence
 
 
@@ -17,8 +18,8 @@ class Desired:
     baseline: VersionRef | None = None
     snapshot: Snapshot | None = None
     """Steps and objectives as the objects say them now; None if a reference is missing or something is invalid."""
-    problems: tuple[str, ...] = ()
-    """Each `path: reason and fix`; any of them makes the condition InvalidSpec."""
+    problems: tuple[SpecProblem, ...] = ()
+    """Any of them makes the condition InvalidSpec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,8 @@ class Facts:
     promoted: VersionRef | None
     """The owned copy that was promoted last, by the mark on the copies: what to serve if all else was lost."""
     evidence: Evidence
-    command: Command | str | None = None
-    """Of the annotation; a string says why it is malformed."""
+    command: Command | MalformedCommand | None = None
+    """Of the annotation."""
     frozen: str | None = None
     """Name of a PromptFreeze that holds this rollout."""
     pods: Pods = Pods()

@@ -69,7 +69,7 @@ class Coverage(NamedTuple):
         return f"{shares} could not be judged, so the scores cannot be compared"
 
     @classmethod
-    def take(cls, singles: Iterator[float]) -> Coverage:
+    def read(cls, singles: Iterator[float]) -> Coverage:
         """ValueError if they are no such sums."""
         found = cls(*islice(singles, len(cls._fields)))
         if not all(map(math.isfinite, found)) or min(found[:4]) < 0:

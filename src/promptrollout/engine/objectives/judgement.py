@@ -76,6 +76,10 @@ class ObjectiveTest(Protocol):
 
     def judge(self, state: Any, levels: Levels) -> Judgement: ...
 
+    def difference(self, state: Any) -> tuple[float, float] | None:
+        """95 % interval, valid at any time, for canary minus stable in the signal's unit; None without samples of
+        both."""
+
     def encode(self, state: Any) -> str:
         """At most 1,024 characters; `decode(encode(s)) == s` exactly, to the last bit."""
 

@@ -56,7 +56,7 @@ class Contrast:
         yield from astuple(self)
 
     @classmethod
-    def take(cls, numbers: Iterator[float]) -> "Contrast":
+    def read(cls, numbers: Iterator[float]) -> "Contrast":
         """The inverse of `numbers`; ValueError if they are no such sums."""
         values = [next(numbers) for _ in range(5)]
         if any(not (math.isfinite(x) and x >= 0) for x in values):

@@ -181,7 +181,7 @@ class Dispersion:
         yield from (self.canary_free, self.stable_free, *self.canary, *self.stable, *self.requests)
 
     @classmethod
-    def take(cls, singles: Iterator[float]) -> Dispersion:
+    def read(cls, singles: Iterator[float]) -> Dispersion:
         """The inverse of `singles`; ValueError if they are no such sums."""
         fields = [Blocks._fields[_kept_from(length) :] for length in LENGTHS]
         blocks = tuple(Blocks(**dict(zip(names, islice(singles, len(names)), strict=False))) for names in fields)

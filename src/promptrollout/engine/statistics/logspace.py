@@ -77,7 +77,7 @@ class StartMixture:
         yield from self.logs
 
     @classmethod
-    def take(cls, numbers: Iterator[float], alternatives: int) -> "StartMixture":
+    def read(cls, numbers: Iterator[float], alternatives: int) -> "StartMixture":
         """The inverse of `numbers`; ValueError if they are no such state."""
         intervals = next(numbers)
         logs = tuple(next(numbers) for _ in range(alternatives))
