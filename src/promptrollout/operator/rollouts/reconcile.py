@@ -38,6 +38,7 @@ from promptrollout.operator.rollouts.owned_copies import OwnedCopies
 from promptrollout.operator.rollouts.pod_failures import calm, latest_failure
 from promptrollout.operator.rollouts.records import Record, read_status, without_ticks
 from promptrollout.operator.rollouts.resolve import Resolved, resolve
+from promptrollout.operator.rollouts.retire import retire
 from promptrollout.operator.rollouts.unreadable import spec_of, unreadable
 
 logger = logging.getLogger(__name__)
@@ -128,8 +129,13 @@ class RolloutReconciler:
             except ApiException as error:
                 logger.error("%s: pod %s cannot be evicted: HTTP %s %s", key, pod, error.status, error.reason)
 
+    async def retire(self, key: Key) -> None:
+        """The object is gone: forget it, and carry out what is due for what it leaves behind."""
+        self.forget(key)
+        await retire(key, self._api, self._store, self._queue)
+
     def forget(self, key: Key) -> None:
-        """The object is gone."""
+        """Keep nothing of it in memory."""
         uid = self._uids.pop(key, None)
         if uid is not None:
             self._records.pop(uid, None)
