@@ -80,13 +80,13 @@ def summary(
         )
     if s.stage == "Withdrawing":
         rejected = draft.is_rejected(s.canary)
-        text = f"taking {version_name(s.canary)} back ({s.withdrawal}): {acknowledged(draft)}"
+        text = f"withdrawing {version_name(s.canary)} ({s.withdrawal}): {acknowledged(draft)}"
         return ("Degraded" if rejected else "Progressing"), s.withdrawal or ConditionReason.WITHDRAWING, text
     if s.stage in ACTIVE:
         return summary_in_progress(draft, holds, missing, insufficient)
     if facts.delivered is not None and facts.delivered.overridden:
         text = f"the emergency override sends everybody to {version_name(s.stable)}; "
-        text += f"take it away with `promptrollout emergency clear {facts.name}`"
+        text += f"remove it with `promptrollout emergency clear {facts.name}`"
         return "Degraded", ConditionReason.EMERGENCY_OVERRIDE, text
     if facts.delivered is not None and facts.delivered.unserved == facts.delivered.total > 0:
         return (
@@ -102,15 +102,15 @@ def summary(
         return "Degraded", ConditionReason.INVALID_SPEC, f"{problem_text(problems[0])}; {serving}"
     if draft.is_rejected(draft.desired):
         entry = next(r for r in s.rejected if draft.desired is not None and r.digest == draft.desired.digest)
-        text = f"{version_name(draft.desired)} was rejected ({entry.reason}); {version_name(s.stable)} serves; "
-        text += "retry it or change the prompt"
+        text = f"{version_name(draft.desired)} was rolled back ({entry.reason}); {version_name(s.stable)} serves. "
+        text += f"Fix the prompt, or `promptrollout retry {facts.name}`"
         return "Degraded", entry.reason, text
     if draft.clock.acknowledged_at is None:
         return "Progressing", ConditionReason.DELIVERING, f"{version_name(s.stable)}: {acknowledged(draft)}"
     if s.stage == "Baking":
         breached = [row.name for row in s.analysis if row.verdict == "Breach"]
         text = f"; {version_name(s.previous)} stays loaded" if s.previous else ""
-        text += f"; in breach with nothing to go back to: {', '.join(breached)}" if breached else ""
+        text += f"; breached, without an earlier version: {', '.join(breached)}" if breached else ""
         return "Healthy", ConditionReason.BAKING, f"{version_name(s.stable)} serves 100 %{text}"
     return "Healthy", ConditionReason.HEALTHY, f"{version_name(s.stable)} serves 100 %"
 
@@ -237,7 +237,7 @@ def heavy_key(draft: Draft) -> ConditionValue:
         )
     if share_percent <= HEAVY_PERCENT:
         return False, ConditionReason.KEYS_SPREAD, ""
-    text = f"one stickiness key makes {share_percent} % of the requests: the arms cannot be compared by users"
+    text = f"one stickiness key sends {share_percent} % of the requests: the users of both arms cannot be compared"
     return True, ConditionReason.ONE_KEY_DOMINATES, text
 
 

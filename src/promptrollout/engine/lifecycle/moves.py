@@ -229,7 +229,7 @@ def complete(draft: Draft) -> None:
 def end_bake(draft: Draft) -> None:
     draft.become_idle(100)
     old = draft.status.previous
-    text = f"{version_name(old)} is unloaded" if old else "the first version is watched no more"
+    text = f"{version_name(old)} is unloaded" if old else "the first version is no longer watched"
     draft.record(DecisionReason.BAKE_COMPLETED, text)
 
 
@@ -286,14 +286,14 @@ def update_rules(draft: Draft, snapshot: Snapshot) -> None:
         start_over(draft)
         draft.record(
             DecisionReason.ROLLOUT_UPDATED,
-            "stickiness or audience was edited: other users, so it starts over from weight 0",
+            "stickiness or audience was edited: other users meet the canary, so it starts over at weight 0",
         )
         return
     if old.reporting != snapshot.reporting:
         start_over(draft)
         draft.record(
             DecisionReason.ROLLOUT_UPDATED,
-            "evidenceSource or reporting was edited: other evidence, so it starts over from weight 0",
+            "evidenceSource or reporting was edited: evidence is measured anew, so the canary starts over at weight 0",
         )
         return
     here = s.current_step_index + 1

@@ -76,23 +76,21 @@ def recover(draft: Draft) -> None:
         draft.enter("Idle", 100)
         draft.record(
             DecisionReason.STATUS_RECOVERED,
-            f"status was lost and rebuilt from the delivery: {version_name(stable)} is stable",
+            f"the status was lost and rebuilt from the delivery: {version_name(stable)} is stable",
         )
     elif draft.facts.promoted is not None:
         draft.set(stable=draft.facts.promoted, revision=1)
         draft.enter("Idle", 100)
         draft.record(
             DecisionReason.STATUS_RECOVERED,
-            f"rebuilt from the owned copies: {version_name(draft.facts.promoted)} is stable",
+            f"the status was lost and rebuilt from the owned copies: {version_name(draft.facts.promoted)} is stable",
         )
     elif desired is not None and not draft.facts.desired.problems:
         first = draft.facts.desired.baseline or desired
         draft.set(stable=first, revision=1)
         draft.set_clock(started_at=draft.now)
         bake_first_version(draft)
-        draft.record(
-            DecisionReason.INITIAL_VERSION, f"{version_name(first)} is the first version, and goes to everybody"
-        )
+        draft.record(DecisionReason.INITIAL_VERSION, f"{version_name(first)} is the first version and serves everybody")
 
 
 def correct_clock(draft: Draft) -> None:

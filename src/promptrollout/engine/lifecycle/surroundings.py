@@ -46,12 +46,15 @@ def watch_provider(draft: Draft) -> None:
         return
     if since is None:
         draft.set_clock(unreachable_since=draft.now)
-        draft.record(DecisionReason.CANARY_PROVIDER_UNREACHABLE, "its users are answered by stable; no verdict")
+        draft.record(
+            DecisionReason.CANARY_PROVIDER_UNREACHABLE,
+            "only the canary's provider fails: stable answers its users, and nothing is judged",
+        )
     elif draft.now - since >= UNREACHABLE_SECONDS and draft.status.stage in ("Stepping", "Promoting"):
         withdraw(
             draft,
             DecisionReason.PROVIDER_UNREACHABLE,
-            f"only the canary's provider has been out of reach for {draft.now - since} s: weight 0, not rejected",
+            f"only the canary's provider could not be reached for {draft.now - since} s: weight 0, not rejected",
             reject=False,
         )
 
@@ -88,14 +91,14 @@ def watch_metrics(draft: Draft) -> None:
         withdraw(
             draft,
             DecisionReason.METRICS_LOST,
-            f"{text}: weight 0, not rejected; it starts over when they are back",
+            f"{text}: weight 0, not rejected; the canary starts over when metrics are back",
             reject=False,
         )
     elif s.weight > (snapshot.steps[first].weight or 0):
         draft.record(DecisionReason.METRICS_LOST, f"{text}: back to {snapshot.steps[first].weight} %")
         enter_step(draft, first)
     else:
-        draft.record(DecisionReason.METRICS_LOST, f"{text}: it is at the first weight already, and stays there")
+        draft.record(DecisionReason.METRICS_LOST, f"{text}: the canary stays at its first weight")
 
 
 def record_skipped_metrics(draft: Draft) -> None:
@@ -106,7 +109,7 @@ def record_skipped_metrics(draft: Draft) -> None:
         return
     if clock.metrics_skipped_at is None or draft.now - clock.metrics_skipped_at >= SKIPPED_SECONDS:
         seconds = due[-1].end - due[0].start
-        text = f"the metrics of {seconds} s cannot be read and are no evidence: {due[-1].problem}"
+        text = f"the metrics of {seconds} s could not be read and do not count as evidence: {due[-1].problem}"
         draft.record(DecisionReason.METRICS_SKIPPED, text)
         draft.set_clock(metrics_skipped_at=draft.now)
 
@@ -129,12 +132,12 @@ def watch_pods(draft: Draft) -> None:
         return
     weight, what = s.weight, f"{failure.message}, while {version_name(s.canary or s.stable)} was at {s.weight} %"
     if named_it or (weight > 0 and was_alone(draft, failure, begun)):
-        why = "it was at work for that version" if named_it else "it was tried alone"
+        why = "the pod was serving that version" if named_it else "it was tried alone"
         withdraw(draft, DecisionReason.PODS_FAILING, f"{what}; {why}: rolled back", reject=True)
         return
     again = NEXT_TURN_SECONDS if clock.trial_at is not None and weight == 0 else 0
     withdraw(
-        draft, DecisionReason.PODS_FAILING, f"{what}: taken back, not rejected; it is tried again alone", reject=False
+        draft, DecisionReason.PODS_FAILING, f"{what}: withdrawn, not rejected; it is tried again alone", reject=False
     )
     draft.set_clock(suspected_at=draft.now + again, suspected_weight=max(weight, clock.suspected_weight))
 

@@ -320,16 +320,16 @@ class MeanTest:
         if state.canary.n < self.gate:
             return f"{self.gate} canary requests are needed before it is judged"
         if state.canary.total + state.stable.total <= 0:
-            return "it is 0 in both arms, so nothing can be compared; set prices in the ModelProvider or drop it"
-        return "the spread of single requests is not known yet"
+            return "both arms are at 0: set prices in the ModelProvider, or remove the objective"
+        return "the variance is not known yet"
 
     def _detectable_text(self, state: MeanState, level: float) -> str:
         mean = self.detectable(state, level)
         direction = "rise" if self.more_is_worse else "fall"
         if math.isinf(mean) or mean < 0:
-            return f"too little evidence to have seen any {direction}"
+            return f"too little evidence to detect any {direction}"
         reach = "more" if self.more_is_worse else "less"
-        return f"a {direction} to {wording.value(self.signal, mean)} or {reach} would have been seen"
+        return f"a {direction} to {wording.value(self.signal, mean)} or {reach} would have been detected"
 
     def difference(self, state: MeanState) -> tuple[float, float] | None:
         """Anytime-valid interval for the difference of the means (asymptotic: AsympCS on the stratified sums)."""

@@ -284,8 +284,8 @@ class RateTest:
     def _detectable_text(self, state: RateState, level: float) -> str:
         rate = self.detectable(state, level)
         if rate > 1:
-            return "too few requests to have seen even a total failure"
-        return f"a rise to {wording.share(rate)} or more would have been seen"
+            return "too few requests to detect even a total failure"
+        return f"a rise to {wording.share(rate)} or more would have been detected"
 
     def difference(self, state: RateState) -> tuple[float, float] | None:
         """Anytime-valid interval for the difference in share (asymptotic: AsympCS on the stratified sums)."""
