@@ -20,7 +20,7 @@ from promptrollout.engine.lifecycle.reasons import Hold, MissingEvidence
 from promptrollout.engine.statistics.evidence import Evidence
 
 HEAVY_PERCENT = 20
-"""One stickiness key with a larger part of the requests makes the arms' figures its own."""
+"""A stickiness key with a larger share of the requests dominates the figures of its arm."""
 
 ConditionValue = tuple[bool | None, str, str]
 """Status (None: Unknown), reason, message. A reason that comes out of the status may be of another release."""
@@ -48,7 +48,7 @@ def describe(draft: Draft, holds: Sequence[Hold], missing: list[MissingEvidence]
 
 
 def announce(draft: Draft, message: str, insufficient: bool) -> None:
-    """An Event where somebody has to do something."""
+    """Record an Event when a person has to act."""
     before = {c.type: c.status for c in draft.facts.status.conditions}
     s, problems = draft.status, draft.facts.desired.problems
     asked = s.snapshot is not None and s.snapshot.on_insufficient_traffic == "RequireApproval"
@@ -213,7 +213,7 @@ def metrics_available(evidence: Evidence, analysing: bool) -> ConditionValue:
 
 
 def key_missing(draft: Draft, share_percent: int | None) -> ConditionValue:
-    """As it was while no pod is asked."""
+    """The old value while no pod is asked."""
     if share_percent is None:
         old = next((c for c in draft.status.conditions if c.type == ConditionType.ASSIGNMENT_KEY_MISSING), None)
         return (
@@ -228,7 +228,7 @@ def key_missing(draft: Draft, share_percent: int | None) -> ConditionValue:
 
 
 def heavy_key(draft: Draft) -> ConditionValue:
-    """As it was while no pod is asked. Of requests that are each a unit of their own, no key is looked at."""
+    """The old value while no pod is asked. With `stickiness.by: Request` keys play no part."""
     share_percent = draft.facts.delivered.heavy_key_share_percent if draft.facts.delivered else None
     if share_percent is None:
         old = next((c for c in draft.status.conditions if c.type == ConditionType.HEAVY_KEY), None)
@@ -242,7 +242,7 @@ def heavy_key(draft: Draft) -> ConditionValue:
 
 
 def set_conditions(draft: Draft, wanted: dict[ConditionType, ConditionValue]) -> None:
-    """metav1.Condition for each truth; the transition time moves only when the status does."""
+    """A metav1.Condition for each value; the transition time moves only with the status."""
     before = {c.type: c for c in draft.status.conditions}
     conditions = []
     for kind, (truth, reason, message) in wanted.items():

@@ -20,7 +20,7 @@ from promptrollout.engine.lifecycle.surroundings import (
 from promptrollout.engine.lifecycle.verbs import apply_command
 
 LAGGARD_SECONDS = 60
-"""How long a pod may leave a rollback unconfirmed before it is evicted."""
+"""A pod that has not confirmed a rollback after this time is evicted."""
 
 
 def plan(facts: Facts, now: int) -> Plan:
@@ -59,7 +59,7 @@ def recover(draft: Draft) -> None:
     if draft.status.stage is not None and is_coherent(draft.status):
         return
     if draft.status.stage is not None:
-        # somebody edited it by hand: what cannot come from here is as good as lost
+        # edited by hand: a status that no plan returns counts as lost
         draft.status = RolloutStatus(history=draft.status.history, decision_count=draft.status.decision_count)
     delivered, desired = draft.facts.delivered, draft.desired
     memory = delivered.memory if delivered else None
@@ -94,7 +94,7 @@ def recover(draft: Draft) -> None:
 
 
 def correct_clock(draft: Draft) -> None:
-    """Evidence cannot have been read beyond the present interval: whoever wrote that would make the rollout blind."""
+    """Evidence cannot have been read beyond the present interval: such a time, written by hand, would skip evidence."""
     until, snapshot = draft.clock.evaluated_until, draft.status.snapshot
     if until is None or snapshot is None or until <= draft.now + snapshot.interval_seconds:
         return
@@ -117,7 +117,7 @@ def is_coherent(status: RolloutStatus) -> bool:
 
 
 def bake_first_version(draft: Draft) -> None:
-    """A first version has nothing to go back to: while it bakes, its absolute objectives alert and no more."""
+    """A first version has no earlier one to go back to: while it bakes, its absolute objectives only alert."""
     snapshot = draft.facts.desired.snapshot
     bounded = snapshot is not None and any(o.max is not None or o.min is not None for o in snapshot.objectives)
     if snapshot is None or not snapshot.analyse or not bounded:
@@ -144,7 +144,7 @@ def outcome(draft: Draft) -> Plan:
         next_seconds = draft.now + s.snapshot.interval_seconds
     urgent = urgent_part(before) != urgent_part(s)
     if urgent:
-        next_seconds = draft.now  # the move may open the way to another
+        next_seconds = draft.now  # another move may follow at once
     return Plan(
         status=s,
         delivery=draft.intent(),

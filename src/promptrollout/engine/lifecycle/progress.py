@@ -26,7 +26,7 @@ from promptrollout.engine.lifecycle.moves import (
 from promptrollout.engine.lifecycle.reasons import Hold
 
 COMMON_SECONDS = 600
-"""How long both arms may be beyond an absolute bound right after a weight increase before it is taken back."""
+"""How long both arms may exceed an absolute bound right after a weight increase before the weight is reduced."""
 
 
 # ---------------------------------------------------------------- by the spec
@@ -48,7 +48,7 @@ def follow_spec(draft: Draft) -> Move | None:
         if desired == s.canary:
             return UpdateRules(snapshot)
         if s.retracing:
-            return None  # an `undo` is on its way back while the spec still names what is being undone
+            return None  # an `undo` is in progress while the spec still names the version that is being undone
         if desired == s.stable:
             text = f"the spec names the stable version {version_name(desired)} again"
             return Withdraw(DecisionReason.ROLLOUT_CANCELLED, text, reject=False)
@@ -157,8 +157,8 @@ def next_move_of_step(draft: Draft, holds: Sequence[Hold]) -> Move | None:
 
 
 def common_cause_of_the_step(draft: Draft) -> bool:
-    """Both arms have been beyond an absolute bound for a while, and came there right after the weight was raised: the
-    canary may use up a quota that both share."""
+    """Both arms have exceeded an absolute bound for a while, starting right after the weight was raised: the canary may
+    use up a quota that both share."""
     clock, since = draft.clock, draft.clock.common_since
     if since is None or clock.stage_since is None or clock.acknowledged_at is None or clock.evaluated_until is None:
         return False

@@ -1,4 +1,4 @@
-"""What happens around a rollout while it goes on: deliveries, its provider, its metrics, the gateway's pods."""
+"""What happens around a rollout in progress: its deliveries, its provider, its metrics, the gateway's pods."""
 
 from promptrollout.api.decisions import DecisionReason
 from promptrollout.engine.lifecycle.analysis import WATCHED
@@ -8,17 +8,17 @@ from promptrollout.engine.lifecycle.messages import version_name
 from promptrollout.engine.lifecycle.moves import enter_step, withdraw
 
 UNREACHABLE_SECONDS = 900
-"""How long users of a canary whose provider alone is down are answered by stable before the weight goes to 0."""
+"""How long stable answers for a canary whose provider alone is down before the weight goes to 0."""
 SKIPPED_SECONDS = 3600
 """One Event an hour, however often metrics cannot be read."""
 SUSPECT_SECONDS = 900
-"""A canary is under suspicion when pods fail so soon after it met its first, or more, users."""
+"""A canary is suspected when pods fail within this time after it met its first, or more, users."""
 FAILURES = 2
-"""So many, within SUSPECT_SECONDS, are no accident."""
+"""This many within SUSPECT_SECONDS are no accident."""
 TRIAL_SECONDS = 300
-"""A canary that is tried alone is cleared when pods have held out for so long with users on it."""
+"""A canary on trial is cleared when no pod has failed for this long while it served users."""
 TURN_SECONDS = 600
-"""One that meets no users for so long in its turn (it is paused, say) gives it back, and gets none for a while."""
+"""A canary that serves no users for this long in its trial (it is paused, say) loses its turn for a while."""
 NEXT_TURN_SECONDS = 1800
 
 
@@ -37,7 +37,7 @@ def watch_provider(draft: Draft) -> None:
     """Only the canary's provider is down: no verdict, and weight 0 after a while, without rejecting the version."""
     delivered, since = draft.facts.delivered, draft.clock.unreachable_since
     if delivered is None or delivered.canary_provider_unreachable is None:
-        return  # nobody was asked: no news
+        return  # no pod was asked, so nothing is known
     if not delivered.canary_provider_unreachable:
         if since is not None:
             draft.set_clock(unreachable_since=None)
@@ -60,11 +60,11 @@ def watch_provider(draft: Draft) -> None:
 
 
 def watch_metrics(draft: Draft) -> None:
-    """A canary that meets users while its metrics cannot be read: after a while somebody is told, and the spec says
+    """A canary serves users while its metrics cannot be read: after a while an Event says so, and `onMetricsLoss` says
     what happens. It is never rejected for it. A source that answers and has no samples (a quiet night) is no loss."""
     s, clock, snapshot, lost = draft.status, draft.clock, draft.status.snapshot, draft.facts.evidence.lost
     meets_users = s.stage in WATCHED and snapshot is not None and snapshot.analyse
-    waits = s.stage in ("Withdrawing", "Loading") and clock.metrics_lost_told  # taken back until they are there again
+    waits = s.stage in ("Withdrawing", "Loading") and clock.metrics_lost_told  # withdrawn until metrics are back
     if not lost or not (meets_users or waits):
         if clock.metrics_lost_since is not None:
             if clock.metrics_lost_told and not lost:
@@ -102,7 +102,7 @@ def watch_metrics(draft: Draft) -> None:
 
 
 def record_skipped_metrics(draft: Draft) -> None:
-    """Intervals that could not be read were skipped: somebody should know, but not each minute."""
+    """Record that intervals could not be read and were skipped, at most once an hour."""
     clock = draft.clock
     due = [i for i in draft.facts.evidence.intervals if i.problem and i.start >= (clock.evaluated_until or 0)]
     if not due or draft.status.stage not in WATCHED:

@@ -1,4 +1,4 @@
-"""What people ask for: each verb of the CLI, bound to what its author was looking at."""
+"""The verbs of the CLI. Each command is bound to the status that its author saw."""
 
 from collections.abc import Callable
 
@@ -51,7 +51,7 @@ def mismatch(draft: Draft, command: Command) -> Refusal | None:
 
 
 def forbidden(draft: Draft, command: Command) -> Refusal | None:
-    """What nobody may start while something stronger is in force."""
+    """What a command may not start while an override or a pause is in force."""
     if command.verb in ("pause", "resume", "abort"):
         return None
     if draft.facts.delivered is not None and draft.facts.delivered.overridden:
@@ -62,7 +62,7 @@ def forbidden(draft: Draft, command: Command) -> Refusal | None:
 
 
 def ends_pause(draft: Draft) -> bool:
-    """More users meet the canary behind it."""
+    """More users meet the canary after it."""
     step = current_step(draft)
     return step is not None and step.pause is not None
 

@@ -95,7 +95,7 @@ class SampleRatio:
 
     @classmethod
     def decode(cls, text: str) -> SampleRatio:
-        """ValueError if the text is no such state."""
+        """ValueError if the text is not the state of a sample ratio."""
         numbers, singles = encoding.decode(NAME, text, 4, (0, SHARDS))
         canary, stable, expected, least_off = numbers
         surplus = tuple(singles)
