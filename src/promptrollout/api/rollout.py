@@ -242,6 +242,8 @@ class Decision(Model):
     weight: int
     message: Annotated[str, Field(max_length=1024)]
     """What happened, in words."""
+    command: Annotated[str, Field(max_length=64)] | None = None
+    """With reason CommandRefused: the id of the command."""
     window_seconds: int | None = None
     """Length of the evidence: from the canary's first request to the end of the last interval used."""
     evidence: Annotated[list[ObjectiveStatus], Field(max_length=41)] = []

@@ -8,12 +8,12 @@ import click
 
 from promptrollout import cluster
 from promptrollout.api.command import Command, Verb, new_id
+from promptrollout.api.decisions import DecisionReason
 from promptrollout.api.names import API_VERSION, FIELD_MANAGER_CLI
 from promptrollout.api.rollout import Decision
 from promptrollout.cli.connection import EXIT_FAILED, EXIT_TIMEOUT, Flags, Object, Target, cluster_command
 
 WAIT_SECONDS: Final = 10.0
-REFUSED: Final = "CommandRefused"
 
 _name = click.argument("name")
 _reason = click.option("--reason", default="", metavar="TEXT", help="Recorded with the decision.")
@@ -140,9 +140,8 @@ def news(status: Object, known: set[str]) -> list[Decision]:
 
 def report(verb: Verb, name: str, given: Command, decisions: list[Decision]) -> int:
     """Print the refusal, or what was decided; returns the exit code."""
-    opening = f"{verb} by {given.by}" if given.by else verb
     for decision in decisions:
-        if decision.reason == REFUSED and decision.message.startswith(opening):
+        if decision.reason == DecisionReason.COMMAND_REFUSED and decision.command == given.id:
             click.echo(f"rollout {name}: {decision.message}", err=True)
             return EXIT_FAILED
     for decision in decisions:

@@ -13,7 +13,7 @@ from kubernetes.aio.client import ApiClient
 
 from promptrollout.api.names import API_VERSION, LABEL_GATEWAY
 from promptrollout.api.text import first_few
-from promptrollout.cluster import ApiException, ApiUnavailable, connect
+from promptrollout.cluster import ApiException, ApiUnavailable, connect, namespace_is_terminating
 from promptrollout.operator.cluster.admin import start_admin
 from promptrollout.operator.cluster.api import KINDS, WATCHED, Api, Stale
 from promptrollout.operator.cluster.identity import OncePerObject
@@ -289,7 +289,7 @@ class Operator:
         item = self._store.get(*key)
         if error.status not in (403, 404) or item is None:
             return False
-        if "being terminated" in str(error.reason):
+        if namespace_is_terminating(error):
             logger.info("%s: its namespace is being deleted", key)
             return True
         try:

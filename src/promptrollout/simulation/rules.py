@@ -7,6 +7,8 @@ from pydantic import ValidationError
 
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.rollout import RolloutSpec, Snapshot
+from promptrollout.engine.lifecycle.messages import problem_text
+from promptrollout.engine.lifecycle.reasons import MissingObject, SpecProblem
 from promptrollout.operator.cluster.store import Store
 from promptrollout.operator.rollouts.resolve import resolve
 
@@ -48,9 +50,16 @@ def rules_of(bodies: Sequence[Body], name: str | None = None) -> tuple[str, Snap
     sources = {str((item.get("spec") or {}).get("metricsSource", "default")) for item in store.all("PromptGateway")}
     desired = resolve(NAMESPACE, _name(body), spec, None, store, sources).desired
     if desired.problems or desired.snapshot is None:
-        reasons = "; ".join(desired.problems).replace(f" in {NAMESPACE}: create it", " in the given files: add it")
+        reasons = "; ".join(_problem(each) for each in desired.problems)
         raise ValueError(f"PromptRollout {_name(body)}: {reasons}")
     return _name(body), desired.snapshot
+
+
+def _problem(problem: SpecProblem) -> str:
+    """There is no namespace here: what is missing must be among the files."""
+    if isinstance(problem, MissingObject):
+        return f"{problem.path}: there is no {problem.kind} {problem.name} in the given files: add it"
+    return problem_text(problem)
 
 
 def _store(bodies: Sequence[Body], spec: RolloutSpec) -> Store:

@@ -36,7 +36,7 @@ def weight_steps(rules: Snapshot) -> list[WeightStep]:
 
 
 def patience_seconds(rules: Snapshot, step: WeightStep) -> int:
-    """How long the operator waits for evidence before onInsufficientTraffic applies: see `engine.life.overdue`."""
+    """How long the operator waits for evidence before onInsufficientTraffic applies (`moves.overdue` of the engine)."""
     return 2 * step.seconds + GRACE_INTERVALS * rules.interval_seconds
 
 
@@ -54,7 +54,7 @@ class Doubt:
 
 
 def wants_proof(objective: Objective, step: WeightStep) -> bool:
-    """Whether a step passes only when the canary is shown to be within its margin: see `engine.analysis.lacking`."""
+    """Whether a step passes only on proof that the canary is within its margin (see `missing_evidence`)."""
     return (objective.advance_on or ("NonInferior" if step.last else "NoBreach")) == "NonInferior"
 
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from promptrollout.api.decisions import DecisionReason
 from promptrollout.api.delivery import VersionRef
 from promptrollout.api.rollout import Decision, ObjectiveStatus, RolloutSpec, RolloutStatus, Snapshot
 from promptrollout.engine.lifecycle.analysis import is_outage
 from promptrollout.engine.lifecycle.facts import Delivered, DeliveryIntent, Desired, Facts, Plan
 from promptrollout.engine.lifecycle.moves import BASELINE_INTERVALS, step_seconds
-from promptrollout.engine.lifecycle.plan import COMMON_SECONDS, plan
+from promptrollout.engine.lifecycle.plan import plan
+from promptrollout.engine.lifecycle.progress import COMMON_SECONDS
 from promptrollout.engine.objectives import sample_ratio
 from promptrollout.engine.objectives.definitions import bounds_of
 from promptrollout.engine.statistics.evidence import Evidence, Interval
@@ -25,7 +27,7 @@ EPOCH = 1_800_000_000
 SETTLE_PLANS = 12
 """More moves than a rollout can make at one moment."""
 PAUSE_INTERVALS = 2
-"""A longer gap between two plans does not count towards a pause: see engine.plan.tick."""
+"""A longer gap between two plans does not count towards a pause: see engine.lifecycle.progress.count_time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Run:
     outcome: Outcome
     seconds: int
     """From the first exposure to 100 % or to the rollback; if it held, to the end of the traffic."""
+    reason: str
+    """The decision's; empty if it held."""
     why: str
     """The decision's message; if it held, what the rollout was waiting for."""
     timeline: tuple[Moment, ...]
@@ -285,7 +289,7 @@ class _World:
             evidence=tuple(decision.evidence),
         )
         self.timeline.append(moment)
-        if decision.reason == "RolloutCompleted":
+        if decision.reason == DecisionReason.ROLLOUT_COMPLETED:
             self.outcome, self.decided, self.rows = "Promoted", moment, tuple(self.status.analysis)
         elif decision.reason == self.status.withdrawal and self.status.rejected:
             self.outcome, self.decided, self.rows = "RolledBack", moment, tuple(self.status.analysis)
@@ -350,6 +354,7 @@ class _World:
         return Run(
             outcome=self.outcome,
             seconds=until,
+            reason=self.decided.reason if self.decided else "",
             why=self.decided.message if self.decided else self.status.message,
             timeline=tuple(self.timeline),
             weights=tuple((at - self.origin, weight) for at, weight in self.sent),

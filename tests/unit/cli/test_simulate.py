@@ -318,8 +318,8 @@ def test_what_no_gateway_exports_is_refused_by_plan_and_lint_with_the_operators_
     file.write_text(yaml.safe_dump_all([body] if place == "own" else [body, slo]))
     plan = run("plan", "-f", str(file), "--requests-per-minute", "600")
     reason = (
-        "objective judge: gateways of this release do not export JudgeScore, so nothing can measure it: "
-        "remove it, or export metrics of your own and use signal Custom"
+        "objective judge: gateways of this release do not export JudgeScore: remove it, or export your own metrics and "
+        "use signal Custom"
     )
     assert (plan.exit_code, path + reason in plan.output) == (1, True), plan.output
     lint = run("lint", str(file))

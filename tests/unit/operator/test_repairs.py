@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from kubernetes.aio.client.exceptions import ApiException
 
 from promptrollout.api.delivery import Laggard
 from promptrollout.api.rollout import RolloutStatus
@@ -19,6 +20,24 @@ CANARY = {"template": PROMPT | {"model": "large"}}
 
 def invalid(status: RolloutStatus) -> str:
     return next((c.message for c in status.conditions if c.type == "InvalidSpec" and c.status == "True"), "")
+
+
+async def test_words_in_a_refusal_do_not_make_it_a_namespace_that_is_deleted() -> None:
+    world = await in_canary()
+    world.api.refuse[COPY], world.api.message = 403, "policy jobs: the queue is being terminated"
+    world.edit(SPEC | {"template": PROMPT | {"model": "third"}})
+    await world.reconcile()
+    assert "the queue is being terminated" in invalid(world.status())
+    assert world.status().weight == 10
+
+
+async def test_nothing_is_planned_in_a_namespace_that_is_deleted() -> None:
+    world = await in_canary()
+    world.api.refuse[COPY], world.api.causes = 403, [{"reason": "NamespaceTerminating"}]
+    world.edit(SPEC | {"template": PROMPT | {"model": "third"}})
+    with pytest.raises(ApiException):
+        await world.reconcile()
+    assert invalid(world.status()) == ""
 
 
 @pytest.mark.parametrize("code", [403, 422, 500])

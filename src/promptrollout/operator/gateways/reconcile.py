@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from promptrollout.api.conditions import ConditionReason, ConditionType
 from promptrollout.api.gateway import GatewaySpec
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.provider import ProviderSpec
@@ -73,7 +74,9 @@ class GatewayReconciler:
         try:
             spec = GatewaySpec.model_validate(item.get("spec") or {})
         except ValidationError as error:
-            await self._write_status(key, item, None, "", ("InvalidSpec", f"spec.{first_problem(error)}"))
+            await self._write_status(
+                key, item, None, "", (ConditionReason.INVALID_SPEC, f"spec.{first_problem(error)}")
+            )
             return
         live = self._store.get("Deployment", key.namespace, deployment_name(key.name))
         if live is None:
@@ -100,7 +103,12 @@ class GatewayReconciler:
                 logger.error("%s: %s", key, problem)
                 problems.append(str(problem))
         await self._write_status(
-            key, item, spec, image, ("ObjectInTheWay", "; ".join(problems)) if problems else None, waits
+            key,
+            item,
+            spec,
+            image,
+            (ConditionReason.OBJECT_IN_THE_WAY, "; ".join(problems)) if problems else None,
+            waits,
         )
 
     # ------------------------------------------------------------ objects
@@ -190,7 +198,7 @@ class GatewayReconciler:
         item: Object,
         spec: GatewaySpec | None,
         image: str,
-        problem: tuple[str, str] | None = None,
+        problem: tuple[ConditionReason, str] | None = None,
         waits: str = "",
     ) -> None:
         """`problem`: reason and message of what keeps it from being ready."""
@@ -202,19 +210,23 @@ class GatewayReconciler:
             truth, (reason, message) = False, problem
         elif spec is not None and spec.metrics_source not in self._sources:
             known = ", ".join(sorted(self._sources)) or "none"
-            truth, reason = False, "UnknownMetricsSource"
+            truth, reason = False, ConditionReason.UNKNOWN_METRICS_SOURCE
             message = f"spec.metricsSource: the operator has no source {spec.metrics_source} (it has: {known})"
         elif ready >= wanted:
-            truth, reason, message = True, "Available", f"{ready} of {wanted} pods are ready{waits}"
+            truth, reason, message = True, ConditionReason.AVAILABLE, f"{ready} of {wanted} pods are ready{waits}"
         else:
-            truth, reason, message = False, "WaitingForPods", f"{ready} of {wanted} pods are ready{waits}"
+            truth, reason, message = (
+                False,
+                ConditionReason.WAITING_FOR_PODS,
+                f"{ready} of {wanted} pods are ready{waits}",
+            )
         before = {c.get("type"): c for c in (item.get("status") or {}).get("conditions") or []}
         reported = self._reported(key.namespace, key.name)
         truths = {
-            "Ready": (truth, reason, message),
-            **authenticated(spec, deployment, reported, before.get("Authenticated", {})),
-            **providers_answer(reported, before.get("ProvidersAnswer", {})),
-            **provider_keys_bound(reported, before.get("ProviderKeysBound", {})),
+            ConditionType.READY: (truth, reason, message),
+            **authenticated(spec, deployment, reported, before.get(ConditionType.AUTHENTICATED, {})),
+            **providers_answer(reported, before.get(ConditionType.PROVIDERS_ANSWER, {})),
+            **provider_keys_bound(reported, before.get(ConditionType.PROVIDER_KEYS_BOUND, {})),
         }
         status = {
             "observedGeneration": item["metadata"].get("generation", 0),

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from promptrollout.api.base_url import base_url_doubt
+from promptrollout.api.conditions import ConditionReason, ConditionType
 from promptrollout.api.digest import digest_of
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.prompt import PromptSpec
@@ -32,7 +33,7 @@ Verdict = tuple[bool, str, str]
 async def reconcile_declaration(key: Key, item: Object, api: Api, store: Store, instance: str) -> None:
     """Write the status of a PromptVersion, ModelProvider or PromptSLO if it says something new."""
     digest: str | None = None
-    more: dict[str, Verdict] = {}
+    more: dict[ConditionType, Verdict] = {}
     if key.kind == "PromptVersion":
         truth, digest = version_verdict(item)
     elif key.kind == "ModelProvider":
@@ -42,7 +43,7 @@ async def reconcile_declaration(key: Key, item: Object, api: Api, store: Store, 
         truth = slo_verdict(item)
     status: Object = {
         "observedGeneration": item["metadata"].get("generation", 0),
-        "conditions": conditions(item, {"Ready": truth, **more}, time.time()),
+        "conditions": conditions(item, {ConditionType.READY: truth, **more}, time.time()),
     }
     if digest is not None:
         status["digest"] = digest
@@ -70,8 +71,8 @@ def version_verdict(item: Object) -> tuple[Verdict, str | None]:
         digest = None  # among the problems
     if problems:
         text = "; ".join(f"spec{'.' + path if path else ''}: {reason}" for path, reason in problems)
-        return (False, "InvalidSpec", text), digest
-    return (True, "Valid", "the prompt can be served"), digest
+        return (False, ConditionReason.INVALID_SPEC, text), digest
+    return (True, ConditionReason.VALID, "the prompt can be served"), digest
 
 
 def provider_verdict(item: Object, store: Store) -> Verdict:
@@ -87,21 +88,21 @@ def provider_verdict(item: Object, store: Store) -> Verdict:
             f"spec.baseURL: what {rollouts} serve was rolled out with {urls}, and stays there until another version is "
             f"rolled out, which is asked at {spec.base_url}. Better give another endpoint a name of its own"
         )
-        return False, "ServedElsewhere", text
+        return False, ConditionReason.SERVED_ELSEWHERE, text
     prices = f"{len(spec.prices)} model prices" if spec.prices else "no prices: its requests are unpriced"
     doubt = base_url_doubt(spec.base_url)
-    return True, "Valid", f"{spec.base_url}, {prices}" + (f"; spec.baseURL {doubt}" if doubt else "")
+    return True, ConditionReason.VALID, f"{spec.base_url}, {prices}" + (f"; spec.baseURL {doubt}" if doubt else "")
 
 
-def tls_verdict(item: Object) -> dict[str, Verdict]:
+def tls_verdict(item: Object) -> dict[ConditionType, Verdict]:
     """Nobody should trust whoever answers without its being seen."""
     spec = item.get("spec") or {}
     if not str(spec.get("baseURL", "")).startswith("https:"):
         return {}
     if (spec.get("tls") or {}).get("insecureSkipVerify"):
         text = "spec.tls.insecureSkipVerify: prompts and keys go to whoever answers: give its CA instead"
-        return {"TLSVerified": (False, "InsecureSkipVerify", text)}
-    return {"TLSVerified": (True, "Verified", "the endpoint's certificate is verified")}
+        return {ConditionType.TLS_VERIFIED: (False, ConditionReason.INSECURE_SKIP_VERIFY, text)}
+    return {ConditionType.TLS_VERIFIED: (True, ConditionReason.VERIFIED, "the endpoint's certificate is verified")}
 
 
 def slo_verdict(item: Object) -> Verdict:
@@ -113,11 +114,11 @@ def slo_verdict(item: Object) -> Verdict:
         try:
             make_test(objective)
         except ValueError as error:
-            return False, "InvalidSpec", f"spec.objectives[{index}]: {error}"
+            return False, ConditionReason.INVALID_SPEC, f"spec.objectives[{index}]: {error}"
         if reason := not_measured(objective):
-            return False, "InvalidSpec", f"spec.objectives[{index}].signal: {reason}"
-    return True, "Valid", f"{len(objectives)} objectives"
+            return False, ConditionReason.INVALID_SPEC, f"spec.objectives[{index}].signal: {reason}"
+    return True, ConditionReason.VALID, f"{len(objectives)} objectives"
 
 
 def _invalid(error: ValidationError) -> Verdict:
-    return False, "InvalidSpec", f"spec.{first_problem(error)}"
+    return False, ConditionReason.INVALID_SPEC, f"spec.{first_problem(error)}"

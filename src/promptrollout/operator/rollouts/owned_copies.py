@@ -11,7 +11,8 @@ from typing import Any
 from promptrollout.api.delivery import DeliverySpec
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import RolloutStatus
-from promptrollout.cluster import ApiException
+from promptrollout.cluster import ApiException, namespace_is_terminating
+from promptrollout.engine.lifecycle.reasons import Problem, SpecProblem
 from promptrollout.operator.cluster.api import Api, Stale
 from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.cluster.store import Store
@@ -29,7 +30,7 @@ BACKOFF_SECONDS = (1.0, 60.0)
 class _Refusal:
     """Of one copy, by the API server: a quota, a policy, a webhook."""
 
-    problem: str
+    problem: SpecProblem
     failures: int
     not_before: float
 
@@ -61,10 +62,10 @@ class OwnedCopies:
         self._refused[key] = refused
         return max(0.0, min(refusal.not_before for refusal in refused.values()) - self._clock())
 
-    async def restore(self, key: Key, status: RolloutStatus, delivery: DeliverySpec | None) -> dict[str, str]:
+    async def restore(self, key: Key, status: RolloutStatus, delivery: DeliverySpec | None) -> dict[str, SpecProblem]:
         """Copies in use that someone deleted come back, from memory or from the delivery. Returns what is refused, and
         why, by name."""
-        refused: dict[str, str] = {}
+        refused: dict[str, SpecProblem] = {}
         for version in (status.stable, status.canary, status.previous):
             if version is None:
                 continue
@@ -80,9 +81,9 @@ class OwnedCopies:
                 refused |= await self.create(key, (prompt,))
         return refused
 
-    async def create(self, key: Key, prompts: Collection[PromptSpec]) -> dict[str, str]:
+    async def create(self, key: Key, prompts: Collection[PromptSpec]) -> dict[str, SpecProblem]:
         """Returns what is refused, and why, by name."""
-        refused: dict[str, str] = {}
+        refused: dict[str, SpecProblem] = {}
         for prompt in prompts:
             body = copies.copy_of(key.namespace, key.name, prompt)
             name = body["metadata"]["name"]
@@ -104,20 +105,21 @@ class OwnedCopies:
             self._store.put("PromptVersion", item)
         return refused
 
-    def _refusal(self, key: Key, name: str, error: ApiException) -> str:
-        """Note it for later; the problem in a sentence. Raises `error` where nothing will be allowed ever again."""
-        if error.status == 401 or "being terminated" in str(error.reason):
+    def _refusal(self, key: Key, name: str, error: ApiException) -> SpecProblem:
+        """Note it for later. Raises `error` where nothing will be allowed ever again."""
+        if error.status == 401 or namespace_is_terminating(error):
             raise error
         known = self._refused.setdefault(key, {})
         failures = known[name].failures if name in known else 0
         seconds = min(BACKOFF_SECONDS[1], BACKOFF_SECONDS[0] * 2 ** min(failures, 16))
         reason = str(error.reason)[:512]
-        problem = (
+        text = (
             f"PromptVersion {name}, the copy that is to be served, cannot be created: HTTP {error.status}: {reason}: "
             "change the quota, policy or webhook that refuses it"
         )
+        problem = Problem("", text)
         known[name] = _Refusal(problem, failures + 1, self._clock() + seconds)
-        logger.warning("%s: %s; again in %.0f s", key, problem, seconds)
+        logger.warning("%s: %s; again in %.0f s", key, text, seconds)
         return problem
 
     async def mark_promoted(self, key: Key, status: RolloutStatus) -> None:

@@ -18,6 +18,7 @@ from promptrollout.engine.lifecycle.analysis import WATCHED
 from promptrollout.engine.lifecycle.draft import ACTIVE
 from promptrollout.engine.lifecycle.facts import Delivered, Desired, Facts, Plan, Pods
 from promptrollout.engine.lifecycle.plan import plan
+from promptrollout.engine.lifecycle.reasons import Problem
 from promptrollout.operator.cluster.api import Api, Stale
 from promptrollout.operator.cluster.events import Outbox, recent
 from promptrollout.operator.cluster.metrics import Metrics
@@ -85,7 +86,7 @@ class RolloutReconciler:
         held = self._gateway_held(key, spec, record.planned, delivery)
         resolved = resolve(key.namespace, key.name, spec, record.planned.stable, self._store, self._sources, held)
         if record.unreadable:
-            resolved = Resolved(Desired(None, problems=(record.unreadable,)), (), resolved.metrics_source)
+            resolved = Resolved(Desired(None, problems=(Problem("", record.unreadable),)), (), resolved.metrics_source)
         refused |= await self._copies.create(key, resolved.missing_copies)
         record.copies_due = self._copies.still_refused(key, refused)
         gateway = held or spec.gateway_ref.name
@@ -192,7 +193,7 @@ class RolloutReconciler:
     ) -> Facts:
         status, desired = record.planned, resolved.desired
         if record.cannot_compile and not desired.problems:
-            desired = type(desired)(desired.version, desired.baseline, None, (record.cannot_compile,))
+            desired = type(desired)(desired.version, desired.baseline, None, (Problem("", record.cannot_compile),))
         metadata = item["metadata"]
         # while what was promoted bakes, pods serve it as the canary still
         served = status.canary or (status.stable if status.stage == "Baking" else None)
