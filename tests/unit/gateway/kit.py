@@ -63,6 +63,17 @@ def delivery(sequence: int = 1, **changes: Any) -> dict[str, Any]:
     }
 
 
+async def serve(gateway: Gateway, url: str, sequence: int = 1, **changes: Any) -> None:
+    """Stable alone, from the provider at this URL; `changes` as of `arm`."""
+    await gateway.registry.apply("support", delivery(sequence, stable=arm(url=url, **changes)))
+
+
+async def serve_both(gateway: Gateway, url: str, weight: int = 100, **changes: Any) -> None:
+    """Stable and canary on the same provider, the canary for everybody; `changes` are the canary's."""
+    arms = {"stable": arm(url=url), "canary": arm(CANARY, url, **changes)}
+    await gateway.registry.apply("support", delivery(weight=weight, **arms))
+
+
 def request(**changes: Any) -> dict[str, Any]:
     return {"model": "support", "user": "u1", "messages": [{"role": "user", "content": "Hello"}], **changes}
 

@@ -11,7 +11,14 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.llm.answers.usage import Usage
 from promptrollout.llm.errors import error_object
 from promptrollout.llm.prompts.prompt import Body, CompiledPrompt, Overlay
-from promptrollout.llm.protocols.base import OPENAI_CONVERSATION, OPENAI_USER, Fields, Protocol, Whole
+from promptrollout.llm.protocols.base import (
+    OPENAI_CONVERSATION,
+    OPENAI_USER,
+    Fields,
+    Protocol,
+    Whole,
+    parsed_answer,
+)
 
 # nothing behind the vectors but this has braces in it
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
@@ -36,13 +43,8 @@ class Embeddings(Protocol):
         return False
 
     def read(self, payload: bytes) -> Whole | None:
-        try:
-            parsed = orjson.loads(payload)
-        except orjson.JSONDecodeError:
-            return None
-        if not isinstance(parsed, dict) or not isinstance(parsed.get("data"), list):
-            return None
-        return Whole(parsed, [], Usage.read(parsed.get("usage")))
+        parsed = parsed_answer(payload, "data")
+        return None if parsed is None else Whole(parsed, [], Usage.read(parsed.get("usage")))
 
     def usage_at(self, end: bytes) -> Usage | None:
         """Behind the vectors, where every server that is known writes it."""
