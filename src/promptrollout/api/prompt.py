@@ -104,7 +104,9 @@ class PromptSpec(Model):
 
 class VersionStatus(Model):
     observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """The generation of the spec that this status describes."""
     digest: Digest | None = None
+    """Digest of the spec."""
     conditions: Conditions = []
 
 

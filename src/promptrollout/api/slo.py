@@ -289,6 +289,7 @@ class SLOSpec(Model):
 
 class SLOStatus(Model):
     observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """The generation of the spec that this status describes."""
     conditions: Conditions = []
 
 

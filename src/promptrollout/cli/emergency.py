@@ -19,7 +19,7 @@ def emergency() -> None:
 
 @emergency.command()
 @click.argument("name")
-@click.option("--reason", default="", metavar="TEXT", help="Kept in the override object.")
+@click.option("--reason", default="", metavar="TEXT", help="Reason, kept in the override object.")
 @cluster_command
 async def stable(flags: Flags, name: str, reason: str) -> None:
     """Send all users of rollout NAME to its stable version."""
@@ -36,7 +36,7 @@ async def stable(flags: Flags, name: str, reason: str) -> None:
 @click.argument("name")
 @cluster_command
 async def clear(flags: Flags, name: str) -> None:
-    """Take the override of rollout NAME away."""
+    """Remove the override of rollout NAME."""
     async with flags.target() as target:
         try:
             item = await cluster.request(target.client, "GET", _path(target))

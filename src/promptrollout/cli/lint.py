@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--strict", is_flag=True, help="Warnings fail, too.")
+@click.option("--strict", is_flag=True, help="Exit with 1 on warnings, too.")
 @click.option(
     "--requests-per-minute",
     type=click.FloatRange(min=0, min_open=True),

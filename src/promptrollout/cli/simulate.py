@@ -45,27 +45,36 @@ class Moment(click.ParamType[int]):
 @name_option
 @click.option("--scenario", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Synthetic metrics.")
 @click.option(
-    "--recorded", "recording", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSON lines."
+    "--recorded",
+    "recording",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Recorded metrics: JSON lines.",
 )
 @click.option("--prometheus", "url", metavar="URL", help="Historical metrics; needs the six options below.")
-@click.option("--from", "start", type=Moment(), help="When the canary met its first users.")
+@click.option("--from", "start", type=Moment(), help="When the canary got its first users.")
 @click.option("--to", "end", type=Moment())
-@click.option("--uid", help="The PromptRollout's metadata.uid.")
+@click.option("--uid", help="metadata.uid of the PromptRollout.")
 @click.option("--stable", help="First ten characters of the stable version's digest, the label `version`.")
-@click.option("--canary", help="The same of the canary's.")
-@click.option("-n", "--namespace", default="", help="The rollout's, where the series carry the label namespace.")
+@click.option("--canary", help="The same of the canary.")
+@click.option("-n", "--namespace", default="", help="Namespace of the rollout, if the series have the label namespace.")
 @click.option(
-    "--record", type=click.Path(dir_okay=False, path_type=Path), help="Keep what --prometheus had for --recorded."
+    "--record", type=click.Path(dir_okay=False, path_type=Path), help="Save what --prometheus returned, for --recorded."
 )
-@click.option("--runs", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Of a scenario.")
+@click.option(
+    "--runs", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Number of runs of a scenario."
+)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option(
-    "--confirm-seconds", type=click.IntRange(0, 3600), default=0, show_default=True, help="Pods take so long."
+    "--confirm-seconds",
+    type=click.IntRange(0, 3600),
+    default=0,
+    show_default=True,
+    help="How long pods take to confirm a configuration.",
 )
 @click.option(
     "--promote-after-seconds",
     type=click.IntRange(1, 2_592_000),
-    help="A person ends each pause without durationSeconds so long after it began; default: nobody does.",
+    help="End each pause without durationSeconds after this time. Default: never.",
 )
 @click.option(
     "--plot",
@@ -88,7 +97,7 @@ def simulate(
     output: str,
     **history: Any,
 ) -> None:
-    """Run a rollout against metrics that are not its own: made up, recorded, or of the past.
+    """Run a rollout against synthetic, recorded or past metrics.
 
     One run prints the timeline that the rollout would have had; more runs of a scenario print the chance of each
     outcome, the time to it, and the bad requests let through. Formats: docs/how-to/simulate.md.

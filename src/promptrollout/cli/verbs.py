@@ -16,7 +16,7 @@ from promptrollout.cli.connection import EXIT_FAILED, EXIT_TIMEOUT, Flags, Objec
 WAIT_SECONDS: Final = 10.0
 
 _name = click.argument("name")
-_reason = click.option("--reason", default="", metavar="TEXT", help="Recorded with the decision.")
+_reason = click.option("--reason", default="", metavar="TEXT", help="Reason, recorded with the decision.")
 _wait = click.option(
     "--wait/--no-wait", default=True, show_default=True, help=f"Wait up to {WAIT_SECONDS:.0f} s for the answer."
 )
@@ -39,31 +39,31 @@ async def promote(flags: Flags, name: str, reason: str, wait: bool, full: bool) 
 
 @_verb
 async def abort(flags: Flags, name: str, reason: str, wait: bool) -> int:
-    """Take the canary back to weight 0 at once. Its version stays rejected until `retry`."""
+    """Set the canary's weight to 0 at once. Its version stays rejected until `retry`."""
     return await command(flags, "abort", name, reason, wait)
 
 
 @_verb
 async def retry(flags: Flags, name: str, reason: str, wait: bool) -> int:
-    """Try the rejected version again: from no evidence, at a stricter level."""
+    """Try the rejected version again, without earlier evidence and at a stricter level."""
     return await command(flags, "retry", name, reason, wait)
 
 
 @_verb
 async def pause(flags: Flags, name: str, reason: str, wait: bool) -> int:
-    """Let nothing advance until `resume`. A breach still rolls back."""
+    """Hold the rollout until `resume`. A breach still rolls back."""
     return await command(flags, "pause", name, reason, wait)
 
 
 @_verb
 async def resume(flags: Flags, name: str, reason: str, wait: bool) -> int:
-    """End `pause`. (A pause step is ended by `promote`.)"""
+    """End `pause`. To end a pause step, use `promote`."""
     return await command(flags, "resume", name, reason, wait)
 
 
 @_verb
 async def undo(flags: Flags, name: str, reason: str, wait: bool) -> int:
-    """Go back to the version before. The present one stays rejected until `retry`; the spec is not touched."""
+    """Go back to the previous version. The current one stays rejected until `retry`. The spec is not changed."""
     return await command(flags, "undo", name, reason, wait)
 
 
