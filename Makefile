@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 LOCK   := requirements/dev.txt
+# charts has a page only where a chart brings a README
+FROM_CODE := docs/reference/fields docs/reference/metrics.md docs/reference/commands.md
+PAGES  := README.md CHANGELOG.md docs tests/README.md examples benchmarks charts
 
 .DEFAULT_GOAL := help
 .PHONY: help demo kind-demo test node-test e2e kind-e2e unit clients mutation check generate lock fmt clean
@@ -53,24 +56,28 @@ mutation: $(VENV)/.installed ## mutate a sample of the engine's code, report how
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/mutation.txt
 	@$(BIN)/python -m tests.mutation $(ARGS)
 
-generate: $(VENV)/.installed ## write crds/ and the chart's copy from the pydantic models, and docs/openapi.json
+generate: $(VENV)/.installed ## write crds/ (and the chart's copy) and the reference pages that come from code
 	@$(BIN)/python -m promptrollout.api.crds
 	@$(BIN)/python -m promptrollout.gateway.openapi
+	@$(BIN)/python -m promptrollout.cli.reference
+	@$(BIN)/mdformat $(FROM_CODE)
 
-check: $(VENV)/.installed generate ## ruff, mypy, import arrows, declared dependencies; fails if generated files differ from what is committed
+check: $(VENV)/.installed generate ## ruff, mdformat, mypy, import arrows, declared dependencies; fails if generated files differ from what is committed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mdformat --check $(PAGES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/deptry src
-	@test -z "$$(git status --porcelain -- crds charts/promptrollout/templates/crds docs/openapi.json)" \
-	  || { git status --short -- crds charts docs/openapi.json; echo "generated files differ: commit the result of 'make generate'"; exit 1; }
+	@test -z "$$(git status --porcelain -- crds charts/promptrollout/templates/crds docs/reference/openapi.json $(FROM_CODE))" \
+	  || { git status --short -- crds charts docs/reference; echo "generated files differ: commit the result of 'make generate'"; exit 1; }
 
 bench-%: $(VENV)/.installed ## run benchmarks/NAME, print its table, write benchmarks/results/NAME.json
 	@$(BIN)/python -m benchmarks.$(subst -,_,$*)
 
 fmt: $(VENV)/.installed ## format and fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+	@$(BIN)/mdformat $(PAGES)
 
 lock: ## compile the lock files (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements/runtime.txt

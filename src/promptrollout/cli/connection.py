@@ -55,7 +55,7 @@ class Target:
         try:
             found = await cluster.request(self.client, "GET", self.rollout_path())
         except ApiException:
-            return f"{API_VERSION} is unknown to this cluster: install the chart (see docs/install.md)"
+            return f"{API_VERSION} is unknown to this cluster: install the chart (see docs/get-started/install.md)"
         names = ", ".join(item["metadata"]["name"] for item in found["items"][:10]) or "none"
         return f"no PromptRollout {name} in namespace {self.namespace} (there: {names}); choose another with -n"
 

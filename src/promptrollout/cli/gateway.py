@@ -23,10 +23,10 @@ from promptrollout.api.names import (
 )
 from promptrollout.api.networks import Networks
 from promptrollout.cluster import ClusterError, namespace
-from promptrollout.gateway.app import Limits
-from promptrollout.gateway.authenticate import Auth, AuthMode
+from promptrollout.gateway.auth.authenticate import Auth, AuthMode
+from promptrollout.gateway.auth.token_reviews import ServiceAccountRule
 from promptrollout.gateway.process import Settings, run
-from promptrollout.gateway.token_reviews import ServiceAccountRule
+from promptrollout.gateway.server.app import Limits
 
 
 @click.command("gateway")

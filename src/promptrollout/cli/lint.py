@@ -9,7 +9,7 @@ import click
 
 from promptrollout.api.names import API_VERSION, GROUP
 from promptrollout.api.rollout import Snapshot
-from promptrollout.cli.given import require
+from promptrollout.cli.inputs import require
 from promptrollout.cli.lint_references import content_problems, metadata_of, reference_problems
 from promptrollout.cli.lint_schema import Path as FieldPath
 from promptrollout.cli.lint_schema import Problem, schema_problems, written

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from promptrollout.cli.given import console, files_option, name_option, require, rules_in, working
+from promptrollout.cli.inputs import console, files_option, name_option, require, rules_in, working
 
 
 @click.command()

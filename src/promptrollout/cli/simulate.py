@@ -14,7 +14,7 @@ import click
 from rich.console import Console, RenderableType
 
 from promptrollout.api.rollout import Pause, Snapshot
-from promptrollout.cli.given import COLUMNS, console, files_option, name_option, require, rules_in, working
+from promptrollout.cli.inputs import COLUMNS, console, files_option, name_option, require, rules_in, working
 from promptrollout.simulation import recorded
 from promptrollout.simulation.report import run_view, summary_view
 from promptrollout.simulation.summary import summary
@@ -68,7 +68,9 @@ class Moment(click.ParamType[int]):
     help="A person ends each pause without durationSeconds so long after it began; default: nobody does.",
 )
 @click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the first run: NAME.html or NAME.png."
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the first run: NAME.html or NAME.png with all panels, NAME.svg at a glance.",
 )
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def simulate(
@@ -89,7 +91,7 @@ def simulate(
     """Run a rollout against metrics that are not its own: made up, recorded, or of the past.
 
     One run prints the timeline that the rollout would have had; more runs of a scenario print the chance of each
-    outcome, the time to it, and the bad requests let through. Formats: docs/simulate.md.
+    outcome, the time to it, and the bad requests let through. Formats: docs/how-to/simulate.md.
     """
     if sum(source is not None for source in (scenario, recording, url)) != 1:
         raise click.UsageError("give exactly one of --scenario, --recorded and --prometheus")
@@ -97,8 +99,8 @@ def simulate(
         raise click.UsageError("--runs belongs to --scenario: what was recorded is the same every time")
     if plot is not None:
         require("matplotlib")
-        if plot.suffix not in (".html", ".png"):
-            raise click.UsageError(f"--plot {plot}: write to a name that ends in .html or .png")
+        if plot.suffix not in (".html", ".png", ".svg"):
+            raise click.UsageError(f"--plot {plot}: write to a name that ends in .html, .png or .svg")
         if not plot.parent.is_dir():
             raise click.ClickException(f"--plot {plot}: there is no directory {plot.parent}; create it")
     title, rules = rules_in(files, name)
@@ -237,6 +239,12 @@ def _plain(runs: list[Run], notes: list[str]) -> dict[str, Any]:
 
 
 def _draw(path: Path, title: str, rules: Snapshot, run: Run, runs: list[Run], view: RenderableType) -> None:
+    if path.suffix == ".svg":
+        from promptrollout.simulation import overview
+
+        overview.write(path, rules, run)
+        click.echo(f"drawn: {path}", err=True)
+        return
     from promptrollout.simulation import plots
 
     paper = Console(width=COLUMNS + 20, file=io.StringIO())

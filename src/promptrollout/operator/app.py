@@ -11,8 +11,8 @@ from typing import Any
 
 from kubernetes.aio.client import ApiClient
 
-from promptrollout.api.few import first_few
 from promptrollout.api.names import API_VERSION, LABEL_GATEWAY
+from promptrollout.api.text import first_few
 from promptrollout.cluster import ApiException, ApiUnavailable, connect
 from promptrollout.operator.cluster.admin import start_admin
 from promptrollout.operator.cluster.api import KINDS, WATCHED, Api, Stale

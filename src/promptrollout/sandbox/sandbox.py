@@ -135,7 +135,7 @@ class Sandbox:
             ) from error
 
     def environment(self) -> dict[str, str]:
-        """The variables that `promptrollout sandbox env` prints. A stable interface: docs/sandbox.md."""
+        """The variables that `promptrollout sandbox env` prints. A stable interface: docs/how-to/sandbox.md."""
         variables = {
             "KUBECONFIG": self.kubeconfig,
             "PROMETHEUS_URL": self.prometheus_url,

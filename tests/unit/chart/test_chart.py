@@ -15,9 +15,9 @@ import yaml
 from promptrollout.api.crds import KINDS, crd
 from promptrollout.api.names import GROUP, PORT_ADMIN
 from promptrollout.api.networks import REFUSED as DEFAULT_REFUSED
-from promptrollout.gateway.authenticate import Auth
-from promptrollout.gateway.exposition import exposition
+from promptrollout.gateway.auth.authenticate import Auth
 from promptrollout.gateway.process import Gateway, Settings
+from promptrollout.gateway.server.metrics_page import exposition
 from promptrollout.operator.cluster.api import KINDS as KINDS_BY_NAME
 from promptrollout.operator.cluster.api import WATCHED
 from promptrollout.operator.cluster.metrics import Metrics

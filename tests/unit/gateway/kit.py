@@ -16,9 +16,9 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from promptrollout.api.networks import Networks
-from promptrollout.gateway.http import Message
+from promptrollout.gateway.http.exchange import Message
+from promptrollout.gateway.metrics.series import Series
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.series import Series
 
 STABLE = "a" * 64
 CANARY = "b" * 64

@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 
 from promptrollout.api.delivery import DeliverySpec
+from promptrollout.gateway.pipeline.request import Prepared
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.request import Prepared
 from tests.unit.gateway.kit import (
     CANARY,
     DONE,

@@ -8,13 +8,13 @@ from typing import Any
 import orjson
 import pytest
 
-from promptrollout.gateway.choices import MAX_CHOICES, MAX_COLLECTED
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.protocols.chat import ChatReader
-from promptrollout.gateway.providers import http_answer
-from promptrollout.gateway.sse import StreamError
-from promptrollout.gateway.translations import blocks, messages_response
-from promptrollout.gateway.translations.messages_response import ResponseStream
+from promptrollout.llm.answers.choices import MAX_CHOICES, MAX_COLLECTED
+from promptrollout.llm.answers.streams import StreamError
+from promptrollout.llm.protocols.chat import ChatReader
+from promptrollout.llm.providers import http_answer
+from promptrollout.llm.translations import blocks, messages_response
+from promptrollout.llm.translations.messages_response import ResponseStream
 from tests.unit.gateway.kit import SCHEMA, Caller, Provider, arm, completion, delivery, request, says, series, streams
 
 

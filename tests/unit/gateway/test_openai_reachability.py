@@ -11,11 +11,11 @@ import pytest
 from aiohttp import web
 
 from promptrollout.api.delivery import ProviderConfig
-from promptrollout.gateway.configuration import Target
-from promptrollout.gateway.model_errors import ProviderError
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.providers.circuit import Circuit
-from promptrollout.gateway.providers.openai import OpenAIProvider
+from promptrollout.gateway.rollouts.configuration import Target
+from promptrollout.llm.errors import ProviderError
+from promptrollout.llm.providers.circuit import Circuit
+from promptrollout.llm.providers.openai import OpenAIProvider
 from tests.unit.gateway.kit import (
     CANARY,
     DONE,

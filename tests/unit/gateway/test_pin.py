@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from promptrollout.api import names
-from promptrollout.gateway.app import Limits, ServingApp
-from promptrollout.gateway.bucketing import bucket, unit_hash
-from promptrollout.gateway.loader import Loader
+from promptrollout.gateway.assignment.bucketing import bucket, unit_hash
+from promptrollout.gateway.assignment.response_id import ResponseId, ResponseIds
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.registry import Registry
-from promptrollout.gateway.response_id import ResponseId, ResponseIds
-from promptrollout.gateway.signed_reasoning import without_signed_reasoning
-from promptrollout.gateway.store import Store
+from promptrollout.gateway.rollouts.last_good import Store
+from promptrollout.gateway.rollouts.loader import Loader
+from promptrollout.gateway.rollouts.registry import Registry
+from promptrollout.gateway.server.app import Limits, ServingApp
+from promptrollout.llm.protocols.signed_reasoning import without_signed_reasoning
 from tests.unit.gateway.kit import (
     CANARY,
     KEY,

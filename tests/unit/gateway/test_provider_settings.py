@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.providers import endpoint
+from promptrollout.llm.providers import endpoint
 from promptrollout.proxy import proxy_of
 from promptrollout.sandbox.controlplane.pki import Authority
 from tests.unit.gateway.kit import (

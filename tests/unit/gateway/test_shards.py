@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from promptrollout.api import names
-from promptrollout.gateway import counters as counters_module
-from promptrollout.gateway.bucketing import shard, unit_hash, within
+from promptrollout.gateway.assignment.bucketing import shard, unit_hash, within
+from promptrollout.gateway.metrics import counters as counters_module
 from promptrollout.gateway.process import Gateway
 from tests.unit.gateway import kit
 from tests.unit.gateway.kit import (

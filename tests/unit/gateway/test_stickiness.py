@@ -1,4 +1,4 @@
-"""Buckets, units and audiences: docs/stickiness.md as tests."""
+"""Buckets, units and audiences: docs/reference/stickiness.md as tests."""
 
 import json
 import re
@@ -9,10 +9,10 @@ from openfeature.contrib.tools.flagd.core.targeting.targeting import targeting
 from openfeature.evaluation_context import EvaluationContext
 
 from promptrollout.api.delivery import Audience, RequestMatch, Stickiness
-from promptrollout.gateway.bucketing import bucket, unit_hash, within
-from promptrollout.gateway.route import Assignment, Routing, assign
+from promptrollout.gateway.assignment.assign import Assignment, Routing, assign
+from promptrollout.gateway.assignment.bucketing import bucket, unit_hash, within
 
-DOCS = Path(__file__).parents[3] / "docs" / "stickiness.md"
+DOCS = Path(__file__).parents[3] / "docs" / "reference" / "stickiness.md"
 VECTORS = json.loads(DOCS.with_name("stickiness-vectors.json").read_text())
 
 
@@ -60,7 +60,7 @@ def test_the_committed_vectors_hold() -> None:
 
 @pytest.mark.parametrize("weight", [0, 1, 5, 10, 25, 50, 75, 99, 100])
 def test_flagd_itself_assigns_the_vectors_alike(weight: int) -> None:
-    """Its own evaluation, of the flag that docs/stickiness.md shows."""
+    """Its own evaluation, of the flag that docs/reference/stickiness.md shows."""
     rule = {
         "fractional": [
             {"cat": [{"var": "salt"}, {"var": "targetingKey"}]},

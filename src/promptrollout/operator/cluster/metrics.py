@@ -22,7 +22,7 @@ class Metrics:
         )
         self.decisions = Counter(
             "promptrollout_decisions",
-            "Decisions taken, by the reason of their Event.",
+            "Decisions, by the reason of their Event.",
             ["reason"],
             registry=self.registry,
         )
@@ -35,13 +35,15 @@ class Metrics:
         )
         self.reconcile_errors = Counter(
             "promptrollout_reconcile_errors",
-            "Reconciles that failed and are tried again.",
+            "Reconciles that failed and will be retried.",
             ["kind", "error"],
             registry=self.registry,
         )
-        self.queue_depth = Gauge("promptrollout_queue_depth", "Keys that wait for a worker.", registry=self.registry)
+        self.queue_depth = Gauge(
+            "promptrollout_queue_depth", "Objects that wait to be reconciled.", registry=self.registry
+        )
         self.queue_lag = Gauge(
-            "promptrollout_queue_lag_seconds", "How long the oldest key has waited.", registry=self.registry
+            "promptrollout_queue_lag_seconds", "How long the oldest object has waited.", registry=self.registry
         )
         self.query_seconds = Histogram(
             "promptrollout_query_duration_seconds",
@@ -52,7 +54,7 @@ class Metrics:
         )
         self.query_errors = Counter(
             "promptrollout_query_errors",
-            "Queries that a metrics source did not answer.",
+            "Queries to a metrics source that failed.",
             ["source"],
             registry=self.registry,
         )
@@ -64,18 +66,18 @@ class Metrics:
         )
         self.watch_restarts = Counter(
             "promptrollout_watch_restarts",
-            "Times that the watches ended and were started again.",
+            "How often watches were restarted.",
             registry=self.registry,
         )
         self.missed_events = Counter(
             "promptrollout_missed_events",
-            "Changes that no watch reported, found by the periodic list.",
+            "Changes that no watch reported; the periodic list found them.",
             ["kind"],
             registry=self.registry,
         )
         self.unwatched = Gauge(
             "promptrollout_rollout_unwatched",
-            "1 for each rollout whose canary meets users while its metrics have been out of reach for too long.",
+            "1 for each rollout whose canary has users while metrics have been unavailable for too long.",
             ["namespace", "rollout"],
             registry=self.registry,
         )

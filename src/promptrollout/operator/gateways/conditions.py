@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptrollout.api.delivery import ADDRESS_REFUSED, KEY_NOT_BOUND, KEY_UNBOUND, PodProblem
-from promptrollout.api.few import first_few
 from promptrollout.api.gateway import GatewaySpec
+from promptrollout.api.text import first_few
 
 Object = dict[str, Any]
 Truths = dict[str, tuple[bool, str, str]]

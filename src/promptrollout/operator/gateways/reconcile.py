@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from promptrollout.api.few import first_few
 from promptrollout.api.gateway import GatewaySpec
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.provider import ProviderSpec
+from promptrollout.api.text import first_few
 from promptrollout.operator.cluster.api import WATCHED, Api
 from promptrollout.operator.cluster.conditions import conditions, same_status
 from promptrollout.operator.cluster.events import announce

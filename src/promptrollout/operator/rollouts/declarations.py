@@ -9,12 +9,12 @@ from pydantic import ValidationError
 
 from promptrollout.api.base_url import base_url_doubt
 from promptrollout.api.digest import digest_of
-from promptrollout.api.few import first_few
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.provider import ProviderSpec
 from promptrollout.api.slo import SLOSpec
 from promptrollout.api.template import prompt_problems
+from promptrollout.api.text import first_few
 from promptrollout.cluster import ApiException
 from promptrollout.engine.objectives.definitions import make_test
 from promptrollout.engine.objectives.signals import not_measured

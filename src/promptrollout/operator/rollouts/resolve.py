@@ -12,10 +12,10 @@ from promptrollout.api.delivery import VersionRef
 from promptrollout.api.digest import copy_name
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.prompt import PromptSpec
+from promptrollout.api.provider_support import unsayable
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.api.slo import Objective, SLOSpec, VersusStable
 from promptrollout.api.template import Problem, prompt_problems
-from promptrollout.api.unsayable import unsayable
 from promptrollout.engine.lifecycle.facts import Desired
 from promptrollout.engine.objectives.definitions import make_test
 from promptrollout.engine.objectives.signals import not_measured

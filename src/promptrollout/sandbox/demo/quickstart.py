@@ -42,7 +42,7 @@ class Quickstart:
         return (self.directory / "changes" / f"{name}.yaml").read_text()
 
     def behaviours(self) -> list[dict[str, Any]]:
-        """How the simulated model answers each of the prompts (docs/simulated-model.md)."""
+        """How the simulated model answers each of the prompts (docs/reference/simulated-model.md)."""
         rules: list[dict[str, Any]] = json.loads((self.directory / "changes" / "simulated-model.json").read_text())
         return rules
 

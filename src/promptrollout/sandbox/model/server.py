@@ -1,6 +1,6 @@
 """A simulated model: an HTTP server that speaks OpenAI's and Anthropic's APIs and behaves as its rules say.
 
-Run it with `python -m promptrollout.sandbox.model --port 8080`; docs/simulated-model.md describes the rules.
+Run it with `python -m promptrollout.sandbox.model --port 8080`; docs/reference/simulated-model.md describes the rules.
 Plain ASGI without a framework, because in benchmarks of the gateway the model must not be what is measured.
 """
 
