@@ -60,14 +60,14 @@ class Target:
         try:
             found = await cluster.request(self.client, "GET", self.rollout_path())
         except ApiException:
-            return f"{API_VERSION} is unknown to this cluster: install the chart (see docs/install.md)"
+            return f"this cluster does not have {API_VERSION}: install the chart (see docs/install.md)"
         names = ", ".join(item["metadata"]["name"] for item in found["items"][:10]) or "none"
-        return f"no PromptRollout {name} in namespace {self.namespace} (there: {names}); choose another with -n"
+        return f"no PromptRollout {name} in namespace {self.namespace} (it has: {names}); choose another with -n"
 
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """What kubectl's flags of the same names say; empty where absent."""
+    """The values of kubectl's flags of the same names; empty where absent."""
 
     namespace: str
     context: str

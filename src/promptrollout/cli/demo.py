@@ -23,7 +23,7 @@ from promptrollout.sandbox.settings import SandboxError
     type=click.Path(file_okay=False, path_type=Path),
     default=story.Options().directory,
     show_default=True,
-    help="Where the demo's sandbox keeps its files; where one still runs, the demo does not begin.",
+    help="Where the demo's sandbox keeps its files; if one is running there, the demo does not start.",
 )
 @click.option("--users", type=click.IntRange(min=1), default=story.Options.users, show_default=True)
 @click.option(

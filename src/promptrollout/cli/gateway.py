@@ -54,13 +54,13 @@ from promptrollout.gateway.token_reviews import ServiceAccountRule
     "--allowed-provider-networks",
     envvar=ENV_ALLOWED_NETWORKS,
     default="",
-    help="CIDRs, with commas between, of providers that are refused otherwise, such as 127.0.0.0/8.",
+    help="Comma-separated CIDRs of providers that are refused by default, such as 127.0.0.0/8.",
 )
 @click.option(
     "--refused-provider-networks",
     envvar=ENV_REFUSED_NETWORKS,
     default="",
-    help="CIDRs, with commas between, where no provider may be, besides loopback, link-local and the like.",
+    help="Comma-separated CIDRs that no provider may be in, besides loopback, link-local and the like.",
 )
 @click.option(
     "--max-request-bytes",
@@ -116,13 +116,13 @@ from promptrollout.gateway.token_reviews import ServiceAccountRule
     envvar="PROMPTROLLOUT_AUTH_AUDIENCE",
     default=Auth.audience,
     show_default=True,
-    help="That ServiceAccount tokens must be made for.",
+    help="Audience that ServiceAccount tokens must have.",
 )
 @click.option(
     "--auth-service-accounts",
     envvar="PROMPTROLLOUT_AUTH_SERVICE_ACCOUNTS",
     default="[]",
-    help="Whose tokens are taken: JSON as in a PromptGateway's spec.auth.serviceAccounts.",
+    help="ServiceAccounts that are accepted: JSON as in a PromptGateway's spec.auth.serviceAccounts.",
 )
 @click.option(
     "--caller-keys-dir",
@@ -138,7 +138,7 @@ from promptrollout.gateway.token_reviews import ServiceAccountRule
     type=click.IntRange(min=0),
     default=30,
     show_default=True,
-    help="How long requests under way may finish after SIGTERM.",
+    help="How long running requests may take to finish after SIGTERM.",
 )
 def gateway(
     name: str,
@@ -194,7 +194,7 @@ def gateway(
 
 
 def _networks(allowed: str, refused: str) -> Networks:
-    """Where providers may be. Raises click.ClickException."""
+    """Networks that providers may be in. Raises click.ClickException."""
     try:
         first, second = ([each.strip() for each in text.split(",") if each.strip()] for text in (allowed, refused))
         return Networks.of(first, second, os.environ.get("KUBERNETES_SERVICE_HOST", ""))
@@ -203,7 +203,7 @@ def _networks(allowed: str, refused: str) -> Networks:
 
 
 def _rules(text: str, own_namespace: str) -> tuple[ServiceAccountRule, ...]:
-    """Whose tokens are taken. Raises click.ClickException."""
+    """ServiceAccounts whose tokens are accepted. Raises click.ClickException."""
     try:
         found = TypeAdapter(list[ServiceAccountCallers]).validate_json(text)
     except ValidationError as error:

@@ -75,7 +75,7 @@ def schema_of(kind: str) -> Schema | None:
 
 
 def schema_problems(kind: str, manifest: Mapping[str, Any]) -> list[Problem]:
-    """Everything that the schema and the rules of `kind` have against the manifest. Its status is not looked at."""
+    """Violations of the schema and the rules of `kind`. The status is not checked."""
     schema = schema_of(kind)
     if schema is None:
         return [Problem(("kind",), f"{kind} is unknown; {_nearest(kind, SCHEMAS)}")]
