@@ -228,3 +228,23 @@ async def test_kubeconfig_gives_server_and_namespace_and_its_absence_says_what_t
         assert client.configuration.host == "http://127.0.0.1:7"
         assert await client.configuration.get_api_key_with_prefix("BearerToken") == "Bearer t"
     assert cluster.namespace() == "team"
+
+
+@pytest.mark.parametrize(
+    ("details", "terminating"),
+    [
+        ({"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]}, True),
+        ({"causes": [{"reason": "FieldValueInvalid"}]}, False),
+        ({}, False),
+        (None, False),
+    ],
+)
+def test_a_namespace_that_is_deleted_is_known_by_the_cause_and_not_by_the_message(
+    details: dict[str, Any] | None, terminating: bool
+) -> None:
+    error = cluster.ApiException(status=403, reason="being terminated")
+    status = {"kind": "Status", "message": "x is forbidden: it is being terminated", "details": details}
+    error.body = json.dumps(status)
+    assert cluster.namespace_is_terminating(error) is terminating
+    error.body = "being terminated"
+    assert not cluster.namespace_is_terminating(error)

@@ -308,7 +308,7 @@ CEL: Final[dict[str, Callable[[Any], bool]]] = {
     "this mode needs keysSecretRef: the Secret with the hashes of the callers' keys": lambda s: (
         s.get("mode") not in ("Keys", "KeysAndServiceAccounts") or "keysSecretRef" in s
     ),
-    "limits.requestsPerMinutePerKey needs auth.mode: without keys nobody can tell the callers apart": lambda s: (
+    "limits.requestsPerMinutePerKey needs auth.mode: without it callers cannot be told apart": lambda s: (
         "requestsPerMinutePerKey" not in s.get("limits", ()) or s.get("auth", {}).get("mode", "None") != "None"
     ),
     # an objective
@@ -377,7 +377,7 @@ CEL: Final[dict[str, Callable[[Any], bool]]] = {
     # a prompt
     "a message has either role and content, or placeholder": lambda s: ("placeholder" in s) != ("role" in s),
     "role and content go together": lambda s: ("role" in s) == ("content" in s),
-    "placeholder: history may stand at most once": lambda s: sum("placeholder" in m for m in s["messages"]) <= 1,
+    "placeholder: history may appear at most once": lambda s: sum("placeholder" in m for m in s["messages"]) <= 1,
     "all messages together may have at most 192 KiB": lambda s: _messages_length(s) <= MAX_MESSAGES_LENGTH,
     # a provider
     BASE_URL_PROBLEM: lambda s: base_url_problem(s) is None,
