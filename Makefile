@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 LOCK   := requirements/dev.txt
+# charts has a page only where a chart brings a README
+FROM_CODE := docs/reference/fields docs/reference/metrics.md docs/reference/commands.md
+PAGES  := README.md CHANGELOG.md docs tests/README.md examples benchmarks charts
 
 .DEFAULT_GOAL := help
-.PHONY: help demo kind-demo test node-test unit clients mutation check generate lock fmt clean
+.PHONY: help demo kind-demo test node-test e2e kind-e2e unit clients mutation check generate lock fmt clean
 .SUFFIXES:
 
 help: ## list the targets
-	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(VENV)/.installed: $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
@@ -37,6 +40,12 @@ test: check $(VENV)/.clients ## static checks, then all tests (starts one sandbo
 node-test: $(VENV)/.installed ## chart and quickstart on a real node in namespaces of its own (Linux, root, apt; skips otherwise)
 	@$(BIN)/pytest tests/node $(ARGS)
 
+e2e: $(VENV)/.installed ## demo and contract on the cluster of KUBECONFIG, which has the operator (tests/README.md)
+	@$(BIN)/pytest tests/e2e $(ARGS)
+
+kind-e2e: $(VENV)/.installed ## the same on a kind cluster that it makes and deletes (needs docker, kind, helm; skips otherwise)
+	@$(BIN)/pytest tests/e2e --kind $(ARGS)
+
 unit: $(VENV)/.installed ## the tests without I/O, in seconds
 	@$(BIN)/pytest tests/unit tests/properties $(ARGS)
 
@@ -47,23 +56,28 @@ mutation: $(VENV)/.installed ## mutate a sample of the engine's code, report how
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/mutation.txt
 	@$(BIN)/python -m tests.mutation $(ARGS)
 
-generate: $(VENV)/.installed ## write crds/ and the chart's copy from the pydantic models, and docs/openapi.json
+generate: $(VENV)/.installed ## write crds/ (and the chart's copy) and the reference pages that come from code
 	@$(BIN)/python -m promptrollout.api.crds
 	@$(BIN)/python -m promptrollout.gateway.openapi
+	@$(BIN)/python -m promptrollout.cli.reference
+	@$(BIN)/mdformat $(FROM_CODE)
 
-check: $(VENV)/.installed generate ## ruff, mypy, import arrows; fails if generated files differ from what is committed
+check: $(VENV)/.installed generate ## ruff, mdformat, mypy, import arrows, declared dependencies; fails if generated files differ from what is committed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mdformat --check $(PAGES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@test -z "$$(git status --porcelain -- crds charts/promptrollout/templates/crds docs/openapi.json)" \
-	  || { git status --short -- crds charts docs/openapi.json; echo "generated files differ: commit the result of 'make generate'"; exit 1; }
+	@$(BIN)/deptry src
+	@test -z "$$(git status --porcelain -- crds charts/promptrollout/templates/crds docs/reference/openapi.json $(FROM_CODE))" \
+	  || { git status --short -- crds charts docs/reference; echo "generated files differ: commit the result of 'make generate'"; exit 1; }
 
 bench-%: $(VENV)/.installed ## run benchmarks/NAME, print its table, write benchmarks/results/NAME.json
 	@$(BIN)/python -m benchmarks.$(subst -,_,$*)
 
 fmt: $(VENV)/.installed ## format and fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+	@$(BIN)/mdformat $(PAGES)
 
 lock: ## compile the lock files (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements/runtime.txt

@@ -23,8 +23,8 @@ import orjson
 import uvloop
 
 from promptrollout.api.networks import Networks
-from promptrollout.gateway.app import Limits
 from promptrollout.gateway.process import Gateway, Settings, collect_seldom, serve
+from promptrollout.gateway.server.app import Limits
 
 COMPLETION = orjson.dumps(
     {

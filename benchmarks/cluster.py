@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import yaml
 
-from promptrollout.sandbox.assets import find_kubectl
+from promptrollout.sandbox.assets.inventory import find_kubectl
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE, Settings
 

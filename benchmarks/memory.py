@@ -10,7 +10,7 @@ import uvloop
 
 from benchmarks.bare import Caller, Load, Running, gateway, request_of
 from benchmarks.report import Report
-from promptrollout.gateway.counters import SECONDS_KEPT
+from promptrollout.gateway.metrics.counters import SECONDS_KEPT
 
 PARTS = 10
 """Memory is read after each such part."""

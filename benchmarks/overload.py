@@ -10,7 +10,7 @@ import uvloop
 
 from benchmarks.bare import Load, Running, closed_loop, gateway, open_loop
 from benchmarks.report import Report, quantile
-from promptrollout.gateway.app import Limits
+from promptrollout.gateway.server.app import Limits
 
 MODEL_SECONDS = 0.02
 GOODPUT_SHARE = 0.9

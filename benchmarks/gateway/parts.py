@@ -12,16 +12,16 @@ from pathlib import Path
 import orjson
 
 from benchmarks.gateway.served import LOOPBACK, delivery
-from promptrollout.gateway.account import Usage
-from promptrollout.gateway.authenticate import Authenticator
-from promptrollout.gateway.caller_keys import CallerKeys
-from promptrollout.gateway.choices import choices_of
-from promptrollout.gateway.exposition import exposition
-from promptrollout.gateway.fill import prepare
-from promptrollout.gateway.http import Reply, headers_of
+from promptrollout.gateway.auth.authenticate import Authenticator
+from promptrollout.gateway.auth.caller_keys import CallerKeys
+from promptrollout.gateway.http.exchange import Reply, headers_of
+from promptrollout.gateway.pipeline.prepare import prepare
+from promptrollout.gateway.pipeline.request import parse
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.gateway.protocols import chat
-from promptrollout.gateway.request import parse
+from promptrollout.gateway.server.metrics_page import exposition
+from promptrollout.llm.answers.choices import choices_of
+from promptrollout.llm.answers.usage import Usage
+from promptrollout.llm.protocols import chat
 
 KEY = b"caller-key-of-the-benchmark"
 TIMES = 3_000

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promptrollout.sandbox.assets import cache_dir
-from promptrollout.sandbox.assets_build import go
+from promptrollout.sandbox.assets.build import go
+from promptrollout.sandbox.assets.inventory import cache_dir
 
 SERVED_CORE, LOAD_CORE = 0, 1
 QUESTION = "Where is my order number 4711? I have been waiting for a week and would like to know when it comes. "

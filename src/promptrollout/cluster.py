@@ -1,4 +1,4 @@
-"""How a part of the project reaches the API server: credentials, plain calls, and watches that survive outages.
+"""How a part of the project speaks to the API server: plain calls, and watches that survive outages.
 
 Calls and watches speak plain dictionaries, on the connection pool of a `kubernetes.aio` client: generated models would
 drop fields that they do not know.
@@ -8,34 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import aiohttp
 import orjson
-import yaml
-from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client import ApiClient
 from kubernetes.aio.client.exceptions import ApiException
-from kubernetes.aio.config import load_kube_config
-from kubernetes.aio.config.config_exception import ConfigException
 
-from promptrollout import __version__
-from promptrollout.api.names import ENV_SERVICEACCOUNT_DIR, GROUP, VERSION
+from promptrollout.api.names import GROUP, VERSION
+from promptrollout.credentials import ClusterError, connect, connect_with_token, namespace
 
 __all__ = [
     "ApiException",
     "ApiUnavailable",
     "ClusterError",
+    "apply",
     "connect",
+    "connect_with_token",
     "custom_path",
     "namespace",
     "namespace_is_terminating",
     "request",
+    "text",
     "watch",
 ]
 
@@ -44,9 +41,9 @@ logger = logging.getLogger(__name__)
 Object = dict[str, Any]
 EventType = Literal["ADDED", "MODIFIED", "DELETED", "SYNCED"]
 
-SERVICEACCOUNT_DIR: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 APPLY_PATCH: Final = "application/apply-patch+yaml"
 MERGE_PATCH: Final = "application/merge-patch+json"
+STRATEGIC_MERGE_PATCH: Final = "application/strategic-merge-patch+json"
 
 NAMESPACE_TERMINATING: Final = "NamespaceTerminating"
 """Cause in the Status of a refused create, as the API server's NamespaceLifecycle admission gives it."""
@@ -59,49 +56,15 @@ RETRY_FIRST_SECONDS: Final = 0.2
 RETRY_MAX_SECONDS: Final = 5.0
 
 
-class ClusterError(Exception):
-    """There is no usable way to an API server; the message names what to set."""
+class ApiError(ApiException):
+    """The API server answered with an error: `status`, `reason` (its message), `body`. As a text it is one line."""
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.reason}"
 
 
 class ApiUnavailable(Exception):
     """The API server could not be reached, or was too slow."""
-
-
-async def connect() -> ApiClient:
-    """A client with the pod's own ServiceAccount, or else with KUBECONFIG's current context.
-
-    The ServiceAccount's token is read again whenever its file changes: bound tokens rotate. Close the client (`async
-    with`) when done. Raises ClusterError.
-    """
-    configuration = Configuration()
-    if os.environ.get("KUBERNETES_SERVICE_HOST"):
-        _use_service_account(configuration)
-    else:
-        path = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
-        try:
-            await load_kube_config(  # type: ignore[no-untyped-call]
-                config_file=path, client_configuration=configuration, persist_config=False
-            )
-        except (ConfigException, OSError, yaml.YAMLError) as error:
-            raise ClusterError(f"no cluster: {error}; set KUBECONFIG to a kubeconfig with a current context") from error
-    try:
-        client = ApiClient(configuration)
-    except (OSError, ssl.SSLError) as error:
-        raise ClusterError(f"the cluster's certificates cannot be loaded: {error}") from error
-    client.user_agent = f"promptrollout/{__version__}"
-    return client
-
-
-def namespace() -> str:
-    """The pod's namespace, else that of KUBECONFIG's current context, else `default`."""
-    if own := os.environ.get("POD_NAMESPACE"):
-        return own
-    if os.environ.get("KUBERNETES_SERVICE_HOST"):
-        try:
-            return (_service_account_dir() / "namespace").read_text().strip()
-        except OSError as error:
-            raise ClusterError(f"the pod's namespace is unknown: {error}; set POD_NAMESPACE") from error
-    return _kubeconfig_namespace()
 
 
 def custom_path(plural: str, namespace: str | None = None, name: str | None = None) -> str:
@@ -124,16 +87,23 @@ async def request(
 ) -> Object:
     """One call. Raises ApiException (`status`, `reason`, `body`) for an answer that is an error, ApiUnavailable for
     none."""
-    timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=CONNECT_SECONDS)
+    payload = await _read(client, method, path, params, body, content_type, timeout_seconds)
     try:
-        response = await _send(client, method, path, params, body, content_type, timeout)
-        async with response:
-            answer: Object = orjson.loads(await response.read())
-            return answer
+        answer: Object = orjson.loads(payload)
     except orjson.JSONDecodeError as error:
         raise ApiUnavailable(f"{method} {path}: the answer is not JSON: {error}") from error
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise ApiUnavailable(f"{method} {path}: {_unanswered(client, error, timeout_seconds)}") from error
+    return answer
+
+
+async def text(client: ApiClient, path: str, timeout_seconds: float = 15.0) -> str:
+    """What the server answers on a path that has no objects, such as /readyz. Raises as `request` does."""
+    return (await _read(client, "GET", path, None, None, "application/json", timeout_seconds)).decode(errors="replace")
+
+
+async def apply(client: ApiClient, path: str, body: Object, field_manager: str) -> Object:
+    """Server-side apply, forced: the caller owns the fields that it sends. Raises as `request` does."""
+    params = {"fieldManager": field_manager, "force": "true"}
+    return await request(client, "PATCH", path, params=params, body=body, content_type=APPLY_PATCH)
 
 
 async def watch(
@@ -252,12 +222,30 @@ async def _stream(
                     event = orjson.loads(line)
                     if event["type"] == "ERROR":
                         details = event["object"]
-                        raise ApiException(status=details.get("code", 500), reason=details.get("message", "watch"))
+                        raise ApiError(status=details.get("code", 500), reason=details.get("message", "watch"))
                     yield event["type"], event["object"]
     except (orjson.JSONDecodeError, KeyError) as error:
         raise ApiUnavailable(f"watch of {path}: not a watch event: {error}") from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise ApiUnavailable(f"watch of {path}: {_unanswered(client, error, seconds + 10.0)}") from error
+
+
+async def _read(
+    client: ApiClient,
+    method: str,
+    path: str,
+    params: Mapping[str, str] | None,
+    body: Any,
+    content_type: str,
+    timeout_seconds: float,
+) -> bytes:
+    timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=CONNECT_SECONDS)
+    try:
+        response = await _send(client, method, path, params, body, content_type, timeout)
+        async with response:
+            return await response.read()
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise ApiUnavailable(f"{method} {path}: {_unanswered(client, error, timeout_seconds)}") from error
 
 
 def _unanswered(client: ApiClient, error: Exception, seconds: float) -> str:
@@ -294,7 +282,7 @@ async def _send(
         return response
     async with response:
         payload = await response.read()
-    error = ApiException(status=response.status, reason=str(_status(payload).get("message") or "") or response.reason)
+    error = ApiError(status=response.status, reason=str(_status(payload).get("message") or "") or response.reason)
     error.body = payload.decode(errors="replace")
     error.headers = response.headers
     raise error
@@ -314,47 +302,3 @@ def _status(payload: bytes | str | None) -> Object:
     except orjson.JSONDecodeError:
         return {}
     return status if isinstance(status, dict) else {}
-
-
-def _service_account_dir() -> Path:
-    return Path(os.environ.get(ENV_SERVICEACCOUNT_DIR) or SERVICEACCOUNT_DIR)
-
-
-def _use_service_account(configuration: Configuration) -> None:
-    folder = _service_account_dir()
-    token_file, ca_file = folder / "token", folder / "ca.crt"
-    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT") or "443"
-    configuration.host = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-    if not ca_file.is_file():
-        raise ClusterError(f"{ca_file} is missing: the API server's certificate could not be verified")
-    configuration.ssl_ca_cert = str(ca_file)
-    seen: tuple[int, int] | None = None
-
-    def refresh(target: Configuration) -> None:
-        nonlocal seen
-        state = token_file.stat()
-        if (state.st_mtime_ns, state.st_ino) != seen:
-            target.api_key["BearerToken"] = f"Bearer {token_file.read_text().strip()}"
-            seen = (state.st_mtime_ns, state.st_ino)
-
-    try:
-        refresh(configuration)
-    except OSError as error:
-        raise ClusterError(f"the ServiceAccount's token cannot be read: {error}") from error
-    # asked before each call; an OSError there counts as an unreachable server and is tried again
-    configuration.refresh_api_key_hook = refresh  # type: ignore[assignment]
-
-
-def _kubeconfig_namespace() -> str:
-    """Of the current context; kubeconfigs are merged as kubectl does: the first file that names a thing wins."""
-    current: str | None = None
-    spaces: dict[str, str] = {}
-    for path in (os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")).split(os.pathsep):
-        try:
-            content = yaml.safe_load(Path(path).read_text()) or {}
-        except (OSError, yaml.YAMLError):
-            continue  # connect() reports what is unreadable; kubectl, too, skips files that do not exist
-        current = current or content.get("current-context")
-        for context in content.get("contexts") or []:
-            spaces.setdefault(context["name"], (context.get("context") or {}).get("namespace") or "default")
-    return spaces.get(current or "", "default")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from promptrollout.gateway.providers import endpoint
+from promptrollout.llm.providers import endpoint
 from tests.clients.kit import World
 
 

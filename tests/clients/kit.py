@@ -17,7 +17,7 @@ import httpx
 import uvloop
 
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.sandbox.model import SimulatedModel
+from promptrollout.sandbox.model.server import SimulatedModel
 from tests.unit.gateway.kit import CANARY, LOOPBACK, Provider, Script, arm, delivery, serving
 
 Result = TypeVar("Result")

@@ -15,9 +15,9 @@ import orjson
 import pytest
 from aiohttp import web
 
-from promptrollout.gateway.authenticate import Auth
-from promptrollout.gateway.http import Reply
-from promptrollout.gateway.openapi import document
+from promptrollout.gateway.auth.authenticate import Auth
+from promptrollout.gateway.http.exchange import Reply
+from promptrollout.gateway.openapi.document import document
 from tests.clients.kit import ABSENT, World
 from tests.unit.gateway.kit import CANARY, DONE, KEY, arm, chunk, streams
 

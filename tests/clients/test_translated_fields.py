@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 import pytest
 from typing_extensions import is_typeddict
 
-from promptrollout.gateway.protocols.count_tokens import ONLY_TO_ANSWER
+from promptrollout.llm.protocols.count_tokens import ONLY_TO_ANSWER
 from tests.clients.kit import ABSENT
 from tests.unit.gateway.test_translated_fields import OF_ANTHROPIC, OF_CHAT, OF_RESPONSES, Kind
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import yaml
 
-from promptrollout.sandbox import assets
-from promptrollout.sandbox.install import find_chart
+from promptrollout.sandbox.assets import inventory
+from promptrollout.sandbox.controlplane.install import find_chart
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE
 from tests.integration.cluster import Kubectl
 
 
 def rendered(*values: str) -> list[dict[str, Any]]:
     """Every object of the chart, with some `--set` values."""
-    helm = assets.find("helm", assets.cache_dir(), os.environ) or assets.ensure(print).helm
+    helm = inventory.find("helm", inventory.cache_dir(), os.environ) or inventory.ensure(print).helm
     flags = [flag for value in values for flag in ("--set", value)]
     done = subprocess.run(
         [str(helm), "template", "promptrollout", str(find_chart()), "--namespace", OPERATOR_NAMESPACE, *flags],

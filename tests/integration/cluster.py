@@ -8,13 +8,13 @@ import subprocess
 import time
 from typing import Any
 
-from promptrollout.sandbox.assets import find_kubectl
+from promptrollout.sandbox.assets.inventory import find_kubectl
 
 Manifest = dict[str, Any]
 
 
 class Kubectl:
-    """The real kubectl against the sandbox; `namespace` is the default for every call."""
+    """The real kubectl against a cluster; `namespace` is the default for every call."""
 
     def __init__(self, kubeconfig: str, namespace: str | None = None) -> None:
         self.namespace = namespace
@@ -41,6 +41,13 @@ class Kubectl:
         """`kubectl apply` of plain objects (or of text, by calling it with stdin)."""
         objects = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
         return self("apply", *arguments, "-f", "-", stdin=json.dumps(objects))
+
+    def python(self, pod: str, script: str) -> subprocess.CompletedProcess[str]:
+        """Run `script` in the pod's first container, by the image's own Python."""
+        return self.run("exec", pod, "--", "python", "-c", script)
+
+    def names(self, *arguments: str) -> list[str]:
+        return [item["metadata"]["name"] for item in self.json("get", *arguments)["items"]]
 
     def until_established(self, seconds: float = 30.0) -> None:
         """Every CRD is served. (`kubectl wait` fails on one that is so new that it has no conditions yet.)"""

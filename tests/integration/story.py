@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,10 +10,12 @@ import httpx
 
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE
-from promptrollout.sandbox.traffic import Traffic, TrafficStats
+from promptrollout.sandbox.traffic import TrafficStats
 from tests.integration.cluster import Kubectl
+from tests.rollout_story import RolloutStory, Status
+from tests.users import LocalUsers
 
-Status = dict[str, Any]
+__all__ = ["ERRORS", "STEPS", "Status", "Story", "ours"]
 
 ERRORS = {
     "name": "errors",
@@ -28,14 +27,12 @@ ERRORS = {
 STEPS = [{"weight": 10, "minDurationSeconds": 2}, {"weight": 50, "minDurationSeconds": 2}]
 
 
-class Story:
-    """Versions are named by a word; the simulated model behaves by that word (`behave`)."""
+class Story(RolloutStory):
+    """The simulated model behaves by the version's word (`behave`)."""
 
     def __init__(self, sandbox: Sandbox, kubectl: Kubectl) -> None:
-        self.sandbox, self.kubectl = sandbox, kubectl
-        self.namespace = str(kubectl.namespace)
-        self.name = "app"
-        self.system = Kubectl(sandbox.kubeconfig, OPERATOR_NAMESPACE)
+        super().__init__(kubectl, Kubectl(sandbox.kubeconfig, OPERATOR_NAMESPACE), "app")
+        self.sandbox = sandbox
 
     # ------------------------------------------------------------ given
 
@@ -88,91 +85,14 @@ class Story:
         }
         return ours("PromptRollout", self.name, spec | changes)
 
-    def apply(self, word: str, **changes: Any) -> Story:
-        self.kubectl.apply(self.manifest(word, **changes))
-        return self
-
     @contextlib.contextmanager
     def users(self, rate: float = 120.0, users: int = 500, **options: Any) -> Iterator[Callable[[], TrafficStats]]:
         """Traffic from now on; the value is a function that tells what the users saw so far."""
         url = self.wait(self.gateway_url, "the gateway's URL")
-        stop, running = threading.Event(), threading.Event()
-        held: list[Traffic] = []
-
-        async def drive() -> None:
-            async with Traffic(url, self.name, users=users, requests_per_second=rate, **options) as traffic:
-                held.append(traffic)
-                running.set()
-                await asyncio.to_thread(stop.wait)
-
-        thread = threading.Thread(target=lambda: asyncio.run(drive()), daemon=True)
-        thread.start()
-        running.wait(10)
-        try:
-            yield lambda: held[0].stats()
-        finally:
-            stop.set()
-            thread.join(20)
+        with LocalUsers(url, self.name, rate, users=users, **options) as asking:
+            yield asking.stats
 
     # ------------------------------------------------------------ then
-
-    def status(self) -> Status:
-        done = self.kubectl.run("get", "promptrollout", self.name, "-o", "json")
-        if done.returncode:
-            return {}
-        import json
-
-        status: Status = json.loads(done.stdout).get("status", {})
-        return status
-
-    def until(self, test: Callable[[Status], Any], seconds: float = 40.0) -> Status:
-        """The first status that passes; a failure shows the last one."""
-        deadline = time.monotonic() + seconds
-        while True:
-            status = self.status()
-            with contextlib.suppress(KeyError, IndexError):
-                if test(status):
-                    return status
-            if time.monotonic() > deadline:
-                raise AssertionError(f"not within {seconds} s:\n{self.describe()}\n{self.operator_log()}")
-            time.sleep(0.1)
-
-    def wait(self, read: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
-        deadline = time.monotonic() + seconds
-        while True:
-            value = read()
-            if value:
-                return value
-            assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{self.operator_log()}"
-            time.sleep(0.1)
-
-    def healthy(self, word: str, seconds: float = 40.0) -> Status:
-        digest = self.digest(word)
-        return self.until(lambda s: s["phase"] == "Healthy" and s["stable"]["digest"] == digest, seconds)
-
-    def rolled_back(self, word: str, reason: str = "ObjectiveBreached", seconds: float = 40.0) -> Status:
-        digest = self.digest(word)
-        return self.until(
-            lambda s: (
-                s["phase"] == "Degraded"
-                and s["stage"] == "Idle"
-                and s["rejected"][0]["digest"] == digest
-                and s["rejected"][0]["reason"] == reason
-            ),
-            seconds,
-        )
-
-    def at_weight(self, weight: int, seconds: float = 40.0) -> Status:
-        """In a step with this weight, confirmed by every ready pod."""
-        return self.until(
-            lambda s: s["stage"] == "Stepping" and s["weight"] == weight and s["clock"]["acknowledgedAt"], seconds
-        )
-
-    def digest(self, word: str) -> str:
-        from promptrollout.api.digest import digest_of
-        from promptrollout.api.prompt import PromptSpec
-
-        return digest_of(PromptSpec.model_validate(self.manifest(word)["spec"]["template"]))
 
     def gateway_url(self) -> str | None:
         return self.sandbox.gateways().get(f"{self.namespace}/default")
@@ -195,22 +115,12 @@ class Story:
         found: dict[str, Any] = self.kubectl.json("get", "promptdelivery", self.name)
         return found
 
-    def events(self) -> list[str]:
-        items = self.kubectl.json("get", "events")["items"]
-        return [e["reason"] for e in items if e["involvedObject"].get("name") == self.name]
-
     def operator_pod(self) -> str:
         pods = self.system.json("get", "pods", "-l", "app.kubernetes.io/component=operator")["items"]
         return str(next(p["metadata"]["name"] for p in pods if "deletionTimestamp" not in p["metadata"]))
 
     def operator_pid(self) -> int:
         return self.sandbox.pid(OPERATOR_NAMESPACE, self.operator_pod())
-
-    def operator_log(self) -> str:
-        return self.system.run("logs", "-l", "app.kubernetes.io/component=operator", "--tail=40").stdout
-
-    def describe(self) -> str:
-        return self.kubectl.run("describe", "promptrollout", self.name).stdout
 
 
 def ours(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:

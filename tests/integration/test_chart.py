@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from promptrollout.sandbox.install import find_chart
+from promptrollout.sandbox.controlplane.install import find_chart
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE
 from tests.integration.chart import install_all_but_the_operator, rendered

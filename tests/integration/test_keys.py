@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 
-from promptrollout.gateway.response_id import ResponseId, ResponseIds
+from promptrollout.gateway.assignment.response_id import ResponseId, ResponseIds
 from promptrollout.sandbox.sandbox import Sandbox
 from tests.integration.cluster import Kubectl
 from tests.integration.story import Story, ours

@@ -433,7 +433,7 @@ def test_defaults_and_columns(objects: Objects) -> None:
 
 
 def test_examples_of_the_docs_are_accepted(objects: Objects) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "objects.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "objects.md").read_text("utf-8")
     blocks = [block.split("```")[0] for block in page.split("```yaml\n")[1:]]
     assert blocks
     for block in blocks:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from promptrollout.sandbox import assets, assets_build
-from promptrollout.sandbox.assets_build import Build, Progress
+from promptrollout.sandbox.assets import build, inventory
+from promptrollout.sandbox.assets.build import Build, Progress
 
 _FOLDER = Path(__file__).parent / "gomodules"
-_KUBERNETES = assets.VERSIONS["kube-apiserver"]
+_KUBERNETES = inventory.VERSIONS["kube-apiserver"]
 
 #: Versions of the modules; in the names of the cached files. `netpol` is kube-router's NetworkPolicy controller.
 VERSIONS = {
@@ -27,7 +27,7 @@ BUILDS = (
         module="node",
         names=_KUBERNETES_NAMES,
         packages=tuple(f"./cmd/{name}" for name in _KUBERNETES_NAMES),
-        ldflags=next(job.ldflags for job in assets_build.BUILDS if job.module == "controlplane"),
+        ldflags=next(job.ldflags for job in build.BUILDS if job.module == "controlplane"),
         folder=_FOLDER,
     ),
     Build(module="coredns", names=("coredns",), packages=(".",), folder=_FOLDER),
@@ -36,13 +36,13 @@ BUILDS = (
 
 
 def cached_path(name: str, cache: Path) -> Path:
-    return cache / "bin" / "-".join((name, VERSIONS[name], *assets.system()))
+    return cache / "bin" / "-".join((name, VERSIONS[name], *inventory.system()))
 
 
 def ensure(cache: Path, progress: Progress) -> dict[str, Path]:
     """Paths by name; builds what the cache lacks, which takes minutes the first time."""
     (cache / "bin").mkdir(parents=True, exist_ok=True)
-    with assets.locked(cache / "bin" / ".lock", progress):
+    with inventory.locked(cache / "bin" / ".lock", progress):
         missing = [name for name in VERSIONS if not cached_path(name, cache).is_file()]
-        assets_build.build(missing, cache, cached_path, progress, BUILDS)
+        build.build(missing, cache, cached_path, progress, BUILDS)
     return {name: cached_path(name, cache) for name in VERSIONS}

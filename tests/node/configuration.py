@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from promptrollout.sandbox.pki import Authority, write_secret
+from promptrollout.sandbox.controlplane.pki import Authority, write_secret
 
 NAME = "node"
 ADDRESS = "10.200.0.1"

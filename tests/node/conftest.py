@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from promptrollout.sandbox import assets
-from promptrollout.sandbox.assets_build import Progress
+from promptrollout.sandbox.assets import inventory
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE
 from tests.node import binaries, machine
-from tests.node.cluster import NodeKubectl, Users
+from tests.node.cluster import NodeKubectl, NodeUsers
 from tests.node.images import ROOT, Images
 from tests.node.node import Node, environment
+from tests.progress import Progress, printed
+from tests.users import stats_after
 
 _REQUESTS_PER_SECOND = 120.0
 
@@ -26,7 +26,7 @@ _REQUESTS_PER_SECOND = 120.0
 class Prepared:
     """Everything that is built before a node starts, in the user's cache."""
 
-    control: assets.Binaries
+    control: inventory.Binaries
     own: dict[str, Path]
     archives: list[Path]
 
@@ -37,29 +37,21 @@ class Prepared:
 
 @pytest.fixture(scope="session")
 def progress(request: pytest.FixtureRequest) -> Progress:
-    """Prints at once, whatever pytest captures: the set-up takes minutes."""
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    started = time.monotonic()
-
-    def say(message: str) -> None:
-        with capture.global_and_fixture_disabled():
-            print(f"\nnode-test, {time.monotonic() - started:.0f} s: {message}", end="", flush=True)
-
-    return say
+    return printed(request.config, "node-test")
 
 
 @pytest.fixture(scope="session")
 def prepared(progress: Progress) -> Iterator[Prepared]:
     """Binaries and images; holds a lock until the session ends, as pods' cgroups are the machine's."""
-    cache = assets.cache_dir()
+    cache = inventory.cache_dir()
     folder = cache / "node"
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "setup.log"
-    with assets.locked(folder / ".lock", progress):
+    with inventory.locked(folder / ".lock", progress):
         log.write_text("")
         try:
             machine.prepare(progress, log)
-            control = assets.ensure(progress)
+            control = inventory.ensure(progress)
             own = binaries.ensure(cache, progress)
             archives = Images(folder, log, progress).archives(own["pause"], control.prometheus)
         except machine.Unavailable as error:
@@ -71,7 +63,7 @@ def prepared(progress: Progress) -> Iterator[Prepared]:
 def node(prepared: Prepared, progress: Progress) -> Iterator[Node]:
     """A node that is Ready and has the images. Its logs stay in the cache, everything else goes."""
     machine.remove_cgroups()
-    directory = assets.cache_dir() / "node" / "run"
+    directory = inventory.cache_dir() / "node" / "run"
     shutil.rmtree(directory, ignore_errors=True)  # of a session that was killed
     tools = directory / "tools"
     tools.mkdir(parents=True)
@@ -86,7 +78,7 @@ def node(prepared: Prepared, progress: Progress) -> Iterator[Node]:
         yield made
     finally:
         made.down()
-        logs = assets.cache_dir() / "node" / "log"
+        logs = inventory.cache_dir() / "node" / "log"
         shutil.rmtree(logs, ignore_errors=True)
         shutil.copytree(directory / "log", logs)
         shutil.rmtree(directory)
@@ -116,10 +108,10 @@ def installed(node: Node, system: NodeKubectl, progress: Progress) -> None:
 
 
 @pytest.fixture(scope="session")
-def users(installed: None, kubectl: NodeKubectl, progress: Progress) -> Users:
+def users(installed: None, kubectl: NodeKubectl, progress: Progress) -> NodeUsers:
     """Users who ask from now on until the end of the session."""
-    made = Users(kubectl, _REQUESTS_PER_SECOND)
-    made.start()
+    made = NodeUsers(kubectl, _REQUESTS_PER_SECOND).__enter__()
+    stats_after(made, 2 * _REQUESTS_PER_SECOND)
     progress("users ask")
     return made
 

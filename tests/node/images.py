@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from promptrollout.sandbox.assets_build import Progress
+from promptrollout.sandbox.assets.build import Progress
 from tests.node.machine import Unavailable
 from tests.node.steps import run
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from promptrollout.sandbox.assets_build import Progress
+from promptrollout.sandbox.assets.build import Progress
 from tests.node.steps import run
 
 #: What must be there, and the Debian package that brings it.

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from promptrollout.sandbox import assets
-from promptrollout.sandbox.assets_build import Progress
+from promptrollout.sandbox.assets import inventory
+from promptrollout.sandbox.assets.build import Progress
 from tests.node import configuration, images, machine
 
 _UNSHARE = ("unshare", "--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc")
@@ -25,7 +25,7 @@ class Node:
     """Started by `up`; `enter` is the prefix of commands that run in its namespaces."""
 
     def __init__(
-        self, directory: Path, control: assets.Binaries, own: Mapping[str, Path], environment: Mapping[str, str]
+        self, directory: Path, control: inventory.Binaries, own: Mapping[str, Path], environment: Mapping[str, str]
     ) -> None:
         self.directory = directory
         self.kubeconfig = configuration.kubeconfig(directory, "admin")

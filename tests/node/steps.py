@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from promptrollout.sandbox.assets_build import Progress
+from promptrollout.sandbox.assets.build import Progress
 
 _REPORT_EVERY_SECONDS = 10.0
 _LINE_LENGTH = 100

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE
-from tests.node.cluster import GATEWAY_PODS, QUICKSTART, ROLLOUT, NodeKubectl, Users, eventually
+from tests.node.cluster import GATEWAY_PODS, QUICKSTART, ROLLOUT, NodeKubectl, NodeUsers
 from tests.node.node import Node
+from tests.users import eventually, stats_after
 
 OPERATOR = "deployment/promptrollout-operator"
 MODEL = "deployment/simulated-model"
@@ -59,7 +60,7 @@ def test_services_have_names(installed: None, system: NodeKubectl) -> None:
     assert done.stdout.startswith("10.96."), done.stderr
 
 
-def test_good_change_reaches_everybody(users: Users, kubectl: NodeKubectl) -> None:
+def test_good_change_reaches_everybody(users: NodeUsers, kubectl: NodeKubectl) -> None:
     before = kubectl.rollout("Healthy")
     kubectl("apply", "-f", str(QUICKSTART / "changes" / "good-change.yaml"))
     after = kubectl.rollout("Healthy")
@@ -69,7 +70,7 @@ def test_good_change_reaches_everybody(users: Users, kubectl: NodeKubectl) -> No
     assert_nothing_lost(users)
 
 
-def test_bad_change_is_rolled_back(users: Users, kubectl: NodeKubectl) -> None:
+def test_bad_change_is_rolled_back(users: NodeUsers, kubectl: NodeKubectl) -> None:
     before = kubectl.rollout("Healthy")
     kubectl("apply", "-f", str(QUICKSTART / "changes" / "bad-change.yaml"))
     after = kubectl.rollout("Degraded")
@@ -79,7 +80,7 @@ def test_bad_change_is_rolled_back(users: Users, kubectl: NodeKubectl) -> None:
     assert_nothing_lost(users)
 
 
-def test_deleted_gateway_pod_answers_what_it_has(users: Users, kubectl: NodeKubectl) -> None:
+def test_deleted_gateway_pod_answers_what_it_has(users: NodeUsers, kubectl: NodeKubectl) -> None:
     victim = kubectl.names("pods", "-l", GATEWAY_PODS)[0]
     kubectl("delete", "pod", victim)
     kubectl("rollout", "status", "deployment/default-gateway", "--timeout=90s")
@@ -87,7 +88,7 @@ def test_deleted_gateway_pod_answers_what_it_has(users: Users, kubectl: NodeKube
     assert_nothing_lost(users)
 
 
-def test_drained_node_keeps_one_gateway_pod(users: Users, kubectl: NodeKubectl) -> None:
+def test_drained_node_keeps_one_gateway_pod(users: NodeUsers, kubectl: NodeKubectl) -> None:
     before = set(kubectl.names("pods", "-l", GATEWAY_PODS))
     drain = ("drain", "node", f"--pod-selector={GATEWAY_PODS}", "--ignore-daemonsets", "--delete-emptydir-data")
     done = kubectl.run(*drain, "--timeout=15s")
@@ -102,7 +103,7 @@ def test_drained_node_keeps_one_gateway_pod(users: Users, kubectl: NodeKubectl) 
     assert_nothing_lost(users)
 
 
-def test_evictions_come_one_at_a_time(users: Users, kubectl: NodeKubectl) -> None:
+def test_evictions_come_one_at_a_time(users: NodeUsers, kubectl: NodeKubectl) -> None:
     pods = kubectl.names("pods", "-l", GATEWAY_PODS)
     eventually(
         lambda: kubectl.json("get", "pdb", "default-gateway")["status"].get("disruptionsAllowed"),
@@ -116,7 +117,7 @@ def test_evictions_come_one_at_a_time(users: Users, kubectl: NodeKubectl) -> Non
 
 @pytest.mark.skipif(not Path("/proc/sys/net/bridge").is_dir(), reason="the kernel's br_netfilter is not loaded")
 def test_network_policies_open_the_documented_ports_only(
-    users: Users, kubectl: NodeKubectl, system: NodeKubectl
+    users: NodeUsers, kubectl: NodeKubectl, system: NodeKubectl
 ) -> None:
     gateway = kubectl.names("pods", "-l", GATEWAY_PODS)[0]
     gateway_ip = kubectl.json("get", "pod", gateway)["status"]["podIP"]
@@ -137,7 +138,7 @@ def test_network_policies_open_the_documented_ports_only(
     assert {name for name, open_ in reached.items() if not open_} == {"gateway, other", "operator, other"}
 
 
-def test_nothing_ended_by_itself(users: Users, node: Node, kubectl: NodeKubectl) -> None:
+def test_nothing_ended_by_itself(users: NodeUsers, node: Node, kubectl: NodeKubectl) -> None:
     assert node.dead() == []
     pods = kubectl.json("get", "pods", "-A")["items"]
     restarts = {
@@ -149,7 +150,7 @@ def test_nothing_ended_by_itself(users: Users, node: Node, kubectl: NodeKubectl)
     assert restarts == {}
 
 
-def test_uninstalling_leaves_nothing(users: Users, node: Node, kubectl: NodeKubectl, system: NodeKubectl) -> None:
+def test_uninstalling_leaves_nothing(users: NodeUsers, node: Node, kubectl: NodeKubectl, system: NodeKubectl) -> None:
     kubectl("delete", "pod", "users", "--grace-period=1")
     kubectl(
         "delete",
@@ -175,9 +176,9 @@ def test_uninstalling_leaves_nothing(users: Users, node: Node, kubectl: NodeKube
     system("delete", "namespace", "support", OPERATOR_NAMESPACE, "--timeout=90s")
 
 
-def assert_nothing_lost(users: Users) -> None:
+def assert_nothing_lost(users: NodeUsers) -> None:
     """Every request of the session so far was answered, and some were since whatever happened just now."""
-    stats = users.after(120)
+    stats = stats_after(users, 120)
     seen = f"{stats.statuses}, {stats.failures}, {stats.skipped} skipped; the gateway's pods say\n{users.complaints()}"
     assert (stats.failures, stats.skipped, set(stats.statuses)) == ({}, 0, {200}), seen
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.gateway.providers import endpoint
+from promptrollout.llm.providers import endpoint
 from tests.unit.gateway.kit import LOOPBACK, Answered, Caller, Provider
 
 Result = TypeVar("Result")

@@ -8,7 +8,7 @@ import jsonschema_rs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptrollout.gateway.protocols.anthropic_schema import sayable
+from promptrollout.llm.protocols.anthropic_schema import sayable
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "a", "abcdef"]),

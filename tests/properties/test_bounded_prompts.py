@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.template import prompt_problems
-from promptrollout.gateway.contract import MAX_LOOP_WORK, make_contract, matches
-from promptrollout.gateway.render import compile_prompt
+from promptrollout.llm.answers.contract import MAX_LOOP_WORK, make_contract, matches
+from promptrollout.llm.prompts.prompt import compile_prompt
 
 CPU_SECONDS = 1.0
 LEAVES: list[Any] = [

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from promptrollout.gateway.json_body import MAX_DEPTH
+from promptrollout.gateway.http.json_body import MAX_DEPTH
 from tests.properties.gateway import HEADER_BYTES, JSON_VALUES, Lab, lab
 from tests.unit.gateway.kit import CANARY, SCHEMA, arm, delivery, request
 

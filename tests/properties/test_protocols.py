@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.gateway.errors import CallerError, Unfilled
-from promptrollout.gateway.protocols import BY_NAME
-from promptrollout.gateway.providers import KINDS
-from promptrollout.gateway.render import CompiledPrompt, compile_prompt
-from promptrollout.gateway.sse import StreamError
-from promptrollout.gateway.translations import TRANSLATIONS
+from promptrollout.llm.answers.streams import StreamError
+from promptrollout.llm.errors import CallerError, Unfilled
+from promptrollout.llm.prompts.prompt import CompiledPrompt, compile_prompt
+from promptrollout.llm.protocols import BY_NAME
+from promptrollout.llm.providers import KINDS
+from promptrollout.llm.translations import TRANSLATIONS
 
 WORDS = (  # noqa: SIM905
     "text image image_url file document tool_use tool_result thinking refusal url base64 auto any tool none "

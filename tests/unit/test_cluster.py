@@ -4,14 +4,11 @@ import asyncio
 import contextlib
 import json
 import random
-import shutil
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import certifi
 import pytest
 from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
@@ -182,52 +179,6 @@ async def test_a_server_that_does_not_answer_is_named_with_the_time_it_was_given
                     cluster.ApiUnavailable, match=rf"no connection to {client.configuration.host} within"
                 ):
                     await cluster.request(client, "GET", PATH)
-
-
-async def test_the_service_accounts_token_is_read_again_when_it_rotates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copy(certifi.where(), tmp_path / "ca.crt")
-    (tmp_path / "token").write_text("first\n")
-    (tmp_path / "namespace").write_text("team\n")
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "::1")
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
-    monkeypatch.setenv("PROMPTROLLOUT_SERVICEACCOUNT_DIR", str(tmp_path))
-    monkeypatch.delenv("POD_NAMESPACE", raising=False)
-    async with await cluster.connect() as client:
-        assert client.configuration.host == "https://[::1]:6443"
-        assert cluster.namespace() == "team"
-        assert await client.configuration.get_api_key_with_prefix("BearerToken") == "Bearer first"
-        (tmp_path / "next").write_text("second")
-        (tmp_path / "next").rename(tmp_path / "token")
-        assert await client.configuration.get_api_key_with_prefix("BearerToken") == "Bearer second"
-
-
-async def test_kubeconfig_gives_server_and_namespace_and_its_absence_says_what_to_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    monkeypatch.delenv("POD_NAMESPACE", raising=False)
-    config = tmp_path / "config"
-    monkeypatch.setenv("KUBECONFIG", str(config))
-    with pytest.raises(cluster.ClusterError, match="set KUBECONFIG"):
-        await cluster.connect()
-    config.write_text(
-        json.dumps(
-            {
-                "apiVersion": "v1",
-                "kind": "Config",
-                "current-context": "c",
-                "clusters": [{"name": "k", "cluster": {"server": "http://127.0.0.1:7"}}],
-                "users": [{"name": "u", "user": {"token": "t"}}],
-                "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u", "namespace": "team"}}],
-            }
-        )
-    )
-    async with await cluster.connect() as client:
-        assert client.configuration.host == "http://127.0.0.1:7"
-        assert await client.configuration.get_api_key_with_prefix("BearerToken") == "Bearer t"
-    assert cluster.namespace() == "team"
 
 
 @pytest.mark.parametrize(

@@ -34,20 +34,20 @@ class RequestMatch(Model):
     rules: ClassVar = (("has(self.header) != has(self.baggage)", "a match names either header or baggage"),)
 
     header: HeaderName | None = None
-    """Name of the header, in any case."""
+    """Name of the header. Case does not matter."""
     baggage: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")] | None = None
     """Key of a member of the `baggage` header, for example `user.plan`."""
     values: Annotated[list[Annotated[str, Field(max_length=256)]], Field(min_length=1, max_length=64)]
-    """Any of them, compared exactly; those of baggage percent-decoded."""
+    """Values that match exactly. Baggage is percent-decoded first."""
 
 
 class Audience(Model):
-    """Who may meet the canary. Steps apply within it; all others get stable, outside the analysis."""
+    """Who may get the canary. Steps apply within the audience. Others get stable and are not part of the analysis."""
 
     include: Annotated[list[RequestMatch], Field(max_length=16)] = []
-    """All of them must match. Empty: everybody."""
+    """All rules must match. Empty: everybody."""
     exclude: Annotated[list[RequestMatch], Field(max_length=16)] = []
-    """Any match excludes."""
+    """One match excludes the request."""
 
 
 Testers = Annotated[list[RequestMatch], Field(max_length=16)]
@@ -57,20 +57,21 @@ class Reporting(Model):
     """How applications that call the model themselves report what came of it."""
 
     cache_seconds: Annotated[int, Field(ge=0, le=3600)] = 60
-    """How long they may keep a prompt. A step's evidence counts from so long after the pods confirmed it."""
+    """How long applications may cache a prompt. A step's evidence starts this long after the pods confirmed it, plus
+    `settleSeconds`."""
     settle_seconds: Annotated[int, Field(ge=1, le=3600)] = 300
-    """A rendered prompt of which nothing is reported within this time counts as a failure of its arm."""
+    """A render without a report within this time counts as a failure of its arm."""
 
 
 class Stickiness(Model):
-    """What is bucketed: the unit that stays on its arm."""
+    """What is assigned to an arm and stays there."""
 
     by: Literal["User", "Conversation", "Request", "Header"] = "User"
-    """`User` and `Conversation` are read from the request; `Request` assigns every request anew."""
+    """`User` and `Conversation` are read from the request. `Request` assigns each request at random."""
     header: HeaderName | None = None
     """With `by: Header`: the header whose value is the unit."""
     pin_max_age_seconds: Annotated[int, Field(ge=0, le=43_200)] = 3600
-    """For so long a conversation stays on the version that answered it first, if its requests name the answer before
+    """How long a conversation stays on the version of its first answer, if its requests name an earlier answer
     (`previous_response_id`, or the header `x-promptrollout-pin`). 0: never."""
 
 
@@ -81,7 +82,7 @@ had no such folders."""
 
 
 class TLSConfig(Model):
-    """Whom an endpoint must prove to be."""
+    """How the endpoint's certificate is checked."""
 
     has_ca: bool = False
     """Its own CA: PROVIDER_KEYS_DIR/<name>/<caSource>/ca.crt."""
@@ -112,7 +113,7 @@ class ProviderConfig(Model):
 
 
 class FallbackConfig(Model):
-    """Who answers where those before cannot."""
+    """A model that answers when those before it cannot."""
 
     model: ModelName
     provider: ProviderConfig
@@ -122,29 +123,39 @@ class ArmConfig(Model):
     """One arm, compiled: everything needed to serve it."""
 
     version: ObjectName
+    """Name of the operator's copy."""
     digest: Digest
+    """Digest of the prompt."""
     prompt: PromptSpec
     provider: ProviderConfig
     fallbacks: Annotated[list[FallbackConfig], Field(max_length=4)] = []
-    """In the order of the prompt's."""
+    """In the order of the prompt."""
 
 
 class RejectedVersion(Model):
+    """A version that stays rejected until a person retries it."""
+
     digest: Digest
+    """Digest of the prompt."""
     reason: Annotated[str, Field(max_length=128)]
+    """Reason of the decision that rejected it."""
     attempt: Annotated[int, Field(ge=1)] = 1
+    """Which attempt was rejected."""
     at: Timestamp
+    """When."""
 
 
 class VersionRef(Model):
-    """A version by the operator's copy and its digest."""
+    """A version: the operator's copy and its digest."""
 
     version: ObjectName
+    """Name of the operator's copy, a PromptVersion."""
     digest: Digest
+    """Digest of the prompt."""
 
 
 class Attempt(Model):
-    """How often a digest has been tried; retries are held to a stricter level."""
+    """How often a version was tried. Retries use a stricter level."""
 
     digest: Digest
     attempt: Annotated[int, Field(ge=1, le=1_000_000)]
@@ -162,7 +173,7 @@ class Memory(Model):
 
 
 class ResponseKeys(Model):
-    """Beside the key that signs response ids: that which will, so that all pods know it by then, and that which did."""
+    """The keys before and after the one that signs response ids now."""
 
     next: ResponseKey
     previous: ResponseKey | None = None
@@ -172,41 +183,47 @@ class ResponseKeys(Model):
 
 class DeliverySpec(Model):
     format_version: Annotated[int, Field(ge=1)] = 1
+    """Version of this format."""
     gateway: Name
+    """The PromptGateway whose pods serve it."""
     rollout_uid: Annotated[str, Field(alias="rolloutUID", max_length=64)]
     sequence: Annotated[int, Field(ge=1, le=2**53)]
     """Grows with every change. A pod refuses a smaller one."""
     weight: Annotated[int, Field(ge=0, le=100)]
     """Percent of units on the canary arm."""
     salt: Annotated[str, Field(min_length=1, max_length=128)]
+    """Hashed with the unit, so that each canary gets other users first."""
     stickiness: Stickiness = Stickiness()
     audience: Audience | None = None
     testers: Testers = []
     reporting: Reporting | None = None
-    """Absent: what applications render counts for nothing."""
+    """Absent: rendered prompts are not counted."""
     stable: ArmConfig
     canary: ArmConfig | None = None
     latency_edges_seconds: Annotated[list[Decimal], Field(max_length=20)] = []
-    """Histogram edges that objectives need beside the default ones."""
+    """Histogram edges that objectives need, besides the default ones."""
     shard_metrics: Annotated[
         list[Annotated[str, Field(max_length=64, pattern=r"^promptrollout_shard_[a-z_]+$")]], Field(max_length=40)
     ] = []
-    """What objectives need divided by shards; pods export nothing else of that kind."""
+    """The shard metrics that objectives need. Pods export no others."""
     scores: Annotated[list[LabelValue], Field(max_length=20)] = []
-    """Names of scores that objectives are on: pods export them from the start, at zero."""
+    """Names of the scores that objectives use. Pods export them from the start, at zero."""
     response_key: ResponseKey | None = None
-    """Only while a pod of the gateway cannot read PromptSigningKeys: signs the response ids that callers get."""
+    """Signs response ids. Present only while a pod of the gateway cannot read PromptSigningKeys."""
     response_keys: ResponseKeys | None = None
-    """Whose ids are believed too."""
+    """Further keys whose ids are valid."""
     retired_at: Timestamp | None = None
-    """The rollout was deleted then: pods serve five more minutes, then answer 404."""
+    """When the rollout was deleted. Pods serve it for five more minutes, then answer 404."""
     memory: Memory = Memory()
 
 
 class DeliveryStatus(Model):
     sequence: Annotated[int, Field(ge=0)] = 0
+    """The sequence that the counts are for."""
     acknowledged: Annotated[int, Field(ge=0)] = 0
+    """Ready pods that confirmed it."""
     total: Annotated[int, Field(ge=0)] = 0
+    """Ready pods."""
     conditions: Conditions = []
 
 

@@ -12,26 +12,26 @@ ResourceList = Annotated[dict[Annotated[str, Field(max_length=63)], Quantity], F
 
 class Resources(Model):
     requests: ResourceList = {}
-    """What the scheduler reserves."""
+    """Requests of the container."""
     limits: ResourceList = {}
-    """What a pod may not exceed."""
+    """Limits of the container."""
 
 
 class Limits(Model):
     """What a pod accepts before it answers 413, 429 or 503."""
 
     max_request_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 4 * 1024 * 1024
-    """A larger request is answered with 413."""
+    """Largest request body. A larger one gets 413."""
     max_concurrent_requests: Annotated[int, Field(ge=1, le=100_000)] = 1000
-    """Answered at once; further ones wait for their turn."""
+    """Requests in progress at the same time. Further ones wait in a queue."""
     max_queued_requests: Annotated[int, Field(ge=0, le=100_000)] = 1000
-    """Requests that wait. Further ones are answered with 503 and Retry-After."""
+    """Length of the queue. Further requests get 503 with `Retry-After`."""
     max_queue_milliseconds: Annotated[int, Field(ge=1, le=60_000)] = 2000
-    """A request that waited for so long is answered with 503 and Retry-After."""
+    """Longest time in the queue. Then the request gets 503 with `Retry-After`."""
     requests_per_minute_per_key: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Of one key or ServiceAccount, on each pod; further ones get 429 and Retry-After. Absent: no limit."""
+    """Rate limit of one key or ServiceAccount, on each pod. Above it: 429 with `Retry-After`. Absent: none."""
     burst_per_key: Annotated[int, Field(ge=1, le=1_000_000)] = 60
-    """How many of these may come at once."""
+    """How many requests of a key may come at once."""
 
 
 class SecretName(Model):
@@ -45,13 +45,13 @@ class ServiceAccountCallers(Model):
     """ServiceAccounts that may call."""
 
     namespace: Name
-    """Theirs."""
+    """Namespace of the ServiceAccounts."""
     name: ObjectName | None = None
-    """Of one ServiceAccount. Absent: all of the namespace."""
+    """Name of one ServiceAccount. Absent: all of the namespace."""
     rollouts: Annotated[list[Name], Field(min_length=1, max_length=64)] | None = None
-    """All that they may use. Absent: every rollout of this gateway."""
+    """Rollouts that they may use. Absent: all of this gateway."""
     tenant: Annotated[str, Field(max_length=63, pattern=r"^[-._a-zA-Z0-9]+$")] | None = None
-    """Whom they act for; audiences know it as the header x-promptrollout-tenant."""
+    """Their tenant. Audiences can match it as the header `x-promptrollout-tenant`."""
 
 
 class Auth(Model):
@@ -66,15 +66,15 @@ class Auth(Model):
     )
 
     mode: Literal["None", "Keys", "ServiceAccounts", "KeysAndServiceAccounts"] = "None"
-    """`None`: whoever reaches the gateway may call it. `Keys`: hashes of keys in a Secret. `ServiceAccounts`: tokens of
-    Kubernetes ServiceAccounts, which the API server reviews."""
+    """`None`: no authentication. `Keys`: keys whose hashes are in a Secret. `ServiceAccounts`: tokens of Kubernetes
+    ServiceAccounts, which the API server reviews."""
     keys_secret_ref: SecretName | None = None
-    """One entry for each caller, its name as the key: lines of `sha256:<hash of a key>`, and `rollouts:` and `tenant:`
-    if it is bound to any."""
+    """Secret with one entry for each caller. Its lines are `sha256:<hash of a key>`, and optionally `rollouts:` and
+    `tenant:`."""
     audience: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._~:/a-zA-Z0-9]+$")] = "promptrollout"
-    """That tokens must be made for. Not the API server's own, or a gateway could use its callers' tokens there."""
+    """Audience of the tokens. Not that of the API server: a gateway could then use its callers' tokens there."""
     service_accounts: Annotated[list[ServiceAccountCallers], Field(max_length=64)] = []
-    """The first that matches holds. Empty: all ServiceAccounts of the gateway's own namespace."""
+    """Who may call. The first match counts. Empty: all ServiceAccounts of the gateway's namespace."""
 
 
 class GatewaySpec(Model):
@@ -87,26 +87,31 @@ class GatewaySpec(Model):
     )
 
     replicas: Annotated[int, Field(ge=1, le=500)] = 2
-    """Number of serving pods. With one, an eviction interrupts the service."""
+    """Number of gateway pods. With one, an eviction interrupts the service."""
     image: Annotated[str, Field(max_length=512)] | None = None
-    """Absent: the operator's own release, taken over only while no rollout of this gateway progresses."""
+    """Image of the pods. Absent: that of the operator, updated only while no rollout of this gateway is in progress."""
     resources: Resources = Resources(requests={"cpu": "250m", "memory": "256Mi"}, limits={"memory": "512Mi"})
-    """Of each pod."""
+    """Resources of each pod."""
     metrics_source: Name = "default"
-    """One of the Prometheus sources that the operator was installed with."""
+    """Name of a metrics source in the operator's configuration."""
     limits: Limits = Limits()
     auth: Auth = Auth()
-    """Off unless set: the condition Authenticated says so."""
+    """Who may call. Off by default; the condition `Authenticated` shows it."""
     drain_seconds: Annotated[int, Field(ge=0, le=3600)] = 30
-    """How long a terminating pod finishes requests that it already accepted."""
+    """How long a terminating pod may take to finish its requests."""
 
 
 class GatewayStatus(Model):
     observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """The generation of the spec that this status describes."""
     replicas: Annotated[int, Field(ge=0)] = 0
+    """Pods of the Deployment."""
     ready_replicas: Annotated[int, Field(ge=0)] = 0
+    """Pods that are ready."""
     rollouts: Annotated[int, Field(ge=0)] = 0
+    """PromptRollouts that name this gateway."""
     image: Annotated[str, Field(max_length=512)] | None = None
+    """Image of the pods."""
     conditions: Conditions = []
 
 

@@ -31,25 +31,25 @@ class Message(Model):
     )
 
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    """Who speaks, as the provider sees it."""
+    """Role of the message at the provider."""
     content: Annotated[str, Field(max_length=131_072)] | None = None
-    """Jinja2 template text; `{{ name }}` is filled from the request's `prompt_variables`. All messages together have at
-    most 2,500 tokens in braces."""
+    """Text as a Jinja2 template. `{{ name }}` is filled from `prompt_variables` of the request. All messages together
+    may have 2,500 tokens in braces."""
     placeholder: Literal["history"] | None = None
-    """`history`: the request's messages go here instead of at the end. At most once."""
+    """`history`: the messages of the request go here instead of at the end. At most once."""
 
 
 class Parameters(Model):
-    """Sampling parameters. They win over the request's own; what is absent here passes through from the request."""
+    """Sampling parameters. They replace those of the request. What is absent here is taken from the request."""
 
     temperature: Decimal | None = None
     """Randomness, for example "0.2"."""
     top_p: Decimal | None = None
     """Share of the probability mass that is sampled from, for example "0.95"."""
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Longest answer. An answer that is cut off is rarely valid JSON."""
+    """Longest answer in tokens. A truncated answer is rarely valid JSON."""
     seed: Annotated[int, Field(ge=0, le=2**53)] | None = None
-    """For providers that sample reproducibly."""
+    """Seed, for providers that support it."""
     presence_penalty: SignedDecimal | None = None
     """For example "-0.5"."""
     frequency_penalty: SignedDecimal | None = None
@@ -57,20 +57,20 @@ class Parameters(Model):
     stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16)] | None = None
     """Texts that end the answer."""
     extra: Annotated[Json, Field(max_length=32)] | None = None
-    """Any further fields of the provider's request, as they are (for example `reasoning_effort`)."""
+    """Further fields of the provider's request, for example `reasoning_effort`."""
 
 
 class Fallback(Model):
-    """Who answers where those before cannot."""
+    """A model that answers when those before it cannot."""
 
     provider_ref: LocalRef
     """The ModelProvider that answers."""
     model: ModelName
-    """As that provider names it."""
+    """Name of the model at that provider."""
 
 
 class PromptSpec(Model):
-    """What reaches the model or judges its answer. All of it is in the digest, none of it has a default."""
+    """The prompt, and what its answers are checked against. All fields are in the digest, and none has a default."""
 
     rules: ClassVar = (
         (
@@ -86,25 +86,27 @@ class PromptSpec(Model):
     provider_ref: LocalRef
     """The ModelProvider that answers."""
     model: ModelName
-    """As the provider names it."""
+    """Name of the model at the provider."""
     fallbacks: Annotated[list[Fallback], Field(max_length=4)] | None = None
-    """In this order, with the same messages and parameters, before the first byte of an answer. Each failure of the
-    first still counts as an error of the version."""
+    """Models to ask when the provider cannot answer, in this order, with the same messages and parameters. The failure
+    still counts as an error of the version."""
     parameters: Parameters | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=64)]
-    """In order; the request's own follow, unless a placeholder says where they go."""
+    """Messages of the prompt. Those of the request follow, unless a placeholder says where they go."""
     tools: Annotated[list[Json], Field(max_length=128)] | None = None
-    """As in OpenAI's API. They win over the request's own."""
+    """Tools as in OpenAI's API. They replace those of the request."""
     output_schema: Json | None = None
-    """JSON Schema of the answer. An answer that does not match is a contract failure. What it costs to compile is
-    bounded by counts, together with the parameters of tools."""
+    """JSON Schema of the answer. An answer that does not match is a contract failure. The size of the schema and of the
+    tools' parameters is bounded."""
     caller_system_message: Literal["Append", "Refuse", "Replace"] | None = None
-    """A request's own system messages: put after ours (absent means this), refused with 400, or dropped."""
+    """System messages of the request: appended (default), refused with 400, or dropped."""
 
 
 class VersionStatus(Model):
     observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """The generation of the spec that this status describes."""
     digest: Digest | None = None
+    """Digest of the spec."""
     conditions: Conditions = []
 
 

@@ -25,47 +25,47 @@ RESERVED_HEADERS: Final = (
 
 
 class Timeouts(Model):
-    """In seconds."""
+    """Timeouts of requests to the provider."""
 
     connect_seconds: Annotated[int, Field(ge=1, le=60)] = 5
-    """For the connection, TLS included."""
+    """Time to connect, including TLS."""
     first_byte_seconds: Annotated[int, Field(ge=1, le=600)] = 60
-    """From the request to the first byte of the answer: reasoning models take their time."""
+    """Time from the request to the first byte of the answer. Reasoning models need long."""
     total_seconds: Annotated[int, Field(ge=1, le=3600)] = 300
-    """For the whole answer, retries included."""
+    """Time for the whole answer, including retries and fallbacks."""
     idle_seconds: Annotated[int, Field(ge=1, le=600)] = 120
-    """Between two pieces of an answer that has begun: some models say who speaks, and think then."""
+    """Longest silence within an answer that has begun. Some models send a role and think then."""
     cold_start_seconds: Annotated[int, Field(ge=0, le=1800)] = 0
-    """For an endpoint that scales to zero. Where it has answered nothing for a minute, the first byte may take so long,
-    and 503 is asked again until then."""
+    """For an endpoint that scales to zero. After a minute without an answer, the first byte may take this long, and 503
+    is retried until then."""
 
 
 class ModelPrice(Model):
-    """USD for a million tokens. Without a row a model's cost is unknown: requests count as unpriced, not as free."""
+    """Price of a model in USD for a million tokens. Requests of a model without a price have no known cost."""
 
     model: ModelName
-    """As in the prompt."""
+    """Name of the model, as in the prompt."""
     input_per_million_usd: Decimal
-    """Of input tokens that were not cached."""
+    """Price of input tokens that were not cached."""
     output_per_million_usd: Decimal
-    """Of output tokens, reasoning included."""
+    """Price of output tokens, including reasoning."""
     cached_input_per_million_usd: Decimal | None = None
-    """Absent: cached input costs as much as input."""
+    """Price of cached input tokens. Absent: as other input."""
     cache_write_per_million_usd: Decimal | None = None
-    """Of input that the provider put into its cache, where it bills that apart. Absent: as much as input."""
+    """Price of input tokens that the provider writes to its cache. Absent: as other input."""
 
 
 class Auth(Model):
     """How the key is sent."""
 
     header: HeaderName = "Authorization"
-    """Azure OpenAI: `api-key`."""
+    """The header that carries the key. Azure OpenAI: `api-key`."""
     scheme: Annotated[str, Field(max_length=32, pattern=r"^[A-Za-z0-9-]*$")] = "Bearer"
-    """In front of the key; empty: the key alone."""
+    """Word before the key. Empty: the key alone."""
 
 
 class StaticHeader(Model):
-    """Sent with every request. Not for secrets: whoever reads PromptDeliveries reads it."""
+    """A header of every request. Not for secrets: it is stored in the PromptDelivery."""
 
     rules: ClassVar = (
         (
@@ -75,22 +75,22 @@ class StaticHeader(Model):
     )
 
     name: HeaderName
-    """In any case."""
+    """Name of the header. Case does not matter."""
     value: Annotated[str, Field(max_length=1024, pattern=r"^[ -~]*$")]
-    """Printable ASCII."""
+    """Value of the header, in printable ASCII."""
 
 
 class QueryParameter(Model):
-    """Put behind the URL of every request."""
+    """A query parameter of every request."""
 
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
-    """Azure OpenAI: `api-version`."""
+    """Name, such as `api-version` for Azure OpenAI."""
     value: Annotated[str, Field(max_length=256)]
-    """As it is meant: the gateway escapes it."""
+    """Value, without escapes. The gateway escapes it."""
 
 
 class TLS(Model):
-    """Whom an https endpoint must prove to be. Absent: by the public certificate authorities."""
+    """How the certificate of an https endpoint is checked. Absent: by the public certificate authorities."""
 
     rules: ClassVar = (
         (
@@ -100,11 +100,11 @@ class TLS(Model):
     )
 
     ca_config_map_ref: ConfigMapKeyRef | None = None
-    """Certificates (PEM) that are trusted in the place of the public ones."""
+    """CA certificates (PEM) to trust instead of the public ones."""
     ca_secret_ref: SecretKeyRef | None = None
-    """The same from a Secret."""
+    """The same, from a Secret."""
     insecure_skip_verify: bool = False
-    """Trust whoever answers. The condition `TLSVerified` says so."""
+    """Do not check the certificate. The condition `TLSVerified` is then False."""
 
 
 def _base_url(text: str) -> str:
@@ -122,7 +122,7 @@ class ProviderSpec(Model):
     )
 
     type: Literal["OpenAI", "Anthropic"] = "OpenAI"
-    """`OpenAI`: anything that speaks OpenAI's API (OpenAI, vLLM, Ollama, gateways). `Anthropic`: its Messages API."""
+    """`OpenAI`: any endpoint with OpenAI's API (OpenAI, vLLM, Ollama, gateways). `Anthropic`: its Messages API."""
     base_url: Annotated[
         str,
         Field(
@@ -135,11 +135,11 @@ class ProviderSpec(Model):
         ),
         AfterValidator(_base_url),
     ]
-    """Up to and with `/v1`, without a slash at the end."""
+    """URL including `/v1`, without a slash at the end."""
     api_key_secret_ref: SecretKeyRef | None = None
-    """Several keys, one a line, are used in turn; one that is refused (401, 429) rests."""
+    """The API key. Several keys, one per line, are used in turn; a key that gets 401 or 429 rests."""
     auth: Auth | None = None
-    """Absent: as the type wants it, for OpenAI `Authorization: Bearer`."""
+    """How the key is sent. Absent: as the type expects it, for OpenAI `Authorization: Bearer`."""
     headers: Annotated[
         list[StaticHeader],
         Field(
@@ -155,13 +155,13 @@ class ProviderSpec(Model):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         ),
     ] = []
-    """Parameters of the URL."""
+    """Query parameters, for example `api-version`."""
     tls: TLS | None = None
     timeouts: Timeouts = Timeouts()
     max_retries: Annotated[int, Field(ge=0, le=5)] = 2
-    """Further tries after a connection failure, 429, 502, 503 or 504 before the first byte of the answer."""
+    """Retries after a connection failure, 429, 502, 503 or 504, before the first byte of the answer."""
     retry_budget_percent: Annotated[int, Field(ge=0, le=100)] = 20
-    """Of an arm's recent requests: so many may be tried again, and a few more, so that an outage multiplies no load."""
+    """Share of an arm's recent requests that may be retried, so that an outage does not multiply the load."""
     prices: Annotated[
         list[ModelPrice],
         Field(
@@ -169,11 +169,12 @@ class ProviderSpec(Model):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["model"]},
         ),
     ] = []
-    """One row for each model. A changed price counts for requests from then on."""
+    """One row for each model. A changed price applies to later requests."""
 
 
 class ProviderStatus(Model):
     observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """The generation of the spec that this status describes."""
     conditions: Conditions = []
 
 

@@ -53,8 +53,8 @@ class Step(Model):
 class Canary(Model):
     audience: Audience | None = None
     testers: Testers = []
-    """Whose requests may name their variant in the header `x-promptrollout-variant`, if any of these match. They stay
-    outside the analysis."""
+    """Requests that match any of these may choose their variant by the header `x-promptrollout-variant`. They are not
+    part of the analysis."""
     steps: Annotated[
         list[Step],
         Field(
@@ -76,20 +76,20 @@ class Canary(Model):
             },
         ),
     ]
-    """In order. After the last one the canary gets everybody."""
+    """In order. After the last step all users get the canary."""
     bake_seconds: Annotated[int, Field(ge=0, le=2_592_000)] = 3600
-    """After 100 %: how long the old arm stays loaded and absolute objectives can still roll back."""
+    """How long the old version stays loaded after 100 %. Absolute objectives can still roll back during this time."""
     max_duration_seconds: Annotated[int, Field(ge=1, le=7_776_000)] = 86_400
-    """Of active time."""
+    """Longest active time of a canary: time in which it is not paused, and its pods and metrics are available."""
     on_timeout: Literal["Hold", "Rollback"] = "Hold"
-    """When maxDurationSeconds is over: wait for a person, or go back to stable."""
+    """When `maxDurationSeconds` is over: wait for a person, or roll back."""
     on_insufficient_traffic: Literal["RequireApproval", "Hold", "Rollback"] = "RequireApproval"
-    """When a step's time is over and there were too few requests to tell: ask a person, wait, or go back to stable."""
+    """When a step's time is over and traffic was too low to decide: ask a person, wait, or roll back."""
     on_metrics_loss: Literal["Hold", "ReduceToFirstStep", "Withdraw"] = "Hold"
-    """When the metrics source could not be read for metricsLossSeconds while users meet the canary: stay, go back to
-    the first weight, or go to weight 0 and start over when it can be read again. Never rejects the version."""
+    """When metrics have been unavailable for `metricsLossSeconds` during a canary: keep the weight, go back to the
+    first weight, or go to weight 0 and start over when metrics are back. The version is never rejected."""
     metrics_loss_seconds: Annotated[int, Field(ge=10, le=86_400)] = 600
-    """How long the metrics source may be out of reach before onMetricsLoss applies and an Event says so."""
+    """How long metrics may be unavailable before `onMetricsLoss` applies, with an Event."""
 
 
 class Strategy(Model):
@@ -110,13 +110,13 @@ class Analysis(Model):
     )
 
     mode: Literal["Metrics", "None"] = "Metrics"
-    """`None`: steps advance by time alone and nothing is rolled back by itself."""
+    """`None`: steps advance by time alone, and nothing is rolled back automatically."""
     interval_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
-    """How often the objectives are evaluated. At least twice the scrape interval."""
+    """How often the objectives are evaluated. Use at least twice the scrape interval."""
     slo_refs: Annotated[list[LocalRef], Field(max_length=10)] = []
     """PromptSLOs whose objectives apply too."""
     objectives: Objectives = []
-    """Of this rollout. ErrorRate and ContractFailureRate are watched even if they are not named."""
+    """Objectives of this rollout. `ErrorRate` and `ContractFailureRate` are always watched, even if not listed."""
 
 
 class RolloutSpec(Model):
@@ -142,14 +142,15 @@ class RolloutSpec(Model):
     version_ref: LocalRef | None = None
     """The PromptVersion to serve. Naming another one starts a rollout."""
     baseline_ref: LocalRef | None = None
-    """A PromptVersion to compare the first version with; without it the first version is served at once."""
+    """A PromptVersion that serves as stable while the first version canaries. Absent: the first version serves all
+    users at once."""
     stickiness: Stickiness = Stickiness()
-    """What stays on its arm."""
+    """What is assigned to an arm and stays there: users, conversations, requests, or values of a header."""
     evidence_source: Literal["Gateway", "Reported"] = "Gateway"
-    """`Reported`: applications render prompts, call the model themselves and report to `POST /v1/usage`; what they
-    never report is a failure. `Gateway`: only what the gateway sees itself counts."""
+    """`Gateway`: requests through the gateway count. `Reported`: applications also render prompts, call the model
+    themselves and report to `POST /v1/usage`; a render without a report counts as a failure."""
     reporting: Reporting | None = None
-    """With `evidenceSource: Reported`; absent: its defaults."""
+    """Only with `evidenceSource: Reported`. Absent: the defaults."""
     strategy: Strategy
     """How a change reaches the users."""
     analysis: Analysis
@@ -157,7 +158,7 @@ class RolloutSpec(Model):
     paused: bool = False
     """Nothing advances; a breach still rolls back."""
     revision_history_limit: Annotated[int, Field(ge=0, le=50)] = 10
-    """How many copies of versions are kept beside those in use and the one to go back to."""
+    """How many old copies of versions are kept, besides those in use and the rollback target."""
 
     @property
     def reported(self) -> Reporting | None:
@@ -173,18 +174,25 @@ VerdictKind = Literal["Breach", "Pass", "NoEvidence"]
 
 
 class Snapshot(Model):
-    """What the current revision is judged by, taken when it started (and again when a person edits it)."""
+    """The rules of the current revision, copied from the spec when it started and when a person edits them."""
 
     steps: Annotated[list[Step], Field(max_length=20)]
     objectives: Annotated[list[Objective], Field(max_length=40)]
-    """Of the rollout and of its SLOs, and the two that are always on."""
+    """Those of the rollout and of its SLOs, and the two that are always on."""
     interval_seconds: int
+    """As in the spec."""
     bake_seconds: int
+    """As in the spec."""
     max_duration_seconds: int
+    """As in the spec."""
     on_timeout: Literal["Hold", "Rollback"]
+    """As in the spec."""
     on_insufficient_traffic: Literal["RequireApproval", "Hold", "Rollback"]
+    """As in the spec."""
     on_metrics_loss: Literal["Hold", "ReduceToFirstStep", "Withdraw"] = "Hold"
+    """As in the spec."""
     metrics_loss_seconds: int = 600
+    """As in the spec."""
     analyse: bool
     """False with `analysis.mode: None`."""
     stickiness: Stickiness = Stickiness()
@@ -197,22 +205,29 @@ class ObjectiveStatus(Model):
     """One row of the analysis table."""
 
     name: ShortText
+    """Name of the objective."""
     signal: ShortText
+    """Its signal."""
     verdict: VerdictKind
+    """`Breach` rolls back, `Pass` may advance, `NoEvidence` holds."""
     canary: Annotated[str, Field(max_length=32)] = ""
+    """Value of the canary."""
     stable: Annotated[str, Field(max_length=32)] = ""
+    """Value of stable over the same time."""
     canary_samples: Annotated[int, Field(ge=0)] = 0
+    """Samples of the canary since its first request."""
     stable_samples: Annotated[int, Field(ge=0)] = 0
+    """Samples of stable over the same time."""
     step_samples: Annotated[int, Field(ge=0)] = 0
     """Canary samples since the step was acknowledged."""
     difference: Annotated[str, Field(max_length=96)] = ""
-    """Interval for canary minus stable (or the ratio), valid at any time."""
+    """95 % confidence interval for canary minus stable, or for their ratio. Valid at any time."""
     message: Annotated[str, Field(max_length=512)] = ""
+    """The verdict in one sentence."""
     common_cause: bool | None = None
-    """Stable violates `max` as well, or the arms cannot be compared (the canary does not get its share of requests, or
-    fewer of its answers could be judged): nothing is concluded from that row, and nothing advances."""
+    """The row decides nothing and the rollout holds: stable violates `max` too, or the arms cannot be compared."""
     checkpoint: Annotated[str, Field(max_length=1024)] | None = None
-    """The test's running sums, exact; read by the engine only."""
+    """Running sums of the test. Only the engine reads them."""
 
 
 class Decision(Model):
@@ -221,29 +236,40 @@ class Decision(Model):
     id: Annotated[str, Field(max_length=64)]
     """Unique in the rollout; also part of the Event's name."""
     at: Timestamp
+    """When it was decided."""
     reason: Annotated[str, Field(max_length=64)]
-    """The Event's CamelCase reason."""
+    """Reason of the Event."""
     type: Literal["Normal", "Warning"] = "Normal"
+    """Type of the Event."""
     revision: int
+    """Revision of the rollout."""
     attempt: int = 1
+    """Attempt of the version."""
     step: Annotated[str, Field(max_length=16)] = ""
+    """The step, such as `2/4`."""
     weight: int
+    """Percent of users on the canary when it was decided."""
     message: Annotated[str, Field(max_length=1024)]
+    """What happened, in words."""
     command: Annotated[str, Field(max_length=64)] | None = None
     """With reason CommandRefused: the id of the command."""
     window_seconds: int | None = None
-    """From the first exposure to the last interval used."""
+    """Length of the evidence: from the canary's first request to the end of the last interval used."""
     evidence: Annotated[list[ObjectiveStatus], Field(max_length=41)] = []
-    """Rows of the analysis table without checkpoints; only on decisions that rest on evidence."""
+    """Rows of the analysis table, for decisions that rest on evidence."""
 
 
 class DeliveryState(Model):
-    """How far the current configuration has come."""
+    """Which gateway pods serve the current configuration."""
 
     sequence: Annotated[int, Field(ge=0)] = 0
+    """Number of the configuration that pods should serve."""
     acknowledged: Annotated[int, Field(ge=0)] = 0
+    """Ready pods that confirmed it."""
     total: Annotated[int, Field(ge=0)] = 0
+    """Ready pods."""
     laggards: Annotated[list[Laggard], Field(max_length=10)] = []
+    """Ready pods that did not confirm it."""
 
 
 Seconds = Annotated[int, Field(ge=0)]
@@ -251,84 +277,98 @@ Seconds = Annotated[int, Field(ge=0)]
 
 
 class Clock(Model):
-    """Times and durations that the engine computes with."""
+    """Times (seconds since 1970) and durations that the engine computes with."""
 
     started_at: Seconds | None = None
-    """The revision."""
+    """Start of the revision."""
     exposed_at: Seconds | None = None
-    """First weight above 0."""
+    """When the canary got its first weight above 0."""
     stage_since: Seconds | None = None
-    """The present stage or step, whether acknowledged or not."""
+    """Start of the current stage or step, whether acknowledged or not."""
     acknowledged_at: Seconds | None = None
-    """Every ready pod had confirmed the present step's configuration, and what applications keep of the one before was
-    over (`reporting`; in the future until then); promotion evidence counts from here."""
+    """When every ready pod had confirmed the current step, plus the time for which applications cache the prompt before
+    (`reporting`). Promotion evidence counts from then on."""
     evaluated_until: Seconds | None = None
-    """End of the last interval that is in the checkpoints. A multiple of the interval."""
+    """End of the last interval in the checkpoints. A multiple of the interval."""
     step_active_seconds: Seconds = 0
+    """Active time in the current step."""
     active_seconds: Seconds = 0
+    """Active time of the revision."""
     unreachable_since: Seconds | None = None
-    """The canary's provider alone has been out of reach since then."""
+    """Since when only the canary's provider cannot be reached."""
     outage_since: Seconds | None = None
-    """Stable itself has failed in half of its requests or more since then: whatever fails both arms decides nothing."""
+    """Since when stable itself fails in half of its requests or more. What fails both arms decides nothing."""
     unmeasured_since: Seconds | None = None
-    """No interval since then has samples of both arms for any objective: perhaps nobody scrapes the pods."""
+    """Since when no interval has samples of both arms for any objective. The pods may not be scraped."""
     common_since: Seconds | None = None
-    """Stable has been beyond an absolute bound like the canary since then, all of it in the present step."""
+    """Since when stable violates an absolute bound as the canary does, within the current step."""
     metrics_lost_since: Seconds | None = None
-    """Nothing could be read for this rollout since then, while users met the canary."""
+    """Since when no metrics could be read for this rollout while the canary had users."""
     metrics_lost_told: bool = False
-    """`MetricsLost` was recorded, and what the spec asks for was done."""
+    """`MetricsLost` was recorded and `onMetricsLoss` applied."""
     metrics_skipped_at: Seconds | None = None
-    """When `MetricsSkipped` was recorded last."""
+    """When `MetricsSkipped` was last recorded."""
     suspected_at: Seconds | None = None
-    """Pods of the gateway failed while users met the canary; since then it waits to be tried alone, or is on trial."""
+    """When pods of the gateway failed during the canary. Since then it waits to be tried alone, or is being tried."""
     trial_at: Seconds | None = None
-    """Since when it has been tried alone."""
+    """Since when it is tried alone."""
     suspected_weight: Annotated[int, Field(ge=0, le=100)] = 0
-    """The weight at which pods failed: it is under suspicion until they have held out at that one."""
+    """The weight at which pods failed. The suspicion ends when pods stay healthy at this weight."""
     ticked_at: Seconds | None = None
-    """Until when durations that do not rest on intervals (pauses, `mode: None`) have been counted."""
+    """Until when durations without intervals (pauses, `mode: None`) were counted."""
 
 
 class RolloutStatus(Model):
-    """Everything needed to go on after a restart, together with Prometheus."""
+    """State of the rollout. With Prometheus, it is all that the operator needs after a restart."""
 
     observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """The generation of the spec that this status describes."""
     phase: Phase | None = None
+    """As in Argo Rollouts. The conditions say more."""
     message: Text = ""
+    """The state in one sentence."""
     stage: Stage | None = None
-    """Finer than phase: Idle (one version), Loading (canary loaded at weight 0), Stepping, Promoting (100 % sent),
-    Baking (old arm kept), Withdrawing (weight 0 sent)."""
+    """Finer than the phase: `Idle` (one version), `Loading` (canary at weight 0), `Stepping`, `Promoting` (100 % sent),
+    `Baking` (old version still loaded), `Withdrawing` (weight 0 sent)."""
     revision: Annotated[int, Field(ge=0)] = 0
+    """Counts the changes of the version."""
     attempt: Annotated[int, Field(ge=1)] = 1
+    """How often this version was tried."""
     current_step_index: Annotated[int, Field(ge=0)] = 0
+    """From 0."""
     step: Annotated[str, Field(max_length=16)] = ""
-    """`2/4`, for people."""
+    """The step for people, such as `2/4`."""
     weight: Annotated[int, Field(ge=0, le=100)] = 0
-    """Percent of units on the version that the spec asks for: the canary's weight while it progresses, 100 once it
-    is stable, 0 after a rollback."""
+    """Percent of users on the version that the spec asks for: the canary's weight, 100 once it is stable, 0 after a
+    rollback."""
     stable: VersionRef | None = None
+    """The version that serves everybody outside the canary."""
     canary: VersionRef | None = None
+    """The version that is being rolled out."""
     previous: VersionRef | None = None
-    """Served before stable: what `undo` and a revert in Git go back to at once."""
+    """The version before stable. `undo` and a revert in Git go back to it at once."""
     withdrawal: Annotated[str, Field(max_length=64)] | None = None
-    """Why the canary is being taken back."""
+    """Reason of the rollback that is in progress."""
     direct: bool = False
-    """The canary goes straight to 100 %: it is the version that was served before."""
+    """The canary goes straight to 100 %, because it was served just before."""
     paused: bool = False
-    """By the verb `pause`; `spec.paused` is separate."""
+    """Paused by the verb `pause`. `spec.paused` is separate."""
     step_time_waived: bool = False
-    """`promote` was given in this step."""
+    """`promote` skipped the rest of this step's time."""
     step_approved: bool = False
-    """A person let this step pass without the evidence that traffic was too thin to give."""
+    """A person approved this step without evidence, because traffic was too low."""
     rejected: Annotated[list[RejectedVersion], Field(max_length=20)] = []
+    """Versions that stay rejected until `retry`."""
     attempts: Annotated[list[Attempt], Field(max_length=20)] = []
+    """How often versions were tried."""
     handled_commands: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=20)] = []
+    """Ids of the last commands, so that none acts twice."""
     clock: Clock = Clock()
     snapshot: Snapshot | None = None
     retracing: bool = False
-    """The direct canary is an `undo`: it goes through pauses and freezes."""
+    """The direct canary is an `undo`, which pauses do not hold."""
     analysis: Annotated[list[ObjectiveStatus], Field(max_length=41)] = []
+    """One row for each objective."""
     delivery: DeliveryState = DeliveryState()
     history: Annotated[list[Decision], Field(max_length=10)] = []
     """Newest first."""

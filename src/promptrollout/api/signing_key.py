@@ -14,21 +14,21 @@ ResponseKey = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")]
 
 class SigningKeySpec(Model):
     gateway: Name
-    """Whose pods read it."""
+    """The PromptGateway whose pods read it."""
     rollout_uid: Annotated[str, Field(alias="rolloutUID", max_length=64)]
     key: ResponseKey
-    """Signs response ids. To have others drawn at once, delete the object."""
+    """Signs response ids. To replace all keys at once, delete the object."""
     next: ResponseKey
-    """Signs after it; all pods know it by then."""
+    """The key that signs next. All pods know it by then."""
     previous: ResponseKey | None = None
-    """Did sign before it, and is believed."""
+    """The key that signed before. Its ids are still valid."""
     rotated_at: Timestamp
-    """Since when the key signs that does."""
+    """Since when `key` signs."""
     readable: Annotated[list[ResponseKey], Field(max_length=8)] = []
-    """That stood in the PromptDelivery, where people can read them: conversations go on by their ids, votes under them
-    count only while pods need them there."""
+    """Keys that were in the PromptDelivery, where people can read them. Their ids continue conversations; votes with
+    them count only while a pod needs them there."""
     readable_until: Timestamp | None = None
-    """When conversations under them end; absent while they stand in the PromptDelivery."""
+    """Until when their ids continue conversations. Absent while they are in the PromptDelivery."""
 
 
 class PromptSigningKey(CustomResource):

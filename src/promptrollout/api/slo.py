@@ -66,9 +66,9 @@ class CustomRatio(Model):
     rules: ClassVar = (_selects_arm("bad", "total"),)
 
     bad: Selector
-    """Counter of the bad ones: `checkout_failed_total{prompt_version="{{ version }}", variant="{{ variant }}"}`."""
+    """Counter of bad events: `checkout_failed_total{prompt_version="{{ version }}", variant="{{ variant }}"}`."""
     total: Selector
-    """Counter of all."""
+    """Counter of all events."""
 
 
 class CustomMean(Model):
@@ -79,7 +79,7 @@ class CustomMean(Model):
     sum: Selector
     """Counter of the sum of all values."""
     count: Selector
-    """Counter of the values."""
+    """Counter of how many values there were."""
     sumsq: Selector
     """Counter of the sum of the squares of all values, which gives their variance."""
 
@@ -99,11 +99,11 @@ class Custom(Model):
     )
 
     ratio: CustomRatio | None = None
-    """A share of bad ones, from two counters."""
+    """A share of bad events, from two counters."""
     mean: CustomMean | None = None
     """A mean, from three counters."""
     value: Expression | None = None
-    """Any expression with one value, asked at the end of each interval for each arm: one sample an interval."""
+    """Any expression with one value, queried for each arm at the end of each interval: one sample per interval."""
 
     @property
     def form(self) -> str:
@@ -247,33 +247,34 @@ class Objective(Model):
     )
 
     name: Name
-    """Unique in the rollout, its SLOs included."""
+    """Name of the objective. Unique in the rollout, including its SLOs."""
     signal: Signal
-    """What is measured: from the gateways' own metrics, or with `Custom` by PromQL."""
+    """What is measured. `Custom` uses your own PromQL, the others use the gateways' metrics."""
     max: Decimal | None = None
-    """Absolute bound. Rates: a share between 0 and 1; with `quantile`: seconds; others: in the signal's unit."""
+    """Absolute upper bound. For rates a share between 0 and 1, with `quantile` seconds, else in the signal's unit."""
     min: Decimal | None = None
-    """Absolute bound where less is worse, in the signal's unit."""
+    """Absolute lower bound, for signals where less is worse. In the signal's unit."""
     versus_stable: VersusStable | None = None
     threshold_seconds: Decimal | None = None
-    """`Latency`, `TimeToFirstToken`: the objective is on the share of requests slower than this."""
+    """For `Latency` and `TimeToFirstToken`: the objective is on the share of requests slower than this."""
     quantile: Decimal | None = None
-    """`Latency`, `TimeToFirstToken`, instead of `thresholdSeconds`: this share of requests is to take at most `max`
-    seconds. "0.95" within "3" is the same test as at most 0.05 of them slower than 3."""
+    """For `Latency` and `TimeToFirstToken`, instead of `thresholdSeconds`: this share of requests must take at most
+    `max` seconds. "0.95" with `max` "3" is the same test as at most 0.05 of the requests slower than 3 s."""
     dimension: LabelValue | None = None
-    """`JudgeScore`: what the judge scores, from 1 to 5."""
+    """For `JudgeScore`: what the judge scores, from 1 to 5."""
     score: LabelValue | None = None
-    """`Score`: the name under which it is posted."""
+    """For `Score`: the name of the score."""
     direction: Literal["HigherIsBetter", "LowerIsBetter"] | None = None
-    """`Score` (absent: HigherIsBetter) and `Custom` with mean or value (absent: LowerIsBetter)."""
+    """For `Score` (default `HigherIsBetter`), and `Custom` with `mean` or `value` (default `LowerIsBetter`)."""
     custom: Custom | None = None
-    """`Custom`: the queries."""
+    """For `Custom`: the queries."""
     min_samples: Annotated[int, Field(ge=1, le=10_000_000)] = 100
-    """Canary samples inside the step before it can pass. Never delays the rollback of a rate."""
+    """Canary samples that a step needs before it can pass. It does not delay the rollback of a rate."""
     advance_on: Literal["NoBreach", "NonInferior"] | None = None
-    """Absent: NoBreach in early steps, NonInferior in the last."""
+    """What a pass needs: no breach, or proof that the canary is within the margin. Absent: `NoBreach` in early steps,
+    `NonInferior` in the last."""
     negligible_rate: Decimal | None = None
-    """Rates: below this share a difference does not matter. Absent: 0.005."""
+    """For rates: below this share a difference does not matter. Absent: 0.005."""
 
 
 Objectives = Annotated[
@@ -292,6 +293,7 @@ class SLOSpec(Model):
 
 class SLOStatus(Model):
     observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """The generation of the spec that this status describes."""
     conditions: Conditions = []
 
 

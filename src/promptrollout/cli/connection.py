@@ -3,20 +3,15 @@
 import asyncio
 import functools
 import os
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec
 
 import click
-import yaml
-from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.config import load_kube_config
-from kubernetes.aio.config.config_exception import ConfigException
+from kubernetes.aio.client import ApiClient
 
-from promptrollout import __version__, cluster
+from promptrollout import cluster
 from promptrollout.api.names import API_VERSION
 from promptrollout.cluster import ApiException, ApiUnavailable, ClusterError, custom_path
 
@@ -60,7 +55,7 @@ class Target:
         try:
             found = await cluster.request(self.client, "GET", self.rollout_path())
         except ApiException:
-            return f"this cluster does not have {API_VERSION}: install the chart (see docs/install.md)"
+            return f"{API_VERSION} is unknown to this cluster: install the chart (see docs/get-started/install.md)"
         names = ", ".join(item["metadata"]["name"] for item in found["items"][:10]) or "none"
         return f"no PromptRollout {name} in namespace {self.namespace} (it has: {names}); choose another with -n"
 
@@ -75,52 +70,22 @@ class Flags:
 
     @asynccontextmanager
     async def target(self) -> AsyncIterator[Target]:
-        client = await self._connect()
-        async with client:
-            yield Target(client, self.namespace or self._namespace())
-
-    async def _connect(self) -> ApiClient:
-        if not self.context and not self.kubeconfig:
-            return await cluster.connect()
-        configuration = Configuration()
-        try:
-            await load_kube_config(  # type: ignore[no-untyped-call]
-                config_file=self._files(),
-                context=self.context or None,
-                client_configuration=configuration,
-                persist_config=False,
-            )
-            client = ApiClient(configuration)
-        except (ConfigException, yaml.YAMLError, ssl.SSLError, OSError) as error:
-            raise ClusterError(f"no cluster: {error}; check --kubeconfig and --context") from error
-        client.user_agent = f"promptrollout/{__version__}"
-        return client
-
-    def _files(self) -> str:
-        return self.kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
-
-    def _namespace(self) -> str:
-        if not self.context and not self.kubeconfig:
-            return cluster.namespace()
-        current = self.context
-        spaces: dict[str, str] = {}
-        for path in self._files().split(os.pathsep):
-            if not Path(path).is_file():
-                continue
-            content = yaml.safe_load(Path(path).read_text()) or {}
-            current = current or content.get("current-context") or ""
-            for context in content.get("contexts") or []:
-                spaces.setdefault(context["name"], (context.get("context") or {}).get("namespace") or "default")
-        return spaces.get(current, "default")
+        named = (self.kubeconfig, self.context)
+        async with await cluster.connect(*named) as client:
+            yield Target(client, self.namespace or cluster.namespace(*named))
 
 
 def cluster_command(function: Callable[Concatenate[Flags, P], Awaitable[int | None]]) -> Callable[P, None]:
     """A click callback from an async function: adds kubectl's flags, runs it, and turns what it returns into the exit
     code and what it raises into one line of text."""
 
-    @click.option("-n", "--namespace", default="", metavar="NAME", help="Default: the kubeconfig context's.")
-    @click.option("--context", default="", metavar="NAME", help="Of the kubeconfig; default: its current one.")
-    @click.option("--kubeconfig", default="", metavar="FILE", help="Default: $KUBECONFIG, then ~/.kube/config.")
+    @click.option(
+        "-n", "--namespace", default="", metavar="NAME", help="Namespace. Default: that of the kubeconfig's context."
+    )
+    @click.option("--context", default="", metavar="NAME", help="Context of the kubeconfig. Default: the current one.")
+    @click.option(
+        "--kubeconfig", default="", metavar="FILE", help="Kubeconfig file. Default: $KUBECONFIG, then ~/.kube/config."
+    )
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         flags = Flags(*(str(kwargs.pop(name)) for name in ("namespace", "context", "kubeconfig")))

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from promptrollout.sandbox import demo as story
-from promptrollout.sandbox.assets import find_kubectl
+from promptrollout.sandbox.assets.inventory import find_kubectl
+from promptrollout.sandbox.demo import story as story
 from promptrollout.sandbox.settings import SandboxError
 
 
@@ -22,8 +22,8 @@ from promptrollout.sandbox.settings import SandboxError
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
     default=story.Options().directory,
-    show_default=True,
-    help="Where the demo's sandbox keeps its files; if one is running there, the demo does not start.",
+    show_default="promptrollout/demo in $XDG_STATE_HOME or ~/.local/state",
+    help="Where the demo's sandbox keeps its files. If a sandbox still runs there, the demo does not start.",
 )
 @click.option("--users", type=click.IntRange(min=1), default=story.Options.users, show_default=True)
 @click.option(

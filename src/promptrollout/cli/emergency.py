@@ -19,7 +19,7 @@ def emergency() -> None:
 
 @emergency.command()
 @click.argument("name")
-@click.option("--reason", default="", metavar="TEXT", help="Kept in the override object.")
+@click.option("--reason", default="", metavar="TEXT", help="Reason, kept in the override object.")
 @cluster_command
 async def stable(flags: Flags, name: str, reason: str) -> None:
     """Send all users of rollout NAME to its stable version."""
@@ -89,7 +89,7 @@ async def _patch(target: Target, body: Object) -> None:
         _path(target),
         params={"fieldManager": FIELD_MANAGER_CLI},
         body=body,
-        content_type="application/merge-patch+json",
+        content_type=cluster.MERGE_PATCH,
     )
 
 

@@ -23,16 +23,18 @@ from promptrollout.api.names import (
 )
 from promptrollout.api.networks import Networks
 from promptrollout.cluster import ClusterError, namespace
-from promptrollout.gateway.app import Limits
-from promptrollout.gateway.authenticate import Auth, AuthMode
+from promptrollout.gateway.auth.authenticate import Auth, AuthMode
+from promptrollout.gateway.auth.token_reviews import ServiceAccountRule
 from promptrollout.gateway.process import Settings, run
-from promptrollout.gateway.token_reviews import ServiceAccountRule
+from promptrollout.gateway.server.app import Limits
 
 
 @click.command("gateway")
 @click.option("--gateway", "name", envvar="PROMPTROLLOUT_GATEWAY", required=True, help="Name of the PromptGateway.")
 @click.option("--namespace", "space", envvar="POD_NAMESPACE", help="Namespace of the deliveries; default: the pod's.")
-@click.option("--pod-name", envvar="POD_NAME", default=socket.gethostname, help="In reports; default: the host's name.")
+@click.option(
+    "--pod-name", envvar="POD_NAME", default=socket.gethostname, help="Name in reports. Default: the host's name."
+)
 @click.option("--pod-ip", envvar="POD_IP", default="", help="Where the gateway's other pods reach this one.")
 @click.option(
     "--state-dir",
@@ -54,13 +56,13 @@ from promptrollout.gateway.token_reviews import ServiceAccountRule
     "--allowed-provider-networks",
     envvar=ENV_ALLOWED_NETWORKS,
     default="",
-    help="Comma-separated CIDRs of providers that are refused by default, such as 127.0.0.0/8.",
+    help="CIDRs, separated by commas, of providers that are otherwise refused, such as 127.0.0.0/8.",
 )
 @click.option(
     "--refused-provider-networks",
     envvar=ENV_REFUSED_NETWORKS,
     default="",
-    help="Comma-separated CIDRs that no provider may be in, besides loopback, link-local and the like.",
+    help="Further CIDRs, separated by commas, that are refused besides loopback, link-local and the like.",
 )
 @click.option(
     "--max-request-bytes",
@@ -109,20 +111,20 @@ from promptrollout.gateway.token_reviews import ServiceAccountRule
     type=click.Choice(["None", "Keys", "ServiceAccounts", "KeysAndServiceAccounts"]),
     default="None",
     show_default=True,
-    help="How callers say who they are.",
+    help="How callers authenticate.",
 )
 @click.option(
     "--auth-audience",
     envvar="PROMPTROLLOUT_AUTH_AUDIENCE",
     default=Auth.audience,
     show_default=True,
-    help="Audience that ServiceAccount tokens must have.",
+    help="Audience of ServiceAccount tokens.",
 )
 @click.option(
     "--auth-service-accounts",
     envvar="PROMPTROLLOUT_AUTH_SERVICE_ACCOUNTS",
     default="[]",
-    help="ServiceAccounts that are accepted: JSON as in a PromptGateway's spec.auth.serviceAccounts.",
+    help="Who may call: JSON as in a PromptGateway's spec.auth.serviceAccounts.",
 )
 @click.option(
     "--caller-keys-dir",
@@ -138,7 +140,7 @@ from promptrollout.gateway.token_reviews import ServiceAccountRule
     type=click.IntRange(min=0),
     default=30,
     show_default=True,
-    help="How long running requests may take to finish after SIGTERM.",
+    help="How long requests in progress may take after SIGTERM.",
 )
 def gateway(
     name: str,

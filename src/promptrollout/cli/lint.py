@@ -9,7 +9,7 @@ import click
 
 from promptrollout.api.names import API_VERSION, GROUP
 from promptrollout.api.rollout import Snapshot
-from promptrollout.cli.given import require
+from promptrollout.cli.inputs import require
 from promptrollout.cli.lint_references import content_problems, metadata_of, reference_problems
 from promptrollout.cli.lint_schema import Path as FieldPath
 from promptrollout.cli.lint_schema import Problem, schema_problems, written
@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--strict", is_flag=True, help="Warnings fail, too.")
+@click.option("--strict", is_flag=True, help="Exit with 1 on warnings, too.")
 @click.option(
     "--requests-per-minute",
     type=click.FloatRange(min=0, min_open=True),

@@ -11,16 +11,16 @@ from pydantic import ValidationError
 from promptrollout.api.base_url import base_url_doubt
 from promptrollout.api.networks import Networks
 from promptrollout.api.prompt import PromptSpec
+from promptrollout.api.provider_support import unsayable
 from promptrollout.api.rollout import Analysis
 from promptrollout.api.slo import Objective
 from promptrollout.api.template import prompt_problems
-from promptrollout.api.unsayable import unsayable
 from promptrollout.cli.lint_queries import query_problems
 from promptrollout.cli.lint_schema import Path, Problem
 from promptrollout.engine.objectives.definitions import make_test
 from promptrollout.engine.objectives.signals import not_measured
-from promptrollout.gateway.caller_keys import EntryError, parse_entry
-from promptrollout.gateway.providers.key_hosts import parse_hosts
+from promptrollout.gateway.auth.caller_keys import EntryError, parse_entry
+from promptrollout.llm.providers.key_hosts import parse_hosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def content_problems(kind: str, spec: dict[str, Any]) -> Iterator[Problem]:
             parsed = PromptSpec.model_validate(prompt)
         except ValidationError as error:
             first = error.errors()[0]
-            yield Problem((*path, *first["loc"]), f"{first['msg']}; see docs/objects.md")
+            yield Problem((*path, *first["loc"]), f"{first['msg']}; see docs/reference/objects.md")
             continue
         for where, reason in prompt_problems(parsed):
             yield Problem((*path, where) if where else path, reason)

@@ -241,7 +241,7 @@ def _example(pattern: str) -> str:
         return "use lowercase letters, digits and hyphens"
     if pattern == "^[A-Za-z0-9-]+$":
         return "use letters, digits and hyphens, as in the name of a header"
-    return "see docs/objects.md"
+    return "see docs/reference/objects.md"
 
 
 # ---------------------------------------------------------------- the CEL rules, by their message

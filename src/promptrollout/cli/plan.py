@@ -10,13 +10,15 @@ from typing import Any
 
 import click
 
-from promptrollout.cli.given import console, files_option, name_option, require, rules_in, working
+from promptrollout.cli.inputs import console, files_option, name_option, require, rules_in, working
 
 
 @click.command()
 @files_option
 @name_option
-@click.option("--requests-per-minute", type=click.FloatRange(min=0, min_open=True), help="Of both versions together.")
+@click.option(
+    "--requests-per-minute", type=click.FloatRange(min=0, min_open=True), help="Requests of both versions together."
+)
 @click.option("--error-rate", type=click.FloatRange(0, 1), help="Stable's share of failed requests.")
 @click.option("--cost-usd", type=click.FloatRange(min=0, min_open=True), help="Stable's mean cost of a request.")
 @click.option("--cost-cv", type=click.FloatRange(min=0), help="Standard deviation of a request's cost over its mean.")
@@ -24,7 +26,7 @@ from promptrollout.cli.given import console, files_option, name_option, require,
     "--assume",
     multiple=True,
     metavar="OBJECTIVE=VALUE[,cv=X][,sampled=SHARE]",
-    help="Stable's share or mean of any objective; cv for means; sampled: share of requests that give a sample.",
+    help="Stable's share or mean of an objective; cv for means; sampled: share of requests that give a sample.",
 )
 @click.option(
     "--recorded",
@@ -43,7 +45,7 @@ def plan(
     recorded: Path | None,
     output: str,
 ) -> None:
-    """Say what each step can catch with this traffic, how long a good version takes, and what is never decided.
+    """Say what each step can detect with this traffic, how long a good version takes, and what stays undecided.
 
     What is not said of stable is assumed, and stated in the output.
     """

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import click
 
-from promptrollout.sandbox.assets import find_kubectl
+from promptrollout.sandbox.assets.inventory import find_kubectl
 from promptrollout.sandbox.sandbox import Sandbox
-from promptrollout.sandbox.settings import SandboxError, Settings, default_dir, parse_duration
+from promptrollout.sandbox.settings import SandboxError, Settings, parse_duration
 
 _dir = click.option(
     "--dir",
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
-    help=f"Where the sandbox keeps its files.  [default: {default_dir()}]",
+    help="Where the sandbox keeps its files.  [default: promptrollout/sandbox in $XDG_STATE_HOME or ~/.local/state]",
 )
 
 

@@ -14,7 +14,7 @@ import click
 from rich.console import Console, RenderableType
 
 from promptrollout.api.rollout import Pause, Snapshot
-from promptrollout.cli.given import COLUMNS, console, files_option, name_option, require, rules_in, working
+from promptrollout.cli.inputs import COLUMNS, console, files_option, name_option, require, rules_in, working
 from promptrollout.simulation import recorded
 from promptrollout.simulation.report import run_view, summary_view
 from promptrollout.simulation.summary import summary
@@ -45,36 +45,41 @@ class Moment(click.ParamType[int]):
 @name_option
 @click.option("--scenario", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Synthetic metrics.")
 @click.option(
-    "--recorded", "recording", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSON lines."
+    "--recorded",
+    "recording",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Recorded metrics: JSON lines.",
 )
 @click.option("--prometheus", "url", metavar="URL", help="Historical metrics; needs the six options below.")
-@click.option("--from", "start", type=Moment(), help="When the canary met its first users.")
+@click.option("--from", "start", type=Moment(), help="When the canary got its first users.")
 @click.option("--to", "end", type=Moment())
-@click.option("--uid", help="The PromptRollout's metadata.uid.")
+@click.option("--uid", help="metadata.uid of the PromptRollout.")
 @click.option("--stable", help="First ten characters of the stable version's digest, the label `version`.")
-@click.option("--canary", help="The same of the canary version's digest.")
-@click.option("-n", "--namespace", default="", help="The rollout's namespace, if the series have a label `namespace`.")
+@click.option("--canary", help="The same of the canary.")
+@click.option("-n", "--namespace", default="", help="Namespace of the rollout, if the series have the label namespace.")
 @click.option(
-    "--record",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a file for --recorded.",
+    "--record", type=click.Path(dir_okay=False, path_type=Path), help="Save what --prometheus returned, for --recorded."
 )
-@click.option("--runs", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Of a scenario.")
+@click.option(
+    "--runs", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Number of runs of a scenario."
+)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option(
     "--confirm-seconds",
     type=click.IntRange(0, 3600),
     default=0,
     show_default=True,
-    help="Until pods confirm a step.",
+    help="How long pods take to confirm a configuration.",
 )
 @click.option(
     "--promote-after-seconds",
     type=click.IntRange(1, 2_592_000),
-    help="A person promotes each pause without durationSeconds after this time; default: never.",
+    help="End each pause without durationSeconds after this time. Default: never.",
 )
 @click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the first run: NAME.html or NAME.png."
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the first run: NAME.html or NAME.png with all panels, NAME.svg at a glance.",
 )
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def simulate(
@@ -92,10 +97,10 @@ def simulate(
     output: str,
     **history: Any,
 ) -> None:
-    """Run a rollout against metrics that are not its own: made up, recorded, or of the past.
+    """Run a rollout against synthetic, recorded or past metrics.
 
     One run prints the timeline that the rollout would have had; more runs of a scenario print the chance of each
-    outcome, the time to it, and the bad requests let through. Formats: docs/simulate.md.
+    outcome, the time to it, and the bad requests let through. Formats: docs/how-to/simulate.md.
     """
     if sum(source is not None for source in (scenario, recording, url)) != 1:
         raise click.UsageError("give exactly one of --scenario, --recorded and --prometheus")
@@ -103,8 +108,8 @@ def simulate(
         raise click.UsageError("--runs needs --scenario: recorded metrics give the same run every time")
     if plot is not None:
         require("matplotlib")
-        if plot.suffix not in (".html", ".png"):
-            raise click.UsageError(f"--plot {plot}: use a file name that ends in .html or .png")
+        if plot.suffix not in (".html", ".png", ".svg"):
+            raise click.UsageError(f"--plot {plot}: write to a name that ends in .html, .png or .svg")
         if not plot.parent.is_dir():
             raise click.ClickException(f"--plot {plot}: directory {plot.parent} does not exist; create it")
     title, rules = rules_in(files, name)
@@ -242,6 +247,12 @@ def _plain(runs: list[Run], notes: list[str]) -> dict[str, Any]:
 
 
 def _draw(path: Path, title: str, rules: Snapshot, run: Run, runs: list[Run], view: RenderableType) -> None:
+    if path.suffix == ".svg":
+        from promptrollout.simulation import overview
+
+        overview.write(path, rules, run)
+        click.echo(f"drawn: {path}", err=True)
+        return
     from promptrollout.simulation import plots
 
     paper = Console(width=COLUMNS + 20, file=io.StringIO())

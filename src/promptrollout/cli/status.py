@@ -20,12 +20,19 @@ PIPE_WIDTH: Final = 160
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("-A", "--all-namespaces", is_flag=True, help="Without NAME: the rollouts of every namespace.")
+@click.option("-A", "--all-namespaces", is_flag=True, help="Without NAME: list the rollouts of all namespaces.")
 @click.option("-w", "--watch", is_flag=True, help="Follow until interrupted.")
-@click.option("--wait", is_flag=True, help="Until Healthy (exit 0) or Degraded (exit 1); exit 2 at --timeout.")
-@click.option("--digest", default="", metavar="D", help="With --wait: of this version; 10 characters are enough.")
-@click.option("--timeout", default="10m", show_default=True, metavar="TIME", help="With --wait: 90s, 10m, 2h.")
-@click.option("-o", "--output", type=click.Choice(["json", "yaml"]), help="The object itself.")
+@click.option("--wait", is_flag=True, help="Wait until Healthy (exit 0) or Degraded (exit 1); exit 2 at --timeout.")
+@click.option(
+    "--digest",
+    default="",
+    metavar="D",
+    help="With --wait: digest of the version to wait for; 10 characters are enough.",
+)
+@click.option(
+    "--timeout", default="10m", show_default=True, metavar="TIME", help="With --wait: how long, such as 90s, 10m or 2h."
+)
+@click.option("-o", "--output", type=click.Choice(["json", "yaml"]), help="Print the object.")
 @cluster_command
 async def status(
     flags: Flags,

@@ -16,7 +16,7 @@ from promptrollout.cli.connection import EXIT_FAILED, EXIT_TIMEOUT, Flags, Objec
 WAIT_SECONDS: Final = 10.0
 
 _name = click.argument("name")
-_reason = click.option("--reason", default="", metavar="TEXT", help="Recorded with the decision.")
+_reason = click.option("--reason", default="", metavar="TEXT", help="Reason, recorded with the decision.")
 _wait = click.option(
     "--wait/--no-wait", default=True, show_default=True, help=f"Wait up to {WAIT_SECONDS:.0f} s for the answer."
 )
@@ -39,31 +39,31 @@ async def promote(flags: Flags, name: str, reason: str, wait: bool, full: bool) 
 
 @_verb
 async def abort(flags: Flags, name: str, reason: str, wait: bool) -> int:
-    """Withdraw the canary: weight 0 at once. Its version stays rejected until `retry`."""
+    """Set the canary's weight to 0 at once. Its version stays rejected until `retry`."""
     return await command(flags, "abort", name, reason, wait)
 
 
 @_verb
 async def retry(flags: Flags, name: str, reason: str, wait: bool) -> int:
-    """Try the rejected version again: from no evidence, at a stricter level."""
+    """Try the rejected version again, without earlier evidence and at a stricter level."""
     return await command(flags, "retry", name, reason, wait)
 
 
 @_verb
 async def pause(flags: Flags, name: str, reason: str, wait: bool) -> int:
-    """Stop the rollout from advancing until `resume`. A breach still rolls back."""
+    """Hold the rollout until `resume`. A breach still rolls back."""
     return await command(flags, "pause", name, reason, wait)
 
 
 @_verb
 async def resume(flags: Flags, name: str, reason: str, wait: bool) -> int:
-    """End `pause`. (A pause step is ended by `promote`.)"""
+    """End `pause`. To end a pause step, use `promote`."""
     return await command(flags, "resume", name, reason, wait)
 
 
 @_verb
 async def undo(flags: Flags, name: str, reason: str, wait: bool) -> int:
-    """Go back to the version before. The present one stays rejected until `retry`; the spec is not touched."""
+    """Go back to the previous version. The current one stays rejected until `retry`. The spec is not changed."""
     return await command(flags, "undo", name, reason, wait)
 
 
@@ -117,14 +117,7 @@ async def write(target: Target, rollout: Object, given: Command) -> None:
         "kind": "PromptRollout",
         "metadata": {"name": metadata["name"], "uid": metadata["uid"], "annotations": given.to_annotation()},
     }
-    await cluster.request(
-        target.client,
-        "PATCH",
-        target.rollout_path(metadata["name"]),
-        params={"fieldManager": FIELD_MANAGER_CLI, "force": "true"},
-        body=body,
-        content_type=cluster.APPLY_PATCH,
-    )
+    await cluster.apply(target.client, target.rollout_path(metadata["name"]), body, FIELD_MANAGER_CLI)
 
 
 async def handled(target: Target, name: str, identity: str) -> Object:

@@ -26,20 +26,21 @@ from promptrollout.api.names import (
     STATE_DIR,
 )
 from promptrollout.api.networks import Networks
-from promptrollout.gateway.admin import AdminApp
-from promptrollout.gateway.app import Limits, ServingApp
-from promptrollout.gateway.authenticate import Auth, made
-from promptrollout.gateway.caller_keys import CallerKeys
-from promptrollout.gateway.configuration import Loader, Providers
-from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.exposition import PodState
-from promptrollout.gateway.pod_problems import PodProblems
-from promptrollout.gateway.registry import Registry
-from promptrollout.gateway.source import Source
-from promptrollout.gateway.store import Store
-from promptrollout.gateway.token_reviews import CHECK_SECONDS, TokenReviews
-from promptrollout.gateway.watchdog import ended_if_hung
-from promptrollout.gateway.wire import StrictProtocol
+from promptrollout.gateway.auth.authenticate import Auth, made
+from promptrollout.gateway.auth.caller_keys import CallerKeys
+from promptrollout.gateway.auth.token_reviews import CHECK_SECONDS, TokenReviews
+from promptrollout.gateway.metrics.counters import Counters
+from promptrollout.gateway.rollouts.last_good import Store
+from promptrollout.gateway.rollouts.loader import Loader
+from promptrollout.gateway.rollouts.provider_pool import ProviderPool
+from promptrollout.gateway.rollouts.registry import Registry
+from promptrollout.gateway.rollouts.watch import Source
+from promptrollout.gateway.server.admin import AdminApp
+from promptrollout.gateway.server.app import Limits, ServingApp
+from promptrollout.gateway.server.metrics_page import PodState
+from promptrollout.gateway.server.pod_problems import PodProblems
+from promptrollout.gateway.server.strict_http import StrictProtocol
+from promptrollout.gateway.server.watchdog import ended_if_hung
 from promptrollout.listen import listening_socket
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Gateway:
         self.settings = settings
         self.counters = Counters()
         self.counters.spans.open(settings.state_dir)
-        self.providers = Providers(settings.provider_keys_dir, settings.networks)
+        self.providers = ProviderPool(settings.provider_keys_dir, settings.networks)
         store = Store(settings.state_dir, lambda operation: self.counters.disk_errors.update((operation,)))
         self.registry = Registry(settings.pod, Loader(self.providers, self.counters.spans), store, self.counters)
         self.source: Source | None = None

@@ -11,27 +11,27 @@ from typing import Any
 
 from kubernetes.aio.client import ApiClient
 
-from promptrollout.api.few import first_few
 from promptrollout.api.names import API_VERSION, LABEL_GATEWAY
+from promptrollout.api.text import first_few
 from promptrollout.cluster import ApiException, ApiUnavailable, connect, namespace_is_terminating
-from promptrollout.operator.acknowledge import Acknowledger
-from promptrollout.operator.admin import start_admin
-from promptrollout.operator.analyses import Analyses
-from promptrollout.operator.cluster_api import KINDS, WATCHED, Api, Stale
+from promptrollout.operator.cluster.admin import start_admin
+from promptrollout.operator.cluster.api import KINDS, WATCHED, Api, Stale
+from promptrollout.operator.cluster.identity import OncePerObject
+from promptrollout.operator.cluster.metrics import Metrics
+from promptrollout.operator.cluster.queue import Key, WorkQueue
+from promptrollout.operator.cluster.store import Store
+from promptrollout.operator.cluster.watches import Shell
 from promptrollout.operator.config import Config, MetricsSource, Surroundings
-from promptrollout.operator.declarations import reconcile_declaration
-from promptrollout.operator.dirty import affected, rollouts_of
-from promptrollout.operator.gateways import GatewayReconciler
-from promptrollout.operator.identity import OncePerObject
-from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.pod_failures import failure_of
-from promptrollout.operator.prometheus import Source
-from promptrollout.operator.queue import Key, WorkQueue
-from promptrollout.operator.reconcile import RolloutReconciler
-from promptrollout.operator.retire import retire
-from promptrollout.operator.shell import Shell
-from promptrollout.operator.source_access import SourceAccess
-from promptrollout.operator.store import Store
+from promptrollout.operator.delivery.acknowledge import Acknowledger
+from promptrollout.operator.evidence.analyses import Analyses
+from promptrollout.operator.gateways.reconcile import GatewayReconciler
+from promptrollout.operator.rollouts.declarations import reconcile_declaration
+from promptrollout.operator.rollouts.dirty import affected, rollouts_of
+from promptrollout.operator.rollouts.pod_failures import failure_of
+from promptrollout.operator.rollouts.reconcile import RolloutReconciler
+from promptrollout.operator.rollouts.retire import retire
+from promptrollout.operator.sources.access import SourceAccess
+from promptrollout.operator.sources.prometheus import Source
 
 logger = logging.getLogger(__name__)
 Object = dict[str, Any]

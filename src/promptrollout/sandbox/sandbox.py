@@ -11,13 +11,15 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from promptrollout.sandbox import assets, install, supervisor
+import httpx
+
+from promptrollout.sandbox import supervisor
+from promptrollout.sandbox.assets import inventory
+from promptrollout.sandbox.controlplane import install
 from promptrollout.sandbox.processes import MARKER, kill_leftovers, log_tail, require_linux, signal_process, start_time
 from promptrollout.sandbox.settings import READY_SECONDS, Layout, SandboxError, Settings, default_dir
 
@@ -49,7 +51,7 @@ class Sandbox:
             install.find_chart()  # better to know now than when everything else runs
             for file in self.settings.values_files:
                 install.require_values(Path(file))
-        assets.ensure(progress)
+        inventory.ensure(progress)
         self.layout.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.layout.lock.open("a") as lock:
             try:
@@ -133,7 +135,7 @@ class Sandbox:
             ) from error
 
     def environment(self) -> dict[str, str]:
-        """The variables that `promptrollout sandbox env` prints. A stable interface: docs/sandbox.md."""
+        """The variables that `promptrollout sandbox env` prints. A stable interface: docs/how-to/sandbox.md."""
         variables = {
             "KUBECONFIG": self.kubeconfig,
             "PROMETHEUS_URL": self.prometheus_url,
@@ -259,25 +261,23 @@ class Sandbox:
 
     def _ask(self, method: str, path: str) -> Any:
         state = self._ready_state()
-        request = urllib.request.Request(
-            state["controlUrl"] + path,
-            method=method,
-            headers={"Authorization": f"Bearer {state['controlToken']}"},
-            data=b"" if method == "POST" else None,
-        )
         try:
-            with urllib.request.urlopen(request, timeout=_ANSWER_TIMEOUT_SECONDS) as response:
-                return json.loads(response.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                body = error.read()
-            try:
-                message = json.loads(body)["error"]
-            except (ValueError, KeyError):
-                message = body.decode(errors="replace")
-            raise SandboxError(str(message)) from None
-        except (urllib.error.URLError, OSError) as error:
+            answer = httpx.request(
+                method,
+                state["controlUrl"] + path,
+                headers={"Authorization": f"Bearer {state['controlToken']}"},
+                timeout=_ANSWER_TIMEOUT_SECONDS,
+                trust_env=False,  # no proxy leads to loopback
+            )
+        except httpx.TransportError as error:
             raise SandboxError(f"the sandbox in {self.layout.root} does not answer: {error}") from error
+        if answer.is_success:
+            return answer.json()
+        try:
+            message = answer.json()["error"]
+        except (ValueError, LookupError, TypeError):
+            message = answer.text
+        raise SandboxError(str(message))
 
 
 def _reap(pid: int) -> None:

@@ -24,15 +24,15 @@ import click
 import uvloop
 from aiohttp import web
 
-from promptrollout.sandbox import assets, install
-from promptrollout.sandbox.controlplane import ControlPlane
-from promptrollout.sandbox.kube import KubeApi
-from promptrollout.sandbox.model_address import ModelAddress
-from promptrollout.sandbox.node import Node
-from promptrollout.sandbox.pki import write_secret
+from promptrollout.sandbox.assets import inventory
+from promptrollout.sandbox.controlplane import install
+from promptrollout.sandbox.controlplane.control_plane import ControlPlane
+from promptrollout.sandbox.controlplane.model_address import ModelAddress
+from promptrollout.sandbox.controlplane.pki import write_secret
+from promptrollout.sandbox.controlplane.prometheus import Prometheus
+from promptrollout.sandbox.node.node import Node
+from promptrollout.sandbox.node.services import ServiceProxies
 from promptrollout.sandbox.processes import Service, free_ports, kill_leftovers, require_linux, start_time
-from promptrollout.sandbox.prometheus import Prometheus
-from promptrollout.sandbox.services import ServiceProxies
 from promptrollout.sandbox.settings import READY_SECONDS, Layout, SandboxError, Settings
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        binaries = assets.ensure(self._progress)
+        binaries = inventory.ensure(self._progress)
         self.control_plane = ControlPlane(self.layout, binaries)
         self.prometheus = Prometheus(self.layout, binaries.prometheus, self.settings.scrape_interval_seconds)
         (model_port,) = free_ports(1)
@@ -92,7 +92,7 @@ class Supervisor:
             stopping.cancel()
             self._set_phase("stopping")
 
-    async def _start(self, stack: contextlib.AsyncExitStack, binaries: assets.Binaries) -> None:
+    async def _start(self, stack: contextlib.AsyncExitStack, binaries: inventory.Binaries) -> None:
         operator = self.settings.install_operator
         self._progress("starting etcd, kube-apiserver and kube-controller-manager")
         # what is pushed first stops last
@@ -106,9 +106,8 @@ class Supervisor:
         )
         await asyncio.gather(self.control_plane.start(), self.model.start())
         manifests = await rendering if rendering else None
-        access = self.control_plane.access("admin")
-        api = await stack.enter_async_context(KubeApi(access))
-        node_api = await stack.enter_async_context(KubeApi(self.control_plane.access("node")))
+        api = await stack.enter_async_context(self.control_plane.connect("admin"))
+        node_api = await stack.enter_async_context(self.control_plane.connect("node"))
         address = ModelAddress(
             self._state["modelUrl"], self.control_plane.admission_serving, self.control_plane.ca_file
         )
@@ -122,7 +121,7 @@ class Supervisor:
         proxies = asyncio.create_task(self.services.run(node_api))
         stack.push_async_callback(_cancel, proxies)
         steps: list[Awaitable[None]] = [
-            self.prometheus.start(api, access),
+            self.prometheus.start(api, self.control_plane.server, self.control_plane.ca_file),
             self._wait_http(f"{self._state['modelUrl']}/healthz", self.model),
         ]
         if manifests is not None:
@@ -134,8 +133,8 @@ class Supervisor:
 
     async def _install_operator(self) -> None:
         """Render and apply the chart, also into a sandbox that was started without it."""
-        binaries = assets.ensure(self._progress)
-        async with KubeApi(self.control_plane.access("admin")) as api:
+        binaries = inventory.ensure(self._progress)
+        async with self.control_plane.connect("admin") as api:
             manifests = await install.render(binaries, self.layout, self.prometheus.url, self.settings.values_files)
             await install.apply(binaries, self.layout, api, manifests)
             await install.wait_available(binaries, self.layout, api)

@@ -6,12 +6,12 @@ import asyncio
 
 from promptrollout.api.rollout import Snapshot
 from promptrollout.engine.lifecycle.moves import BASELINE_INTERVALS
-from promptrollout.operator.analyses import Analyses
-from promptrollout.operator.lanes import SourceError
-from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.prometheus import Source
-from promptrollout.operator.question import Measured, Question
-from promptrollout.operator.queue import Key
+from promptrollout.operator.cluster.metrics import Metrics
+from promptrollout.operator.cluster.queue import Key
+from promptrollout.operator.evidence.analyses import Analyses
+from promptrollout.operator.evidence.requests import Measured, Question
+from promptrollout.operator.sources.lanes import SourceError
+from promptrollout.operator.sources.prometheus import Source
 from promptrollout.simulation.recorded import RecordedInterval, line_of
 
 SOURCE = "history"

@@ -1,8 +1,8 @@
 """Recorded metrics: interval counts as JSON lines, written once and replayed against other rules.
 
-What a line holds is in docs/simulate.md. Counts are those of the weight at which they were recorded. Nobody knows what
-another weight would have shown, so they are never scaled: a replay that wants another weight uses them as they are, and
-`differences` says where it did.
+What a line holds is in docs/how-to/simulate.md. Counts are those of the weight at which they were recorded. What
+another weight would have shown is unknown, so they are never scaled: a replay that wants another weight uses them as
+they are, and `differences` says where it did.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

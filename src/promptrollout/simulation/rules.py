@@ -9,8 +9,8 @@ from promptrollout.api.invalid import first_problem
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.engine.lifecycle.messages import problem_text
 from promptrollout.engine.lifecycle.reasons import MissingObject, SpecProblem
-from promptrollout.operator.resolve import resolve
-from promptrollout.operator.store import Store
+from promptrollout.operator.cluster.store import Store
+from promptrollout.operator.rollouts.resolve import resolve
 
 Body = Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""The manifests in docs/objects.md are sound: known fields only, and the models and checks take them."""
+"""The manifests in docs/reference/objects.md are sound: known fields only, and the models and checks take them."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def strict(schema: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-MANIFESTS = manifests("objects.md")
+MANIFESTS = manifests("reference/objects.md")
 
 
 def test_every_kind_that_people_write_has_an_example() -> None:
@@ -47,8 +47,10 @@ def test_lint_finds_nothing_wrong_with_the_examples_and_they_can_be_measured() -
     assert [problem for body in MANIFESTS for problem in content_problems(body["kind"], body.get("spec") or {})] == []
 
 
-def test_own_queries_of_the_signals_page_are_sound() -> None:
-    objectives = [objective for block in manifests("signals.md") for objective in block]
+def test_own_queries_of_the_docs_are_sound() -> None:
+    pages = ("reference/signals.md", "how-to/own-promql.md")
+    objectives = [objective for page in pages for block in manifests(page) for objective in block]
+    assert len(objectives) == 4
     slo = {"kind": "PromptSLO", "metadata": {"name": "own"}, "spec": {"objectives": objectives}}
     assert schema_problems("PromptSLO", slo) == []
     for objective in objectives:
@@ -56,7 +58,7 @@ def test_own_queries_of_the_signals_page_are_sound() -> None:
 
 
 def test_the_signals_page_names_every_signal_and_every_series() -> None:
-    page = (DOCS / "signals.md").read_text("utf-8")
+    page = (DOCS / "reference" / "signals.md").read_text("utf-8")
     for name, signal in SIGNALS.items():
         assert (f"| `{name}` ✓ |" if signal.exported else f"| `{name}` |") in page
         for _, counter in signal.counters:

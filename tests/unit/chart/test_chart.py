@@ -15,15 +15,16 @@ import yaml
 from promptrollout.api.crds import KINDS, crd
 from promptrollout.api.names import GROUP, PORT_ADMIN
 from promptrollout.api.networks import REFUSED as DEFAULT_REFUSED
-from promptrollout.gateway.authenticate import Auth
-from promptrollout.gateway.exposition import exposition
+from promptrollout.gateway.auth.authenticate import Auth
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.operator.cluster_api import KINDS as KINDS_BY_NAME
-from promptrollout.operator.cluster_api import WATCHED
+from promptrollout.gateway.server.metrics_page import exposition
+from promptrollout.operator.cluster.api import KINDS as KINDS_BY_NAME
+from promptrollout.operator.cluster.api import WATCHED
+from promptrollout.operator.cluster.metrics import Metrics
 from promptrollout.operator.config import load
-from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.pods import deployment_name
-from promptrollout.sandbox import assets, install
+from promptrollout.operator.gateways.pods import deployment_name
+from promptrollout.sandbox.assets import inventory
+from promptrollout.sandbox.controlplane import install
 from promptrollout.sandbox.settings import Layout
 
 CHART = Path(__file__).parents[3] / "charts" / "promptrollout"
@@ -44,7 +45,7 @@ ALL_ON = (
 @pytest.fixture(scope="session")
 def helm() -> Helm:
     """Helm, found as the sandbox finds it, and set up as the sandbox does where it is missing."""
-    binary = assets.find("helm", assets.cache_dir(), os.environ) or assets.ensure(print).helm
+    binary = inventory.find("helm", inventory.cache_dir(), os.environ) or inventory.ensure(print).helm
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([str(binary), *arguments], capture_output=True, text=True, timeout=60, check=False)
@@ -229,8 +230,8 @@ def test_no_source_at_all_is_an_empty_list(helm: Helm) -> None:
 
 
 async def test_the_sandbox_takes_values_over_its_own(helm: Helm, tmp_path: Path) -> None:
-    binary = assets.find("helm", assets.cache_dir(), os.environ) or assets.ensure(print).helm
-    binaries = assets.Binaries(*[Path("unused")] * 4, helm=binary, kubectl=Path("unused"))
+    binary = inventory.find("helm", inventory.cache_dir(), os.environ) or inventory.ensure(print).helm
+    binaries = inventory.Binaries(*[Path("unused")] * 4, helm=binary, kubectl=Path("unused"))
     for name, content in (("one", {"logLevel": "debug", "metricsSources": []}), ("two", {"logLevel": "warning"})):
         (tmp_path / name).write_text(yaml.safe_dump(content))
     files = [str(tmp_path / "one"), str(tmp_path / "two")]

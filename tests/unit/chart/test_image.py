@@ -64,7 +64,8 @@ class LeftOut:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, LeftOut())
-import promptrollout.cli.gateway, promptrollout.cli.operator, promptrollout.cli.status, promptrollout.sandbox.model
+import promptrollout.cli.gateway, promptrollout.cli.operator, promptrollout.cli.status
+import promptrollout.sandbox.model.server
 import rich.live, rich.progress, rich.tree
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

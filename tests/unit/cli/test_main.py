@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from promptrollout.sandbox import image_user
+from promptrollout.sandbox.node import image_user
 
 
 @pytest.mark.parametrize("command", ["operator", "gateway", "status"])

@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner, Result
 from pydantic.alias_generators import to_camel
 
-from promptrollout.cli import given
+from promptrollout.cli import inputs
 from promptrollout.cli.main import main
 from promptrollout.simulation.recorded import RecordedArm, RecordedInterval
 from promptrollout.simulation.scenario import Scenario
@@ -136,6 +136,17 @@ def test_plots_are_files_of_their_own(tmp_path: Path, suffix: str) -> None:
     assert "<script" not in page
 
 
+def test_a_plot_at_a_glance_is_small_and_the_same_each_time(tmp_path: Path) -> None:
+    drawn = []
+    for name in ("one.svg", "two.svg"):
+        out = tmp_path / name
+        simulated("--scenario", str(FOLDER / "regression.yaml"), "--seed", "2", "--plot", str(out))
+        drawn.append(out.read_bytes())
+    assert drawn[0] == drawn[1]
+    assert drawn[0].startswith(b"<?xml")
+    assert len(drawn[0]) < 150_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -144,7 +155,7 @@ def test_plots_are_files_of_their_own(tmp_path: Path, suffix: str) -> None:
         (("--prometheus", "http://127.0.0.1:9"), "--prometheus needs --from, --to, --uid, --stable, --canary"),
         (("--scenario", ROLLOUT), "name: required: add it"),
         (("--recorded", ROLLOUT), "rollout.yaml:1"),
-        (("--scenario", str(FOLDER / "good.yaml"), "--plot", "out.gif"), "ends in .html or .png"),
+        (("--scenario", str(FOLDER / "good.yaml"), "--plot", "out.gif"), "ends in .html, .png or .svg"),
         (("--scenario", str(FOLDER / "good.yaml"), "--name", "other"), "no PromptRollout other"),
         (("--prometheus", "x", "--from", "noon"), "'noon' is not a time"),
     ],
@@ -190,7 +201,7 @@ def test_what_takes_its_time_says_so_on_a_terminal(
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("TTY_COMPATIBLE", raising=False)
-    with given.working("runs", 3) as one_more:
+    with inputs.working("runs", 3) as one_more:
         one_more()
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -202,8 +213,8 @@ def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.M
     result = run("simulate", "-f", ROLLOUT, "--scenario", str(FOLDER / "good.yaml"))
     assert result.exit_code == 1
     assert "pip install '.[simulate]'" in result.output
-    with pytest.raises(given.click.ClickException):
-        given.require("numpy")
+    with pytest.raises(inputs.click.ClickException):
+        inputs.require("numpy")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +241,7 @@ def test_a_command_without_its_packages_says_so_in_one_line(package: str, comman
 def test_without_kubectl_nothing_is_started(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("promptrollout.sandbox.assets.shutil.which", lambda *_, **__: None)
+    monkeypatch.setattr("promptrollout.sandbox.assets.inventory.shutil.which", lambda *_, **__: None)
     result = run(*arguments, "--dir", str(tmp_path / "box"))
     assert result.exit_code == 1
     assert result.output == "Error: kubectl is missing: pip install '.[sandbox]', or put one on PATH\n"
@@ -238,7 +249,7 @@ def test_without_kubectl_nothing_is_started(
 
 
 def test_the_page_on_it_shows_what_is_read() -> None:
-    text = (EXAMPLES.parent / "docs" / "simulate.md").read_text()
+    text = (EXAMPLES.parent / "docs" / "how-to" / "simulate.md").read_text()
     (scenario,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
     assert Scenario.model_validate(yaml.safe_load(scenario)).errors.onset == 50
     (line,) = re.findall(r"```json\n(.*?)```", text, re.S)

@@ -14,7 +14,7 @@ from promptrollout.api.gateway import Auth
 from promptrollout.api.rollout import Stage
 from tests.unit.engine.test_conditions import SITUATIONS
 
-PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "events.md"
 POSITION = {"record": 0, "withdraw": 1, "Record": 0, "Withdraw": 0, "EnterStep": 1}
 """Of the reason among the arguments."""
 
@@ -50,11 +50,15 @@ def test_every_decision_that_is_recorded_is_in_the_table_and_no_other() -> None:
     assert {DecisionReason[name] for name in found} == set(DecisionReason) == set(DECISIONS)
 
 
-def test_the_page_on_operations_explains_every_reason_and_no_other() -> None:
-    section = PAGE.read_text().partition("## Reasons of decisions\n")[2]
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section, re.M))
+def test_the_page_of_events_explains_every_reason_and_no_other() -> None:
+    row = re.compile(r"^\| `(\w+)` \| (.*?) \|", re.M)
+    page = PAGE.read_text()
+    rows = dict(row.findall(page))
     assert set(rows) == {reason.value for reason in DecisionReason}
-    warnings = {reason for reason, meaning in rows.items() if meaning.startswith("*Warning")}
+    section = page.partition("## Warnings\n")[2].partition("\n## ")[0]
+    excepted = set(re.findall(r"except `(\w+)`", section))
+    warnings = {reason for reason, _ in row.findall(section)} - excepted
+    warnings |= {reason for reason, meaning in rows.items() if meaning.startswith("Warning.")}
     assert warnings == {reason.value for reason, row in DECISIONS.items() if row.type == "Warning"}
 
 

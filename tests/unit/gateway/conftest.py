@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.gateway.providers import endpoint
+from promptrollout.llm.providers import endpoint
 from tests.unit.gateway.kit import LOOPBACK, Caller, Provider
 
 

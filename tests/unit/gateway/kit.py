@@ -16,9 +16,9 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from promptrollout.api.networks import Networks
-from promptrollout.gateway.http import Message
+from promptrollout.gateway.http.exchange import Message
+from promptrollout.gateway.metrics.series import Series
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.series import Series
 
 STABLE = "a" * 64
 CANARY = "b" * 64
@@ -61,6 +61,17 @@ def delivery(sequence: int = 1, **changes: Any) -> dict[str, Any]:
         "stable": arm(),
         **changes,
     }
+
+
+async def serve(gateway: Gateway, url: str, sequence: int = 1, **changes: Any) -> None:
+    """Stable alone, from the provider at this URL; `changes` as of `arm`."""
+    await gateway.registry.apply("support", delivery(sequence, stable=arm(url=url, **changes)))
+
+
+async def serve_both(gateway: Gateway, url: str, weight: int = 100, **changes: Any) -> None:
+    """Stable and canary on the same provider, the canary for everybody; `changes` are the canary's."""
+    arms = {"stable": arm(url=url), "canary": arm(CANARY, url, **changes)}
+    await gateway.registry.apply("support", delivery(weight=weight, **arms))
 
 
 def request(**changes: Any) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 import pytest
 
 from promptrollout.api.provider import ModelPrice
-from promptrollout.gateway.account import MAX_TOKENS, Outcome, Price, Usage
-from promptrollout.gateway.counters import SECONDS_KEPT, Counters
-from promptrollout.gateway.errors import ErrorType
-from promptrollout.gateway.series import Histogram, Series
-from promptrollout.gateway.window import ShareWindow
+from promptrollout.gateway.metrics.counters import SECONDS_KEPT, Counters
+from promptrollout.gateway.metrics.outcome import Outcome
+from promptrollout.gateway.metrics.series import Histogram, Series
+from promptrollout.gateway.metrics.share_window import ShareWindow
+from promptrollout.llm.answers.usage import MAX_TOKENS, Price, Usage
+from promptrollout.llm.errors import ErrorType
 
 LABELS = ("uid", "support", "aaaaaaaaaa", "stable", "gpt")
 PRICE = Price.of(

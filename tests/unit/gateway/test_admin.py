@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from promptrollout.api import names
-from promptrollout.gateway.errors import ERROR_TYPES
 from promptrollout.gateway.process import Gateway
+from promptrollout.llm.errors import ERROR_TYPES
 from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, delivery, request, samples
 
 

@@ -15,15 +15,16 @@ import aiohttp
 import orjson
 import pytest
 
-from promptrollout.gateway import http, wire
-from promptrollout.gateway import pace as pace_module
-from promptrollout.gateway.admit import MAX_RETRY_SECONDS, REFUSALS_PER_SECOND, Admission, Rates
-from promptrollout.gateway.app import Limits
-from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.errors import Overloaded, RateLimited
-from promptrollout.gateway.http import Bodies, Receive, read_body
-from promptrollout.gateway.pace import LATE_SECONDS, LEAST, Pace
+from promptrollout.gateway.http import exchange
+from promptrollout.gateway.http.errors import Overloaded, RateLimited
+from promptrollout.gateway.http.exchange import Bodies, Receive, read_body
+from promptrollout.gateway.metrics.counters import Counters
 from promptrollout.gateway.process import Gateway, Settings
+from promptrollout.gateway.server import concurrency_limit as pace_module
+from promptrollout.gateway.server import strict_http
+from promptrollout.gateway.server.admission import MAX_RETRY_SECONDS, REFUSALS_PER_SECOND, Admission, Rates
+from promptrollout.gateway.server.app import Limits
+from promptrollout.gateway.server.concurrency_limit import LATE_SECONDS, LEAST, Pace
 from tests.unit.gateway.kit import DONE, LOOPBACK, Provider, arm, delivery, request, samples, series, streams, value
 from tests.unit.gateway.live import listening
 
@@ -48,7 +49,7 @@ async def until(gateway: Gateway, in_flight: int, queued: int) -> None:
 async def test_one_at_work_one_waits_and_the_third_comes_back_later(
     tmp_path: Path, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "SHED_SECONDS", 0.05)
+    monkeypatch.setattr(strict_http, "SHED_SECONDS", 0.05)
     gate = asyncio.Event()
     provider.script.append(streams(gate, DONE))
     limits = Limits(max_concurrent_requests=1, max_queued_requests=1)
@@ -346,7 +347,7 @@ def test_rates_are_steady_with_a_burst_and_remember_few() -> None:
 
 
 async def test_small_bodies_have_a_bound_together_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_SMALL_BYTES", 50_000)
+    monkeypatch.setattr(exchange, "MAX_SMALL_BYTES", 50_000)
     bodies = Bodies(max_bytes=100_000)
     with contextlib.ExitStack() as stack:
         taken = [stack.enter_context(bodies.share()).take(30_000) for _ in range(7)]
@@ -355,7 +356,7 @@ async def test_small_bodies_have_a_bound_together_too(monkeypatch: pytest.Monkey
 
 
 async def test_connections_have_a_bound(gateway: Gateway, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(strict_http, "MAX_CONNECTIONS", 3)
     await gateway.registry.apply("support", delivery(stable=arm(url=provider.url)))
     async with listening(gateway.serving_app) as port, contextlib.AsyncExitStack() as stack:
         opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]

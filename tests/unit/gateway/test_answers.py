@@ -2,11 +2,11 @@
 
 import pytest
 
-from promptrollout.gateway.choices import MAX_CONTENT_BYTES, Choice, choices_of
-from promptrollout.gateway.contract import kept, make_contract
-from promptrollout.gateway.protocols.chat import CHAT
-from promptrollout.gateway.schema_process import SchemaProcess
-from promptrollout.gateway.spans import Busy, Spans
+from promptrollout.gateway.metrics.in_flight import Busy, Spans
+from promptrollout.llm.answers.choices import MAX_CONTENT_BYTES, Choice, choices_of
+from promptrollout.llm.answers.contract import kept, make_contract
+from promptrollout.llm.answers.schema_process import SchemaProcess
+from promptrollout.llm.protocols.chat import CHAT
 from tests.unit.gateway.kit import SCHEMA, completion
 
 CONTRACT = make_contract(SCHEMA)

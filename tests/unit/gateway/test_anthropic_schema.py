@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from promptrollout.gateway.protocols.anthropic_schema import sayable
+from promptrollout.llm.protocols.anthropic_schema import sayable
 
 TEXT = {"type": "string"}
 

@@ -18,12 +18,12 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
-from promptrollout.gateway import caller_keys, token_reviews
-from promptrollout.gateway.app import Limits
-from promptrollout.gateway.authenticate import Auth, Authenticator, AuthMode
-from promptrollout.gateway.caller_keys import CallerKeys, EntryError, parse_entry
+from promptrollout.gateway.auth import caller_keys, token_reviews
+from promptrollout.gateway.auth.authenticate import Auth, Authenticator, AuthMode
+from promptrollout.gateway.auth.caller_keys import CallerKeys, EntryError, parse_entry
+from promptrollout.gateway.auth.token_reviews import ServiceAccountRule, looks_like_token
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.gateway.token_reviews import ServiceAccountRule, looks_like_token
+from promptrollout.gateway.server.app import Limits
 from tests.unit.gateway.kit import CANARY, LOOPBACK, Caller, Provider, arm, counted, delivery, request, samples, value
 
 KEY = "pr-0123456789abcdef"

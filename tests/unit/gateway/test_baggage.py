@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptrollout.gateway.baggage import MAX_BYTES, MAX_MEMBERS, parse
-from promptrollout.gateway.http import headers_of
+from promptrollout.gateway.assignment.baggage import MAX_BYTES, MAX_MEMBERS, parse
+from promptrollout.gateway.http.exchange import headers_of
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import pytest
 
 from promptrollout.api import names
 from promptrollout.gateway.process import Gateway
-from promptrollout.sandbox.model import SimulatedModel
-from promptrollout.sandbox.model_behaviour import parse_behaviours
+from promptrollout.sandbox.model.behaviour import parse_behaviours
+from promptrollout.sandbox.model.server import SimulatedModel
 from tests.unit.gateway.kit import Provider, arm, chunk, counted, delivery, request, series, streams
 from tests.unit.gateway.test_end_to_end import serving
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from promptrollout.gateway.providers.circuit import Circuit
-from promptrollout.gateway.providers.keys import KeyRing, parse_keys
+from promptrollout.llm.providers.circuit import Circuit
+from promptrollout.llm.providers.keys import KeyRing, parse_keys
 
 
 @dataclass

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from promptrollout.gateway.app import Limits
-from promptrollout.gateway.counters import Counters
-from promptrollout.gateway.crowding import crowds_out
+from promptrollout.gateway.metrics.counters import Counters
+from promptrollout.gateway.pipeline.crowding import crowds_out
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.gateway.providers.circuit import Circuit
+from promptrollout.gateway.server.app import Limits
+from promptrollout.llm.providers.circuit import Circuit
 from tests.unit.gateway.kit import CANARY, LOOPBACK, Answered, Caller, Provider, arm, delivery, request, says, series
 
 PLACES = 16

@@ -13,8 +13,8 @@ import orjson
 import pytest
 
 from promptrollout.gateway.process import Gateway
-from promptrollout.sandbox.model import SimulatedModel
-from promptrollout.sandbox.model_behaviour import parse_behaviours
+from promptrollout.sandbox.model.behaviour import parse_behaviours
+from promptrollout.sandbox.model.server import SimulatedModel
 from tests.unit.gateway.kit import CANARY, SCHEMA, arm, counted, delivery, request, series, serving
 
 

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from promptrollout.gateway.bucketing import unit_hash
-from promptrollout.gateway.heavy import SLICE_SECONDS, SLICES, HeavyUnits
+from promptrollout.gateway.assignment.bucketing import unit_hash
+from promptrollout.gateway.metrics.heavy_hitters import SLICE_SECONDS, SLICES, HeavyUnits
 from promptrollout.gateway.process import Gateway
 from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, delivery, request
 

@@ -8,13 +8,13 @@ from typing import Any
 import orjson
 import pytest
 
-from promptrollout.gateway.choices import MAX_CHOICES, MAX_COLLECTED
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.protocols.chat import ChatReader
-from promptrollout.gateway.providers import answer
-from promptrollout.gateway.sse import StreamError
-from promptrollout.gateway.translations import blocks, messages_response
-from promptrollout.gateway.translations.messages_response import ResponseStream
+from promptrollout.llm.answers.choices import MAX_CHOICES, MAX_COLLECTED
+from promptrollout.llm.answers.streams import StreamError
+from promptrollout.llm.protocols.chat import ChatReader
+from promptrollout.llm.providers import http_answer
+from promptrollout.llm.translations import blocks, messages_response
+from promptrollout.llm.translations.messages_response import ResponseStream
 from tests.unit.gateway.kit import SCHEMA, Caller, Provider, arm, completion, delivery, request, says, series, streams
 
 
@@ -123,7 +123,7 @@ async def test_what_cannot_be_written_again_keeps_the_providers_id(
 async def test_behind_its_end_marker_a_stream_is_whole_whatever_the_provider_does(
     cut: bool, gateway: Gateway, caller: Caller, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answer, "REST_SECONDS", 0.05)
+    monkeypatch.setattr(http_answer, "REST_SECONDS", 0.05)
     await gateway.registry.apply("support", delivery(stable=arm(url=provider.url)))
     pieces = [choice(0, "Hello", "stop"), b"data: [DONE]\n\n", *([] if cut else [asyncio.Event()])]
     provider.script.append(streams(*pieces, cut=cut))

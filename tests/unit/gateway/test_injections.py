@@ -17,11 +17,11 @@ import orjson
 import pytest
 from aiohttp import web
 
-from promptrollout.gateway.app import Limits
-from promptrollout.gateway.authenticate import Auth
-from promptrollout.gateway.bounds import RenderError
+from promptrollout.gateway.auth.authenticate import Auth
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.gateway.templates import MissingVariable, compile_renderer
+from promptrollout.gateway.server.app import Limits
+from promptrollout.llm.prompts.bounds import RenderError
+from promptrollout.llm.prompts.templates import MissingVariable, compile_renderer
 from tests.unit.gateway.kit import (
     DONE,
     LOOPBACK,

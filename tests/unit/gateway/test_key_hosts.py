@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.providers.key_hosts import parse_hosts
-from promptrollout.sandbox.pki import Authority
+from promptrollout.llm.providers.key_hosts import parse_hosts
+from promptrollout.sandbox.controlplane.pki import Authority
 from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, counted, delivery, request
 
 SECRET = "sk-of-the-database-1234"

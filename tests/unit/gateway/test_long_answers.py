@@ -9,8 +9,8 @@ import orjson
 import pytest
 from aiohttp import web
 
-from promptrollout.gateway.check import MAX_READ_BYTES
-from promptrollout.gateway.http import Bodies
+from promptrollout.gateway.http.exchange import Bodies
+from promptrollout.gateway.pipeline.respond import MAX_READ_BYTES
 from promptrollout.gateway.process import Gateway
 from tests.unit.gateway.kit import Caller, Provider, arm, completion, delivery, request, says, series, serving
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.gateway.errors import CallerError
-from promptrollout.gateway.load_errors import LoadError
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.protocols.messages import DEFAULT_MAX_TOKENS, MESSAGES
-from promptrollout.gateway.render import SystemMessageRefused, compile_prompt
+from promptrollout.gateway.rollouts.load_errors import LoadError
+from promptrollout.llm.errors import CallerError
+from promptrollout.llm.prompts.prompt import SystemMessageRefused, compile_prompt
+from promptrollout.llm.protocols.messages import DEFAULT_MAX_TOKENS, MESSAGES
 from tests.unit.gateway.kit import (
     CANARY,
     KEY,

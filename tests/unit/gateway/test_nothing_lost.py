@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 from promptrollout.api.names import ENV_ALLOWED_NETWORKS, ENV_BIND_ADDRESS, PORT_ADMIN, PORT_HTTP
-from promptrollout.sandbox.model import SimulatedModel
-from promptrollout.sandbox.model_behaviour import parse_behaviours
+from promptrollout.sandbox.model.behaviour import parse_behaviours
+from promptrollout.sandbox.model.server import SimulatedModel
 from tests.unit.gateway.kit import CANARY, arm, delivery, request
 from tests.unit.gateway.live import listening
 from tests.unit.gateway.test_source import CONFIGMAPS, DELIVERIES, ApiServer

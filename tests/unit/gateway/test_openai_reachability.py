@@ -11,11 +11,11 @@ import pytest
 from aiohttp import web
 
 from promptrollout.api.delivery import ProviderConfig
-from promptrollout.gateway.configuration import Target
-from promptrollout.gateway.errors import ProviderError
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.providers.circuit import Circuit
-from promptrollout.gateway.providers.openai import OpenAIProvider
+from promptrollout.gateway.rollouts.configuration import Target
+from promptrollout.llm.errors import ProviderError
+from promptrollout.llm.providers.circuit import Circuit
+from promptrollout.llm.providers.openai import OpenAIProvider
 from tests.unit.gateway.kit import (
     CANARY,
     DONE,
@@ -49,7 +49,7 @@ async def canary_on(
     serving = gateway.registry.find("support")
     assert serving is not None
     assert serving.canary is not None
-    config = serving.canary.provider_config
+    config = serving.canary.own.config
     # a copy: the default is one object for all
     object.__setattr__(
         config, "timeouts", config.timeouts.model_copy(update={"first_byte_seconds": first_byte_seconds})

@@ -10,15 +10,16 @@ import jsonschema_rs
 import orjson
 import pytest
 
-from promptrollout.gateway import ofrep, openapi, prompts, usage
-from promptrollout.gateway.app import MODELS_PATH
-from promptrollout.gateway.feedback import FEEDBACK_PATH, SCORES_PATH
-from promptrollout.gateway.protocols import PROTOCOLS
+from promptrollout.gateway.applications import ofrep, render, usage
+from promptrollout.gateway.applications.feedback import FEEDBACK_PATH, SCORES_PATH
+from promptrollout.gateway.openapi import document
+from promptrollout.gateway.server.app import MODELS_PATH
+from promptrollout.llm.protocols import PROTOCOLS
 from tests.unit.gateway.kit import Caller
 
-DOCUMENT = openapi.document()
-PAGE = Path(__file__).parents[3] / "docs" / "gateway.md"
-COPY = Path(__file__).parents[3] / openapi.DOCS_COPY
+DOCUMENT = document.document()
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "http-api.md"
+COPY = Path(__file__).parents[3] / document.DOCS_COPY
 
 
 async def test_the_document_is_served_and_its_copy_is_the_same(caller: Caller) -> None:
@@ -29,7 +30,7 @@ async def test_the_document_is_served_and_its_copy_is_the_same(caller: Caller) -
 
 def test_it_names_every_path_that_is_served() -> None:
     of_applications = {FEEDBACK_PATH, SCORES_PATH, usage.PATH, ofrep.PATH, ofrep.PATH + "/{rollout}"}
-    of_applications.add(prompts.PREFIX + "{rollout}" + prompts.SUFFIX)
+    of_applications.add(render.PREFIX + "{rollout}" + render.SUFFIX)
     answered = {*PROTOCOLS, *of_applications, MODELS_PATH, MODELS_PATH + "/{model}", "/openapi.json"}
     assert set(DOCUMENT["paths"]) == answered
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from promptrollout.api import names
-from promptrollout.gateway.app import Limits, ServingApp
-from promptrollout.gateway.bucketing import bucket
-from promptrollout.gateway.configuration import Loader
+from promptrollout.gateway.assignment.bucketing import bucket, unit_hash
+from promptrollout.gateway.assignment.response_id import ResponseId, ResponseIds
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.registry import Registry
-from promptrollout.gateway.response_id import ResponseId, ResponseIds
-from promptrollout.gateway.signed_reasoning import without_signed_reasoning
-from promptrollout.gateway.store import Store
+from promptrollout.gateway.rollouts.last_good import Store
+from promptrollout.gateway.rollouts.loader import Loader
+from promptrollout.gateway.rollouts.registry import Registry
+from promptrollout.gateway.server.app import Limits, ServingApp
+from promptrollout.llm.protocols.signed_reasoning import without_signed_reasoning
 from tests.unit.gateway.kit import (
     CANARY,
     KEY,
@@ -35,7 +35,7 @@ IDS = ResponseIds("uid-1", bytes.fromhex(KEY))
 OURS = {"stable": "a" * 10, "canary": "b" * 10}
 # by bucket: on the canary from 5 % on, from 50 % on, never below 100 %
 EARLY, LATE, NEVER = (
-    next(f"user-{n}" for n in range(10_000) if low <= bucket("salt", f"user-{n}".encode()) < high)
+    next(f"user-{n}" for n in range(10_000) if low <= bucket(unit_hash("salt", f"user-{n}".encode())) < high)
     for low, high in ((0, 500), (500, 5_000), (9_000, 10_000))
 )
 

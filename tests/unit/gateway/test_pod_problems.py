@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from promptrollout.cluster import ApiUnavailable
-from promptrollout.gateway.authenticate import Auth, Authenticator, made
-from promptrollout.gateway.caller_keys import CallerKeys
-from promptrollout.gateway.pod_problems import DOWN_AFTER_SECONDS, PodProblems
+from promptrollout.gateway.auth.authenticate import Auth, Authenticator, made
+from promptrollout.gateway.auth.caller_keys import CallerKeys
+from promptrollout.gateway.auth.token_reviews import ACCESS_PATH, TokenReviews
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.token_reviews import ACCESS_PATH, TokenReviews
+from promptrollout.gateway.server.pod_problems import DOWN_AFTER_SECONDS, PodProblems
 from tests.unit.gateway.kit import Caller, arm, delivery, request
 
 NOWHERE = "http://127.0.0.1:1/v1"

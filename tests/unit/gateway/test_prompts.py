@@ -16,15 +16,17 @@ import pytest
 from hypothesis import strategies as st
 
 from promptrollout.api import names
-from promptrollout.gateway import pending, usage
-from promptrollout.gateway.account import Outcome, Usage
-from promptrollout.gateway.app import Limits, ServingApp
-from promptrollout.gateway.pending import PendingRenders
+from promptrollout.gateway.applications import usage
+from promptrollout.gateway.applications.usage import usage_of
+from promptrollout.gateway.assignment.render_id import RenderId
+from promptrollout.gateway.assignment.response_id import ResponseId, ResponseIds
+from promptrollout.gateway.metrics import unreported_renders
+from promptrollout.gateway.metrics.outcome import Outcome
+from promptrollout.gateway.metrics.series import Series
+from promptrollout.gateway.metrics.unreported_renders import PendingRenders
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.gateway.render_id import RenderId
-from promptrollout.gateway.response_id import ResponseId, ResponseIds
-from promptrollout.gateway.series import Series
-from promptrollout.gateway.usage import usage_of
+from promptrollout.gateway.server.app import Limits, ServingApp
+from promptrollout.llm.answers.usage import Usage
 from tests.unit.gateway.kit import (
     CANARY,
     LOOPBACK,
@@ -254,7 +256,7 @@ async def test_the_series_of_a_version_that_went_waits_for_its_reports(
     await deliver(gateway, weight=100, canary=arm(CANARY), **REPORTED)
     token = (await app.render())["usage_token"]
     await deliver(gateway, 2, **REPORTED)
-    monkeypatch.setattr("promptrollout.gateway.counters.SECONDS_KEPT", -1.0)
+    monkeypatch.setattr("promptrollout.gateway.metrics.counters.SECONDS_KEPT", -1.0)
     gateway.counters.live()
     assert await app.report(token, outcome="error")
     assert counted(gateway) == {}, "dropped when it was counted"
@@ -279,7 +281,7 @@ async def test_a_canary_that_cannot_be_filled_is_a_failure_at_once(gateway: Gate
 async def test_memory_is_bounded_whatever_is_never_reported(
     gateway: Gateway, app: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert pending.MAX_PENDING == 50_000
+    assert unreported_renders.MAX_PENDING == 50_000
     monkeypatch.setattr(gateway.registry, "renders", PendingRenders(limit=3))
     gateway.serving_app = ServingApp(gateway.registry, gateway.counters, Limits())
     caller = Caller(gateway.serving_app)

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from promptrollout.gateway.process import Gateway
-from promptrollout.sandbox.model import SimulatedModel
+from promptrollout.sandbox.model.server import SimulatedModel
 from tests.unit.gateway.kit import STABLE, arm, delivery, series
 from tests.unit.gateway.test_end_to_end import serving
 

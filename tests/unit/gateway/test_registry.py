@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.registry import KEY_PATIENCE_SECONDS, RETIREMENT_SECONDS
+from promptrollout.gateway.rollouts.registry import KEY_PATIENCE_SECONDS, RETIREMENT_SECONDS
 from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, delivery, request
 
 

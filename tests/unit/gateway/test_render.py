@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.gateway.errors import CallerError
-from promptrollout.gateway.protocols.chat import CHAT, wants_usage
-from promptrollout.gateway.render import SystemMessageRefused, compile_prompt
+from promptrollout.llm.errors import CallerError
+from promptrollout.llm.prompts.prompt import SystemMessageRefused, compile_prompt
+from promptrollout.llm.protocols.chat import CHAT, wants_usage
 from tests.unit.gateway.kit import SCHEMA
 
 OURS = {"role": "system", "content": "Ours for {{ who }}"}

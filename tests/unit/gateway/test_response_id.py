@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptrollout.gateway.answer_id import AnswerId
+from promptrollout.gateway.assignment.answer_id import AnswerId
+from promptrollout.gateway.assignment.response_id import MAX_CHARACTERS, ResponseId, ResponseIds, parse, provider_tag
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.protocols.chat import CHAT
-from promptrollout.gateway.response_id import MAX_CHARACTERS, ResponseId, ResponseIds, parse, provider_tag
+from promptrollout.llm.protocols.chat import CHAT
 from tests.unit.gateway.kit import (
     DONE,
     KEY,

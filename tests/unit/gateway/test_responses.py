@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.gateway.errors import CallerError, Untranslatable
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.protocols.responses import RESPONSES
-from promptrollout.gateway.render import SystemMessageRefused, compile_prompt
-from promptrollout.gateway.translations import messages_response
+from promptrollout.llm.errors import CallerError, Untranslatable
+from promptrollout.llm.prompts.prompt import SystemMessageRefused, compile_prompt
+from promptrollout.llm.protocols.responses import RESPONSES
+from promptrollout.llm.translations import messages_response
 from tests.unit.gateway.kit import SCHEMA, Caller, Provider, arm, delivery, says
 
 OURS = [{"role": "system", "content": "Of {{ company }}."}]

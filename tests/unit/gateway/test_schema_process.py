@@ -13,7 +13,7 @@ import pytest
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.template import prompt_problems
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.schema_process import MAX_WAITING, SchemaProcess
+from promptrollout.llm.answers.schema_process import MAX_WAITING, SchemaProcess
 from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, completion, delivery, request, says, series
 from tests.unit.gateway.test_schema_visits import doubled, expression
 

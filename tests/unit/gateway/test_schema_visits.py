@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from promptrollout.gateway.contract import MAX_LOOP_WORK, make_contract
-from promptrollout.gateway.schema_visits import Visits, visits
+from promptrollout.llm.answers.contract import MAX_LOOP_WORK, make_contract
+from promptrollout.llm.answers.schema_visits import Visits, visits
 
 
 def doubled(levels: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from promptrollout.api import names
-from promptrollout.gateway import counters as counters_module
-from promptrollout.gateway.bucketing import bucket, shard
+from promptrollout.gateway.assignment.bucketing import shard, unit_hash, within
+from promptrollout.gateway.metrics import counters as counters_module
 from promptrollout.gateway.process import Gateway
 from tests.unit.gateway import kit
 from tests.unit.gateway.kit import (
@@ -86,7 +86,7 @@ def test_units_spread_evenly_over_the_shards() -> None:
 
 @pytest.mark.parametrize("percent", [1, 5, 25, 50])
 def test_the_shard_says_nothing_of_the_bucket(percent: int) -> None:
-    canary = Counter(shard("salt", unit) for unit in UNITS if bucket("salt", unit) < percent * 100)
+    canary = Counter(shard("salt", unit) for unit in UNITS if within(unit_hash("salt", unit), percent))
     expected = canary.total() / names.SHARDS
     assert sum((canary[n] - expected) ** 2 / expected for n in range(32)) < CRITICAL
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from promptrollout.gateway.app import Limits, ServingApp
+from promptrollout.gateway.assignment.response_id import ResponseId, ResponseIds, provider_tag
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.response_id import ResponseId, ResponseIds, provider_tag
-from promptrollout.gateway.signing_keys import SigningKeys
-from promptrollout.gateway.store import Store
+from promptrollout.gateway.rollouts.last_good import Store
+from promptrollout.gateway.rollouts.signing_keys import SigningKeys
+from promptrollout.gateway.server.app import Limits, ServingApp
 from tests.unit.gateway.kit import CANARY, KEY, LOOPBACK, STABLE, Answered, Caller, Provider, arm, delivery, request
 
 NOW = 1_700_000_000

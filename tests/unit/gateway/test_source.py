@@ -14,9 +14,9 @@ from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
 from promptrollout import cluster
-from promptrollout.gateway import source as source_module
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.source import Source
+from promptrollout.gateway.rollouts import watch as source_module
+from promptrollout.gateway.rollouts.watch import Source
 from tests.unit.gateway.kit import arm, delivery
 from tests.unit.gateway.test_signing_keys import signing_key
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from promptrollout.api.delivery import PodReport
+from promptrollout.gateway.metrics.in_flight import FILE, Spans
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.gateway.spans import FILE, Spans
 from tests.unit.gateway.kit import CANARY, SCHEMA, Caller, Provider, arm, completion, delivery, request, says
 
 DIES = """
 import asyncio, faulthandler, os, signal, sys, time
 from pathlib import Path
-from promptrollout.gateway import render, templates
+from promptrollout.llm.prompts import prompt as prompts
 from promptrollout.gateway.process import Gateway, Settings
 from tests.unit.gateway.kit import CANARY, LOOPBACK, Caller, arm, delivery, request
 
@@ -35,13 +35,12 @@ async def main():
     gateway = Gateway(Settings("default", "ns", "pod-1", state_dir=Path(sys.argv[1]), networks=LOOPBACK))
     canary = arm(CANARY)
     if sys.argv[3] == "loading":
-        compiled = render.compile_renderer
-        render.compile_renderer = lambda text: dies() if text == "You are b." else compiled(text)
+        compiled = prompts.compile_renderer
+        prompts.compile_renderer = lambda text: dies() if text == "You are b." else compiled(text)
     await gateway.registry.apply("other", delivery(rolloutUID="uid-2"))
     await gateway.registry.apply("support", delivery(weight=100, stable=arm(), canary=canary))
     await Caller(gateway.serving_app).post(request(model="other"), "/v1/prompts/other/render")
-    templates_render = render.messages_of
-    from promptrollout.gateway.protocols import chat
+    from promptrollout.llm.protocols import chat
     chat.messages_of = lambda prompt, body: dies() if prompt.spec.messages[0].content == "You are b." else None
     await Caller(gateway.serving_app).post(request())
 

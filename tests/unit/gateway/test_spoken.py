@@ -8,8 +8,8 @@ from typing import Literal
 import orjson
 import pytest
 
-from promptrollout.gateway.app import Limits, ServingApp
 from promptrollout.gateway.process import Gateway
+from promptrollout.gateway.server.app import Limits, ServingApp
 from tests.unit.gateway.kit import Caller
 from tests.unit.gateway.live import listening, say
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from promptrollout.gateway.account import Usage
-from promptrollout.gateway.protocols.chat import ChatReader
-from promptrollout.gateway.sse import StreamError, _payload
+from promptrollout.llm.answers.streams import StreamError, _payload
+from promptrollout.llm.answers.usage import Usage
+from promptrollout.llm.protocols.chat import ChatReader
 from tests.unit.gateway.kit import DONE, USAGE_CHUNK, chunk
 
 STREAM = chunk("{") + b": keep-alive\n\n" + chunk('"a":1}') + chunk(None, "stop") + USAGE_CHUNK + DONE

@@ -1,4 +1,4 @@
-"""Buckets, units and audiences: docs/stickiness.md as tests."""
+"""Buckets, units and audiences: docs/reference/stickiness.md as tests."""
 
 import json
 import re
@@ -9,10 +9,10 @@ from openfeature.contrib.tools.flagd.core.targeting.targeting import targeting
 from openfeature.evaluation_context import EvaluationContext
 
 from promptrollout.api.delivery import Audience, RequestMatch, Stickiness
-from promptrollout.gateway.bucketing import bucket, on_canary
-from promptrollout.gateway.route import Assignment, Routing, assign, unit_of
+from promptrollout.gateway.assignment.assign import Assignment, Routing, assign
+from promptrollout.gateway.assignment.bucketing import bucket, unit_hash, within
 
-DOCS = Path(__file__).parents[3] / "docs" / "stickiness.md"
+DOCS = Path(__file__).parents[3] / "docs" / "reference" / "stickiness.md"
 VECTORS = json.loads(DOCS.with_name("stickiness-vectors.json").read_text())
 
 
@@ -40,26 +40,27 @@ def murmur3_x86_32(data: bytes, seed: int = 0) -> int:
 
 @pytest.mark.parametrize("unit", ["", "a", "ab", "abc", "abcd", "user-1", "Zoë", "用户", "x" * 1000])
 def test_buckets_are_murmur3_of_salt_and_unit_scaled_to_ten_thousand(unit: str) -> None:
-    assert bucket("salt", unit.encode()) == murmur3_x86_32(b"salt" + unit.encode()) * 10_000 >> 32
+    assert bucket(unit_hash("salt", unit.encode())) == murmur3_x86_32(b"salt" + unit.encode()) * 10_000 >> 32
 
 
 def test_the_vectors_of_the_documentation_hold() -> None:
     rows = re.findall(r"^\| `([^`]*)` \| `([^`]*)` \| (\d+) \|", DOCS.read_text(), re.MULTILINE)
     assert len(rows) >= 8
-    assert [bucket(salt, unit.encode()) for salt, unit, _ in rows] == [int(found) for _, _, found in rows]
+    assert [bucket(unit_hash(salt, unit.encode())) for salt, unit, _ in rows] == [int(found) for _, _, found in rows]
 
 
 def test_the_committed_vectors_hold() -> None:
     assert len(VECTORS) >= 40
     for vector in VECTORS:
         salt, unit = vector["salt"], vector["unit"].encode()
-        assert bucket(salt, unit) == vector["bucket"], vector
-        assert [weight for weight in range(101) if on_canary(salt, unit, weight)][:1] == [vector["canaryFromWeight"]]
+        hashed = unit_hash(salt, unit)
+        assert bucket(hashed) == vector["bucket"], vector
+        assert [weight for weight in range(101) if within(hashed, weight)][:1] == [vector["canaryFromWeight"]]
 
 
 @pytest.mark.parametrize("weight", [0, 1, 5, 10, 25, 50, 75, 99, 100])
 def test_flagd_itself_assigns_the_vectors_alike(weight: int) -> None:
-    """Its own evaluation, of the flag that docs/stickiness.md shows."""
+    """Its own evaluation, of the flag that docs/reference/stickiness.md shows."""
     rule = {
         "fractional": [
             {"cat": [{"var": "salt"}, {"var": "targetingKey"}]},
@@ -72,7 +73,7 @@ def test_flagd_itself_assigns_the_vectors_alike(weight: int) -> None:
     }
     for vector in VECTORS:
         context = EvaluationContext(vector["unit"], {"salt": vector["salt"]})
-        ours = "canary" if on_canary(vector["salt"], vector["unit"].encode(), weight) else "stable"
+        ours = "canary" if within(unit_hash(vector["salt"], vector["unit"].encode()), weight) else "stable"
         assert targeting("support", rule, context) == ours, vector
 
 
@@ -80,7 +81,7 @@ def test_no_unit_flips_back_while_the_weight_grows() -> None:
     units = [f"user-{n}".encode() for n in range(20_000)]
     before: set[bytes] = set()
     for weight in (0, 1, 5, 10, 25, 50, 99, 100):
-        now = {unit for unit in units if on_canary("salt", unit, weight)}
+        now = {unit for unit in units if within(unit_hash("salt", unit), weight)}
         assert before <= now
         assert abs(len(now) / len(units) - weight / 100) < 0.01
         before = now
@@ -89,8 +90,8 @@ def test_no_unit_flips_back_while_the_weight_grows() -> None:
 
 def test_another_salt_chooses_other_units() -> None:
     units = [f"user-{n}".encode() for n in range(10_000)]
-    first = {unit for unit in units if on_canary("one", unit, 10)}
-    second = {unit for unit in units if on_canary("two", unit, 10)}
+    first = {unit for unit in units if within(unit_hash("one", unit), 10)}
+    second = {unit for unit in units if within(unit_hash("two", unit), 10)}
     assert 0.05 < len(first & second) / len(first) < 0.15
 
 
@@ -120,7 +121,9 @@ def test_another_salt_chooses_other_units() -> None:
 )
 def test_where_the_unit_comes_from(by: str, headers: dict[str, bytes], body: dict[str, object], unit: bytes) -> None:
     stickiness = Stickiness.model_validate({"by": by, "header": "X-Tenant"})
-    assert unit_of(stickiness, headers, body) == unit
+    assigned = assign(Routing.of(50, "salt", stickiness), headers, body, never)
+    assert assigned.unit == (unit_hash("salt", unit) if unit else None)
+    assert assigned.keyless is (not unit)
 
 
 def routing(by: str = "User", weight: int = 100, audience: Audience | None = None) -> Routing:

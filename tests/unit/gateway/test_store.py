@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from promptrollout.gateway.store import Store
+from promptrollout.gateway.rollouts.last_good import Store
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from promptrollout.gateway import templates
-from promptrollout.gateway.bounds import RenderError
-from promptrollout.gateway.templates import MissingVariable, compile_renderer
+from promptrollout.llm.prompts import templates
+from promptrollout.llm.prompts.bounds import RenderError
+from promptrollout.llm.prompts.templates import MissingVariable, compile_renderer
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.gateway import check
+from promptrollout.gateway.pipeline import respond
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.render import compile_prompt
+from promptrollout.llm.prompts.prompt import compile_prompt
 from tests.unit.gateway.kit import CANARY, SCHEMA, Caller, Provider, arm, counted, delivery, request, series
 
 
@@ -38,7 +38,7 @@ async def test_a_fault_of_the_gateway_itself_counts_under_the_arm_and_is_a_500_i
     def fails(*_: Any) -> bool:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(check, "kept", fails)
+    monkeypatch.setattr(respond, "kept", fails)
     await canary(gateway, provider, outputSchema=SCHEMA)
     answered = await caller.post(request())
     assert (answered.status, answered.error["code"], answered.error["type"]) == (500, "internal", "server_error")

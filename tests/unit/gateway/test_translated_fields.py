@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 import pytest
 
-from promptrollout.gateway.errors import CallerError, Untranslatable
-from promptrollout.gateway.translations import TRANSLATIONS
+from promptrollout.llm.errors import CallerError, Untranslatable
+from promptrollout.llm.translations import TRANSLATIONS
 
 Object = dict[str, Any]
 PDF = "data:application/pdf;base64,JVBERi0="

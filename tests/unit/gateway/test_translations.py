@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptrollout.gateway.errors import CallerError, Untranslatable
-from promptrollout.gateway.sse import StreamError
-from promptrollout.gateway.translations import TRANSLATIONS, chat_answer, messages_answer
+from promptrollout.llm.answers.streams import StreamError
+from promptrollout.llm.errors import CallerError, Untranslatable
+from promptrollout.llm.translations import TRANSLATIONS, chat_answer, messages_answer
 
 TO_MESSAGES = TRANSLATIONS["chat", "messages"].request
 TO_CHAT = TRANSLATIONS["messages", "chat"].request

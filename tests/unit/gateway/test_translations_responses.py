@@ -9,11 +9,11 @@ from typing import Any
 import orjson
 import pytest
 
-from promptrollout.gateway.errors import CallerError, Untranslatable
-from promptrollout.gateway.protocols.messages import MESSAGES
-from promptrollout.gateway.sse import StreamError
-from promptrollout.gateway.translations import TRANSLATIONS, messages_response
-from promptrollout.gateway.translations.messages_response import ResponseStream
+from promptrollout.llm.answers.streams import StreamError
+from promptrollout.llm.errors import CallerError, Untranslatable
+from promptrollout.llm.protocols.messages import MESSAGES
+from promptrollout.llm.translations import TRANSLATIONS, messages_response
+from promptrollout.llm.translations.messages_response import ResponseStream
 from tests.unit.gateway.test_protocols import events
 
 TO_MESSAGES = TRANSLATIONS["responses", "messages"].request

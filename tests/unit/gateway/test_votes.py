@@ -15,13 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from promptrollout.api import names
 from promptrollout.api.slo import Objective
 from promptrollout.engine.objectives.signals import signal_of
-from promptrollout.gateway import feedback
-from promptrollout.gateway.app import Limits, ServingApp
-from promptrollout.gateway.bucketing import shard
+from promptrollout.gateway.applications import feedback
+from promptrollout.gateway.assignment.bucketing import shard
+from promptrollout.gateway.assignment.response_id import ResponseId, ResponseIds
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.gateway.response_id import ResponseId, ResponseIds
-from promptrollout.sandbox.model import SimulatedModel
-from promptrollout.sandbox.model_behaviour import parse_behaviours
+from promptrollout.gateway.server.app import Limits, ServingApp
+from promptrollout.sandbox.model.behaviour import parse_behaviours
+from promptrollout.sandbox.model.server import SimulatedModel
 from tests.unit.gateway.kit import (
     CANARY,
     KEY,

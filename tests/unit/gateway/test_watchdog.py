@@ -5,7 +5,7 @@ import sys
 
 HANGS = """
 import asyncio, ctypes
-from promptrollout.gateway.watchdog import ended_if_hung
+from promptrollout.gateway.server.watchdog import ended_if_hung
 
 def keeps_the_lock():
     ctypes.PyDLL(None).sleep(600)  # unlike CDLL, PyDLL does not let other threads run
@@ -28,7 +28,7 @@ def test_a_hung_process_ends_with_a_trace() -> None:
 
 ENDS = """
 import asyncio, time
-from promptrollout.gateway.watchdog import ended_if_hung
+from promptrollout.gateway.server.watchdog import ended_if_hung
 
 async def main():
     with ended_if_hung(0.3):

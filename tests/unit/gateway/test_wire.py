@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import orjson
 import pytest
 
-from promptrollout.gateway import wire
-from promptrollout.gateway.http import Receive, Scope, Send
+from promptrollout.gateway.http.exchange import Receive, Scope, Send
+from promptrollout.gateway.server import strict_http
 from tests.unit.gateway.live import listening, say
 
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -184,7 +184,7 @@ async def test_a_bad_request_behind_a_good_one_does_not_answer_in_its_middle(por
 async def test_slow_heads_are_cut_off_and_slow_answers_are_not(
     port: int, echo: Echo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "HEAD_SECONDS", 0.15)
+    monkeypatch.setattr(strict_http, "HEAD_SECONDS", 0.15)
     assert await say(port, b"", seconds=2) == (b"", True)
     answer, closed = await say(port, b"GET /a HTTP/1.1\r\nHost:", seconds=2)
     assert closed
@@ -203,7 +203,7 @@ async def test_slow_heads_are_cut_off_and_slow_answers_are_not(
 
 
 async def test_a_refused_request_whose_body_does_not_come_ends_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(strict_http, "BODY_SECONDS", 0.1)
 
     class Full(Echo):
         def overloaded(self) -> int:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from promptrollout.sandbox import assets
+from promptrollout.sandbox.assets import inventory
 from tests.node import binaries, images, machine
 
-SANDBOX_MODULE = Path(assets.__file__).parent / "gomodules" / "controlplane" / "go.mod"
+SANDBOX_MODULE = Path(inventory.__file__).parent / "gomodules" / "controlplane" / "go.mod"
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import pytest
 from aiohttp import web
 
 from promptrollout.api.delivery import NO_DIGEST, RolloutReport
-from promptrollout.operator import acknowledge
-from promptrollout.operator.acknowledge import Acknowledger
-from promptrollout.operator.confirmations import Acknowledgement, Expected, judge
-from promptrollout.operator.gateway_conditions import Reported
-from promptrollout.operator.pods import serving_pods
-from promptrollout.operator.queue import Key
-from promptrollout.operator.store import Store
+from promptrollout.operator.cluster.queue import Key
+from promptrollout.operator.cluster.store import Store
+from promptrollout.operator.delivery import acknowledge
+from promptrollout.operator.delivery.acknowledge import Acknowledger
+from promptrollout.operator.delivery.confirmations import Acknowledgement, Expected, judge
+from promptrollout.operator.gateways.conditions import Reported
+from promptrollout.operator.gateways.pods import serving_pods
 from tests.unit.operator.world import an_object
 
 DIGEST = "sha256:" + "a" * 64

@@ -8,9 +8,9 @@ import pytest
 from promptrollout.api.delivery import NO_DIGEST
 from promptrollout.operator import app
 from promptrollout.operator.app import Operator
+from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.config import Config, surroundings
-from promptrollout.operator.confirmations import Expected
-from promptrollout.operator.queue import Key
+from promptrollout.operator.delivery.confirmations import Expected
 from tests.unit.operator.world import an_object
 
 

@@ -14,13 +14,13 @@ from aiohttp import web
 
 from promptrollout.api import names
 from promptrollout.api.slo import Objective
-from promptrollout.operator.analyses import Analyses
-from promptrollout.operator.lanes import SourceError
-from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.prometheus import Source
-from promptrollout.operator.question import Measured, Question
-from promptrollout.operator.queue import Key
-from promptrollout.operator.source_access import SourceAccess
+from promptrollout.operator.cluster.metrics import Metrics
+from promptrollout.operator.cluster.queue import Key
+from promptrollout.operator.evidence.analyses import Analyses
+from promptrollout.operator.evidence.requests import Measured, Question
+from promptrollout.operator.sources.access import SourceAccess
+from promptrollout.operator.sources.lanes import SourceError
+from promptrollout.operator.sources.prometheus import Source
 from tests.world import started, version
 
 A, B = Key("PromptRollout", "ns", "a"), Key("PromptRollout", "ns", "b")

@@ -10,14 +10,14 @@ import pytest
 from aiohttp import web
 
 from promptrollout.engine.statistics.evidence import Evidence, Interval
-from promptrollout.operator import analyses as analyses_module
-from promptrollout.operator.analyses import Analyses
-from promptrollout.operator.batches import ALONE_SECONDS, Batches, Window, joined
-from promptrollout.operator.lanes import MAX_ANSWER_BYTES, SourceError
-from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.prometheus import PARALLEL_ALONE, Source
-from promptrollout.operator.queue import Key
-from promptrollout.operator.series import Series
+from promptrollout.operator.cluster.metrics import Metrics
+from promptrollout.operator.cluster.queue import Key
+from promptrollout.operator.evidence import analyses as analyses_module
+from promptrollout.operator.evidence.analyses import Analyses
+from promptrollout.operator.evidence.batches import ALONE_SECONDS, Batches, Window, joined
+from promptrollout.operator.sources.lanes import MAX_ANSWER_BYTES, SourceError
+from promptrollout.operator.sources.prometheus import PARALLEL_ALONE, Source
+from promptrollout.operator.sources.series import Series
 from tests.unit.operator.test_prometheus import question
 from tests.world import INTERVAL, World, started
 

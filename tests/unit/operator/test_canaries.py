@@ -5,8 +5,8 @@ from typing import Any
 from promptrollout.api.names import LABEL_GATEWAY
 from promptrollout.api.rollout import Clock, RolloutStatus
 from promptrollout.engine.lifecycle.surroundings import TRIAL_SECONDS
-from promptrollout.operator.canaries import Canaries
-from promptrollout.operator.store import Store
+from promptrollout.operator.cluster.store import Store
+from promptrollout.operator.rollouts.canaries import Canaries
 from tests.unit.operator.world import an_object
 
 

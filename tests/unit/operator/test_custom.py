@@ -7,9 +7,9 @@ import pytest
 from promptrollout.api.slo import Objective
 from promptrollout.engine.objectives.definitions import definition_hash, make_test
 from promptrollout.engine.statistics.evidence import Arm, Counts
-from promptrollout.operator.evidence import Reader
-from promptrollout.operator.question import Measured, Query, Question
-from promptrollout.operator.series import Series, parse_own
+from promptrollout.operator.evidence.reader import Reader
+from promptrollout.operator.evidence.requests import Measured, Query, Question
+from promptrollout.operator.sources.series import Series, parse_own
 
 START = 1_800_000_000
 WIDTH = 30

@@ -13,14 +13,14 @@ from promptrollout.api.meta import SecretKeyRef
 from promptrollout.api.rollout import Snapshot
 from promptrollout.engine.lifecycle.facts import DeliveryIntent
 from promptrollout.engine.objectives.signals import SIGNALS
-from promptrollout.operator.declarations import provider_verdict
-from promptrollout.operator.delivery import CannotCompile, body_of, compile_delivery, prompt_in, read
-from promptrollout.operator.dirty import affected
-from promptrollout.operator.provider_files import source_of
-from promptrollout.operator.question import Measured
-from promptrollout.operator.queue import Key
-from promptrollout.operator.resolve import resolve
-from promptrollout.operator.store import Store
+from promptrollout.operator.cluster.queue import Key
+from promptrollout.operator.cluster.store import Store
+from promptrollout.operator.delivery.compile import CannotCompile, body_of, compile_delivery, prompt_in, read
+from promptrollout.operator.evidence.requests import Measured
+from promptrollout.operator.gateways.provider_files import source_of
+from promptrollout.operator.rollouts.declarations import provider_verdict
+from promptrollout.operator.rollouts.dirty import affected
+from promptrollout.operator.rollouts.resolve import resolve
 from tests.unit.operator.world import a_copy, an_object, prompt, rollout_spec, store_with
 
 V1, V2 = a_copy(), a_copy(model="large")

@@ -10,9 +10,9 @@ import pytest
 from promptrollout.api import names
 from promptrollout.api.slo import Objective
 from promptrollout.engine.statistics.evidence import Arm, Counts, Interval
-from promptrollout.operator.evidence import CARRY_SECONDS, Reader
-from promptrollout.operator.question import Measured, Query, Question
-from promptrollout.operator.series import Series, parse_matrix
+from promptrollout.operator.evidence.reader import CARRY_SECONDS, Reader
+from promptrollout.operator.evidence.requests import Measured, Query, Question
+from promptrollout.operator.sources.series import Series, parse_matrix
 
 WIDTH = 30
 START = 1_800_000_000

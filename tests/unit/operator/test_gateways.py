@@ -9,12 +9,12 @@ import pytest
 from promptrollout.api.gateway import GatewaySpec
 from promptrollout.api.meta import SecretKeyRef
 from promptrollout.api.names import CALLER_KEYS_DIR
-from promptrollout.operator.gateway_conditions import Reported
-from promptrollout.operator.gateway_objects import gateway_objects, mounted_files
-from promptrollout.operator.gateways import GatewayReconciler, covers
-from promptrollout.operator.provider_files import source_of
-from promptrollout.operator.queue import Key
-from promptrollout.operator.store import Store
+from promptrollout.operator.cluster.queue import Key
+from promptrollout.operator.cluster.store import Store
+from promptrollout.operator.gateways.conditions import Reported
+from promptrollout.operator.gateways.objects import gateway_objects, mounted_files
+from promptrollout.operator.gateways.provider_files import source_of
+from promptrollout.operator.gateways.reconcile import GatewayReconciler, covers
 from tests.unit.operator.world import an_object, store_with
 
 GATEWAY = an_object("PromptGateway", "default", {"replicas": 3})

@@ -1,12 +1,12 @@
 """What is remembered of objects: once per version, and of none that is gone."""
 
 from promptrollout.api.rollout import RolloutStatus
-from promptrollout.operator import copies
 from promptrollout.operator.app import Operator
+from promptrollout.operator.cluster.identity import OncePerModel, OncePerObject
+from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.config import Config, surroundings
-from promptrollout.operator.identity import OncePerModel, OncePerObject
-from promptrollout.operator.owned_copies import OwnedCopies
-from promptrollout.operator.queue import Key
+from promptrollout.operator.delivery import copies
+from promptrollout.operator.rollouts.owned_copies import OwnedCopies
 from tests.unit.operator.world import Object, a_copy, an_object, prompt, store_with
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from promptrollout.api.delivery import DiedIn
 from promptrollout.engine.lifecycle.facts import PodFailure
-from promptrollout.operator.pod_failures import CALM_SECONDS, calm, failure_of, latest_failure
+from promptrollout.operator.rollouts.pod_failures import CALM_SECONDS, calm, failure_of, latest_failure
 
 STARTED, ENDED, NOW = "2026-11-30T10:00:00Z", "2026-11-30T10:20:00Z", "2026-11-30T10:20:02Z"
 AT = 1796034000.0

@@ -12,13 +12,13 @@ from aiohttp import web
 from promptrollout.api import names
 from promptrollout.api.slo import Objective
 from promptrollout.engine.statistics.evidence import Interval
-from promptrollout.operator.analyses import Analyses
-from promptrollout.operator.evidence import Reader
-from promptrollout.operator.lanes import SourceError
-from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.prometheus import Source
-from promptrollout.operator.question import Measured, Question
-from promptrollout.operator.queue import Key
+from promptrollout.operator.cluster.metrics import Metrics
+from promptrollout.operator.cluster.queue import Key
+from promptrollout.operator.evidence.analyses import Analyses
+from promptrollout.operator.evidence.reader import Reader
+from promptrollout.operator.evidence.requests import Measured, Question
+from promptrollout.operator.sources.lanes import SourceError
+from promptrollout.operator.sources.prometheus import Source
 
 A, B = Key("PromptRollout", "ns", "a"), Key("PromptRollout", "ns", "b")
 NOW = 1_800_000_001.0

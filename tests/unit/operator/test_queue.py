@@ -2,7 +2,7 @@
 
 import asyncio
 
-from promptrollout.operator.queue import BACKOFF_MAX_SECONDS, Key, WorkQueue
+from promptrollout.operator.cluster.queue import BACKOFF_MAX_SECONDS, Key, WorkQueue
 
 A, B = Key("PromptRollout", "ns", "a"), Key("PromptRollout", "ns", "b")
 

@@ -10,12 +10,12 @@ from kubernetes.aio.client.exceptions import ApiException
 from promptrollout.api.delivery import Laggard, Reporting
 from promptrollout.api.rollout import RolloutStatus
 from promptrollout.cluster import ApiUnavailable
-from promptrollout.operator.analyses import Analyses
-from promptrollout.operator.confirmations import Acknowledgement
-from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.queue import Key, WorkQueue
-from promptrollout.operator.reconcile import RolloutReconciler
-from promptrollout.operator.store import Store
+from promptrollout.operator.cluster.metrics import Metrics
+from promptrollout.operator.cluster.queue import Key, WorkQueue
+from promptrollout.operator.cluster.store import Store
+from promptrollout.operator.delivery.confirmations import Acknowledgement
+from promptrollout.operator.evidence.analyses import Analyses
+from promptrollout.operator.rollouts.reconcile import RolloutReconciler
 from tests.unit.operator.world import PROMPT, an_object, store_with
 
 KEY = Key("PromptRollout", "ns", "app")

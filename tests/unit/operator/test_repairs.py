@@ -7,9 +7,9 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from promptrollout.api.delivery import Laggard
 from promptrollout.api.rollout import RolloutStatus
-from promptrollout.operator.confirmations import Acknowledgement
-from promptrollout.operator.delivery import gateway_held, read
-from promptrollout.operator.resolve import resolve
+from promptrollout.operator.delivery.compile import gateway_held, read
+from promptrollout.operator.delivery.confirmations import Acknowledgement
+from promptrollout.operator.rollouts.resolve import resolve
 from tests.unit.operator.test_reconcile import KEY, SPEC, World, in_canary
 from tests.unit.operator.world import PROMPT, an_object, rollout_spec, store_with
 

@@ -7,9 +7,9 @@ import pytest
 from promptrollout.api.delivery import VersionRef
 from promptrollout.api.digest import digest_of
 from promptrollout.api.slo import Objective
-from promptrollout.operator.declarations import slo_verdict
-from promptrollout.operator.resolve import Resolved, resolve
-from promptrollout.operator.store import Store
+from promptrollout.operator.cluster.store import Store
+from promptrollout.operator.rollouts.declarations import slo_verdict
+from promptrollout.operator.rollouts.resolve import Resolved, resolve
 from tests.unit.operator.world import PROMPT, a_copy, an_object, prompt, rollout_spec, store_with, texts
 
 SCHEMA = {"type": "object"}

@@ -13,9 +13,9 @@ from promptrollout.api import names
 from promptrollout.api.slo import Objective
 from promptrollout.engine.objectives.signals import SIGNALS
 from promptrollout.engine.statistics.evidence import Interval
-from promptrollout.operator.evidence import Reader
-from promptrollout.operator.question import Measured, Query, Question
-from promptrollout.operator.series import Series
+from promptrollout.operator.evidence.reader import Reader
+from promptrollout.operator.evidence.requests import Measured, Query, Question
+from promptrollout.operator.sources.series import Series
 from tests.objectives import RATIO
 
 START = 1_800_000_000

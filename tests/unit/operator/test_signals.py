@@ -10,9 +10,9 @@ from promptrollout.api import names
 from promptrollout.api.slo import Objective, Signal
 from promptrollout.engine.objectives.signals import SIGNALS
 from promptrollout.engine.statistics.evidence import Arm, Counts
-from promptrollout.operator.evidence import Reader
-from promptrollout.operator.question import Measured, Query, Question
-from promptrollout.operator.series import parse_matrix
+from promptrollout.operator.evidence.reader import Reader
+from promptrollout.operator.evidence.requests import Measured, Query, Question
+from promptrollout.operator.sources.series import parse_matrix
 
 START = 1_800_000_000
 WIDTH = 30

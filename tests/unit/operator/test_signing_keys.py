@@ -10,11 +10,11 @@ import pytest
 from promptrollout.api.delivery import DeliverySpec, PodReport, ResponseKeys
 from promptrollout.api.signing_key import SigningKeySpec
 from promptrollout.cluster import ApiException
-from promptrollout.operator.cluster_api import Stale
-from promptrollout.operator.delivery import compile_delivery
-from promptrollout.operator.queue import Key
-from promptrollout.operator.signing_keys import SIGNS_SECONDS, KeyReaders, ensure, read, wanted
-from promptrollout.operator.store import Store
+from promptrollout.operator.cluster.api import Stale
+from promptrollout.operator.cluster.queue import Key
+from promptrollout.operator.cluster.store import Store
+from promptrollout.operator.delivery.compile import compile_delivery
+from promptrollout.operator.delivery.signing_keys import SIGNS_SECONDS, KeyReaders, ensure, read, wanted
 from tests.unit.operator.test_delivery import V1, V2, intent
 from tests.unit.operator.world import rollout_spec, store_with
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from promptrollout.operator.lanes import SourceError
-from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.prometheus import Source
-from promptrollout.operator.source_access import SourceAccess
+from promptrollout.operator.cluster.metrics import Metrics
+from promptrollout.operator.sources.access import SourceAccess
+from promptrollout.operator.sources.lanes import SourceError
+from promptrollout.operator.sources.prometheus import Source
 
 Seen = list[tuple[str | None, str | None]]
 

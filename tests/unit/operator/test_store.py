@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from promptrollout.operator.queue import Key
-from promptrollout.operator.store import Store
+from promptrollout.operator.cluster.queue import Key
+from promptrollout.operator.cluster.store import Store
 
 
 def item(name: str, version: int, uid: str | None = None) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from aiohttp import BasicAuth, web
 
+from promptrollout.operator.cluster.metrics import Metrics
 from promptrollout.operator.config import MetricsSource
-from promptrollout.operator.lanes import SourceError
-from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.prometheus import Source
-from promptrollout.operator.source_access import SourceAccess
-from promptrollout.sandbox.pki import Authority
+from promptrollout.operator.sources.access import SourceAccess
+from promptrollout.operator.sources.lanes import SourceError
+from promptrollout.operator.sources.prometheus import Source
+from promptrollout.sandbox.controlplane.pki import Authority
 
 SERIES = {
     "metric": {"rollout_uid": "uid", "variant": "canary", "version": "c", "process": "0123abcd", "namespace": "ns"},
@@ -211,6 +211,7 @@ class OneAnswer(socketserver.StreamRequestHandler):
 async def test_a_connection_that_the_source_closed_is_replaced() -> None:
     """A proxy closes what lay idle for a minute, and may do so at the instant of the next query: no outage."""
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), OneAnswer) as server:
+        server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         source = Source("a", f"http://127.0.0.1:{server.server_address[1]}", Metrics())

@@ -12,11 +12,11 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from promptrollout.operator import app
 from promptrollout.operator.app import Operator
-from promptrollout.operator.cluster_api import KINDS, WATCHED
+from promptrollout.operator.cluster.api import KINDS, WATCHED
+from promptrollout.operator.cluster.metrics import Metrics
+from promptrollout.operator.cluster.watch_health import GRACE_SECONDS, WatchHealth
+from promptrollout.operator.cluster.watches import Shell
 from promptrollout.operator.config import Config, surroundings
-from promptrollout.operator.metrics import Metrics
-from promptrollout.operator.shell import Shell
-from promptrollout.operator.watch_health import GRACE_SECONDS, WatchHealth
 
 PATH = "/apis/promptrollout.dev/v1alpha1/promptrollouts"
 

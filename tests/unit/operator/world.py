@@ -6,8 +6,8 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import RolloutSpec
 from promptrollout.engine.lifecycle.facts import Desired
 from promptrollout.engine.lifecycle.messages import problem_text
-from promptrollout.operator.copies import copy_of
-from promptrollout.operator.store import Store
+from promptrollout.operator.cluster.store import Store
+from promptrollout.operator.delivery.copies import copy_of
 
 Object = dict[str, Any]
 PROMPT: Object = {"providerRef": {"name": "model"}, "model": "small", "messages": [{"role": "system", "content": "Hi"}]}

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from promptrollout.sandbox.container import Backoff
-from promptrollout.sandbox.install import chart_values, find_chart
-from promptrollout.sandbox.kubelet import tail_offset
-from promptrollout.sandbox.podstatus import ContainerState, phase, pod_status, running, terminated
-from promptrollout.sandbox.prometheus import configuration
+from promptrollout.sandbox.controlplane.install import chart_values, find_chart
+from promptrollout.sandbox.controlplane.prometheus import configuration
+from promptrollout.sandbox.node.container import Backoff
+from promptrollout.sandbox.node.kubelet import tail_offset
+from promptrollout.sandbox.node.podstatus import ContainerState, phase, pod_status, running, terminated
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import SandboxError, Settings, default_dir, parse_duration
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from promptrollout.sandbox.podspec import (
+from promptrollout.sandbox.node.podspec import (
     ConfigError,
     ImageError,
     container_command,

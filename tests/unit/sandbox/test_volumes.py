@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from promptrollout.sandbox.volumes import File, MountError, PodVolumes, renew_at, unix_time, write_atomically
+from promptrollout.sandbox.node.volumes import File, MountError, PodVolumes, renew_at, unix_time, write_atomically
 
 CONTEXT = {"podIP": "127.64.0.1", "hostIP": "127.0.0.1", "nodeName": "sandbox"}
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from promptrollout.sandbox import demo
+from promptrollout.sandbox.demo import story
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import SandboxError
 
@@ -43,11 +43,11 @@ def test_ctrl_c_says_what_still_runs_and_how_to_stop_it(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(FakeSandbox, "calls", [], raising=False)
-    monkeypatch.setattr(demo, "Sandbox", FakeSandbox)
-    monkeypatch.setattr(demo, "_tell", tell)
+    monkeypatch.setattr(story, "Sandbox", FakeSandbox)
+    monkeypatch.setattr(story, "_tell", tell)
     console = Console(file=io.StringIO(), width=200)
     with pytest.raises(KeyboardInterrupt):
-        demo.run(demo.Options(directory=tmp_path, keep=keep), console)
+        story.run(story.Options(directory=tmp_path, keep=keep), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "interrupted" in text
     assert ("keeps running: control plane, Prometheus, operator, gateway pods" in text) is keep
@@ -61,7 +61,7 @@ def test_a_second_demo_leaves_the_first_alone(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     with Sandbox(tmp_path / "box").to_oneself("demo"):
         with pytest.raises(SandboxError, match="another demo is running"):
-            demo.run(demo.Options(directory=tmp_path / "box"), console)
+            story.run(story.Options(directory=tmp_path / "box"), console)
     with Sandbox(tmp_path / "box").to_oneself("demo"):
         pass
 
@@ -71,9 +71,9 @@ def test_a_sandbox_that_an_earlier_demo_left_running_is_left_alone(
 ) -> None:
     monkeypatch.setattr(FakeSandbox, "calls", [], raising=False)
     monkeypatch.setattr(FakeSandbox, "is_up", True)
-    monkeypatch.setattr(demo, "Sandbox", FakeSandbox)
+    monkeypatch.setattr(story, "Sandbox", FakeSandbox)
     with pytest.raises(SandboxError) as caught:
-        demo.run(demo.Options(directory=tmp_path / "my demo"), Console(file=io.StringIO()))
+        story.run(story.Options(directory=tmp_path / "my demo"), Console(file=io.StringIO()))
     assert FakeSandbox.calls == []
     assert "stays as it is" in str(caught.value)
     assert f"promptrollout sandbox down --dir '{tmp_path / 'my demo'}'" in str(caught.value).splitlines()[1]
@@ -87,11 +87,11 @@ def test_the_lines_to_connect_with_can_be_pasted_whatever_the_terminals_width(
         pass
 
     monkeypatch.setattr(FakeSandbox, "calls", [], raising=False)
-    monkeypatch.setattr(demo, "Sandbox", FakeSandbox)
-    monkeypatch.setattr(demo, "_tell", tell)
+    monkeypatch.setattr(story, "Sandbox", FakeSandbox)
+    monkeypatch.setattr(story, "_tell", tell)
     console = Console(file=io.StringIO(), width=width, force_terminal=True)
     directory = tmp_path / "a directory with a rather long name" / "demo"
-    assert demo.run(demo.Options(directory=directory, keep=True), console)
+    assert story.run(story.Options(directory=directory, keep=True), console)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     (connect,) = [line.strip() for line in lines if "sandbox env" in line]
     assert connect == f"eval \"$(promptrollout sandbox env --dir '{directory}')\""

@@ -6,8 +6,8 @@ from rich.console import Console, RenderableType
 
 from promptrollout.api.names import short_digest
 from promptrollout.api.rollout import RolloutStatus
-from promptrollout.sandbox import demo_view
-from promptrollout.sandbox.demo_view import Scene
+from promptrollout.sandbox.demo import view
+from promptrollout.sandbox.demo.view import Scene
 from promptrollout.sandbox.traffic import TrafficStats
 from tests.world import INTERVAL, started, version
 
@@ -33,7 +33,7 @@ def test_the_live_table_shows_arms_step_evidence_and_the_last_event() -> None:
         names={short_digest(version("v2").digest): "shorter answers"},
         last_event="RolloutStarted: the prompt changed",
     )
-    text = printed(demo_view.live_table(scene))
+    text = printed(view.live_table(scene))
     assert "Progressing" in text
     assert f"step {world.status.step}" in text
     assert f"{version('v2').version} (shorter answers)" in text
@@ -44,21 +44,21 @@ def test_the_live_table_shows_arms_step_evidence_and_the_last_event() -> None:
 
 
 def test_the_table_stands_before_anything_is_known() -> None:
-    assert "not reconciled yet" in printed(demo_view.live_table(Scene(chapter="first version")))
+    assert "not reconciled yet" in printed(view.live_table(Scene(chapter="first version")))
 
 
 def test_a_line_per_change_and_none_for_samples_alone() -> None:
     world = started()
     before = world.status
     scene = Scene(chapter="good change", status=before)
-    line = demo_view.change_line(scene, RolloutStatus())
+    line = view.change_line(scene, RolloutStatus())
     assert line is not None
     assert "Progressing" in line
     assert f"weight {before.weight} %" in line
     world.tick()
     assert world.status != before
     scene.status = world.status
-    assert demo_view.change_line(scene, before) is None
+    assert view.change_line(scene, before) is None
 
 
 def test_the_record_carries_each_decision_with_its_evidence() -> None:
@@ -66,7 +66,7 @@ def test_the_record_carries_each_decision_with_its_evidence() -> None:
     world.tick(3)
     console = Console(file=io.StringIO(), width=160)
     decisions = [d for d in reversed(world.status.history) if d.revision == world.status.revision]
-    demo_view.print_record(console, "Decision record", decisions)
+    view.print_record(console, "Decision record", decisions)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.index("RolloutStarted") < text.index("ObjectiveBreached") < text.index("RollbackCompleted")
     assert "BREACH" in text
@@ -75,7 +75,7 @@ def test_the_record_carries_each_decision_with_its_evidence() -> None:
 
 def test_durations_are_listed_in_order() -> None:
     console = Console(file=io.StringIO(), width=160)
-    demo_view.print_durations(console, [("sandbox up", 4.04), ("total", 41.26)])
+    view.print_durations(console, [("sandbox up", 4.04), ("total", 41.26)])
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.index("sandbox up") < text.index("total")
     assert "4.0" in text

@@ -7,10 +7,10 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
-from promptrollout.sandbox.demo import DemoFailure, Options, Story, is_rejected
-from promptrollout.sandbox.follow import Follower, event_text
-from promptrollout.sandbox.kube import KubeApi, Object
-from promptrollout.sandbox.quickstart import Quickstart, find_quickstart
+from promptrollout.cluster import Object
+from promptrollout.sandbox.demo.follow import Follower, event_text
+from promptrollout.sandbox.demo.quickstart import Quickstart, find_quickstart
+from promptrollout.sandbox.demo.story import DemoFailure, Options, Story, is_rejected
 from promptrollout.sandbox.sandbox import Sandbox
 from tests.world import World, started, version
 
@@ -22,13 +22,13 @@ class Recorded:
         self.rollouts: list[Object] = [{"status": status} for status in statuses]
         self.events = events
 
-    async def list_watch(self, path: str, params: dict[str, str]) -> AsyncIterator[tuple[str, Object]]:
+    async def watch(self, path: str, *, field_selector: str) -> AsyncIterator[tuple[str, Object]]:
         for item in self.rollouts if path.endswith("/promptrollouts") else self.events:
             yield "ADDED", item
 
 
 async def followed(statuses: list[Any], events: list[Object] | None = None) -> Follower:
-    follower = Follower(cast(KubeApi, Recorded(statuses, events or [])), "support", "app")
+    follower = Follower(Recorded(statuses, events or []).watch, "support", "app")
     await follower.run()
     return follower
 

@@ -8,10 +8,10 @@ import yaml
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import RolloutSpec
 from promptrollout.api.template import prompt_problems, variables_of
-from promptrollout.sandbox.demo import VARIABLES
-from promptrollout.sandbox.model_address import MODEL_SERVICE
-from promptrollout.sandbox.model_behaviour import Behaviour, first_fit, parse_behaviours
-from promptrollout.sandbox.quickstart import Quickstart, find_quickstart, version_of
+from promptrollout.sandbox.controlplane.model_address import MODEL_SERVICE
+from promptrollout.sandbox.demo.quickstart import Quickstart, find_quickstart, version_of
+from promptrollout.sandbox.demo.story import VARIABLES
+from promptrollout.sandbox.model.behaviour import Behaviour, first_fit, parse_behaviours
 from promptrollout.sandbox.settings import SandboxError
 
 

@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 import uvicorn
 
-from promptrollout.sandbox.model import SimulatedModel
+from promptrollout.sandbox.model.server import SimulatedModel
 from tests.unit.sandbox_model.running_model import RunningModel
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from promptrollout.sandbox.model_answers import Draws, DrawSource, broken_answer, compose, minimal_instance
-from promptrollout.sandbox.model_behaviour import Behaviour, BreakKind, Outcome
+from promptrollout.sandbox.model.answers import Draws, DrawSource, broken_answer, compose, minimal_instance
+from promptrollout.sandbox.model.behaviour import Behaviour, BreakKind, Outcome
 
 ANSWER = {"type": "object", "required": ["answer"], "properties": {"answer": {"type": "string"}}}
 SCHEMAS: list[dict[str, Any]] = [

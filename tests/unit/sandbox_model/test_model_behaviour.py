@@ -2,7 +2,7 @@
 
 import pytest
 
-from promptrollout.sandbox.model_behaviour import (
+from promptrollout.sandbox.model.behaviour import (
     Behaviour,
     BehaviourError,
     Latency,

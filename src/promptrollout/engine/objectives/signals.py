@@ -294,7 +294,7 @@ CUSTOM: dict[str, Signal] = {
     "mean": Signal("mean", "number", "mean", margin_share=0.5),
     "value": Signal("mean", "number", "value", margin_share=0.5, gate=30),
 }
-"""Signal `Custom`, by what is given. Its series are the objective's own: see `operator/question.py`."""
+"""Signal `Custom`, by what is given. Its series are the objective's own: see `operator/evidence/requests.py`."""
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,1 @@
+"""For applications that call the model themselves: render, OFREP, usage, feedback. Knows pipeline."""

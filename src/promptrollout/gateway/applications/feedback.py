@@ -1,0 +1,182 @@
+"""`POST /v1/feedback` and `POST /v1/scores`: what people and programs say of an answer, by its response id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+from promptrollout.api.slo import LabelValue
+from promptrollout.gateway.assignment.assign import Headers
+from promptrollout.gateway.assignment.response_id import MAX_CHARACTERS, ResponseId
+from promptrollout.gateway.http.exchange import JSON, Reply
+from promptrollout.gateway.http.json_body import read
+from promptrollout.gateway.metrics.counters import Counters
+from promptrollout.gateway.metrics.series import Series
+from promptrollout.gateway.metrics.votes import Rating, age_of
+from promptrollout.gateway.rollouts.live_rollout import Serving
+from promptrollout.gateway.rollouts.registry import Registry
+from promptrollout.llm.errors import CallerError
+
+FEEDBACK_PATH: Final = "/v1/feedback"
+SCORES_PATH: Final = "/v1/scores"
+MAX_OTHER_SCORES: Final = 16
+"""Names per version that no objective is on: each is five label sets, and anybody may think of one."""
+MAX_REMEMBERED: Final = 100_000
+"""So many votes are known when they come again; about 10 MB."""
+MAX_SCORE: Final = 1e9
+
+INVALID_VOTE: Final = "invalid_vote"
+NotCounted = Literal["already_counted", "too_old", "version_retired", "not_compared", "key_retired"]
+
+_Id = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
+
+
+def _given(name: str, kind: str) -> dict[str, Any]:
+    """In JSON Schema: the field is there, and not null."""
+    return {"required": [name], "properties": {name: {"type": kind}}}
+
+
+class _Vote(BaseModel):
+    """Unknown fields (a comment, say) are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
+
+
+class Feedback(_Vote):
+    """A thumb, or whether the answer was edited before it was used: one of the two at least."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_given("rating", "string"), _given("edited", "boolean")]})
+
+    response_id: _Id
+    """`id` of the answer, as the caller got it; or the `usage_token` of a rendered prompt."""
+    rating: Rating | None = None
+    edited: Annotated[bool, Field(strict=True)] | None = None
+    """An answer that had to be edited is negative, one that was taken as it came positive: if there is no thumb."""
+
+    @property
+    def opinion(self) -> Rating | None:
+        if self.rating is None and self.edited is not None:
+            return "negative" if self.edited else "positive"
+        return self.rating
+
+
+class Score(_Vote):
+    """A number that somebody gives an answer, or a conversation: either of the two ids, not both."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [_given("response_id", "string"), _given("conversation_id", "string")]}
+    )
+
+    name: LabelValue
+    """Of the score. Beside those of the rollout's objectives a version counts only so many more: `too_many_scores`."""
+    value: Annotated[float, Field(strict=True, ge=0, le=MAX_SCORE, allow_inf_nan=False)]
+    """Not below 0: sums of scores are counters, which never fall."""
+    response_id: _Id | None = None
+    """`id` of the answer, as the caller got it."""
+    conversation_id: _Id | None = None
+    """The response id of any of the conversation's answers: it says which version answered, and when."""
+
+
+class VoteCounting:
+    """Counts a vote for the version and arm that its response id names, in whichever pod it arrives."""
+
+    def __init__(self, registry: Registry, counters: Counters, wall_clock: Callable[[], float]) -> None:
+        self._registry = registry
+        self._counters = counters
+        self._wall_clock = wall_clock
+        self._remembered: dict[int, None] = {}
+        """Hashes of votes that were counted, the oldest first."""
+
+    async def feedback(self, headers: Headers, payload: bytes, reply: Reply) -> None:
+        """Answer one thumb. Raises CallerError."""
+        vote = read(Feedback, payload, INVALID_VOTE)
+        opinion = vote.opinion
+        if opinion is None:
+            raise CallerError(400, INVALID_VOTE, "rating: say positive or negative, or whether it was edited", "rating")
+        serving, given = self._of(vote.response_id, "response_id")
+
+        def count(series: Series, age: int) -> None:
+            series.rate(opinion, age, given.shard)
+
+        await _answer(reply, "feedback", self._count(serving, given, vote.response_id, "feedback", count))
+
+    async def score(self, headers: Headers, payload: bytes, reply: Reply) -> None:
+        """Answer one score. Raises CallerError."""
+        vote = read(Score, payload, INVALID_VOTE)
+        if (vote.response_id is None) == (vote.conversation_id is None):
+            raise CallerError(400, INVALID_VOTE, "give either response_id or conversation_id, not both", "response_id")
+        field = "response_id" if vote.conversation_id is None else "conversation_id"
+        text = vote.response_id or vote.conversation_id or ""
+        serving, given = self._of(text, field)
+
+        def count(series: Series, age: int) -> None:
+            _require_room(series, vote.name)
+            series.score(vote.name, vote.value, age, given.shard)
+
+        await _answer(reply, "score", self._count(serving, given, text, f"{field}:{vote.name}", count))
+
+    def _of(self, text: str, field: str) -> tuple[Serving, ResponseId]:
+        """Whose answer it was. Raises CallerError."""
+        try:
+            candidates = self._registry.that_gave(text)
+        except ValueError as error:
+            message = f"{field}: take the `id` of an answer of this gateway, as it is; a conversation has those too"
+            raise CallerError(400, "invalid_response_id", message, field) from error
+        if not candidates:
+            message = f"{field}: no rollout that is served here gave this answer"
+            raise CallerError(404, "response_not_found", message, field)
+        for serving in candidates:
+            assert serving.response_ids is not None
+            if given := serving.response_ids.unwrap(text, self._wall_clock()):
+                return serving, given
+        message = f"{field}: it was changed, signed with a key that is no longer in use, or is of a time to come"
+        raise CallerError(400, "invalid_response_id", message, field)
+
+    def _count(
+        self, serving: Serving, given: ResponseId, text: str, kind: str, count: Callable[[Series, int], None]
+    ) -> NotCounted | None:
+        """Count a vote once; why not, if not."""
+        age = age_of(max(0.0, self._wall_clock() - given.at_seconds))
+        series = None if given.variant is None else serving.voted(given.version, given.variant)
+        vote = hash((text, kind))
+        reason: NotCounted | None = None
+        if given.readable:
+            reason = "key_retired"
+        elif given.variant is None:
+            reason = "not_compared"
+        elif age is None:
+            reason = "too_old"
+        elif series is None:
+            reason = "version_retired"
+        elif vote in self._remembered:
+            reason = "already_counted"
+        else:
+            count(series, age)
+            self._remembered[vote] = None
+            if len(self._remembered) > MAX_REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
+        if reason is not None:
+            self._counters.votes_not_counted[reason] += 1
+        return reason
+
+
+def _require_room(series: Series, name: str) -> None:
+    """Raises CallerError where the name would be one too many."""
+    known = series.votes.scores
+    if name not in known and len(known.keys() - series.expected_scores) >= MAX_OTHER_SCORES:
+        others = ", ".join(sorted(known))[:500]
+        message = (
+            f"name: a version counts at most {MAX_OTHER_SCORES} scores beside those of its objectives, and has them: "
+            f"{others}. Use one of these, or put an objective with `score: {name}` into the PromptSLO"
+        )
+        raise CallerError(400, "too_many_scores", message, "name")
+
+
+async def _answer(reply: Reply, kind: str, reason: NotCounted | None) -> None:
+    found: dict[str, object] = {"object": kind, "counted": reason is None}
+    if reason is not None:
+        found["reason"] = reason
+    await reply.whole(200, {"content-type": JSON}, orjson.dumps(found))

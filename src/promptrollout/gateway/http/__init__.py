@@ -1,0 +1,1 @@
+"""One HTTP exchange: bodies within bounds, replies, errors. Knows no other room."""

@@ -1,0 +1,1 @@
+"""Series and their text, votes, heavy hitters, what is in flight. Knows assignment."""

@@ -1,0 +1,1 @@
+"""One request from its assignment to its count: serve is the short version. Knows rollouts."""

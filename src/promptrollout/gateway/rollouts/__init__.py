@@ -1,0 +1,1 @@
+"""The configuration in service: watch, load, swap, keep. Knows metrics, assignment and auth."""

@@ -1,0 +1,100 @@
+"""The providers in use, each with one pool of connections, and their keys and certificates."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
+
+from promptrollout.api.delivery import ProviderConfig
+from promptrollout.api.networks import Networks
+from promptrollout.gateway.rollouts.configuration import Target
+from promptrollout.gateway.rollouts.load_errors import KeyNotBound, ProviderAddressRefused
+from promptrollout.gateway.rollouts.provider_files import ProviderFiles
+from promptrollout.llm.providers import KINDS
+from promptrollout.llm.providers.circuit import Circuit
+from promptrollout.llm.providers.endpoint import Endpoint
+
+PROBE_SECONDS: Final = 3.0
+
+
+class ProviderPool:
+    """The endpoints in use, each with one pool of connections, and their files: keys, and certificates of CAs."""
+
+    def __init__(self, keys_dir: Path, networks: Networks | None = None) -> None:
+        """`networks`: where they may be."""
+        self._keys_dir = keys_dir
+        self._networks = networks or Networks()
+        self._known: dict[tuple[str, str, str], Endpoint] = {}
+        self._files: dict[tuple[str, str, str], ProviderFiles] = {}
+        self._idle_since: dict[tuple[str, str, str], float] = {}
+        self._circuits: WeakValueDictionary[tuple[str, ...], Circuit] = WeakValueDictionary()
+        self._probe_due = 0.0
+
+    def get(self, config: ProviderConfig) -> Endpoint:
+        """The endpoint with its keys. Raises KeyMissing; KeyNotBound and ProviderAddressRefused only where it is not in
+        use yet: what serves must be able to take a smaller weight over, and refuses each call itself."""
+        key = (config.name, config.type, config.base_url)
+        provider, known = self._known.get(key), True
+        if provider is None:
+            provider, known = KINDS[config.type](config.name, config.base_url, networks=self._networks), False
+        if not known and (why := provider.literal_refusal) is not None:
+            raise ProviderAddressRefused(config.name, why)
+        files = self._files[key] if known else ProviderFiles(self._keys_dir, provider)
+        files.configure(config)
+        if not known and provider.key_not_bound and (hosts := provider.key_hosts) is not None:
+            raise KeyNotBound(config.name, urlsplit(config.base_url).netloc, hosts.problem)
+        provider.configure(config)
+        self._known[key], self._files[key] = provider, files
+        return provider
+
+    def circuit(self, uid: str, digest: str, model: str, config: ProviderConfig) -> Circuit:
+        """What an arm knows of a provider. It outlives changes of the configuration that keep the arm."""
+        return self._circuits.setdefault((uid, digest, config.name, config.base_url, model), Circuit())
+
+    def refresh_files(self) -> list[str]:
+        """Read the keys and CAs whose files changed; one that vanished or broke stays. Returns what is wrong."""
+        return [problem for files in self._files.values() for problem in files.refresh()]
+
+    async def probe(self, targets: Iterable[Target], now: float) -> None:
+        """Every few seconds, ask endpoints that could not be reached, or whose circuit is open: few requests are sent
+        to them meanwhile, so hardly anything else would notice that they are back."""
+        if now < self._probe_due:
+            return
+        waiting: dict[int, list[Target]] = {}
+        for target in targets:
+            if target.circuit.probed_for:
+                waiting.setdefault(id(target.provider), []).append(target)
+        if not waiting:
+            return
+
+        async def ask(those: list[Target]) -> None:
+            answered = await those[0].provider.probe(those[0].config)
+            for target in those:
+                target.circuit.probed(answered)
+
+        await asyncio.gather(*map(ask, waiting.values()))
+        self._probe_due = now + PROBE_SECONDS
+
+    def retries(self) -> dict[str, int]:
+        """Further tries of calls so far, by the provider's name."""
+        found: dict[str, int] = {}
+        for provider in self._known.values():
+            found[provider.name] = found.get(provider.name, 0) + provider.retries
+        return found
+
+    async def close_unused(self, used: set[int], now: float, after_seconds: float = 600.0) -> None:
+        """Close the connections of endpoints (by `id`) that no configuration has used for a while."""
+        for key, provider in list(self._known.items()):
+            if id(provider) in used or provider.in_flight:
+                self._idle_since.pop(key, None)
+            elif now - self._idle_since.setdefault(key, now) > after_seconds:
+                del self._known[key], self._files[key], self._idle_since[key]
+                await provider.close()
+
+    async def close(self) -> None:
+        for provider in self._known.values():
+            await provider.close()

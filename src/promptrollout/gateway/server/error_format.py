@@ -1,0 +1,38 @@
+"""In whose shape a caller reads errors: by the path that it asks for, or where no protocol owns that by its headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from promptrollout.gateway.applications import ofrep, render, usage
+from promptrollout.gateway.applications.feedback import FEEDBACK_PATH, SCORES_PATH
+from promptrollout.llm.protocols import PROTOCOLS
+from promptrollout.llm.protocols.chat import CHAT
+from promptrollout.llm.protocols.messages import ANTHROPIC_HEADER, MESSAGES
+
+_ANTHROPIC_HEADER: Final = ANTHROPIC_HEADER.encode()
+_BELOW_MESSAGES: Final = "/v1/messages/"
+_OWN: Final = frozenset({FEEDBACK_PATH, SCORES_PATH, usage.PATH})
+"""Paths of no other API: whoever asks for them knows our errors, with their code and field."""
+
+
+class Errors(Protocol):
+    """Writes errors; what is equal writes the same."""
+
+    def __hash__(self) -> int: ...
+
+    def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes: ...
+
+
+def errors_of(path: str, headers: Iterable[tuple[bytes, bytes]]) -> Errors:
+    """Who writes the errors of a request with this path and these headers, their names in lower case."""
+    if protocol := PROTOCOLS.get(path):
+        return protocol
+    if path.startswith(ofrep.ROOT):
+        return ofrep.Errors.of(path)
+    if path.startswith(_BELOW_MESSAGES):
+        return MESSAGES
+    if path in _OWN or path.startswith(render.PREFIX):
+        return CHAT
+    return MESSAGES if any(name == _ANTHROPIC_HEADER for name, _ in headers) else CHAT

@@ -1,0 +1,1 @@
+"""Speaking to models: providers, protocols, translations, prompts and answers. Knows api only."""

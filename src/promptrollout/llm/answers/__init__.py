@@ -1,0 +1,1 @@
+"""What a model answered: choices, streams, usage, output schemas. Knows errors only."""

@@ -1,0 +1,108 @@
+"""Fourth step of a request's way: whether the answer keeps the version's output schema."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jsonschema_rs
+import orjson
+
+from promptrollout.api.schema_graph import SchemaRefused
+from promptrollout.api.schema_limits import CompileBudget
+from promptrollout.api.template import answer_validator
+from promptrollout.llm.answers.choices import MAX_CONTENT_BYTES, Choice
+from promptrollout.llm.answers.schema_process import SchemaProcess
+from promptrollout.llm.answers.schema_visits import Visits, visits
+
+MAX_LOOP_WORK: Final = 1_000_000
+"""Of one answer, held against its schema in the event loop: keywords and characters, counted; 10 to 30 ms."""
+_PARSING: Final = 10
+"""Of each value, in keywords."""
+_KEYWORDS_PER_POSITION: Final = 200
+"""Any keyword may copy, hash or compare a text, at a small part of what it takes to match it."""
+_UNUSUAL_NUMBER: Final = re.compile(r"(?:^|[\[:,\s])-?(?:[0-9.]{26}|[0-9.]{1,25}[eE][-+]?[0-9]{2})")
+"""One whose exponent may have two digits or more. To compare it exactly can take ten times as long as others."""
+_LOOKING_FOR_NUMBERS: Final = 3
+"""Of each character, in positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """An output schema, ready to be held against answers."""
+
+    schema: bytes
+    validator: jsonschema_rs.Validator | None
+    """None: nobody knows how long it takes, so that it is not used in the event loop."""
+    visits: Visits | None
+
+    def work(self, contents: Iterable[str]) -> int:
+        """At most so much is to be done for these texts. Only counted: the verdict must not depend on who is busy."""
+        if self.visits is None:
+            return MAX_LOOP_WORK + 1
+        per_value = self.visits.keywords + _PARSING
+        positions = self.visits.positions + self.visits.keywords / _KEYWORDS_PER_POSITION
+        positions += _LOOKING_FOR_NUMBERS * self.visits.numbers
+        total = 0.0
+        for content in contents:
+            values = len(content)
+            if values * (per_value + positions) > MAX_LOOP_WORK:
+                values = 1 + sum(map(content.count, ",:[{"))
+            total += values * per_value + len(content) * positions
+            if total > MAX_LOOP_WORK or (self.visits.numbers and _UNUSUAL_NUMBER.search(content)):
+                return MAX_LOOP_WORK + 1
+        return math.ceil(total)
+
+
+def make_contract(schema: Any) -> Contract:
+    """Raises ValueError, naming the place in the schema."""
+    text = orjson.dumps(schema)
+    try:
+        CompileBudget().take(schema)
+    except SchemaRefused:
+        return Contract(text, None, None)  # of a version that is served since before there was this bound
+    validator = answer_validator(schema)
+    found = visits(schema)
+    if found is not None and found.positions and _backtracks(schema):
+        found = None
+    return Contract(text, None if found is None else validator, found)
+
+
+async def kept(
+    contract: Contract, choices: Iterable[Choice], process: SchemaProcess, busy: AbstractContextManager[None]
+) -> bool | None:
+    """Whether every choice is JSON that matches. None: nothing to judge, or nobody could. `busy`: with whose answer.
+
+    Judged are complete answers: what was cut at a length limit or by a filter, and calls of tools, say nothing about
+    the schema; nor is an answer judged that is longer than what is collected.
+    """
+    contents = [
+        choice.content for choice in choices if choice.finish_reason == "stop" and choice.size <= MAX_CONTENT_BYTES
+    ]
+    if not contents:
+        return None
+    if contract.validator is None or contract.work(contents) > MAX_LOOP_WORK:
+        return await process.matches(contract.schema, [content.encode() for content in contents])
+    with busy:
+        return all(matches(contract.validator, content) for content in contents)
+
+
+def matches(validator: jsonschema_rs.Validator, content: str | bytes) -> bool:
+    """Whether a text is JSON that matches."""
+    try:
+        return validator.is_valid(orjson.loads(content))
+    except ValueError:  # no JSON, or nothing that the validator can hold
+        return False
+
+
+def _backtracks(schema: Any) -> bool:
+    """It has a regular expression with look-around or back-references: those may take time beyond all proportion."""
+    try:
+        jsonschema_rs.validator_for(schema, offline=True, pattern_options=jsonschema_rs.RegexOptions())
+    except (ValueError, jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError):
+        return True
+    return False

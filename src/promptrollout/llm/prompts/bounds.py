@@ -1,0 +1,117 @@
+"""How large what a template makes may become: bounds that are looked at before anything is made.
+
+Each raises RenderError. What takes time asks a clock, in `templates`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, ItemsView, KeysView, ValuesView
+from typing import Any, Final
+
+from promptrollout.llm.errors import Unfilled
+
+MAX_CHARACTERS: Final = 1024 * 1024
+"""Of the rendered text, and of any text on the way to it."""
+MAX_VALUES: Final = 100_000
+"""In lists and objects, those within each other counted together."""
+MAX_STRIPPED_CHARACTERS: Final = 32 * 1024
+"""Removing tags takes time by the square of the text."""
+_MAX_BITS: Final = 2048
+_MAX_PRECISION: Final = 20
+_MAX_STRIP_SET: Final = 64
+
+
+class RenderError(Unfilled):
+    """The template cannot be filled with these values."""
+
+
+def measure(value: Any) -> None:
+    """Raises RenderError for what is too large, everything counted as often as it is referred to."""
+    values = characters = 0
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            characters += len(item)
+            if characters > MAX_CHARACTERS:
+                raise _too_long()
+        elif isinstance(item, dict | list | tuple | KeysView | ValuesView | ItemsView):
+            values += len(item)
+            if values > MAX_VALUES:
+                raise too_many()
+            stack.extend(item)
+            if isinstance(item, dict):
+                stack.extend(item.values())
+        elif isinstance(item, int):
+            check_bits(item)
+
+
+def too_many() -> RenderError:
+    return RenderError(f"more than {MAX_VALUES} values")
+
+
+def _too_long() -> RenderError:
+    return RenderError(f"a text is longer than {MAX_CHARACTERS} characters")
+
+
+def bounded_text(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+        raise _too_long()
+    return value
+
+
+def check_bits(number: int) -> None:
+    if number.bit_length() > _MAX_BITS:
+        raise RenderError("a number is too large")
+
+
+def split(text: str, sep: str | None = None, maxsplit: int = -1) -> list[str]:
+    most = MAX_VALUES if maxsplit < 0 else min(maxsplit, MAX_VALUES)
+    pieces = text.split(sep, most)
+    if len(pieces) > MAX_VALUES:
+        raise too_many()
+    return pieces
+
+
+def check_strip_set(chars: Any = None) -> None:
+    if isinstance(chars, str) and len(chars) > _MAX_STRIP_SET:
+        raise RenderError(f"at most {_MAX_STRIP_SET} different characters can be stripped")
+
+
+def _check_trim(value: Any, chars: Any = None) -> None:
+    check_strip_set(chars)
+
+
+def _check_replace(value: Any, old: Any, new: Any, count: int | None = None) -> None:
+    text, old, new = str(value), str(old), str(new)
+    if len(text) + text.count(old) * len(new) > MAX_CHARACTERS:
+        raise _too_long()
+
+
+def _check_join(value: Any, d: Any = "", attribute: Any = None) -> None:
+    if hasattr(value, "__len__") and len(value) * len(str(d)) > MAX_CHARACTERS:
+        raise _too_long()
+
+
+def _check_round(value: Any, precision: Any = 0, method: Any = "common") -> None:
+    if not isinstance(precision, int) or abs(precision) > _MAX_PRECISION:
+        raise RenderError(f"round takes at most {_MAX_PRECISION} digits")
+
+
+def _check_striptags(value: Any) -> None:
+    if len(str(value)) > MAX_STRIPPED_CHARACTERS:
+        raise RenderError(f"striptags takes at most {MAX_STRIPPED_CHARACTERS} characters")
+
+
+def _check_tojson(value: Any) -> None:
+    """No indent: its size would be anybody's choice."""
+
+
+FILTER_CHECKS: Final[dict[str, Callable[..., None]]] = {
+    "join": _check_join,
+    "replace": _check_replace,
+    "round": _check_round,
+    "striptags": _check_striptags,
+    "tojson": _check_tojson,
+    "trim": _check_trim,
+}

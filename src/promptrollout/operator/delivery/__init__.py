@@ -1,0 +1,1 @@
+"""PromptDeliveries: compile, write, and which pods acknowledged. Knows gateways."""

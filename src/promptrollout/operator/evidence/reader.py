@@ -1,0 +1,313 @@
+"""From raw counters to the engine's intervals. A pure function of Prometheus' samples: a restart gives the same bits.
+
+Per gateway process, increments are taken scrape by scrape (a value that fell is a restart: all of it is new), before
+anything is summed. Shards begin anew alone: a gateway gives them up some time after a canary left, and counts the arm
+on. Samples of several scrapers of one process are of one counter, and counted once. What an objective
+needs of a process advances together: a scrape counts if it has all of it.
+An interval counts for an objective if both arms were scraped in it; until then increments are carried, for both
+arms alike, at most `CARRY_SECONDS`. A process's first scrape ever is its baseline and adds nothing: serving pods create
+all series at zero when a configuration loads. Before the canary's exposure stable's counts stand alone, and nothing is
+carried.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from promptrollout.api.names import AGES, LABEL_SHARD
+from promptrollout.engine.statistics.evidence import Arm, Counts, Interval
+from promptrollout.operator.evidence.counts import WHOLE, Sums, counts_of
+from promptrollout.operator.evidence.requests import SHARD_NUMBERS, Measured, Query, Question, Wanted
+from promptrollout.operator.sources.series import Series
+
+CARRY_SECONDS = 300
+"""How long a series may be silent, and increments wait for the other arm. Prometheus' own lookback, too."""
+LATE_SECONDS = 60
+"""A scraper writes the time at which it asked: of two at once, the second may have been answered first. So long a lower
+value is that, and later the counter began anew: a version that comes back after its series were given up."""
+WARM_UP_SECONDS = 2 * CARRY_SECONDS
+"""Reading so far back before the first interval gives the state that a reader that never stopped would have."""
+
+Part = tuple[str, int, str]
+"""Role, shard, and which series of it."""
+Column = tuple[Part, list[float], list[float]]
+"""Times and values of a part within an interval."""
+Stratum = tuple[str, ...]
+"""Values of the labels that divide an objective's evidence into parts that are compared separately."""
+Owner = tuple[str, str]
+"""Arm and process."""
+
+
+@dataclass(slots=True)
+class _Process:
+    """The counters of one process: its last scrape, and what they grew by since the last interval that counted."""
+
+    at: float
+    values: dict[Part, tuple[float, float]]
+    grown: dict[Part, float] = field(default_factory=dict)
+
+    def known(self, part: Part, at: float, born_at_zero: bool) -> float | None:
+        seen, value = self.values.get(part, (-math.inf, 0.0))
+        if seen > at - CARRY_SECONDS:
+            return value
+        return 0.0 if born_at_zero and self.at > at - CARRY_SECONDS else None
+
+    def advance(self, at: float, scrape: Mapping[Part, float], restarts: bool, born_at_zero: bool) -> None:
+        """`restarts`: a value that fell is a restart at once."""
+        before = {part: known for part in scrape if (known := self.known(part, at, born_at_zero)) is not None}
+        fallen = {part for part, value in scrape.items() if value < before.get(part, 0.0)}
+        fell = any(shard == WHOLE for _, shard, _ in fallen)
+        if fell and not restarts and at <= self.at + LATE_SECONDS:
+            return
+        for part, value in scrape.items():
+            self.grow(part, at, value, value - (0.0 if fell or part in fallen else before.get(part, value)))
+        self.at = at
+
+    def grow(self, part: Part, at: float, value: float, increment: float) -> None:
+        self.grown[part] = self.grown.get(part, 0.0) + increment
+        self.values[part] = (at, value)
+
+
+@dataclass(slots=True)
+class _State:
+    """One stratum of one objective."""
+
+    used_until: int
+    processes: dict[Owner, _Process] = field(default_factory=dict)
+
+    def sums(self) -> Sums:
+        """By arm, role and shard, in an order that does not depend on when what was first seen."""
+        found: Sums = {"canary": defaultdict(float), "stable": defaultdict(float)}
+        for (arm, _), process in sorted(self.processes.items(), key=lambda item: item[0]):
+            sums = found[arm]
+            for (role, shard, _), grown in sorted(process.grown.items()):
+                sums[role, shard] += grown
+        return found
+
+    def clear(self) -> None:
+        for process in self.processes.values():
+            process.grown.clear()
+
+
+Windows = Mapping[Query, list[Series]]
+"""Series of one rollout by query."""
+ByInterval = dict[int, tuple[list[float], list[float]]]
+"""Times and values of a series, under the end of the interval that they fall into."""
+
+
+class _Sliced(NamedTuple):
+    part: Part
+    by_interval: ByInterval
+    self_named: bool
+
+
+Processes = dict[Owner, list[_Sliced]]
+"""All that one stratum of an objective needs of each process."""
+
+
+class Reader:
+    """The counters of one rollout, at `position`: the end of the last interval taken in."""
+
+    def __init__(self, question: Question, position: int) -> None:
+        self.question = question
+        self.position = position
+        self.warm = False
+        self._begun = self.start_of_window()
+        self._states: dict[str, dict[Stratum, _State]] = {measured.name: {} for measured in question.objectives}
+
+    def start_of_window(self) -> int:
+        """Samples after this are needed for the next `take`."""
+        width = self.question.interval_seconds
+        return self.position if self.warm else self.position - math.ceil(WARM_UP_SECONDS / width) * width
+
+    def take(self, windows: Windows, end: int, unread: Collection[str] = ()) -> list[Interval]:
+        """The intervals up to `end`, from samples of (start_of_window(), end]. Objectives that are `unread` have no
+        counts in them: increments of theirs are carried."""
+        width = self.question.interval_seconds
+        filed = _Filed(self.question, windows, unread)
+        starts = range(self.start_of_window(), end, width)
+        found = [Interval(at, at + width, self._counts(filed, at, at + width)) for at in starts]
+        self.warm = True
+        found = [interval for interval in found if interval.start >= self.position]
+        self.position = end
+        return found
+
+    def skip(self, end: int, why: str) -> list[Interval]:
+        """The intervals up to `end`, whose samples cannot be read, without counts."""
+        width = self.question.interval_seconds
+        found = [Interval(at, at + width, problem=why) for at in range(self.position, end, width)]
+        self.warm, self.position = True, end
+        return found
+
+    def _counts(self, filed: _Filed, start: int, end: int) -> dict[str, tuple[Counts, ...]]:
+        found = {}
+        for measured in self.question.objectives:
+            if measured.is_value:
+                values = filed.values.get(measured.name)
+                each = [] if values is None else [self._value(values, end)]
+            else:
+                states = self._states[measured.name]
+                strata = filed.strata[measured.name]
+                for stratum in strata.keys() - states.keys():
+                    states[stratum] = _State(self._begun)
+                each = [
+                    self._stratum(states[stratum], measured, stratum, strata.get(stratum, {}), start, end)
+                    for stratum in sorted(states)
+                ]
+            if counts := tuple(one for one in each if one is not None):
+                found[measured.name] = counts
+        return found
+
+    def _stratum(
+        self, state: _State, measured: Measured, stratum: Stratum, processes: Processes, start: int, end: int
+    ) -> Counts | None:
+        fresh = {owner[0] for owner, all_sliced in processes.items() if _take(state, owner, all_sliced, measured, end)}
+        for owner, process in list(state.processes.items()):
+            if process.at <= end - CARRY_SECONDS:
+                del state.processes[owner]
+        before = end <= self.question.exposed_at
+        wanted = {"stable"} if before else {arm for arm, _, _ in self.question.arms}
+        # feedback may be on answers that were given before the canary met users
+        too_early = (
+            measured.signal.by_age
+            and not before
+            and start - self.question.exposed_at < _reach_seconds(measured, stratum)
+        )
+        if too_early or not wanted <= fresh:
+            if before or too_early or end - state.used_until > CARRY_SECONDS:
+                state.clear()
+            return None
+        state.used_until = end
+        sums = state.sums()
+        state.clear()
+        counts = counts_of(measured.signal, sums)
+        return Counts(canary=Arm(0, 0), stable=counts.stable) if before else counts
+
+    def _value(self, values: Mapping[str, Mapping[float, float]], end: int) -> Counts | None:
+        """One sample an interval."""
+        arms = {arm: Arm(1, x, x * x) for arm, by_time in values.items() if (x := by_time.get(end)) is not None}
+        if end <= self.question.exposed_at:
+            arms["canary"] = Arm(0, 0)
+        if self.question.alone:
+            arms["stable"] = Arm(0, 0)
+        return Counts(**arms) if len(arms) == 2 else None
+
+
+def _reach_seconds(measured: Measured, stratum: Stratum) -> int:
+    """How long ago the answers may have been given that this stratum's feedback is on, in seconds."""
+    return AGES.get(stratum[measured.signal.strata.index("age")], max(AGES.values()))
+
+
+class _Filed:
+    """What the windows hold, filed under who needs it: objective, stratum, process; and there by interval."""
+
+    def __init__(self, question: Question, windows: Windows, unread: Collection[str]) -> None:
+        self._question = question
+        self._windows = windows
+        self._arms = {(variant, version): arm for arm, variant, version in question.arms}
+        self._sliced: dict[int, ByInterval] = {}
+        self.strata: dict[str, dict[Stratum, Processes]] = {}
+        self.values: dict[str, dict[str, dict[float, float]]] = {}
+        """Of expressions: by objective, arm and time."""
+        for measured in question.objectives:
+            self.strata[measured.name] = {}
+            if measured.name in unread:
+                continue
+            if measured.is_value:
+                self.values[measured.name] = {
+                    arm: {at: value for series in windows.get(query, ()) for at, value in series.samples}
+                    for _, arm, query in question.own_queries(measured)
+                }
+            elif measured.own:
+                for role, arm, query in question.own_queries(measured):
+                    for series in windows.get(query, ()):
+                        self._file(measured, role, WHOLE, arm, series)
+            else:
+                for wanted in measured.wanted:
+                    self._file_wanted(measured, wanted)
+
+    def _file_wanted(self, measured: Measured, wanted: Wanted) -> None:
+        role, divided, query, edge, labels, _ = wanted
+        shard = WHOLE
+        for series in self._windows.get(query, ()):
+            arm = self._arms.get((series.variant, series.version))
+            if arm is None or series.le != edge:
+                continue
+            if labels and any(series.labels.get(name) != value for name, value in labels):
+                continue
+            if divided and (shard := SHARD_NUMBERS.get(series.labels.get(LABEL_SHARD, ""), WHOLE)) == WHOLE:
+                continue
+            self._file(measured, role, shard, arm, series)
+
+    def _file(self, measured: Measured, role: str, shard: int, arm: str, series: Series) -> None:
+        names = measured.signal.strata
+        stratum = tuple([series.labels.get(name, "") for name in names]) if names else ()
+        by_interval = self._sliced.get(id(series))
+        if by_interval is None:
+            by_interval = self._sliced[id(series)] = _slice(series, self._question.interval_seconds)
+        processes = self.strata[measured.name].setdefault(stratum, {})
+        processes.setdefault((arm, series.process), []).append(
+            _Sliced((role, shard, series.part), by_interval, series.self_named)
+        )
+
+
+def _slice(series: Series, width: int) -> ByInterval:
+    found: ByInterval = {}
+    for at, value in series.samples:
+        end = math.ceil(at / width) * width  # an interval includes its end
+        times, values = found.setdefault(end, ([], []))
+        times.append(at)
+        values.append(value)
+    return found
+
+
+def _take(state: _State, owner: Owner, all_sliced: list[_Sliced], measured: Measured, end: int) -> bool:
+    """Take one process's scrapes of an interval in. False if there is none with all that is needed."""
+    columns = [(each.part, *samples) for each in all_sliced if (samples := each.by_interval.get(end)) is not None]
+    if _take_whole(state, owner, columns, measured):
+        return True
+    scrapes: dict[float, dict[Part, float]] = {}
+    for part, times, values in columns:
+        for at, value in zip(times, values, strict=True):
+            scrape = scrapes.setdefault(at, {})
+            # two scrapers in the same millisecond: the higher values are the later ones, in all counters
+            scrape[part] = max(value, scrape.get(part, 0.0))
+    restarts = not all_sliced[0].self_named
+    found = False
+    for at, scrape in sorted(scrapes.items()):
+        if not measured.required <= {role for role, shard, _ in scrape if shard == WHOLE}:
+            continue
+        found = True
+        process = state.processes.get(owner)
+        if process is None:
+            state.processes[owner] = _Process(at, {part: (at, value) for part, value in scrape.items()})
+        else:
+            process.advance(at, scrape, restarts, measured.born_at_zero)
+    return found
+
+
+def _take_whole(state: _State, owner: Owner, columns: list[Column], measured: Measured) -> bool:
+    """The usual case at a fraction of the cost: one scraper, every scrape complete, no value that fell."""
+    parts = {part for part, _, _ in columns}
+    whole = {role for role, shard, _ in parts if shard == WHOLE}
+    if not columns or len(parts) < len(columns) or not measured.required <= whole:
+        return False
+    process, times = state.processes.get(owner), columns[0][1]
+    befores = []
+    for part, each, values in columns:
+        known = process.known(part, times[0], measured.born_at_zero) if process is not None else None
+        before = values[0] if known is None else known
+        if each != times or before > values[0] or any(map(operator.gt, values, values[1:])):
+            return False
+        befores.append(before)
+    if process is None:
+        process = state.processes[owner] = _Process(times[0], {})
+    for (part, _, values), before in zip(columns, befores, strict=True):
+        process.grow(part, times[-1], values[-1], values[-1] - before)
+    process.at = times[-1]
+    return True

@@ -1,0 +1,1 @@
+"""PromptGateways: the objects of serving pods, their conditions, their pods. Knows cluster."""

@@ -1,0 +1,1 @@
+"""Metrics sources: queries, access and lanes of Prometheus-compatible stores. Knows cluster."""

@@ -1,0 +1,1 @@
+"""The binaries: found, downloaded or built."""
