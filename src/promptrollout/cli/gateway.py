@@ -196,7 +196,7 @@ def gateway(
 
 
 def _networks(allowed: str, refused: str) -> Networks:
-    """Where providers may be. Raises click.ClickException."""
+    """Networks that providers may be in. Raises click.ClickException."""
     try:
         first, second = ([each.strip() for each in text.split(",") if each.strip()] for text in (allowed, refused))
         return Networks.of(first, second, os.environ.get("KUBERNETES_SERVICE_HOST", ""))
@@ -205,7 +205,7 @@ def _networks(allowed: str, refused: str) -> Networks:
 
 
 def _rules(text: str, own_namespace: str) -> tuple[ServiceAccountRule, ...]:
-    """Whose tokens are taken. Raises click.ClickException."""
+    """ServiceAccounts whose tokens are accepted. Raises click.ClickException."""
     try:
         found = TypeAdapter(list[ServiceAccountCallers]).validate_json(text)
     except ValidationError as error:

@@ -15,7 +15,7 @@ from promptrollout.api.rollout import Stage
 from tests.unit.engine.test_conditions import SITUATIONS
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "events.md"
-POSITION = {"record": 0, "withdraw": 1, "Withdraw": 0, "EnterStep": 1}
+POSITION = {"record": 0, "withdraw": 1, "Record": 0, "Withdraw": 0, "EnterStep": 1}
 """Of the reason among the arguments."""
 
 
@@ -51,9 +51,14 @@ def test_every_decision_that_is_recorded_is_in_the_table_and_no_other() -> None:
 
 
 def test_the_page_of_events_explains_every_reason_and_no_other() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", PAGE.read_text(), re.M))
+    row = re.compile(r"^\| `(\w+)` \| (.*?) \|", re.M)
+    page = PAGE.read_text()
+    rows = dict(row.findall(page))
     assert set(rows) == {reason.value for reason in DecisionReason}
-    warnings = {reason for reason, meaning in rows.items() if meaning.startswith("*Warning")}
+    section = page.partition("## Warnings\n")[2].partition("\n## ")[0]
+    excepted = set(re.findall(r"except `(\w+)`", section))
+    warnings = {reason for reason, _ in row.findall(section)} - excepted
+    warnings |= {reason for reason, meaning in rows.items() if meaning.startswith("Warning.")}
     assert warnings == {reason.value for reason, row in DECISIONS.items() if row.type == "Warning"}
 
 
