@@ -85,7 +85,7 @@ class GatewaySpec(Model):
         (
             "!has(self.limits) || !has(self.limits.requestsPerMinutePerKey) || (has(self.auth) && has(self.auth.mode) "
             "&& self.auth.mode != 'None')",
-            "limits.requestsPerMinutePerKey needs auth.mode: without keys nobody can tell the callers apart",
+            "limits.requestsPerMinutePerKey needs auth.mode: without it callers cannot be told apart",
         ),
     )
 

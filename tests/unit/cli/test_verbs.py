@@ -61,13 +61,13 @@ def test_the_refusal_of_another_command_is_not_mine(capsys: pytest.CaptureFixtur
     given = bound(rollout(stage="Idle"), "pause", "ann", "")
     status = {
         "history": [
-            decision("c", "RolloutPaused", "paused by ann"),
-            decision("b", "CommandRefused", "pause by ann refused: it is paused already", "other"),
+            decision("c", "RolloutPaused", "ann paused the rollout"),
+            decision("b", "CommandRefused", "pause by ann refused: the rollout is paused already", "other"),
             decision("a", "RolloutStarted", "old"),
         ]
     }
     assert report("pause", "r", given, news(status, {"a"})) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "rollout r: RolloutPaused: paused by ann"
+    assert capsys.readouterr().out.splitlines()[-1] == "rollout r: RolloutPaused: ann paused the rollout"
 
 
 @pytest.mark.parametrize(

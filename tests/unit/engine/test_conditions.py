@@ -193,7 +193,7 @@ SITUATIONS: dict[str, tuple[Callable[[], World], str, str, str, set[str]]] = {
         frozen,
         "Paused",
         "Held",
-        f"{TWO} at 10 %, held: held by PromptFreeze black-friday",
+        f"{TWO} at 10 %, held: PromptFreeze black-friday is in force",
         {"Reconciling", "Paused", "Delivered", "MetricsAvailable"},
     ),
     "blind": (
@@ -249,14 +249,14 @@ SITUATIONS: dict[str, tuple[Callable[[], World], str, str, str, set[str]]] = {
         withdrawing,
         "Degraded",
         "ObjectiveBreached",
-        f"taking {TWO} back (ObjectiveBreached): 1 of 2 ready pods confirmed; waiting for pod-a (silent)",
+        f"withdrawing {TWO} (ObjectiveBreached): 1 of 2 ready pods confirmed; waiting for pod-a (silent)",
         {"Stalled"},
     ),
     "cancelled": (
         cancelled,
         "Progressing",
         "RolloutCancelled",
-        f"taking {TWO} back (RolloutCancelled): 1 of 2 ready pods confirmed; waiting for pod-a (silent)",
+        f"withdrawing {TWO} (RolloutCancelled): 1 of 2 ready pods confirmed; waiting for pod-a (silent)",
         {"Reconciling", "Progressing"},
     ),
     "baking": (
@@ -270,14 +270,14 @@ SITUATIONS: dict[str, tuple[Callable[[], World], str, str, str, set[str]]] = {
         rejected,
         "Degraded",
         "ObjectiveBreached",
-        f"{TWO} was rejected (ObjectiveBreached); {ONE} serves; retry it or change the prompt",
+        f"{TWO} was rolled back (ObjectiveBreached); {ONE} serves. Fix the prompt, or `promptrollout retry app`",
         {"Stalled", "Delivered"},
     ),
     "overridden": (
         overridden,
         "Degraded",
         "EmergencyOverride",
-        f"the emergency override sends everybody to {ONE}; take it away with `promptrollout emergency clear app`",
+        f"the emergency override sends everybody to {ONE}; remove it with `promptrollout emergency clear app`",
         {"Stalled", "Delivered"},
     ),
     "one pod lacks it": (

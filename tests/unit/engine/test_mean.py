@@ -284,7 +284,7 @@ def test_lower_scores_breach_and_equal_ones_pass() -> None:
     assert equal.non_inferior
     assert "worse by less than 0.1 and above its minimum of 3.5 with" in equal.message
     assert "a fall to " in equal.message
-    assert "or less would have been seen" in equal.message
+    assert "or less would have been detected" in equal.message
     better = judged(SCORES, Counts(scores(200, 4.4), scores(800, 4.1)), 60)
     assert not better.breach
 

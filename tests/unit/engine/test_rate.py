@@ -322,7 +322,7 @@ def test_the_breach_reads_as_a_person_would_say_it() -> None:
 def test_a_pass_names_the_smallest_regression_that_could_have_been_seen() -> None:
     judgement = judged(VERSUS_STABLE, (500, 10, 500, 10), times=40)
     assert "worse by less than 50 % with 1 - 0.05 confidence at any time" in judgement.message
-    assert "a rise to 2.8 % or more would have been seen" in judgement.message
+    assert "a rise to 2.8 % or more would have been detected" in judgement.message
 
 
 def test_the_detectable_rate_is_the_one_that_breaches() -> None:
@@ -334,4 +334,4 @@ def test_the_detectable_rate_is_the_one_that_breaches() -> None:
 
 
 def test_few_requests_say_so() -> None:
-    assert "too few requests to have seen even a total failure" in judged(VERSUS_STABLE, (1, 0, 19, 0)).message
+    assert "too few requests to detect even a total failure" in judged(VERSUS_STABLE, (1, 0, 19, 0)).message

@@ -148,7 +148,7 @@ async def test_what_is_known_of_missing_keys_stays_while_nobody_is_asked() -> No
     world.pods.said = dataclasses.replace(said, unassigned_share_percent=7, heavy_key_share_percent=33)
     await world.reconcile(2)
     heavy = next(c for c in world.status().conditions if c.type == "HeavyKey")
-    assert (heavy.status, heavy.message[:32]) == ("True", "one stickiness key makes 33 % of")
+    assert (heavy.status, heavy.message[:32]) == ("True", "one stickiness key sends 33 % of")
     condition = next(c for c in world.status().conditions if c.type == "AssignmentKeyMissing")
     assert (condition.status, condition.message[:3]) == ("True", "7 %")
     world.start()

@@ -143,7 +143,7 @@ def test_what_no_gateway_exports_is_invalid_instead_of_waited_for(analysis: dict
     found = resolved(store_with(slo), analysis=analysis)
     (problem,) = texts(found.desired)
     assert problem.startswith(f"{path}: objective judge: ")
-    assert "do not export JudgeScore, so nothing can measure it: remove it, or export" in problem
+    assert "do not export JudgeScore: remove it, or export" in problem
     assert (found.desired.snapshot, found.desired.version) == (None, resolved().desired.version)
     ready, reason, text = slo_verdict(slo)
     assert (ready, reason) == (False, "InvalidSpec")

@@ -24,16 +24,16 @@ PROMOTION_LEVEL = 0.05
 
 OUTAGE_SHARE = 0.5
 MOST_SAMPLES = 2**53
-"""What the API's integers, and JSON's, hold."""
+"""The largest integer that the API and JSON hold exactly."""
 ENDED_SECONDS = 120
-"""Requests count when they end, and those of a lower weight are still under way when the next one begins."""
+"""Requests count when they end: some of the lower weight still run when the next weight begins."""
 
 WARM_WEIGHT = 50
 """From this weight (percent) on the canary's prompt is in the provider's cache like stable's, and costs are as
 billed."""
 
 WATCHED = ("Stepping", "Promoting", "Baking")
-"""Stages in which the canary meets users, so that evidence is read."""
+"""Stages in which the canary serves users, so evidence is read."""
 
 
 def levels(snapshot: Snapshot, attempt: int) -> Levels:
@@ -60,7 +60,7 @@ def fold_evidence(draft: Draft, *, held: bool) -> ObjectiveStatus | None:
     for text in analysis.unreadable:
         draft.record(DecisionReason.EVIDENCE_RESTARTED, text)
     for interval in due:
-        # an outage of the canary's provider is no verdict on the canary, nor is what it did before it was noticed
+        # an outage of the canary's provider is no verdict on the canary, even before it was noticed
         if unreachable is None or interval.end <= unreachable - s.snapshot.interval_seconds:
             analysis.add(interval)
         if analysis.breached is not None:
@@ -127,7 +127,7 @@ class AnalysisFold:
 
     @property
     def unreadable(self) -> list[str]:
-        """Whose evidence starts anew, as what was kept of it cannot be read, and why."""
+        """Objectives whose stored evidence cannot be read and restarts, and why."""
         return [f"{fold.objective.name}: {fold.unreadable}" for fold in self._folds if fold.unreadable]
 
     @property
@@ -142,7 +142,7 @@ class AnalysisFold:
         }
 
     def add(self, interval: Interval) -> None:
-        """One interval into every row, and its length into the durations that it was active for."""
+        """Add one interval to every row, and its length to the durations in which it was active."""
         outage = is_outage([fold.objective for fold in self._folds], interval)
         if outage != (self._outage_since is not None):
             self._outage_since = interval.start if outage else None
@@ -158,7 +158,7 @@ class AnalysisFold:
             strata = interval.counts.get(fold.objective.name)
             if strata is None:
                 continue
-            if interval.end <= self._exposed:  # what an earlier attempt left there is not this one's evidence
+            if interval.end <= self._exposed:  # counts of an earlier attempt are not evidence of this one
                 strata = tuple(counts.stable_alone() for counts in strata)
             fold.add(strata, self._weight, promotable=promotable, outage=outage)
             if settled and not counted and fold.objective.signal == "ErrorRate" and 0 < self._weight < 100:
@@ -206,7 +206,7 @@ def is_outage(objectives: Iterable[Objective], interval: Interval) -> bool:
 
 
 def updated_row(row: ObjectiveStatus, judgement: Judgement, *, step_samples: int, checkpoint: str) -> ObjectiveStatus:
-    """The row with what a test says now."""
+    """The row with the present judgement of its test."""
     return row.model_copy(
         update={
             "verdict": verdict(judgement),
@@ -230,14 +230,14 @@ def verdict(judgement: Judgement) -> str:
 
 
 def required(draft: Draft) -> set[str]:
-    """Names of the objectives that the present step asks for."""
+    """Names of the objectives that the present step requires."""
     s = draft.status
     objectives = s.snapshot.objectives if s.snapshot else []
     return {objective.name for objective in objectives if s.weight >= signal_of(objective).from_weight}
 
 
 def missing_evidence(draft: Draft) -> list[MissingEvidence]:
-    """What each objective still lacks before the present step may pass; empty when all of them pass."""
+    """What each objective still needs before the present step may pass; empty when all of them pass."""
     s = draft.status
     if s.snapshot is None or not s.snapshot.analyse:
         return []

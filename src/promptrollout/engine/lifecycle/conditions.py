@@ -20,7 +20,7 @@ from promptrollout.engine.lifecycle.reasons import Hold, MissingEvidence
 from promptrollout.engine.statistics.evidence import Evidence
 
 HEAVY_PERCENT = 20
-"""One stickiness key with a larger part of the requests makes the arms' figures its own."""
+"""A stickiness key with a larger share of the requests dominates the figures of its arm."""
 
 ConditionValue = tuple[bool | None, str, str]
 """Status (None: Unknown), reason, message. A reason that comes out of the status may be of another release."""
@@ -48,7 +48,7 @@ def describe(draft: Draft, holds: Sequence[Hold], missing: list[MissingEvidence]
 
 
 def announce(draft: Draft, message: str, insufficient: bool) -> None:
-    """An Event where somebody has to do something."""
+    """Record an Event when a person has to act."""
     before = {c.type: c.status for c in draft.facts.status.conditions}
     s, problems = draft.status, draft.facts.desired.problems
     asked = s.snapshot is not None and s.snapshot.on_insufficient_traffic == "RequireApproval"
@@ -80,13 +80,13 @@ def summary(
         )
     if s.stage == "Withdrawing":
         rejected = draft.is_rejected(s.canary)
-        text = f"taking {version_name(s.canary)} back ({s.withdrawal}): {acknowledged(draft)}"
+        text = f"withdrawing {version_name(s.canary)} ({s.withdrawal}): {acknowledged(draft)}"
         return ("Degraded" if rejected else "Progressing"), s.withdrawal or ConditionReason.WITHDRAWING, text
     if s.stage in ACTIVE:
         return summary_in_progress(draft, holds, missing, insufficient)
     if facts.delivered is not None and facts.delivered.overridden:
         text = f"the emergency override sends everybody to {version_name(s.stable)}; "
-        text += f"take it away with `promptrollout emergency clear {facts.name}`"
+        text += f"remove it with `promptrollout emergency clear {facts.name}`"
         return "Degraded", ConditionReason.EMERGENCY_OVERRIDE, text
     if facts.delivered is not None and facts.delivered.unserved == facts.delivered.total > 0:
         return (
@@ -102,15 +102,15 @@ def summary(
         return "Degraded", ConditionReason.INVALID_SPEC, f"{problem_text(problems[0])}; {serving}"
     if draft.is_rejected(draft.desired):
         entry = next(r for r in s.rejected if draft.desired is not None and r.digest == draft.desired.digest)
-        text = f"{version_name(draft.desired)} was rejected ({entry.reason}); {version_name(s.stable)} serves; "
-        text += "retry it or change the prompt"
+        text = f"{version_name(draft.desired)} was rolled back ({entry.reason}); {version_name(s.stable)} serves. "
+        text += f"Fix the prompt, or `promptrollout retry {facts.name}`"
         return "Degraded", entry.reason, text
     if draft.clock.acknowledged_at is None:
         return "Progressing", ConditionReason.DELIVERING, f"{version_name(s.stable)}: {acknowledged(draft)}"
     if s.stage == "Baking":
         breached = [row.name for row in s.analysis if row.verdict == "Breach"]
         text = f"; {version_name(s.previous)} stays loaded" if s.previous else ""
-        text += f"; in breach with nothing to go back to: {', '.join(breached)}" if breached else ""
+        text += f"; breached, without an earlier version: {', '.join(breached)}" if breached else ""
         return "Healthy", ConditionReason.BAKING, f"{version_name(s.stable)} serves 100 %{text}"
     return "Healthy", ConditionReason.HEALTHY, f"{version_name(s.stable)} serves 100 %"
 
@@ -213,7 +213,7 @@ def metrics_available(evidence: Evidence, analysing: bool) -> ConditionValue:
 
 
 def key_missing(draft: Draft, share_percent: int | None) -> ConditionValue:
-    """As it was while no pod is asked."""
+    """The old value while no pod is asked."""
     if share_percent is None:
         old = next((c for c in draft.status.conditions if c.type == ConditionType.ASSIGNMENT_KEY_MISSING), None)
         return (
@@ -228,7 +228,7 @@ def key_missing(draft: Draft, share_percent: int | None) -> ConditionValue:
 
 
 def heavy_key(draft: Draft) -> ConditionValue:
-    """As it was while no pod is asked. Of requests that are each a unit of their own, no key is looked at."""
+    """The old value while no pod is asked. With `stickiness.by: Request` keys play no part."""
     share_percent = draft.facts.delivered.heavy_key_share_percent if draft.facts.delivered else None
     if share_percent is None:
         old = next((c for c in draft.status.conditions if c.type == ConditionType.HEAVY_KEY), None)
@@ -237,12 +237,12 @@ def heavy_key(draft: Draft) -> ConditionValue:
         )
     if share_percent <= HEAVY_PERCENT:
         return False, ConditionReason.KEYS_SPREAD, ""
-    text = f"one stickiness key makes {share_percent} % of the requests: the arms cannot be compared by users"
+    text = f"one stickiness key sends {share_percent} % of the requests: the users of both arms cannot be compared"
     return True, ConditionReason.ONE_KEY_DOMINATES, text
 
 
 def set_conditions(draft: Draft, wanted: dict[ConditionType, ConditionValue]) -> None:
-    """metav1.Condition for each truth; the transition time moves only when the status does."""
+    """A metav1.Condition for each value; the transition time moves only with the status."""
     before = {c.type: c for c in draft.status.conditions}
     conditions = []
     for kind, (truth, reason, message) in wanted.items():

@@ -1,4 +1,4 @@
-"""The working copy of one `plan`: a status that grows, and the decisions taken on the way."""
+"""The working copy of one `plan`: the status as it changes, and the decisions recorded so far."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from promptrollout.engine.lifecycle.facts import DeliveryIntent, Facts
 HISTORY = 10
 REMEMBERED = 20
 EVIDENCE_BYTES = 4_500
-"""Of all decisions in the record together: the status as a whole stays below 44 KiB, and below 16 with 5 objectives."""
+"""Of all decisions in the record together: the whole status stays below 44 KiB, and below 16 with 5 objectives."""
 
 ACTIVE = ("Loading", "Stepping", "Promoting")
 """Stages in which a canary is on its way up."""
@@ -24,7 +24,7 @@ def timestamp(seconds: int) -> str:
 
 
 class Draft:
-    """What one `plan` is making. Only the functions of the engine change it."""
+    """Only the functions of the engine change it."""
 
     def __init__(self, facts: Facts, now: int) -> None:
         self.facts = facts
@@ -55,7 +55,7 @@ class Draft:
 
     @property
     def must_not_load(self) -> bool:
-        """Pods must not even load the canary: it may be what ends them."""
+        """Pods must not even load the canary: it may be the cause of their failures."""
         s, clock = self.status, self.clock
         waits = s.stage == "Loading" and clock.suspected_at is not None and clock.trial_at is None
         leaves = s.stage == "Withdrawing" and (
@@ -65,7 +65,7 @@ class Draft:
 
     @property
     def metrics_unavailable(self) -> bool:
-        """Metrics are wanted for the present revision, and their source does not answer."""
+        """The present revision needs metrics, and their source does not answer."""
         snapshot = self.status.snapshot
         return snapshot is not None and snapshot.analyse and not self.facts.evidence.available
 
@@ -80,7 +80,7 @@ class Draft:
         return next((a.attempt for a in self.status.attempts if a.digest == digest), 1)
 
     def intent(self) -> DeliveryIntent | None:
-        """What gateway pods should be told, derived from the status alone."""
+        """What gateway pods should serve, derived from the status alone."""
         s = self.status
         if s.stage is None or s.stable is None:
             return None
@@ -92,7 +92,7 @@ class Draft:
             canary, weight = s.canary, s.weight
         subject = canary or stable
         spec = self.facts.spec
-        # who is bucketed how is part of what a canary is judged by: the spec's word counts when none is under way
+        # bucketing is part of what a canary is judged by: the spec counts only when no canary is in progress
         own = s.snapshot if s.stage != "Idle" else None
         return DeliveryIntent(
             stable=stable,
@@ -142,7 +142,7 @@ class Draft:
         self.each_row(lambda row: row.model_copy(update={"step_samples": 0}))
 
     def become_idle(self, weight: int) -> None:
-        """One version is left, and what serves it was confirmed before: its other arm may be removed at leisure."""
+        """One version is left, and pods confirmed it before: its other arm may be removed later."""
         self.enter("Idle", weight)
         self.set_clock(acknowledged_at=self.now, suspected_at=None, trial_at=None, suspected_weight=0)
         self.each_row(lambda row: row.model_copy(update={"checkpoint": None}))

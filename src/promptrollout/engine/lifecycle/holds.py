@@ -1,4 +1,4 @@
-"""What people, surroundings and the intervals themselves forbid now."""
+"""What keeps a rollout from advancing now: people, surroundings, its evidence, its time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from promptrollout.engine.lifecycle.reasons import Hold, HoldReason
 from promptrollout.engine.objectives import sample_ratio
 
 READ_INTERVALS = 3
-"""Evidence that ends longer ago than so many intervals says nothing of now: nothing advances on it."""
+"""If the evidence is older than this many intervals, nothing advances on it."""
 UNMEASURED_SECONDS = 60
-"""New pods are scraped within a moment. Where nothing comes for longer, somebody should look why."""
+"""New pods are scraped within seconds. If samples are missing for longer, a person should find out why."""
 
 
 def holds_from_outside(draft: Draft) -> list[Hold]:
-    """What people and surroundings forbid now. A breach rolls back through all of it."""
+    """Holds by people and by surroundings. A breach rolls back in spite of them."""
     facts, s = draft.facts, draft.status
     holds: list[Hold] = []
     if not s.retracing:
@@ -40,7 +40,7 @@ def holds_from_outside(draft: Draft) -> list[Hold]:
 
 
 def _suspicion(draft: Draft) -> Hold | None:
-    """What waits because pods of the gateway failed: a suspect for its turn, the others for the suspects."""
+    """Gateway pods failed: the suspected canary waits for its trial, and the others wait until it is over."""
     trial = draft.facts.pods.trial
     if draft.must_not_load:
         if trial in ("", draft.facts.name):
@@ -52,7 +52,7 @@ def _suspicion(draft: Draft) -> Hold | None:
 
 
 def holds_from_evidence(draft: Draft) -> list[Hold]:
-    """What the intervals forbid, once they are folded in. Which of them count as active time is decided one by one
+    """Holds by the evidence, once the intervals are folded in. Which of them count as active time is decided one by one
     there, so that many at once, after a restart, make no other durations than one at a time."""
     s = draft.status
     if s.stage not in ("Stepping", "Promoting") or s.retracing:
@@ -85,7 +85,7 @@ def holds_from_time(draft: Draft) -> list[Hold]:
 
 
 def _unmeasured_since(draft: Draft) -> int | None:
-    """For so long that somebody should look; None: not for long, or it is said already why."""
+    """Long enough for a person to look at it; None if not, or if another hold says why."""
     clock, snapshot = draft.clock, draft.status.snapshot
     if snapshot is None or draft.metrics_unavailable or clock.unmeasured_since is None or clock.evaluated_until is None:
         return None

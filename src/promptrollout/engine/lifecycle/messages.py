@@ -39,7 +39,7 @@ def hold_text(hold: Hold) -> str:
         case HoldReason.PAUSED:
             return "paused by a person"
         case HoldReason.FROZEN:
-            return f"held by PromptFreeze {about}"
+            return f"PromptFreeze {about} is in force"
         case HoldReason.INVALID_SPEC:
             return f"the spec is invalid: {about}"
         case HoldReason.VERSION_MISSING:
@@ -48,26 +48,26 @@ def hold_text(hold: Hold) -> str:
             return f"metrics are not available: {about}"
         case HoldReason.WAITS_FOR_CALM_PODS:
             return (
-                "gateway pods failed while users met it: it is tried again alone, once all pods have been ready for a "
-                "while"
+                "gateway pods failed while it served users: it is tried again alone once all pods have been ready for "
+                "a while"
             )
         case HoldReason.WAITS_FOR_OTHER_TRIAL:
-            return f"gateway pods failed while users met it: it is tried again alone, after rollout {about}"
+            return f"gateway pods failed while it served users: it is tried again alone, after rollout {about}"
         case HoldReason.OTHER_ON_TRIAL:
-            return f"gateway pods failed: rollout {about} is tried again alone first"
+            return f"gateway pods failed: waiting while rollout {about} is tried again alone"
         case HoldReason.CANARY_PROVIDER_UNREACHABLE:
-            return "the canary's provider is out of reach"
+            return "the canary's provider cannot be reached"
         case HoldReason.STABLE_FAILS:
-            return "stable itself fails in half of its requests or more: nothing can be concluded"
+            return "stable fails in at least half of its requests: the canary cannot be judged"
         case HoldReason.EVIDENCE_BEHIND:
-            return f"the metrics of the last {seconds} s are not read yet"
+            return f"waiting for metrics: the last {seconds} s are not read yet"
         case HoldReason.NOTHING_MEASURED:
             return (
-                f"no objective has samples of both arms since {timestamp(seconds)}: are the gateway's pods scraped? "
-                "`promote` goes on in spite of it"
+                f"no objective has had samples of both arms since {timestamp(seconds)}: check that the gateway's pods "
+                "are scraped; `promote` continues anyway"
             )
         case HoldReason.SAMPLE_RATIO_MISMATCH | HoldReason.HEAVY_KEY:
-            return f"{about}; `promote` goes on in spite of it"
+            return f"{about}; `promote` continues anyway"
         case HoldReason.MAX_DURATION_EXCEEDED:
             return f"maxDurationSeconds ({seconds}) is over: promote, abort or undo"
 
@@ -76,31 +76,31 @@ def refusal_text(refusal: Refusal) -> str:
     about = refusal.subject
     match refusal.reason:
         case RefusalReason.OTHER_OBJECT:
-            return "it was given to an earlier object of this name"
+            return "the command was for an earlier rollout of this name"
         case RefusalReason.OTHER_ATTEMPT:
             (revision, attempt), (revision_now, attempt_now) = refusal.given, refusal.present
             return (
-                f"it was given at revision {revision}, attempt {attempt}; "
-                f"now it is revision {revision_now}, attempt {attempt_now}"
+                f"the command was for revision {revision}, attempt {attempt}; "
+                f"the rollout is at revision {revision_now}, attempt {attempt_now}"
             )
         case RefusalReason.OTHER_STEP:
-            return f"it was given at step {refusal.given[0]}; now it is step {refusal.present[0]}"
+            return f"the command was for step {refusal.given[0]}; the rollout is at step {refusal.present[0]}"
         case RefusalReason.OVERRIDDEN:
-            return f"the emergency override is in force: `promptrollout emergency clear {about}` first"
+            return f"the emergency override is in force: run `promptrollout emergency clear {about}` first"
         case RefusalReason.PAUSED:
-            return "it is paused by a person: `resume` first"
+            return "the rollout is paused: `resume` first"
         case RefusalReason.ALREADY_PAUSED:
-            return "it is paused already"
+            return "the rollout is paused already"
         case RefusalReason.NOT_PAUSED:
-            return "it is not paused; `promote` ends a pause step"
+            return "the rollout is not paused; `promote` ends a pause step"
         case RefusalReason.SPEC_PAUSED:
-            return "spec.paused is true: set it to false where the manifest is kept"
+            return "spec.paused is true: set it to false in the manifest"
         case RefusalReason.FROZEN:
             return f"PromptFreeze {about} is in force"
         case RefusalReason.INVALID_SPEC:
             return f"the spec is invalid: {about}"
         case RefusalReason.METRICS_UNAVAILABLE:
-            return f"metrics are not available: {about}; it would go on unwatched"
+            return f"metrics are not available: {about}; the canary would advance unwatched"
         case RefusalReason.NO_STEP:
             return "no step is in progress"
         case RefusalReason.NO_CANARY:
@@ -108,7 +108,7 @@ def refusal_text(refusal: Refusal) -> str:
         case RefusalReason.NOT_REJECTED:
             return "the version that the spec asks for is not rejected"
         case RefusalReason.ROLLBACK_UNCONFIRMED:
-            return "the rollback is not confirmed by every pod yet"
+            return "not every pod has confirmed the rollback yet"
         case RefusalReason.ROLLBACK_IN_PROGRESS:
             return "a rollback is in progress"
         case RefusalReason.NO_EARLIER_VERSION:
@@ -118,7 +118,7 @@ def refusal_text(refusal: Refusal) -> str:
         case RefusalReason.NO_EARLIER_REVISION:
             return "the spec is invalid and no earlier revision is known"
         case RefusalReason.ALREADY_UNDONE:
-            return f"{about} is taken back already; {refusal.other} serves, and is what an `undo` would leave"
+            return f"{about} is rolled back already and {refusal.other} serves: there is nothing to undo"
 
 
 def malformed_text(command: MalformedCommand) -> str:

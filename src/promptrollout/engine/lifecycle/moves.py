@@ -13,11 +13,11 @@ from promptrollout.engine.objectives.definitions import definition_hash
 
 DEFAULT_STEP_SECONDS = 300
 STARTS_OVER = (DecisionReason.PROVIDER_UNREACHABLE, DecisionReason.METRICS_LOST, DecisionReason.PODS_FAILING)
-"""Withdrawals that say nothing against the version: it stays the canary, and begins again at its first step."""
+"""Withdrawals that are no verdict on the version: it stays the canary and starts over at its first step."""
 BASELINE_INTERVALS = 60
-"""So many before the canary met its first user are read as well: they say how much stable fluctuates by itself."""
+"""Intervals before the canary met its first user that are read as well: they show how much stable fluctuates."""
 GRACE_INTERVALS = 10
-"""So many intervals after twice a step's time evidence may still be on its way."""
+"""Intervals after twice a step's time in which evidence may still arrive."""
 
 
 # ---------------------------------------------------------------- as values
@@ -40,7 +40,7 @@ class UpdateRules:
 
 @dataclass(frozen=True, slots=True)
 class EnterStep:
-    """Go to step `index`, or to 100 % behind the last one; with the decision to record, if any."""
+    """Go to step `index`, or to 100 % after the last one; with the decision to record, if any."""
 
     index: int
     reason: DecisionReason | None = None
@@ -73,10 +73,12 @@ class FinishWithdrawal:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordBreach:
-    """Of a version that has nothing to go back to."""
+class Record:
+    """A decision that moves nothing."""
 
+    reason: DecisionReason
     message: str
+    evidence: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class ContactSource:
     """Ask the metrics source whether it is there, then plan again."""
 
 
-Move = Begin | UpdateRules | EnterStep | Complete | EndBake | Withdraw | FinishWithdrawal | RecordBreach | ContactSource
+Move = Begin | UpdateRules | EnterStep | Complete | EndBake | Withdraw | FinishWithdrawal | Record | ContactSource
 
 
 def apply_move(draft: Draft, move: Move | None) -> None:
@@ -106,8 +108,8 @@ def apply_move(draft: Draft, move: Move | None) -> None:
             withdraw(draft, move.reason, move.message, reject=move.reject)
         case FinishWithdrawal():
             finish_withdrawal(draft)
-        case RecordBreach():
-            draft.record(DecisionReason.OBJECTIVE_BREACHED, move.message, evidence=True)
+        case Record():
+            draft.record(move.reason, move.message, evidence=move.evidence)
         case ContactSource():
             draft.wants_contact = True
 
@@ -162,12 +164,12 @@ def current_step(draft: Draft) -> Step | None:
 
 
 def step_seconds(step: Step) -> int:
-    """Active time that a weight step takes at least."""
+    """Minimum active time of a weight step."""
     return DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
 
 
 def overdue(draft: Draft) -> bool:
-    """Evidence that only needs a few intervals more than the step's time is no reason to call a person."""
+    """Twice the step's time and a few intervals are over. Before that, missing evidence needs no person."""
     step, snapshot = current_step(draft), draft.status.snapshot
     if step is None or snapshot is None:
         return False
@@ -175,7 +177,7 @@ def overdue(draft: Draft) -> bool:
 
 
 def is_late(draft: Draft) -> bool:
-    """All of maxDurationSeconds is over in a weight step that pods have confirmed, and nobody let it go on."""
+    """maxDurationSeconds is over, in a weight step that pods have confirmed and no person has promoted."""
     step, s, begun = current_step(draft), draft.status, draft.clock.acknowledged_at
     if step is None or step.weight is None or s.snapshot is None or begun is None or draft.now < begun:
         return False
@@ -183,13 +185,13 @@ def is_late(draft: Draft) -> bool:
 
 
 def is_last_weight(snapshot: Snapshot, index: int) -> bool:
-    """Behind it everybody is on the canary, and nothing can be compared with stable any more."""
+    """After this step everybody is on the canary, so it can no longer be compared with stable."""
     here = snapshot.steps[index].weight if index < len(snapshot.steps) else None
     return here != 100 and not any(step.weight not in (None, 100) for step in snapshot.steps[index + 1 :])
 
 
 def enter_step(draft: Draft, index: int) -> None:
-    """Go to step `index`, or to 100 % behind the last one."""
+    """Go to step `index`, or to 100 % after the last one."""
     snapshot = draft.status.snapshot
     assert snapshot is not None
     if index >= len(snapshot.steps):
@@ -213,7 +215,7 @@ def complete(draft: Draft) -> None:
     bakes = not direct and s.snapshot is not None and s.snapshot.bake_seconds > 0 and old is not None
     if s.retracing and old is not None:
         draft.reject(old, DecisionReason.ROLLOUT_UNDONE)
-    # after a way back, the version that was left must canary again: it is no `previous`
+    # after going back, the version that was left must canary again, so it is not `previous`
     draft.set(stable=s.canary, canary=None, previous=None if direct else old, direct=False, retracing=False)
     if bakes:
         draft.enter("Baking", 100)
@@ -229,7 +231,7 @@ def complete(draft: Draft) -> None:
 def end_bake(draft: Draft) -> None:
     draft.become_idle(100)
     old = draft.status.previous
-    text = f"{version_name(old)} is unloaded" if old else "the first version is watched no more"
+    text = f"{version_name(old)} is unloaded" if old else "the first version is no longer watched"
     draft.record(DecisionReason.BAKE_COMPLETED, text)
 
 
@@ -237,7 +239,7 @@ def withdraw(draft: Draft, why: DecisionReason, message: str, *, reject: bool) -
     """Weight 0 at once. A rejected digest stays rejected until `retry`."""
     s = draft.status
     if s.stage == "Baking":
-        # the old arm is still loaded: what was promoted becomes the canary that is taken back
+        # the old arm is still loaded: the promoted version becomes the canary that is withdrawn
         draft.set(canary=s.stable, stable=s.previous, previous=None)
     canary = draft.status.canary
     assert canary is not None
@@ -286,14 +288,14 @@ def update_rules(draft: Draft, snapshot: Snapshot) -> None:
         start_over(draft)
         draft.record(
             DecisionReason.ROLLOUT_UPDATED,
-            "stickiness or audience was edited: other users, so it starts over from weight 0",
+            "stickiness or audience was edited: other users meet the canary, so it starts over at weight 0",
         )
         return
     if old.reporting != snapshot.reporting:
         start_over(draft)
         draft.record(
             DecisionReason.ROLLOUT_UPDATED,
-            "evidenceSource or reporting was edited: other evidence, so it starts over from weight 0",
+            "evidenceSource or reporting was edited: evidence is measured anew, so the canary starts over at weight 0",
         )
         return
     here = s.current_step_index + 1

@@ -20,7 +20,7 @@ from promptrollout.engine.lifecycle.surroundings import (
 from promptrollout.engine.lifecycle.verbs import apply_command
 
 LAGGARD_SECONDS = 60
-"""How long a pod may leave a rollback unconfirmed before it is evicted."""
+"""A pod that has not confirmed a rollback after this time is evicted."""
 
 
 def plan(facts: Facts, now: int) -> Plan:
@@ -36,10 +36,10 @@ def plan(facts: Facts, now: int) -> Plan:
     apply_command(draft)
     apply_move(draft, follow_spec(draft))
     watch_delivery(draft)
-    watch_provider(draft)
-    watch_metrics(draft)
+    apply_move(draft, watch_provider(draft))
+    apply_move(draft, watch_metrics(draft))
     record_skipped_metrics(draft)
-    watch_pods(draft)
+    apply_move(draft, watch_pods(draft))
     holds = holds_from_outside(draft)
     breached = fold_evidence(draft, held=bool(holds))
     apply_move(draft, roll_back(draft, breached))
@@ -59,7 +59,7 @@ def recover(draft: Draft) -> None:
     if draft.status.stage is not None and is_coherent(draft.status):
         return
     if draft.status.stage is not None:
-        # somebody edited it by hand: what cannot come from here is as good as lost
+        # edited by hand: a status that no plan returns counts as lost
         draft.status = RolloutStatus(history=draft.status.history, decision_count=draft.status.decision_count)
     delivered, desired = draft.facts.delivered, draft.desired
     memory = delivered.memory if delivered else None
@@ -76,27 +76,25 @@ def recover(draft: Draft) -> None:
         draft.enter("Idle", 100)
         draft.record(
             DecisionReason.STATUS_RECOVERED,
-            f"status was lost and rebuilt from the delivery: {version_name(stable)} is stable",
+            f"the status was lost and rebuilt from the delivery: {version_name(stable)} is stable",
         )
     elif draft.facts.promoted is not None:
         draft.set(stable=draft.facts.promoted, revision=1)
         draft.enter("Idle", 100)
         draft.record(
             DecisionReason.STATUS_RECOVERED,
-            f"rebuilt from the owned copies: {version_name(draft.facts.promoted)} is stable",
+            f"the status was lost and rebuilt from the owned copies: {version_name(draft.facts.promoted)} is stable",
         )
     elif desired is not None and not draft.facts.desired.problems:
         first = draft.facts.desired.baseline or desired
         draft.set(stable=first, revision=1)
         draft.set_clock(started_at=draft.now)
         bake_first_version(draft)
-        draft.record(
-            DecisionReason.INITIAL_VERSION, f"{version_name(first)} is the first version, and goes to everybody"
-        )
+        draft.record(DecisionReason.INITIAL_VERSION, f"{version_name(first)} is the first version and serves everybody")
 
 
 def correct_clock(draft: Draft) -> None:
-    """Evidence cannot have been read beyond the present interval: whoever wrote that would make the rollout blind."""
+    """Evidence cannot have been read beyond the present interval: such a time, written by hand, would skip evidence."""
     until, snapshot = draft.clock.evaluated_until, draft.status.snapshot
     if until is None or snapshot is None or until <= draft.now + snapshot.interval_seconds:
         return
@@ -119,7 +117,7 @@ def is_coherent(status: RolloutStatus) -> bool:
 
 
 def bake_first_version(draft: Draft) -> None:
-    """A first version has nothing to go back to: while it bakes, its absolute objectives alert and no more."""
+    """A first version has no earlier one to go back to: while it bakes, its absolute objectives only alert."""
     snapshot = draft.facts.desired.snapshot
     bounded = snapshot is not None and any(o.max is not None or o.min is not None for o in snapshot.objectives)
     if snapshot is None or not snapshot.analyse or not bounded:
@@ -146,7 +144,7 @@ def outcome(draft: Draft) -> Plan:
         next_seconds = draft.now + s.snapshot.interval_seconds
     urgent = urgent_part(before) != urgent_part(s)
     if urgent:
-        next_seconds = draft.now  # the move may open the way to another
+        next_seconds = draft.now  # another move may follow at once
     return Plan(
         status=s,
         delivery=draft.intent(),

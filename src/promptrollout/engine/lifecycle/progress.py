@@ -15,7 +15,7 @@ from promptrollout.engine.lifecycle.moves import (
     EnterStep,
     FinishWithdrawal,
     Move,
-    RecordBreach,
+    Record,
     UpdateRules,
     Withdraw,
     current_step,
@@ -26,7 +26,7 @@ from promptrollout.engine.lifecycle.moves import (
 from promptrollout.engine.lifecycle.reasons import Hold
 
 COMMON_SECONDS = 600
-"""How long both arms may be beyond an absolute bound right after a weight increase before it is taken back."""
+"""How long both arms may exceed an absolute bound right after a weight increase before the weight is reduced."""
 
 
 # ---------------------------------------------------------------- by the spec
@@ -48,16 +48,16 @@ def follow_spec(draft: Draft) -> Move | None:
         if desired == s.canary:
             return UpdateRules(snapshot)
         if s.retracing:
-            return None  # an `undo` is on its way back while the spec still names what is being undone
+            return None  # an `undo` is in progress while the spec still names the version that is being undone
         if desired == s.stable:
-            text = f"the spec names {version_name(desired)} again, which is stable"
+            text = f"the spec names the stable version {version_name(desired)} again"
             return Withdraw(DecisionReason.ROLLOUT_CANCELLED, text, reject=False)
         text = f"the spec names {version_name(desired)} now"
         return Withdraw(DecisionReason.ROLLOUT_SUPERSEDED, text, reject=False)
     if s.stage in ("Idle", "Baking") and desired != s.stable and not draft.is_rejected(desired):
         back = desired == s.previous
         again = draft.attempt_of(desired.digest)
-        why = f"back to what ran before {version_name(s.stable)}" if back else "the prompt changed"
+        why = f"back to the version before {version_name(s.stable)}" if back else "the prompt changed"
         return Begin(desired, snapshot, direct=back, why=f"attempt {again}" if again > 1 else why)
     return None
 
@@ -70,7 +70,8 @@ def roll_back(draft: Draft, breached: ObjectiveStatus | None) -> Move | None:
         return None
     text = f"{breached.name}: {breached.message}"
     if not draft.can_go_back:
-        return RecordBreach(f"{text}; there is nothing to go back to")
+        text += "; there is no earlier version to go back to"
+        return Record(DecisionReason.OBJECTIVE_BREACHED, text, evidence=True)
     return Withdraw(DecisionReason.OBJECTIVE_BREACHED, f"{text}; rolled back", reject=True)
 
 
@@ -137,7 +138,7 @@ def next_move_of_step(draft: Draft, holds: Sequence[Hold]) -> Move | None:
     if common_cause_of_the_step(draft) and (move := step_back(draft, snapshot)):
         return move
     if is_late(draft) and snapshot.on_timeout == "Rollback":
-        text = f"{draft.clock.active_seconds} s of active time are over"
+        text = f"maxDurationSeconds is over ({draft.clock.active_seconds} s of active time): rolled back"
         return Withdraw(DecisionReason.MAX_DURATION_EXCEEDED, text, reject=True)
     time_is_up = s.step_time_waived or draft.clock.step_active_seconds >= step_seconds(step)
     if holds or not time_is_up:
@@ -157,8 +158,8 @@ def next_move_of_step(draft: Draft, holds: Sequence[Hold]) -> Move | None:
 
 
 def common_cause_of_the_step(draft: Draft) -> bool:
-    """Both arms have been beyond an absolute bound for a while, and came there right after the weight was raised: the
-    canary may use up a quota that both share."""
+    """Both arms have exceeded an absolute bound for a while, starting right after the weight was raised: the canary may
+    use up a quota that both share."""
     clock, since = draft.clock, draft.clock.common_since
     if since is None or clock.stage_since is None or clock.acknowledged_at is None or clock.evaluated_until is None:
         return False
@@ -174,8 +175,8 @@ def step_back(draft: Draft, snapshot: Snapshot) -> Move | None:
         return None
     names = ", ".join(row.name for row in s.analysis if row.common_cause)
     text = (
-        f"both arms have been beyond the bound of {names} since the weight was raised to {s.weight} %: "
-        f"back to {snapshot.steps[before[-1]].weight} %, as the canary may use up what both share"
+        f"both arms crossed the bound of {names} when the weight was raised to {s.weight} %: "
+        f"back to {snapshot.steps[before[-1]].weight} %. Check quotas and rate limits that both arms share"
     )
     return EnterStep(before[-1], DecisionReason.WEIGHT_REDUCED, text, evidence=True)
 

@@ -1,4 +1,4 @@
-"""What people ask for: each verb of the CLI, bound to what its author was looking at."""
+"""The verbs of the CLI. Each command is bound to the status that its author saw."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,7 @@ def apply_command(draft: Draft) -> None:
         return
     refusal = mismatch(draft, command) or forbidden(draft, command) or VERBS[command.verb](draft, command)
     if refusal:
-        text = f"{command.verb}{author_text(command)} refused: {refusal_text(refusal)}"
+        text = f"{command.verb} by {author(command)}{why(command)} refused: {refusal_text(refusal)}"
         draft.record(DecisionReason.COMMAND_REFUSED, text, command=command.id)
 
 
@@ -51,7 +51,7 @@ def mismatch(draft: Draft, command: Command) -> Refusal | None:
 
 
 def forbidden(draft: Draft, command: Command) -> Refusal | None:
-    """What nobody may start while something stronger is in force."""
+    """What a command may not start while an override or a pause is in force."""
     if command.verb in ("pause", "resume", "abort"):
         return None
     if draft.facts.delivered is not None and draft.facts.delivered.overridden:
@@ -62,14 +62,17 @@ def forbidden(draft: Draft, command: Command) -> Refusal | None:
 
 
 def ends_pause(draft: Draft) -> bool:
-    """More users meet the canary behind it."""
+    """More users meet the canary after it."""
     step = current_step(draft)
     return step is not None and step.pause is not None
 
 
-def author_text(command: Command) -> str:
-    text = f" by {command.by}" if command.by else ""
-    return text + (f" ({command.reason})" if command.reason else "")
+def author(command: Command) -> str:
+    return command.by or "a person"
+
+
+def why(command: Command) -> str:
+    return f" ({command.reason})" if command.reason else ""
 
 
 def pause(draft: Draft, command: Command) -> Refusal | None:
@@ -77,7 +80,8 @@ def pause(draft: Draft, command: Command) -> Refusal | None:
         return Refusal(RefusalReason.ALREADY_PAUSED)
     draft.set(paused=True)
     draft.record(
-        DecisionReason.ROLLOUT_PAUSED, f"paused{author_text(command)}: nothing advances, a breach still rolls back"
+        DecisionReason.ROLLOUT_PAUSED,
+        f"{author(command)} paused the rollout{why(command)}: nothing advances, a breach still rolls back",
     )
     return None
 
@@ -88,7 +92,7 @@ def resume(draft: Draft, command: Command) -> Refusal | None:
     if not draft.status.paused:
         return Refusal(RefusalReason.NOT_PAUSED)
     draft.set(paused=False)
-    draft.record(DecisionReason.ROLLOUT_RESUMED, f"resumed{author_text(command)}")
+    draft.record(DecisionReason.ROLLOUT_RESUMED, f"{author(command)} resumed the rollout{why(command)}")
     return None
 
 
@@ -105,7 +109,7 @@ def promote(draft: Draft, command: Command) -> Refusal | None:
     if draft.metrics_unavailable and step.pause is not None:
         return Refusal(RefusalReason.METRICS_UNAVAILABLE, draft.facts.evidence.problem)
     if step.pause is not None:
-        draft.record(DecisionReason.PAUSE_PROMOTED, f"pause ended{author_text(command)}")
+        draft.record(DecisionReason.PAUSE_PROMOTED, f"{author(command)} ended the pause{why(command)}")
         enter_step(draft, draft.status.current_step_index + 1)
         return None
     asked = draft.status.snapshot is not None and draft.status.snapshot.on_insufficient_traffic == "RequireApproval"
@@ -121,8 +125,11 @@ def promote(draft: Draft, command: Command) -> Refusal | None:
         )
     )
     draft.set(step_time_waived=True, step_approved=draft.status.step_approved or waits)
-    what = "approved without enough evidence" if waits else "need not wait for the step's time, only for its evidence"
-    draft.record(DecisionReason.STEP_PROMOTED, f"step {draft.status.step} {what}{author_text(command)}", evidence=True)
+    who, step_name = author(command), f"step {draft.status.step}"
+    text = f"{who} skipped the minimum time of {step_name}{why(command)}; evidence is still required"
+    if waits:
+        text = f"{who} approved {step_name} without enough evidence{why(command)}"
+    draft.record(DecisionReason.STEP_PROMOTED, text, evidence=True)
     return None
 
 
@@ -137,7 +144,8 @@ def promote_full(draft: Draft, command: Command) -> Refusal | None:
         return Refusal(RefusalReason.NO_CANARY)
     draft.record(
         DecisionReason.FULL_PROMOTION,
-        f"{version_name(draft.status.canary)} goes to 100 % without waiting for evidence{author_text(command)}",
+        f"{author(command)} sends {version_name(draft.status.canary)} to 100 % without waiting for evidence"
+        f"{why(command)}",
         evidence=True,
     )
     if draft.status.stage == "Loading":
@@ -154,11 +162,16 @@ def abort(draft: Draft, command: Command) -> Refusal | None:
     if s.stage == "Withdrawing" and s.canary is not None and s.withdrawal in STARTS_OVER:
         draft.reject(s.canary, DecisionReason.ROLLOUT_ABORTED)
         draft.set(withdrawal=DecisionReason.ROLLOUT_ABORTED.value)
-        draft.record(DecisionReason.ROLLOUT_ABORTED, f"aborted{author_text(command)}")
+        draft.record(DecisionReason.ROLLOUT_ABORTED, f"{author(command)} aborted the rollout{why(command)}")
         return None
     if not draft.can_go_back:
         return Refusal(RefusalReason.NO_CANARY)
-    withdraw(draft, DecisionReason.ROLLOUT_ABORTED, f"aborted{author_text(command)}", reject=not s.retracing)
+    withdraw(
+        draft,
+        DecisionReason.ROLLOUT_ABORTED,
+        f"{author(command)} aborted the rollout{why(command)}",
+        reject=not s.retracing,
+    )
     return None
 
 
@@ -173,7 +186,8 @@ def retry(draft: Draft, command: Command) -> Refusal | None:
     attempt = draft.attempt_of(desired.digest)
     draft.record(
         DecisionReason.ROLLOUT_RETRIED,
-        f"{version_name(desired)}: attempt {attempt} from no evidence, at a stricter level{author_text(command)}",
+        f"{author(command)} retried {version_name(desired)}{why(command)}: attempt {attempt}, from no evidence, at a "
+        "stricter level",
     )
     return None
 
@@ -181,7 +195,9 @@ def retry(draft: Draft, command: Command) -> Refusal | None:
 def undo(draft: Draft, command: Command) -> Refusal | None:
     s = draft.status
     if draft.can_go_back:
-        withdraw(draft, DecisionReason.ROLLOUT_UNDONE, f"undone{author_text(command)}", reject=True)
+        withdraw(
+            draft, DecisionReason.ROLLOUT_UNDONE, f"{author(command)} undid the rollout{why(command)}", reject=True
+        )
         return None
     if s.stage == "Withdrawing":
         return Refusal(RefusalReason.ROLLBACK_IN_PROGRESS)
@@ -195,7 +211,13 @@ def undo(draft: Draft, command: Command) -> Refusal | None:
     if s.stage == "Idle" and draft.is_rejected(draft.desired):
         return Refusal(RefusalReason.ALREADY_UNDONE, version_name(draft.desired), other=version_name(s.stable))
     left = s.stable
-    begin(draft, s.previous, snapshot, direct=True, why=f"undo of {version_name(left)}{author_text(command)}")
+    begin(
+        draft,
+        s.previous,
+        snapshot,
+        direct=True,
+        why=f"{author(command)} went back from {version_name(left)}{why(command)}",
+    )
     draft.set(retracing=True)
     return None
 

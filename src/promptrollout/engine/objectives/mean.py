@@ -80,7 +80,7 @@ class MeanTest:
             return state
         state = replace(state, coverage=state.coverage.observe(usable))
         canary, stable = total_of(counts.canary for counts in usable), total_of(counts.stable for counts in usable)
-        # what this interval weighs is fixed before it is looked at: variances and dispersion of the earlier ones
+        # the weight of this interval is fixed before its values are read, by variances and dispersion of earlier ones
         known = variances(state.canary, state.stable)
         rho = state.dispersion.between_intervals()
         met = state.canary.n + canary.n > 0
@@ -104,7 +104,7 @@ class MeanTest:
         both, one = 1 + SKEWED * rho * pairs, 1 + SKEWED / 2 * rho * n_c
         most = MOST_PER_INTERVAL * self.user_dispersion(state)  # what the verdict will divide by, again
 
-        # a tail that has not shown yet makes a mean look low and certain, so whoever is to pass has the wider spread
+        # an unseen tail makes a mean look low and certain, so a canary needs the wider spread to pass
         wide = max(v_c, v_s)
         here, doubted = Contrast(), Contrast()
         for counts in usable:
@@ -200,7 +200,7 @@ class MeanTest:
         crossed = log_threshold(levels.breach / self.bounds)
         evidence = [self.log_breach_relative(state)] if self.margin is not None else []
         evidence += [self.log_breach_absolute(state)] if self.bound is not None else []
-        # most looks end here: what is not enough as it stands is not enough when users are weighed
+        # most looks end here: evidence that is too weak as it stands stays too weak when users are weighed
         return max(evidence) >= crossed and shrunk(max(evidence), self.user_dispersion(state)) >= crossed
 
     def _findings(self, state: MeanState, levels: Levels) -> list[Finding]:
@@ -300,7 +300,7 @@ class MeanTest:
     def decode(self, text: str) -> MeanState:
         return MeanState.read(*encoding.decode(self.definition, text, LENGTH, SINGLES))
 
-    # ------------------------------------------------------------ words
+    # ------------------------------------------------------------ texts
 
     def _margin_text(self, margin: float) -> str:
         return f"{margin:g} %" if self.more_is_worse else wording.value(self.signal, margin)
@@ -320,16 +320,16 @@ class MeanTest:
         if state.canary.n < self.gate:
             return f"{self.gate} canary requests are needed before it is judged"
         if state.canary.total + state.stable.total <= 0:
-            return "it is 0 in both arms, so nothing can be compared; set prices in the ModelProvider or drop it"
-        return "the spread of single requests is not known yet"
+            return "both arms are at 0: set prices in the ModelProvider, or remove the objective"
+        return "the variance is not known yet"
 
     def _detectable_text(self, state: MeanState, level: float) -> str:
         mean = self.detectable(state, level)
         direction = "rise" if self.more_is_worse else "fall"
         if math.isinf(mean) or mean < 0:
-            return f"too little evidence to have seen any {direction}"
+            return f"too little evidence to detect any {direction}"
         reach = "more" if self.more_is_worse else "less"
-        return f"a {direction} to {wording.value(self.signal, mean)} or {reach} would have been seen"
+        return f"a {direction} to {wording.value(self.signal, mean)} or {reach} would have been detected"
 
     def difference(self, state: MeanState) -> tuple[float, float] | None:
         """Anytime-valid interval for the difference of the means (asymptotic: AsympCS on the stratified sums)."""

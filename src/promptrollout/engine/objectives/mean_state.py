@@ -82,7 +82,7 @@ class MeanState:
 
     @classmethod
     def read(cls, numbers: Iterator[float], singles: Iterator[float]) -> MeanState:
-        """The inverse of `numbers` and `singles`; ValueError if they are no such sums."""
+        """The inverse of `numbers` and `singles`; ValueError if they are not such sums."""
         canary, stable = (Arm(next(numbers), next(numbers), next(numbers)) for _ in range(2))
         shown = Arm(next(numbers), next(numbers))
         scale, effective = next(numbers), next(numbers)

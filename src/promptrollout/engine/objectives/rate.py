@@ -79,7 +79,7 @@ class RateTest:
             return state
         n_c, e_c = sum(c.canary.n for c in usable), sum(c.canary.total for c in usable)
         n_s, e_s = sum(c.stable.n for c in usable), sum(c.stable.total for c in usable)
-        # what this interval weighs is fixed before it is looked at: rate and dispersion of the earlier ones
+        # the weight of this interval is fixed before its values are read: by rate and dispersion of the earlier ones
         rate = state.recent_bad / state.recent if state.recent else 0.0
         rho = state.dispersion.between_intervals()
         pairs = n_c * n_s / (n_c + n_s) if n_c > 0 and n_s > 0 else 0.0
@@ -177,7 +177,7 @@ class RateTest:
         crossed = log_threshold(levels.breach / self.bounds)
         evidence = [self.log_breach_relative(state)] if self.margin_percent is not None else []
         evidence += [self.log_breach_absolute(state)] if self.maximum is not None else []
-        # most looks end here: what is not enough as it stands is not enough when users are weighed
+        # most looks end here: evidence that is too weak as it stands stays too weak when users are weighed
         return max(evidence) >= crossed and shrunk(max(evidence), self.user_dispersion(state)) >= crossed
 
     def _findings(self, state: RateState, levels: Levels) -> list[Finding]:
@@ -270,7 +270,7 @@ class RateTest:
     def decode(self, text: str) -> RateState:
         return RateState.read(*encoding.decode(self.definition, text, LENGTH, SINGLES))
 
-    # ------------------------------------------------------------ words
+    # ------------------------------------------------------------ texts
 
     def _values_text(self, state: RateState) -> str:
         if not state.canary:
@@ -284,8 +284,8 @@ class RateTest:
     def _detectable_text(self, state: RateState, level: float) -> str:
         rate = self.detectable(state, level)
         if rate > 1:
-            return "too few requests to have seen even a total failure"
-        return f"a rise to {wording.share(rate)} or more would have been seen"
+            return "too few requests to detect even a total failure"
+        return f"a rise to {wording.share(rate)} or more would have been detected"
 
     def difference(self, state: RateState) -> tuple[float, float] | None:
         """Anytime-valid interval for the difference in share (asymptotic: AsympCS on the stratified sums)."""

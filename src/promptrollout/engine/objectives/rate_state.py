@@ -87,7 +87,7 @@ class RateState:
 
     @classmethod
     def read(cls, numbers: Iterator[float], singles: Iterator[float]) -> RateState:
-        """The inverse of `numbers` and the dispersion's `singles`; ValueError if they are no such sums."""
+        """The inverse of `numbers` and the dispersion's `singles`; ValueError if they are not such sums."""
         totals = [next(numbers) for _ in range(7)]
         relative = StartMixture.read(numbers, len(WORSE))
         floor, absolute = (StartMixture.read(numbers, len(WORSE_ODDS)) for _ in range(2))

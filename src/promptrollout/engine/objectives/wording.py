@@ -67,7 +67,7 @@ def dispersion(users: float, effective: float) -> list[str]:
     """A remark where requests count for less than one each: `users` is the variance ratio of users' habits, `effective`
     what is left of a request for what hits an arm for a while."""
     weight = effective / users
-    return [] if weight > 0.8 else [f"as requests are alike, each counts for {_digits(weight, 1)} of one"]
+    return [] if weight > 0.8 else [f"requests are correlated: each counts for {_digits(weight, 1)} of one"]
 
 
 def fits(text: str, limit: int) -> str:
