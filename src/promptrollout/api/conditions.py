@@ -202,7 +202,7 @@ CONDITIONS: Final[Mapping[str, Mapping[ConditionType, ConditionRow]]] = MappingP
                 },
             ),
             ConditionType.AUTHENTICATED: ConditionRow(
-                "callers must say who they are",
+                "callers must authenticate",
                 {
                     _R.KEYS: "callers need a key",
                     _R.SERVICE_ACCOUNTS: "callers need a ServiceAccount token",
@@ -217,15 +217,15 @@ CONDITIONS: Final[Mapping[str, Mapping[ConditionType, ConditionRow]]] = MappingP
                 "the providers of what is served answer",
                 {
                     _R.ANSWERING: "they answer",
-                    _R.PROVIDER_DOWN: "some cannot be reached, or fail nearly always",
-                    _R.PROVIDER_ADDRESS_REFUSED: "gateways may not connect to the address of some",
+                    _R.PROVIDER_DOWN: "some are unreachable, or nearly all their requests fail",
+                    _R.PROVIDER_ADDRESS_REFUSED: "the address of some is refused",
                 },
             ),
             ConditionType.PROVIDER_KEYS_BOUND: ConditionRow(
-                "each key's Secret says to which hosts the key may go",
+                "each key's Secret lists the host that the key is sent to",
                 {
                     _R.BOUND: "all do",
-                    _R.PROVIDER_KEY_NOT_BOUND: "a Secret does not name the host of baseURL: the provider is not asked",
+                    _R.PROVIDER_KEY_NOT_BOUND: "a Secret does not list the host of baseURL: the key is not sent",
                     _R.PROVIDER_KEY_UNBOUND: "a Secret has no data key `hosts`",
                 },
             ),
@@ -235,7 +235,7 @@ CONDITIONS: Final[Mapping[str, Mapping[ConditionType, ConditionRow]]] = MappingP
         "ModelProvider": {
             ConditionType.READY: ConditionRow(
                 "the spec can be used",
-                {**_SPEC, _R.SERVED_ELSEWHERE: "what is served was rolled out with another baseURL"},
+                {**_SPEC, _R.SERVED_ELSEWHERE: "rollouts still use an earlier baseURL until their next version"},
             ),
             ConditionType.TLS_VERIFIED: ConditionRow(
                 "the endpoint's certificate is verified; absent without https",
