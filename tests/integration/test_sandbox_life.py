@@ -73,7 +73,7 @@ def test_a_sandbox_from_start_to_end(tmp_path: Path, eventually: Callable[..., A
 def test_wrong_options_are_named(tmp_path: Path) -> None:
     wrong = promptrollout("sandbox", "up", "--dir", str(tmp_path), "--scrape-interval", "fast")
     assert wrong.returncode == 1
-    assert wrong.stderr == "Error: --scrape-interval: 'fast' is no positive duration; write 500ms, 1s or 2m\n"
+    assert wrong.stderr == "Error: --scrape-interval: 'fast' is not a positive duration: write 500ms, 1s or 2m\n"
     (tmp_path / "values.yaml").write_text("- a list\n")
     for file, reason in (("values.yaml", "values are a mapping"), ("nowhere.yaml", "cannot be read")):
         wrong = promptrollout("sandbox", "up", "--dir", str(tmp_path / "x"), "--values", str(tmp_path / file))

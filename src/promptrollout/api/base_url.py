@@ -35,7 +35,7 @@ def base_url_doubt(base_url: str) -> str | None:
 
 
 def base_url_problem(base_url: str) -> str | None:
-    """Why nobody can be asked there, in words that follow the field's name; None if somebody can."""
+    """Why no request can be sent there, as words after the field's name; None if it can."""
     found = _BASE_URL.fullmatch(base_url)
     try:
         if found is not None and found["host"].startswith("["):

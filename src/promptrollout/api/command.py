@@ -37,7 +37,7 @@ def new_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class MalformedCommand:
-    """An annotation that is no command."""
+    """An annotation that is not a command."""
 
     text: str
     problem: str

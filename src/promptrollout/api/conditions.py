@@ -129,7 +129,7 @@ _STATES: Final[dict[Reason, str]] = {
     _R.PAUSE_STEP: "the canary is in a pause step",
     _R.INSUFFICIENT_TRAFFIC: "the step's time is over and evidence is missing, or the canary was taken back for it",
     _R.INVALID_SPEC: "the spec, or an object that it names, cannot be used",
-    _R.NOT_SERVED: "ready pods exist, and none of them serves the rollout",
+    _R.NOT_SERVED: "ready pods exist, but none serves the rollout",
     _R.EMERGENCY_OVERRIDE: "the emergency override sends everybody to stable",
     **_WITHDRAWN,
 }
@@ -144,7 +144,7 @@ CONDITIONS: Final[Mapping[str, Mapping[ConditionType, ConditionRow]]] = MappingP
             ConditionType.READY: ConditionRow("the rollout is healthy", _STATES),
             ConditionType.RECONCILING: ConditionRow("the rollout is on its way and not stalled", _STATES),
             ConditionType.STALLED: ConditionRow(
-                "a person has to do something", {_R.NOT_STALLED: "the rollout goes on by itself", **_STATES}
+                "a person has to do something", {_R.NOT_STALLED: "the rollout continues by itself", **_STATES}
             ),
             ConditionType.PROGRESSING: ConditionRow("a canary is on its way up or down", _STATES),
             ConditionType.PAUSED: ConditionRow(
@@ -198,7 +198,7 @@ CONDITIONS: Final[Mapping[str, Mapping[ConditionType, ConditionRow]]] = MappingP
                     _R.WAITING_FOR_PODS: "some pods are not ready yet",
                     _R.INVALID_SPEC: "the message has the path and the fix",
                     _R.UNKNOWN_METRICS_SOURCE: "the operator has no metrics source of this name",
-                    _R.OBJECT_IN_THE_WAY: "an object of the same name belongs to somebody else",
+                    _R.OBJECT_IN_THE_WAY: "an object of the same name belongs to another owner",
                 },
             ),
             ConditionType.AUTHENTICATED: ConditionRow(

@@ -13,7 +13,7 @@ _FIXES: Final[Mapping[str, str]] = {
     "missing": "required: add it",
 }
 _BRANCH: Final = re.compile(r"[A-Z]\w*|.*\[.*|constrained-\w+")
-"""What pydantic puts into a path for a branch of a union: it is no field."""
+"""What pydantic puts into a path for a branch of a union: it is not a field."""
 
 
 def problems(error: ValidationError) -> Iterator[str]:

@@ -67,7 +67,7 @@ class Networks:
 
     @classmethod
     def of(cls, allowed: Iterable[str] = (), refused: Iterable[str] = (), api_server: str = "") -> Networks:
-        """`api_server`: KUBERNETES_SERVICE_HOST; a name is not looked at. Raises ValueError for what is no network."""
+        """`api_server`: KUBERNETES_SERVICE_HOST; a name is ignored. Raises ValueError for an invalid network."""
         return cls(
             tuple(ipaddress.ip_network(_cidr(each)) for each in allowed),
             tuple(ipaddress.ip_network(_cidr(each)) for each in refused),
@@ -137,7 +137,7 @@ def _meant(address: Address) -> tuple[Address, ...]:
         carried.append(last)
     if address in _LOCAL_NAT64:
         places = (last, *(_bits_from(number, start) for start in (48, 56, 64)))
-        # what is none of the prefixes in use reads as 0.something
+        # an address outside the prefixes in use reads as 0.x.x.x
         carried += [each for each in places if each not in _UNSPECIFIED]
     return (address, *(each for each in carried if each is not None))
 

@@ -29,11 +29,11 @@ class PatternSize:
 
 
 def pattern_size(pattern: str) -> PatternSize:
-    """An upper bound. What is no regular expression gets some bound too."""
+    """An upper bound. A text that is not a regular expression gets some bound too."""
     groups: list[list[int]] = [[0, 0]]
     atom = (0, 0)
     at = 0
-    classes = True  # until one has no end: to look for that of each of a thousand in vain would take long
+    classes = True  # until one has no end: searching for the end of each of a thousand would take long
     while at < len(pattern):
         character = pattern[at]
         one = _ESCAPE.match(pattern, at) if character == "\\" else None

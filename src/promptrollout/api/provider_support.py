@@ -12,7 +12,7 @@ from promptrollout.api.prompt import PromptSpec
 _ANTHROPIC: Final = ("seed", "presence_penalty", "frequency_penalty")
 
 
-def unsayable(prompt: PromptSpec, provider_type: str | None) -> Iterator[tuple[str, str]]:
+def unsupported(prompt: PromptSpec, provider_type: str | None) -> Iterator[tuple[str, str]]:
     """Where in the spec, and why, for a ModelProvider of this type."""
     if provider_type != "Anthropic":
         return

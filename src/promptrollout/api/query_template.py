@@ -1,4 +1,4 @@
-"""PromQL of signal `Custom`: a text with a few variables, filled in for each arm."""
+"""PromQL of signal `Custom`: a text with variables, filled in for each arm."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ def problem(template: str) -> str | None:
     """What is wrong with it, and the fix; None if nothing is."""
     used = set(_PLACE.findall(template))
     if unknown := sorted(used - set(VARIABLES)):
-        return f"{{{{ {unknown[0]} }}}} is no variable: there are {', '.join(VARIABLES)}"
+        return f"{{{{ {unknown[0]} }}}} is not a variable: use {', '.join(VARIABLES)}"
     if missing := [name for name in ARM_VARIABLES if name not in used]:
         return f"{{{{ {missing[0]} }}}} is missing: put {{{{ version }}}} and {{{{ variant }}}} into the label matchers"
     return None

@@ -71,7 +71,7 @@ class Node:
     unknown: bool = False
     """It refers to what this graph does not know."""
     slow: bool = False
-    """It has a keyword whose cost grows with the text of an answer, nobody knows how."""
+    """It has a keyword whose cost grows with the text of an answer in an unknown way."""
 
 
 class Graph:

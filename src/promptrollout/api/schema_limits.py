@@ -36,7 +36,7 @@ class CompileBudget:
 
 
 def compile_cost(schema: Any) -> int:
-    """An upper bound, as MAX_COMPILE_COST counts. Raises SchemaRefused where there is none."""
+    """An upper bound, as MAX_COMPILE_COST counts. Raises SchemaRefused if there is no bound."""
     graph = Graph(schema)
     cost = sum(_NODE_COST + sum(each.compile_cost for each in node.patterns) for node in graph.nodes.values())
     ways = ways_of(graph)

@@ -1,6 +1,6 @@
 """PromptSigningKey: the keys of one rollout's response ids. Gateway pods read them, and no role of people does.
 
-Without an ownerReference, like its PromptDelivery: both outlive a rollout that is made anew.
+Without an ownerReference, like its PromptDelivery: both outlive a rollout that is recreated.
 """
 
 from typing import Annotated
@@ -43,6 +43,6 @@ class PromptSigningKey(CustomResource):
         ("Age", "date", ".metadata.creationTimestamp", 0),
     )
     written_by_operator = True
-    in_category = False  # who may list the others may not list this one, and would be told so each time
+    in_category = False  # people who may list the other kinds may not list this one, and would get an error each time
 
     spec: SigningKeySpec

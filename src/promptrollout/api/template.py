@@ -1,4 +1,4 @@
-"""What a schema cannot refuse in a prompt: templates that do not parse, output schemas that are none. Never renders.
+"""What a schema cannot refuse in a prompt: templates that do not parse, invalid output schemas. Never renders.
 
 The operator (condition `InvalidSpec`), `promptrollout lint` and the gateway (when it loads a configuration) compile
 with the same environment and validator, so what one of them takes, all of them take.
@@ -223,7 +223,7 @@ def variables_of(text: str) -> set[str]:
 def answer_validator(schema: Json) -> jsonschema_rs.Validator:
     """A validator of answers. Raises ValueError naming the place in the schema.
 
-    Offline: a `$ref` to a URL would let whoever writes a prompt send requests from the operator's network.
+    Offline: a `$ref` to a URL would let authors of prompts send requests from the operator's network.
     """
     try:
         return jsonschema_rs.validator_for(schema, offline=True)
@@ -246,7 +246,7 @@ def _tokens(text: str, at_most: int) -> int:
             if count > at_most:
                 break
     except TemplateSyntaxError:
-        pass  # said where it is parsed
+        pass  # reported where it is parsed
     return count
 
 

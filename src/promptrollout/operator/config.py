@@ -33,7 +33,7 @@ class _Section(BaseModel):
 class BasicAuth(_Section):
     username: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^:\x00-\x1f]+$")]
     password_file: FilePath
-    """Read anew for each query."""
+    """Read again for each query."""
 
 
 ParameterName = Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_\[\]]*$", max_length=64)]
@@ -46,18 +46,18 @@ class MetricsSource(_Section):
     name: Name
     url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$", max_length=1024)]
     headers: dict[HeaderName, Annotated[str, Field(pattern=r"^[\x20-\x7e]*$", max_length=1024)]] = {}
-    """Sent with every query, such as X-Scope-OrgID. Not for secrets: they stand in a ConfigMap."""
+    """Sent with every query, such as X-Scope-OrgID. Not for secrets: they are in a ConfigMap."""
     bearer_token_file: FilePath | None = None
-    """Its content is sent as `Authorization: Bearer`; read anew for each query."""
+    """Its content is sent as `Authorization: Bearer`; read again for each query."""
     basic_auth: BasicAuth | None = None
     ca_file: FilePath | None = None
     """Certificates to trust for this source, in place of the system's."""
     client_certificate_file: FilePath | None = None
-    """Shown to the source; read anew for each new connection."""
+    """Client certificate; read again for each new connection."""
     client_key_file: FilePath | None = None
     """The certificate's private key."""
     query_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5.0
-    """How long an answer is waited for. What takes longer is an outage: rollouts hold."""
+    """How long an answer is waited for. Longer counts as an outage: rollouts hold."""
     query_parameters: Annotated[
         dict[ParameterName, Annotated[str, Field(pattern=r"^[\x20-\x7e]*$", max_length=1024)]], Field(max_length=20)
     ] = {}

@@ -120,7 +120,7 @@ class Service:
 
 
 def log_tail(path: Path, lines: int = 15) -> str:
-    """The last lines of a log, or a note that there is none."""
+    """The last lines of a log, or a note that it is empty."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 65536))
@@ -159,7 +159,7 @@ def leftovers(directory: Path) -> list[int]:
             continue
         try:
             environment = Path(f"/proc/{entry}/environ").read_bytes()
-        except OSError:  # ended in the meantime, or somebody else's
+        except OSError:  # ended meanwhile, or of another user
             continue
         if wanted in environment.split(b"\0") and start_time(int(entry)) is not None:
             found.append(int(entry))
@@ -167,7 +167,7 @@ def leftovers(directory: Path) -> list[int]:
 
 
 def kill_leftovers(directory: Path, timeout_seconds: float = 10.0) -> int:
-    """Kill every process of this sandbox and wait until none is left; how many there were."""
+    """Kill all processes of this sandbox and wait until they are gone; returns their number."""
     deadline = time.monotonic() + timeout_seconds
     killed: dict[int, int | None] = {}
 
@@ -187,7 +187,7 @@ def kill_leftovers(directory: Path, timeout_seconds: float = 10.0) -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports nobody listens on, below the ephemeral range: a restart finds its own port free again."""
+    """Free loopback ports below the ephemeral range, so that a restart finds its port free again."""
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     upper = first_ephemeral if first_ephemeral > 12000 else 32768
     # start at a place of our own, so that two sandboxes starting at once rarely meet

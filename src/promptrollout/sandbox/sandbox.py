@@ -61,7 +61,7 @@ class Sandbox:
             # stale: a supervisor that was killed left files, and perhaps processes of pods
             kill_leftovers(self.layout.root)
             supervisor.clean(self.layout)
-            # the supervisor inherits the lock, so there is no moment at which nobody holds it
+            # the supervisor inherits the lock, so it is held all the time
             process = self._spawn(lock.fileno())
         try:
             self._wait_ready(process, progress)
@@ -200,9 +200,9 @@ class Sandbox:
 
     def _wait_ready(self, process: subprocess.Popen[bytes], progress: Callable[[str], None]) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_SECONDS
-        told = 0
+        shown = 0
         while time.monotonic() < deadline:
-            told = self._tell(progress, told)
+            shown = self._show(progress, shown)
             state = self._state()
             if state.get("phase") == "ready":
                 # it is meant to outlive us: without this, Popen warns when it is collected
@@ -229,12 +229,12 @@ class Sandbox:
             f"another process holds {self.layout.lock} but the sandbox is not ready; see {self.layout.log}"
         )
 
-    def _tell(self, progress: Callable[[str], None], told: int) -> int:
+    def _show(self, progress: Callable[[str], None], shown: int) -> int:
         try:
             lines = self.layout.progress.read_text().splitlines()
         except FileNotFoundError:
-            return told
-        for line in lines[told:]:
+            return shown
+        for line in lines[shown:]:
             progress(line)
         return len(lines)
 

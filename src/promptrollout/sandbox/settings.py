@@ -1,4 +1,4 @@
-"""What a sandbox can be told, and where it keeps its files."""
+"""Settings of a sandbox, and where it keeps its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OPERATOR_NAMESPACE = "promptrollout-system"
 SANDBOX_NAMESPACE = "promptrollout-sandbox"
 NODE_NAME = "sandbox"
 READY_SECONDS = 150.0
-"""How long a service may take until it answers, on a busy machine; one that ended is noticed at once."""
+"""Time for a service to answer, on a busy machine; one that ended is noticed at once."""
 
 _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>ms|s|m)")
 _SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0}
@@ -30,7 +30,7 @@ class Settings:
     #: Delay before the first restart of a crashed container; doubles up to the maximum (a kubelet: 10 s to 300 s).
     crash_backoff_seconds: float = 1.0
     crash_backoff_max_seconds: float = 30.0
-    #: Tests that run their own operator, or none, leave the chart out.
+    #: False for tests that run their own operator, or no operator.
     install_operator: bool = True
     #: Helm values files, over the sandbox's own.
     values_files: list[str] = field(default_factory=list)
@@ -50,12 +50,12 @@ def parse_duration(text: str, field: str) -> float:
     """Seconds in a duration such as `500ms`, `1s` or `2m`; the error names `field`."""
     match = _DURATION.fullmatch(text.strip())
     if not match or float(match["number"]) <= 0:
-        raise SandboxError(f"{field}: {text!r} is no positive duration; write 500ms, 1s or 2m")
+        raise SandboxError(f"{field}: {text!r} is not a positive duration: write 500ms, 1s or 2m")
     return float(match["number"]) * _SECONDS_PER_UNIT[match["unit"]]
 
 
 def default_dir() -> Path:
-    """Where the sandbox lives unless told otherwise: the user's state directory."""
+    """The default directory of the sandbox: in the user's state directory."""
     state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(state) / "promptrollout" / "sandbox"
 

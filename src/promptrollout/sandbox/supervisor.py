@@ -191,8 +191,8 @@ class Supervisor:
     async def _authenticated(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "")
-        if not secrets.compare_digest(given.encode(), f"Bearer {self._control_token}".encode()):
+        token = request.headers.get("Authorization", "")
+        if not secrets.compare_digest(token.encode(), f"Bearer {self._control_token}".encode()):
             return web.json_response({"error": "the token is in state.json"}, status=401)
         try:
             return await handler(request)
@@ -211,7 +211,7 @@ class Supervisor:
         await self.prometheus.wait_ready()
 
     async def _stop_apiserver(self) -> None:
-        # with open watches it would take its time to leave, and an outage is not polite either
+        # with open watches it would end slowly, and an outage is abrupt too
         await self.control_plane.apiserver.stop(grace_seconds=0.5)
 
     async def _start_apiserver(self) -> None:

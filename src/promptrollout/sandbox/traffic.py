@@ -260,7 +260,7 @@ def completions_url(url: str) -> str:
     """The chat completions address below a gateway's URL, with or without /v1; ValueError unless it is loopback."""
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"url: {url!r} is no HTTP address; give one like http://127.0.0.1:8080")
+        raise ValueError(f"url: {url!r} is not an HTTP address: use one like http://127.0.0.1:8080")
     if not _is_loopback(parts.hostname):
         raise ValueError(
             f"url: {parts.hostname} is not a loopback address; the traffic generator loads only this machine. "
@@ -323,7 +323,7 @@ def main(
     variables: tuple[str, ...],
 ) -> None:
     """Send simulated users' requests to a gateway and print what they saw, as JSON."""
-    given = dict(_pair(header, ":", "--header") for header in headers)
+    pairs = dict(_pair(header, ":", "--header") for header in headers)
     filled = dict(_pair(variable, "=", "--variable") for variable in variables)
 
     async def run() -> TrafficStats:
@@ -335,7 +335,7 @@ def main(
             seed=seed,
             stream_share=stream_share,
             zipf=zipf,
-            headers=given,
+            headers=pairs,
             variables=filled,
         )
         async with traffic:

@@ -341,7 +341,7 @@ ARM = 'version="{{ version }}", variant="{{ variant }}"'
         (f"sum(up{{{ARM})", ") at character 56 cannot close { at character 7"),
         (f"up{{{ARM}}})", ") at character 53 closes nothing"),
         (f"up{{{ARM}, x='a}}", "the quote ' at character"),
-        (f'up{{{ARM}, x="{{{{ arm }}}}"}}', "{{ arm }} is no variable"),
+        (f'up{{{ARM}, x="{{{{ arm }}}}"}}', "{{ arm }} is not a variable"),
     ],
 )
 def test_an_expression_whose_brackets_do_not_close_is_an_error(query: str, says: str | None) -> None:
@@ -355,7 +355,7 @@ def test_an_expression_whose_brackets_do_not_close_is_an_error(query: str, says:
     ("bad", "says"),
     [
         ('failed{version="{{ version }}"}', "put {{ version }} and {{ variant }} into its label matchers"),
-        (f'failed{{{ARM}, x="{{{{ arm }}}}"}}', "{{ arm }} is no variable"),
+        (f'failed{{{ARM}, x="{{{{ arm }}}}"}}', "{{ arm }} is not a variable"),
         ("failed", 'such as failed_total{version="{{ version }}", variant="{{ variant }}"}'),
     ],
 )

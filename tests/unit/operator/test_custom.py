@@ -123,7 +123,7 @@ def test_a_first_version_is_asked_for_as_the_arm_that_it_is() -> None:
         ({"value": "up"}, r"custom\.value: .* variant .*is missing"),
         (
             {"value": 'up{a="{{ variant }}{{ version }}{{ pod }}"}'},
-            r"custom\.value: .*\{\{ pod \}\} is no variable: there are namespace,",
+            r"custom\.value: .*\{\{ pod \}\} is not a variable: use namespace,",
         ),
         ({"ratio": {"bad": f"a{ARM}", "total": 'b{v="{{ version }}"}'}}, r"custom\.ratio\.total: .* variant"),
     ],

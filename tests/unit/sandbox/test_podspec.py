@@ -148,7 +148,7 @@ def test_resources_are_rounded_up_to_the_divisor() -> None:
     assert resource_value(POD, container, {"resource": "limits.cpu"}) == "2"
     assert resource_value(POD, container, {"resource": "limits.cpu", "divisor": "1m"}) == "1500"
     assert resource_value(POD, container, {"resource": "limits.memory", "divisor": "1Mi"}) == "100"
-    with pytest.raises(ConfigError, match="'1x' is no quantity"):
+    with pytest.raises(ConfigError, match="'1x' is not a quantity"):
         parse_quantity("1x")
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final
 import orjson
 
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.api.provider_support import unsayable
+from promptrollout.api.provider_support import unsupported
 from promptrollout.llm.answers.choices import Choice
 from promptrollout.llm.answers.streams import StreamReader
 from promptrollout.llm.answers.usage import Usage
@@ -59,7 +59,7 @@ class Messages(Protocol):
     forwarded: ClassVar = ("anthropic-version", "anthropic-beta")
 
     def overlay(self, spec: PromptSpec) -> Overlay:
-        for where, reason in unsayable(spec, "Anthropic"):
+        for where, reason in unsupported(spec, "Anthropic"):
             raise Untranslatable(where, reason)
         fields = parameters_of(spec, "temperature", "top_p", "max_tokens", "stop")
         if (stop := fields.pop("stop", None)) is not None:

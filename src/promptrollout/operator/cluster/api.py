@@ -138,7 +138,7 @@ class Api:
     # ------------------------------------------------------------ writing
 
     async def create(self, kind: str, namespace: str, body: Object) -> Object:
-        """409 if the name is taken."""
+        """409 if an object of this name exists."""
         return await self._write("create", kind, "POST", path_of(kind, namespace), body, {}, "application/json")
 
     async def apply(self, kind: str, namespace: str, name: str, body: Object) -> Object:
@@ -150,7 +150,7 @@ class Api:
     async def apply_status(self, kind: str, subject: Object, status: Object) -> Object:
         """The whole status, refused with 409 unless the object still is what `subject` says.
 
-        Fields that another field manager set and that we do not are taken out: a mixed status would be wrong.
+        Fields that another field manager set and that we do not are removed: a mixed status would be wrong.
         """
         body: Object = {
             "apiVersion": KINDS[kind].api_version,

@@ -49,7 +49,7 @@ class CannotCompile(Exception):
 
 
 def read(item: Object | None) -> DeliverySpec | None:
-    """What a PromptDelivery object says; None if there is none or it cannot be read (it is then written anew)."""
+    """The spec of a PromptDelivery; None if it is missing or cannot be read (then it is written again)."""
     return None if item is None else _parse(item)
 
 
@@ -77,9 +77,9 @@ def compile_delivery(
 ) -> DeliverySpec:
     """The delivery of `intent`. Its sequence grows only when pods have something new to take over.
 
-    `snapshots`: whose objectives need histogram edges and shards. `at_least`: a sequence that no pod has gone beyond.
-    `gateway`: whose pods are to serve it, if that is not yet the one that the spec names. `pods_read_keys`: all of them
-    have its PromptSigningKey (True), or one cannot read any (False); None: not known, so what stands there stays.
+    `snapshots`: whose objectives need histogram edges and shards. `at_least`: a sequence that every pod accepts.
+    `gateway`: that serves it, if it is not yet the one that the spec names. `pods_read_keys`: all of them
+    have its PromptSigningKey (True), or one cannot read any (False); None: unknown, so nothing changes.
     Raises CannotCompile.
     """
     gateway = gateway or spec.gateway_ref.name

@@ -30,7 +30,7 @@ class PodReports:
             await self._session.close()
 
     async def ask(self, pod: Object, rollouts: Collection[str]) -> PodReport | str:
-        """The pod's report, or why there is none."""
+        """The pod's report, or why it gave none."""
         address = pod["status"]["podIP"]
         host = f"[{address}]" if ":" in address else address
         names = sorted(rollouts) if len(rollouts) <= NAMES_IN_QUERY else []

@@ -1,6 +1,6 @@
 """PromptSigningKeys: the keys that a rollout's response ids are signed with, drawn once and changed in turn.
 
-Releases before had them in the PromptDelivery, where whoever may `view` reads them. They stay there only while a pod of
+Earlier releases had them in the PromptDelivery, which people with `view` can read. They stay there only while a pod of
 the gateway cannot read PromptSigningKeys.
 """
 
@@ -118,7 +118,7 @@ async def ensure(
     existing = read(item)
     found = wanted(existing, delivery, now)
     if before is not None:
-        # its keys are taken out with the write that follows
+        # its keys are removed with the write that follows
         found = found.model_copy(update={"readable": _with(found.readable, _keys_of(before))})
     labels = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_ROLLOUT: key.name, LABEL_GATEWAY: delivery.gateway}
     if item is not None and found == existing and labels.items() <= (item["metadata"].get("labels") or {}).items():

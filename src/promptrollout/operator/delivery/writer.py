@@ -84,7 +84,7 @@ class DeliveryWriter:
                 patch = {"metadata": body["metadata"], "spec": body["spec"] | dict.fromkeys(gone)}
                 patched = await self._api.merge("PromptDelivery", key.namespace, key.name, patch)
                 body["metadata"]["resourceVersion"] = patched["metadata"]["resourceVersion"]
-            # applied, not created: fields that a create owns cannot be taken out by a later apply
+            # applied, not created: fields that a create owns cannot be removed by a later apply
             item = await self._api.apply("PromptDelivery", key.namespace, key.name, body)
         except ApiException as error:
             if error.status in (404, 409):

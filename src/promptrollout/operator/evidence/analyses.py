@@ -74,7 +74,7 @@ class Analyses:
         return found.now() if found is not None else time.time()
 
     def request(self, key: Key, request: EvidenceRequest, position: int) -> None:
-        """Read evidence from `position` on. The same request at a position within what was read goes on."""
+        """Read evidence from `position` on. The same request at a position within what was read continues."""
         analysis = self._analyses.get(key)
         if analysis is not None and analysis.reader.request == request:
             starts = [interval.start for interval in analysis.intervals]
@@ -246,7 +246,7 @@ class Analyses:
             for query, answer in needed.items():
                 found = await answer
                 if self._analyses.get(analysis.key) is not analysis:
-                    return  # dropped, or asked anew, while the queries were under way
+                    return  # stopped or requested again during the queries
                 if isinstance(found, SourceError):
                     self._unread(analysis, end, found)
                     return

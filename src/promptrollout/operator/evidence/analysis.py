@@ -9,7 +9,7 @@ from promptrollout.operator.evidence.requests import Query
 
 
 class Analysis:
-    """One rollout under analysis: its reader, what it read and nobody folded in yet, and what keeps it from reading."""
+    """Its reader, the intervals that are not folded in yet, and what keeps it from reading."""
 
     def __init__(self, key: Key, reader: Reader) -> None:
         self.key = key

@@ -48,8 +48,8 @@ def _of_points(buckets: list[float]) -> Arm:
 
 
 def _pair(signal: Signal, sums: Mapping[tuple[str, int], float], shard: int) -> Shard:
-    """`n` and `total`. A bucket that was added holds less than it should for a moment, and so does what a sample that
-    is none leaves out: never more bad ones than there are, nor fewer than none."""
+    """`n` and `total`, with 0 <= total <= n for a rate: a new bucket, or a sample that was left out, makes a counter
+    too low for a moment."""
     n = sums.get(("n", shard), 0.0)
     if ("spared", shard) in sums:
         return n, min(n, max(0.0, n - sums["spared", shard]))

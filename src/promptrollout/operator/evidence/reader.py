@@ -1,13 +1,14 @@
 """From raw counters to the engine's intervals. A pure function of Prometheus' samples: a restart gives the same bits.
 
-Per gateway process, increments are taken scrape by scrape (a value that fell is a restart: all of it is new), before
-anything is summed. Shards begin anew alone: a gateway gives them up some time after a canary left, and counts the arm
-on. Samples of several scrapers of one process are of one counter, and counted once. What an objective
-needs of a process advances together: a scrape counts if it has all of it.
-An interval counts for an objective if both arms were scraped in it; until then increments are carried, for both
-arms alike, at most `CARRY_SECONDS`. A process's first scrape ever is its baseline and adds nothing: serving pods create
-all series at zero when a configuration loads. Before the canary's exposure stable's counts stand alone, and nothing is
-carried.
+- Increments are counted per gateway process and scrape before anything is summed. A value that fell is a restart: all
+  of it is new. Shards restart on their own: a gateway drops them some time after a canary ended, and keeps the arm's.
+- Samples of several scrapers of one process are of one counter, and counted once.
+- The counters that an objective needs of a process advance together: a scrape counts if it has all of them.
+- An interval counts for an objective if both arms were scraped in it. Until then the increments of both arms are
+  carried, at most `CARRY_SECONDS`.
+- The first scrape of a process is its baseline and adds nothing: serving pods create all series at zero when a
+  configuration loads.
+- Before the canary's exposure stable's counts are used alone, and nothing is carried.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ CARRY_SECONDS = 300
 """How long a series may be silent, and increments wait for the other arm. Prometheus' own lookback, too."""
 LATE_SECONDS = 60
 """A scraper writes the time at which it asked: of two at once, the second may have been answered first. So long a lower
-value is that, and later the counter began anew: a version that comes back after its series were given up."""
+value is that; later it is a restarted counter, of a version that comes back after its series were dropped."""
 WARM_UP_SECONDS = 2 * CARRY_SECONDS
 """Reading so far back before the first interval gives the state that a reader that never stopped would have."""
 
@@ -113,11 +114,11 @@ class _Sliced(NamedTuple):
 
 
 Processes = dict[Owner, list[_Sliced]]
-"""All that one stratum of an objective needs of each process."""
+"""The series of one stratum of an objective, by process."""
 
 
 class Reader:
-    """The counters of one rollout, at `position`: the end of the last interval taken in."""
+    """The counters of one rollout, at `position`: the end of the last interval that was read."""
 
     def __init__(self, request: EvidenceRequest, position: int) -> None:
         self.request = request
@@ -214,7 +215,7 @@ def _reach_seconds(objective: ObjectiveQueries, stratum: Stratum) -> int:
 
 
 class _Filed:
-    """What the windows hold, filed under who needs it: objective, stratum, process; and there by interval."""
+    """Series of the windows by objective, stratum and process, and there by interval."""
 
     def __init__(self, request: EvidenceRequest, windows: Windows, unread: Collection[str]) -> None:
         self._question = request
@@ -277,7 +278,7 @@ def _slice(series: Series, width: int) -> ByInterval:
 
 
 def _add_scrapes(state: _State, owner: Owner, all_sliced: list[_Sliced], objective: ObjectiveQueries, end: int) -> bool:
-    """Take one process's scrapes of an interval in. False if there is none with all that is needed."""
+    """Add one process's scrapes of an interval. False if no scrape has all required roles."""
     columns = [(each.part, *samples) for each in all_sliced if (samples := each.by_interval.get(end)) is not None]
     if _add_complete_scrapes(state, owner, columns, objective):
         return True

@@ -1,4 +1,4 @@
-"""What is read for one rollout: its arms, its objectives, and the queries that they need."""
+"""What is read for one rollout: its arms, its objectives, and their queries."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ Arm = Literal["canary", "stable"]
 
 
 class Query(NamedTuple):
-    """One thing to ask a source for.
+    """One query to a source.
 
     `metric`: raw series of a metric of the gateways, for many rollouts at once. `selector`: raw series of a selector of
-    one's own, for one arm. `value`: what an expression amounts to at the ends of the intervals, for one arm.
+    signal Custom, for one arm. `value`: the value of a Custom expression at the ends of the intervals, for one arm.
     """
 
     form: Literal["metric", "selector", "value"]
     text: str
     namespace: str = ""
-    """Of the rollout; of a query of one's own only."""
+    """Of the rollout; for Custom queries only."""
     variant: str = ""
 
 
 LabelFilter = Mapping[str, frozenset[str]]
-"""Label values that are needed of a metric; a label that is not in it is needed with all its values."""
+"""The values that are needed of a metric's labels; of other labels all values are needed."""
 
 
 class SeriesSelector(NamedTuple):
-    """The series that play one role."""
+    """Selects the series of one role."""
 
     role: str
     divided: bool
@@ -43,7 +43,7 @@ class SeriesSelector(NamedTuple):
     edge: float | None
     """Of a histogram's bucket."""
     labels: tuple[tuple[str, str], ...]
-    """The others that they must have."""
+    """Other labels that the series must have."""
     counter: Counter
 
 
@@ -55,7 +55,7 @@ def _selector(role: str, counter: Counter, *, divided: bool) -> SeriesSelector:
 
 @dataclass(frozen=True)
 class ObjectiveQueries:
-    """One objective: its line of the table, and its queries if they are its own."""
+    """One objective: its signal, and its queries if the signal is Custom."""
 
     name: str
     signal: Signal
@@ -91,7 +91,7 @@ class ObjectiveQueries:
 
 @dataclass(frozen=True)
 class EvidenceRequest:
-    """What is read for one rollout. Another request starts from nothing."""
+    """What is read for one rollout. Another request starts without increments."""
 
     uid: str
     source: str
@@ -102,13 +102,13 @@ class EvidenceRequest:
     alone: bool = False
     """A first version: its only arm is stable, and it is judged like a canary without anything to compare with."""
     exposed_at: int = 0
-    """When the canary first met users. Intervals before it tell of stable alone."""
+    """When the canary first met users. Intervals before it have stable's counts only."""
     rollout: str = ""
     namespace: str = ""
 
     @property
     def arms(self) -> Iterator[tuple[Arm, str, str]]:
-        """Each arm with its variant and version: what else is served is of other traffic, or of another revision."""
+        """Each arm with its variant and version: other series are of other traffic, or of another revision."""
         if self.alone:
             yield "canary", "stable", self.stable_version
         else:
@@ -130,7 +130,7 @@ class EvidenceRequest:
                 yield role, arm, Query(form, query_template.rendered(template, values), self.namespace, variant)
 
     def failing(self, failed: Mapping[Query, str]) -> dict[str, str]:
-        """Objectives that a query of their own is lacking for, and why."""
+        """Objectives whose Custom query failed, and why."""
         found: dict[str, str] = {}
         for objective in self.objectives:
             for _, _, query in self.own_queries(objective):
@@ -140,7 +140,7 @@ class EvidenceRequest:
 
     @cached_property
     def queries(self) -> dict[Query, LabelFilter]:
-        """All that this rollout needs."""
+        """All queries of this rollout, with their label filters."""
         counters: dict[Query, list[Counter]] = defaultdict(list)
         found: dict[Query, LabelFilter] = {}
         for objective in self.objectives:
@@ -155,7 +155,7 @@ def _label_filter(counters: list[Counter]) -> LabelFilter:
 
 
 def union_of_filters(all_narrowed: Iterable[LabelFilter]) -> LabelFilter:
-    """What is needed where several need each their own: labels that all of them narrow, with the values of all."""
+    """A filter for several needs: the labels that all of them filter by, with all their values."""
     first, *others = all_narrowed
     found = dict(first)
     for other in others:

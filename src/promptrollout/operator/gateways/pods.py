@@ -11,8 +11,8 @@ Object = dict[str, Any]
 
 
 def deployment_name(gateway: str) -> str:
-    """Of a PromptGateway's Deployment, Service, ServiceAccount and so on. Not the bare name: `default` is taken by the
-    namespace's own ServiceAccount."""
+    """Of a PromptGateway's Deployment, Service, ServiceAccount and so on. Not the bare name: every namespace has a
+    ServiceAccount `default`."""
     return f"{gateway}-gateway"
 
 

@@ -12,7 +12,7 @@ from promptrollout.api.delivery import VersionRef
 from promptrollout.api.digest import copy_name
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.api.provider_support import unsayable
+from promptrollout.api.provider_support import unsupported
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.api.slo import Objective, SLOSpec, VersusStable
 from promptrollout.api.template import Problem as PromptProblem
@@ -175,11 +175,13 @@ def _own_copy(
             found.append(MissingObject(f"{path}.{field}.name", "ModelProvider", provider, namespace))
         else:
             kinds.add((item.get("spec") or {}).get("type", "OpenAI"))
-    found += [Problem(f"{path}.{where}", reason) for kind in sorted(kinds) for where, reason in unsayable(prompt, kind)]
+    found += [
+        Problem(f"{path}.{where}", reason) for kind in sorted(kinds) for where, reason in unsupported(prompt, kind)
+    ]
     problems += found
     digest = digest_if_any(prompt)
     if digest is None:
-        return None  # said by prompt_problems
+        return None  # reported by prompt_problems
     name = copy_name(rollout, digest)
     existing = store.get("PromptVersion", namespace, name)
     if existing is None:
@@ -312,7 +314,7 @@ def _check_price(
     for provider, model in asked:
         item = store.get("ModelProvider", namespace, provider)
         if item is None:
-            continue  # said already
+            continue  # reported already
         if model not in {row.get("model") for row in (item.get("spec") or {}).get("prices") or []}:
             reason = (
                 f"objective {first[1]} needs a price for the model {model}: "
@@ -327,9 +329,9 @@ def _always_on(found: list[Objective], prompt: PromptSpec, stable: PromptSpec | 
     versus = VersusStable(max_increase_percent=ALWAYS_ON_INCREASE_PERCENT)
     added = []
     if "ErrorRate" not in signals:
-        added.append(Objective(name=_free("error-rate", names), signal="ErrorRate", versus_stable=versus))
+        added.append(Objective(name=_unused("error-rate", names), signal="ErrorRate", versus_stable=versus))
     if "ContractFailureRate" not in signals and prompt.output_schema is not None:
-        name = _free("contract-failure-rate", names)
+        name = _unused("contract-failure-rate", names)
         if stable is not None and stable.output_schema is None:
             # stable has no schema, so nothing to compare with
             added.append(Objective(name=name, signal="ContractFailureRate", max=CONTRACT_MAX_SHARE))
@@ -338,5 +340,5 @@ def _always_on(found: list[Objective], prompt: PromptSpec, stable: PromptSpec | 
     return added
 
 
-def _free(name: str, taken: set[str]) -> str:
-    return name if name not in taken else f"always-on-{name}"
+def _unused(name: str, used: set[str]) -> str:
+    return name if name not in used else f"always-on-{name}"

@@ -1,4 +1,4 @@
-"""A spec that this release cannot read: say so, and leave what is served as it is."""
+"""A spec that this release cannot read: report it, and keep what is served."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _STEPS = [Step(weight=100)]
 
 
 def unreadable(error: ValidationError) -> str:
-    """The problem, for people: path, reason and fix."""
+    """Path, reason and fix."""
     return f"spec.{first_problem(error)}: this release cannot read it; install the CRDs of the operator's release"
 
 
 def spec_of(delivery: DeliverySpec | None) -> RolloutSpec:
-    """What stands for a spec that was never read: it asks for no version, and for nothing but what is served now.
+    """Replaces a spec that was never read: it asks for no version, and keeps what is served now.
 
     A canary that is in progress goes by its snapshot, so a breach still rolls back.
     """

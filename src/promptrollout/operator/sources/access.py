@@ -1,4 +1,4 @@
-"""What a metrics source wants to see before it answers: static headers, and a token or a password from a file."""
+"""Authentication at a metrics source: static headers, and a token or a password from a file."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class Source:
         namespace_label: str = "namespace",
         parameters: Mapping[str, str] | None = None,
     ) -> None:
-        """`access`: adds what the source wants to see; `ca_file`: whose certificates are trusted instead of the
+        """`access`: adds authentication; `ca_file`: whose certificates are trusted instead of the
         system's; `client_certificate`: files of ours and of its key, read at each new connection; `namespace_label`: of
         what was scraped, attached by the source; empty: it attaches none; `parameters`: sent with each query."""
         self.name = name
@@ -169,7 +169,7 @@ class Source:
         return await self._parsed(metric, parse, "query", lane, most_bytes, query=query, time=str(end))
 
     async def selected(self, selector: str, namespace: str, end: int, seconds: int) -> list[Series]:
-        """Raw samples in (end - seconds, end] of a selector of one's own: of what was scraped in `namespace`."""
+        """Raw samples in (end - seconds, end] of a selector of signal Custom, scraped in `namespace`."""
 
         def parse(answer: Any) -> list[Series]:
             own = [entry for entry in answer if self._scraped_in(selector, answer, entry) in (None, namespace)]
@@ -179,7 +179,7 @@ class Source:
         return await self._own_query(namespace, selector, parse, "query", asked)
 
     async def values(self, expression: str, namespace: str, first: int, last: int, step: int) -> list[Series]:
-        """What an expression amounts to at `first`, one `step` later, and so on up to `last`: one series at most."""
+        """The value of an expression at `first`, one `step` later, and so on up to `last`: one series at most."""
         asked = {"query": expression, "start": str(first), "end": str(last), "step": str(step)}
 
         def parse(answer: Any) -> list[Series]:

@@ -11,7 +11,7 @@ from promptrollout.api.names import LABEL_PROCESS
 
 _PROCESS_ID = re.compile("[0-9a-f]{8}")
 _PARTS = frozenset({"age", "cache", "dimension", "error_type", "judge", "rating", "score", "shard", "type"})
-"""Labels that divide one process's counters of one metric, beside `le`, of which there are several spellings."""
+"""Labels that divide one process's counters of one metric, besides `le`, which has several spellings."""
 _LARGEST = 2.0**106
 """The square of the largest whole number that a float counts exactly up to: sums of squares may come near it, and what
 is computed from such numbers does not overflow."""
@@ -21,8 +21,8 @@ _TARGET = ("container", "endpoint", "instance", "job", "namespace", "pod")
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Raw samples of one series, oldest first: (timestamp, value). NaN, negative ones and ones that are too large to be
-    counted on are left out."""
+    """Raw samples of one series, oldest first: (timestamp, value). NaN, negative
+    values and values too large to count on are left out."""
 
     variant: str
     version: str
@@ -33,7 +33,7 @@ class Series:
     le: float | None
     samples: tuple[tuple[float, float], ...]
     self_named: bool = True
-    """The process names itself, so that samples taken by several scrapers can be told to be of one counter."""
+    """The process names itself, so that samples of several scrapers are known to be of one counter."""
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -43,8 +43,8 @@ def parse_matrix(
     """A range vector's answer by rollout uid, with samples in (after, until] only: versions of Prometheus differ in
     whether the left end belongs to the range.
 
-    Any pod may export anything: `unreadable` is told the rollout uid of a series that cannot be read, and the others
-    are read all the same.
+    Any pod may export anything: `unreadable` is called with the rollout uid of a series that cannot be read, and the
+    others are still read.
     """
     found: dict[str, list[Series]] = {}
     if not isinstance(result, list):
@@ -75,7 +75,7 @@ def _gateway_series(labels: Mapping[str, str], values: Any, after: float, until:
 
 
 def parse_own(result: Any, after: float, until: float) -> list[Series]:
-    """The answer to a query of one's own: each target's series, told apart by all the labels that they have."""
+    """The answer to a Custom query: series by target, distinguished by all their labels."""
     if not isinstance(result, list):
         raise TypeError("not a list")
     found = []

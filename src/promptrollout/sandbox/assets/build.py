@@ -163,7 +163,7 @@ def _run(
     started = time.monotonic()
     lines: list[str] = []
     with subprocess.Popen(
-        ["nice", *command],  # it takes all cores for minutes, beside somebody's other work
+        ["nice", *command],  # it uses all cores for minutes
         cwd=directory,
         env={**_environment(), **(extra or {})},
         stdout=subprocess.DEVNULL,

@@ -20,7 +20,7 @@ _REPORT_EVERY_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Archive:
-    """A published tar archive and the binaries we take out of it."""
+    """A published tar archive and the binaries that we need from it."""
 
     url: str
     algorithm: str
@@ -50,7 +50,7 @@ def _prometheus(architecture: str, digest: str) -> Archive:
 
 
 # Only what the projects publish beside their releases. etcd and Kubernetes are always built: for the versions we
-# build there was no published checksum at hand that we could verify, and an unpinned download is no option.
+# build there was no published checksum at hand that we could verify, and unpinned downloads are not allowed.
 _PINNED: dict[tuple[str, str], list[Archive]] = {
     ("linux", "amd64"): [
         _prometheus("amd64", "2a542df32eac02ee17b9d844fb2aa1de00dafa5476579ba8a3ba862e9d572ea0"),
@@ -102,7 +102,7 @@ def _install(
                 for member, name in wanted.items():
                     source = tar.extractfile(member)
                     if source is None:
-                        raise DownloadFailed(f"{archive.url}: {member} is no file")
+                        raise DownloadFailed(f"{archive.url}: {member} is not a file")
                     unpacked = Path(temporary) / name
                     with source, unpacked.open("wb") as file:
                         while chunk := source.read(_CHUNK_BYTES):

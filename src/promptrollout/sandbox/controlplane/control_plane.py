@@ -58,7 +58,7 @@ class ControlPlane:
         self.kubelet_serving = authority.issue("kubelet", common_name=NODE_NAME, addresses=("127.0.0.1",))
         self.admission_serving = authority.issue("admission", common_name="admission", addresses=("127.0.0.1",))
         self.kubelet_client = authority.issue("apiserver-kubelet-client", common_name="kube-apiserver")
-        # whoever reaches etcd is above RBAC: only the API server may
+        # access to etcd bypasses RBAC: only the API server may have it
         etcd_serving = authority.issue("etcd", common_name="etcd", addresses=("127.0.0.1",))
         etcd_client = authority.issue("apiserver-etcd-client", common_name="kube-apiserver")
         signing_key = authority.signing_key("service-account")

@@ -104,7 +104,7 @@ async def wait_available(binaries: Binaries, layout: Layout, api: ApiClient, tim
 
 
 async def _crash_loops(api: ApiClient) -> bool:
-    """Whether a pod has crashed so often that waiting is no use."""
+    """Whether a pod has crashed so often that it will not become ready."""
     pods = (await cluster.request(api, "GET", f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods"))["items"]
     statuses = [s for pod in pods for s in (pod.get("status") or {}).get("containerStatuses") or []]
     return any(s["restartCount"] >= _HOPELESS_RESTARTS and "waiting" in s["state"] for s in statuses)

@@ -91,7 +91,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurve
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))  # a clock that was set back a little is no failure
+        .not_valid_before(now - datetime.timedelta(minutes=5))  # tolerates a clock that was set back a little
         .not_valid_after(now + _VALIDITY)
     )
 

@@ -1,1 +1,1 @@
-"""The demo: the quickstart with a good and a bad change, told as it happens. Knows all other rooms."""
+"""The demo: the quickstart with a good and a bad change, shown live. Knows all other rooms."""

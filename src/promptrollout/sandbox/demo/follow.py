@@ -31,7 +31,7 @@ class Follower:
         self._problem: Exception | None = None
 
     async def run(self) -> None:
-        """Until cancelled. What ends it is raised to whoever waits in `until`."""
+        """Until cancelled. An error that ends it is raised in `until`."""
         base = f"/apis/{GROUP}/{VERSION}/namespaces/{self._namespace}"
         try:
             async with asyncio.TaskGroup() as group:
@@ -45,7 +45,7 @@ class Follower:
     async def until(self, condition: Condition, timeout_seconds: float) -> bool:
         """Wait until the status meets the condition; False if it did not within the time.
 
-        Raises what ended `run`, for example a status that is none.
+        Raises what ended `run`, for example an unreadable status.
         """
         deadline = time.monotonic() + timeout_seconds
         async with self._changed:

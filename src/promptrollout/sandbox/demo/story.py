@@ -55,11 +55,11 @@ class Options:
 
 
 def run(options: Options, console: Console) -> bool:
-    """Tell the whole story; True if both changes ended as they should. Stops the sandbox unless told to keep it, also
+    """Run the whole demo; True if both changes ended as they should. Stops the sandbox unless it is to be kept, also
     when it is interrupted. Raises SandboxError while another demo tells its own in the same directory, and where a
     sandbox still runs in it."""
     box = Sandbox(options.directory)
-    # it begins by clearing the directory: not under another demo, nor what somebody keeps
+    # it begins by clearing the directory: not of another demo, nor of a sandbox that is kept
     with box.to_oneself("demo"):
         if box.is_up:
             raise SandboxError(

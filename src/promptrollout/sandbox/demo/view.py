@@ -117,7 +117,7 @@ def evidence_table(rows: Iterable[ObjectiveStatus], title: str | None = None) ->
 def change_line(scene: Scene, before: RolloutStatus) -> str | None:
     """One line if phase, stage, step, weight or an acknowledgement changed; None if nothing a reader waits for did."""
     now = scene.status
-    if essence(now) == essence(before):
+    if shown_part(now) == shown_part(before):
         return None
     parts = [f"{now.phase or '-'}", f"weight {now.weight} %"]
     if now.step:
@@ -125,7 +125,7 @@ def change_line(scene: Scene, before: RolloutStatus) -> str | None:
     return f"[{scene.seconds:5.1f} s] {scene.chapter}: {', '.join(parts)}: {now.message}"
 
 
-def essence(status: RolloutStatus) -> tuple[object, ...]:
+def shown_part(status: RolloutStatus) -> tuple[object, ...]:
     """What makes another line; counts of samples do not."""
     return status.phase, status.stage, status.step, status.weight
 

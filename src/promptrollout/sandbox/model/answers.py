@@ -209,9 +209,9 @@ def _instance(schema: object, root: object, depth: int) -> Any:
         return None
     if "const" in schema:
         return schema["const"]
-    for given in ("enum", "examples"):
-        if isinstance(schema.get(given), list) and schema[given]:
-            return schema[given][0]
+    for keyword in ("enum", "examples"):
+        if isinstance(schema.get(keyword), list) and schema[keyword]:
+            return schema[keyword][0]
     if "default" in schema:
         return schema["default"]
     if isinstance(schema.get("$ref"), str):
@@ -302,7 +302,7 @@ def _instance_text(schema: bytes) -> str:
 def _conforms(schema: bytes, text: str) -> bool:
     try:
         return jsonschema_rs.is_valid(orjson.loads(schema), orjson.loads(text))
-    except jsonschema_rs.ValidationError:  # raised when the schema itself is none: then there is no contract to keep
+    except jsonschema_rs.ValidationError:  # the schema itself is invalid: then there is no contract to keep
         return False
 
 

@@ -57,7 +57,7 @@ class _Settings(BaseModel):
 
 
 class Match(_Settings):
-    """Which requests a rule is for; every given part must fit, none given fits all."""
+    """Which requests a rule is for: all parts that are set must match. Empty: all requests."""
 
     prompt_contains: Annotated[str, Field(min_length=1)] | None = None
     prompt_regex: Annotated[str, Field(min_length=1)] | None = None
@@ -70,7 +70,7 @@ class Match(_Settings):
             try:
                 re.compile(self.prompt_regex)
             except re.error as error:
-                raise ValueError(f"promptRegex is no regular expression: {error}") from error
+                raise ValueError(f"promptRegex is not a regular expression: {error}") from error
         return self
 
     @cached_property
@@ -259,7 +259,7 @@ def normal(uniform: float) -> float:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    # A union's branches appear in pydantic's location ("str", "dict[str,any]"): they are no part of the input.
+    # A union's branches appear in pydantic's location ("str", "dict[str,any]"): they are not part of the input.
     path = "behaviours"
     for part in location:
         if isinstance(part, int):

@@ -34,7 +34,7 @@ class ModelRequest:
     schema: object = None
     max_tokens: int | None = None
     tools: frozenset[str] = frozenset()
-    """Names of the functions that may be called; none where the last message brings a result."""
+    """Names of the functions that may be called; empty if the last message has a result."""
     dimensions: int = 8
     base64: bool = False
 
@@ -68,11 +68,11 @@ def parse_responses(body: bytes) -> ModelRequest:
     """A request of OpenAI's Responses API. Raises RequestError."""
     request = _object(body)
     model = _model(request)
-    given = request.get("input")
-    if isinstance(given, str) and given:
-        items: list[Any] = [{"role": "user", "content": given}]
-    elif isinstance(given, list) and given:
-        items = given
+    content = request.get("input")
+    if isinstance(content, str) and content:
+        items: list[Any] = [{"role": "user", "content": content}]
+    elif isinstance(content, list) and content:
+        items = content
     else:
         raise RequestError(400, "'input' must be a text or a non-empty array.", "input")
     for index, item in enumerate(items):
@@ -135,8 +135,8 @@ def parse_embeddings(body: bytes) -> ModelRequest:
     """A request of OpenAI's embeddings API. Raises RequestError."""
     request = _object(body)
     model = _model(request)
-    given = request.get("input")
-    texts = given if isinstance(given, list) else [given]
+    content = request.get("input")
+    texts = content if isinstance(content, list) else [content]
     if not texts or not all(isinstance(text, str) and text for text in texts):
         raise RequestError(400, "'input' must be a text or a non-empty array of texts.", "input")
     dimensions = request.get("dimensions", 8)

@@ -128,8 +128,8 @@ class SimulatedModel:
             raise RequestError(404, f"Unknown request URL: {method} {path}", code="unknown_url")
 
     def _authorize(self, headers: dict[str, str]) -> None:
-        given = headers.get("x-api-key") or headers.get("authorization", "").partition("Bearer ")[2]
-        if self._keys and given not in self._keys:
+        key = headers.get("x-api-key") or headers.get("authorization", "").partition("Bearer ")[2]
+        if self._keys and key not in self._keys:
             raise RequestError(401, "Incorrect API key provided.", code="invalid_api_key")
 
     async def _answer(self, api: type[Wire], headers: dict[str, str], receive: Receive, send: Send) -> None:
@@ -187,7 +187,7 @@ class SimulatedModel:
         elif what not in {"behaviours", "requests", "stats"}:
             raise RequestError(404, f"no /control/{what}; there are behaviours, requests and stats")
         elif method != "GET":
-            raise RequestError(405, f"/control/{what} does not take {method}")
+            raise RequestError(405, f"/control/{what} does not support {method}")
         await _send_json(send, 200, [rule.model_dump(by_alias=True, mode="json") for rule in self._behaviours])
 
     def stats(self) -> dict[str, Any]:
@@ -311,10 +311,10 @@ def _require(method: str, wanted: str) -> None:
 
 
 def _last(scope: Scope) -> int:
-    given = parse_qs(scope["query_string"].decode("latin-1")).get("last", ["100"])[-1]
-    if not given.isdecimal() or not 1 <= int(given) <= REMEMBERED_REQUESTS:
-        raise RequestError(400, f"last must be an integer from 1 to {REMEMBERED_REQUESTS}, not {given!r}", "last")
-    return int(given)
+    last = parse_qs(scope["query_string"].decode("latin-1")).get("last", ["100"])[-1]
+    if not last.isdecimal() or not 1 <= int(last) <= REMEMBERED_REQUESTS:
+        raise RequestError(400, f"last must be an integer from 1 to {REMEMBERED_REQUESTS}, not {last!r}", "last")
+    return int(last)
 
 
 def _redacted(name: str, value: str) -> str:
@@ -322,7 +322,7 @@ def _redacted(name: str, value: str) -> str:
 
 
 def _not_cut_on_purpose(record: logging.LogRecord) -> bool:
-    # uvicorn takes a response that stops in the middle for a mistake of the application; here it is a behaviour.
+    # uvicorn logs a response that stops in the middle as an error; here it is a behaviour.
     return not str(record.msg).startswith("ASGI callable returned without completing response")
 
 

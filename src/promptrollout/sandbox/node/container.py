@@ -39,7 +39,7 @@ class Launch:
     launcher: tuple[str, ...] = ()
 
     def arguments(self) -> list[str]:
-        """Raises FileNotFoundError for a command that is no program: a launcher would only end with 127."""
+        """Raises FileNotFoundError for a command that is not a program: a launcher would only exit with 127."""
         if shutil.which(self.command[0], path=self.env.get("PATH", "")) is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.command[0])
         return [*self.launcher, *self.command]
@@ -72,7 +72,7 @@ class Surroundings:
     restart_policy: str
     grace_seconds: float
     backoff: Backoff
-    #: Resolves image, command and variables anew at every start; raises ConfigError or ImageError.
+    #: Resolves image, command and variables at every start; raises ConfigError or ImageError.
     resolve: Callable[[Object], Launch]
     on_change: Callable[[], None]
     #: (type, reason, message) of an Event about the pod
@@ -101,7 +101,7 @@ class Container:
         return process.pid if process is not None and process.returncode is None else None
 
     def log_path(self, *, previous: bool = False) -> Path | None:
-        """The log of the current or last run, or of the one before; None if there was none."""
+        """The log of the current or last run, or of the previous one; None if it does not exist."""
         number = self.state.restart_count - (1 if previous else 0)
         path = self._log_directory() / f"{number}.log"
         return path if number >= 0 and path.exists() else None

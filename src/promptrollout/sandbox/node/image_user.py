@@ -21,7 +21,7 @@ def launcher() -> tuple[str, ...]:
     """What stands before a pod's command; empty where this machine allows no user namespaces, which is logged."""
     unshare = shutil.which("unshare")
     if unshare is None:
-        logger.warning("pods run as your own user: there is no `unshare` (util-linux) on PATH")
+        logger.warning("pods run as your own user: `unshare` (util-linux) is not on PATH")
         return ()
     command = (unshare, "--user", f"--map-user={UID}", f"--map-group={UID}", "--")
     tried = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)

@@ -18,7 +18,7 @@ _CHUNK_BYTES = 1 << 16
 
 
 class KubeletServer:
-    """Serves container logs to whoever shows the API server's client certificate."""
+    """Serves container logs to clients with the API server's client certificate."""
 
     def __init__(
         self,

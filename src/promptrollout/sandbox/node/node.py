@@ -56,7 +56,7 @@ class Node:
         )
 
     def listen(self, listener: PodListener) -> None:
-        """Be told of every pod event."""
+        """Receive every pod event."""
         self._listeners.append(listener)
 
     def find(self, namespace: str, name: str) -> PodWorker | None:
@@ -86,7 +86,7 @@ class Node:
         self._addresses.close()
 
     def check(self) -> None:
-        """Raise what ended one of the node's own tasks: none of them is meant to end."""
+        """Raise the error that ended one of the node's own tasks: they must not end."""
         for task in self._tasks:
             if task.done():
                 task.result()
@@ -203,7 +203,7 @@ class Node:
                 path = f"/api/v1/namespaces/{namespace}/pods/{name}/binding"
                 await cluster.request(self._api, "POST", path, body=binding)
             except ApiUnavailable as error:
-                # an unchanged pod is not shown again, so nobody else would retry
+                # an unchanged pod brings no further event, so it must be retried here
                 logger.info("%s/%s: not bound yet: %s", namespace, name, error)
                 await asyncio.sleep(_BIND_RETRY_SECONDS)
                 continue

@@ -308,7 +308,7 @@ class PodWorker:
         await cluster.request(self._env.api, "DELETE", self._path, body=body)
 
     async def _until_done(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Retry through outages; an object that is gone or another one is none of our business."""
+        """Retry through outages; an object that is gone or was replaced is left alone."""
         retry = _RETRY_FIRST_SECONDS
         while not self._vanished.is_set():
             try:

@@ -31,7 +31,7 @@ class ConfigError(Exception):
 
 
 class ImageError(Exception):
-    """The image is none that the sandbox can run (a kubelet's ErrImagePull)."""
+    """The sandbox cannot run this image (a kubelet's ErrImagePull)."""
 
 
 def image_repository(image: str) -> str:
@@ -208,7 +208,7 @@ def parse_quantity(text: str) -> float:
     """The number a Kubernetes quantity such as `250m` or `64Mi` stands for."""
     match = _QUANTITY.fullmatch(text)
     if not match or match[2] not in _FACTORS:
-        raise ConfigError(f"{text!r} is no quantity")
+        raise ConfigError(f"{text!r} is not a quantity")
     return float(match[1]) * _FACTORS[match[2]]
 
 

@@ -153,7 +153,7 @@ class _Inbound(asyncio.Protocol):
         self._connecting: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
         self._connecting = asyncio.get_running_loop().create_task(self._connect(self.transport))
 
     async def _connect(self, transport: asyncio.Transport) -> None:
