@@ -16,7 +16,7 @@ from promptrollout.engine.statistics.evidence import Arm, Counts, Interval
 from promptrollout.simulation.history import history
 from promptrollout.simulation.recorded import Recorded, RecordedInterval, line_of, read, write
 from promptrollout.simulation.world import simulate
-from tests.unit.operator.test_prometheus import FakePrometheus
+from tests.unit.operator.sources.test_prometheus import FakePrometheus
 from tests.unit.simulation.steady import Steady, rules
 
 ROLLOUT = Path(__file__).parents[3] / "examples" / "simulate" / "rollout.yaml"

@@ -15,7 +15,7 @@ from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.cluster.store import Store
 from promptrollout.operator.delivery.compile import compile_delivery
 from promptrollout.operator.delivery.signing_keys import SIGNS_SECONDS, KeyReaders, ensure, read, wanted
-from tests.unit.operator.test_delivery import V1, V2, intent
+from tests.unit.operator.delivery.test_delivery import V1, V2, intent
 from tests.unit.operator.world import rollout_spec, store_with
 
 NOW = 1_800_000_000.0

@@ -11,7 +11,7 @@ from promptrollout.operator.config import Config
 from promptrollout.operator.gateways.objects import gateway_objects
 from tests.unit.operator.world import an_object
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "gateway-objects.json"
+GOLDEN = Path(__file__).parents[3] / "golden" / "gateway-objects.json"
 SPECS = {
     "default": {},
     "keys": {

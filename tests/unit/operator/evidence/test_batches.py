@@ -18,7 +18,7 @@ from promptrollout.operator.evidence.batches import ALONE_SECONDS, Batches, Wind
 from promptrollout.operator.sources.lanes import MAX_ANSWER_BYTES, SourceError
 from promptrollout.operator.sources.prometheus import PARALLEL_ALONE, Source
 from promptrollout.operator.sources.series import Series
-from tests.unit.operator.test_prometheus import question
+from tests.unit.operator.sources.test_prometheus import question
 from tests.world import INTERVAL, World, started
 
 NOW = 1_800_000_001.0

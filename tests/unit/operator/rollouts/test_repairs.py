@@ -10,7 +10,7 @@ from promptrollout.api.rollout import RolloutStatus
 from promptrollout.operator.delivery.compile import gateway_held, read
 from promptrollout.operator.delivery.confirmations import Acknowledgement
 from promptrollout.operator.rollouts.resolve import resolve
-from tests.unit.operator.test_reconcile import KEY, SPEC, World, in_canary
+from tests.unit.operator.rollouts.test_reconcile import KEY, SPEC, World, in_canary
 from tests.unit.operator.world import PROMPT, an_object, rollout_spec, store_with
 
 COPY = ("PromptVersion", "create")
