@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from promptrollout.operator.delivery.acknowledge import DOUBT_SECONDS
+from promptrollout.operator.delivery.confirmations import DOUBT_SECONDS
 from promptrollout.sandbox.sandbox import Sandbox
 from tests.integration.cluster import Kubectl
 from tests.integration.story import Status, Story, ours
