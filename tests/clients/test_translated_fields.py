@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, get_type_hints
 
 import pytest
-from promptrollout.llm.protocols.count_tokens import ONLY_TO_ANSWER
 from typing_extensions import is_typeddict
 
+from promptrollout.llm.protocols.count_tokens import ONLY_TO_ANSWER
 from tests.clients.kit import ABSENT
 from tests.unit.gateway.test_translated_fields import OF_ANTHROPIC, OF_CHAT, OF_RESPONSES, Kind
 

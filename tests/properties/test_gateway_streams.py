@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from promptrollout.llm.protocols.chat import ChatReader
 
 from promptrollout.llm.answers.streams import MAX_EVENT_BYTES, StreamError
+from promptrollout.llm.protocols.chat import ChatReader
 from tests.properties.gateway import JSON_VALUES, Lab, lab
 from tests.unit.gateway.kit import DONE, SCHEMA, USAGE_CHUNK, arm, chunk, delivery, request, says, streams
 

@@ -34,7 +34,7 @@ from promptrollout.gateway.rollouts.last_good import Store
 from promptrollout.gateway.rollouts.loader import Loader
 from promptrollout.gateway.rollouts.provider_pool import ProviderPool
 from promptrollout.gateway.rollouts.registry import Registry
-from promptrollout.gateway.rollouts.watch import Source
+from promptrollout.gateway.rollouts.watch import ConfigurationWatch
 from promptrollout.gateway.server.admin import AdminApp
 from promptrollout.gateway.server.app import Limits, ServingApp
 from promptrollout.gateway.server.metrics_page import PodState
@@ -89,11 +89,13 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.counters = Counters()
-        self.counters.spans.open(settings.state_dir)
+        self.counters.in_flight_file.open(settings.state_dir)
         self.providers = ProviderPool(settings.provider_keys_dir, settings.networks)
         store = Store(settings.state_dir, lambda operation: self.counters.disk_errors.update((operation,)))
-        self.registry = Registry(settings.pod, Loader(self.providers, self.counters.spans), store, self.counters)
-        self.source: Source | None = None
+        self.registry = Registry(
+            settings.pod, Loader(self.providers, self.counters.in_flight_file), store, self.counters
+        )
+        self.source: ConfigurationWatch | None = None
         self.draining = False
         auth = settings.auth
         tokens = TokenReviews(auth.audience, auth.service_accounts, self._post)
@@ -131,12 +133,12 @@ class Gateway:
 
     def state(self) -> PodState:
         return PodState(
-            servings=list(self.registry.all()),
+            rollouts=list(self.registry.all()),
             retries=self.providers.retries(),
             renders=self.registry.renders,
             api_contact_at=self.source.api_contact_at if self.source else None,
             ready=bool(self.source and self.source.ready) and not self.draining,
-            concurrency_limit=self.serving_app.admission.pace.limit,
+            concurrency_limit=self.serving_app.admission.concurrency.limit,
             providers_down=self.problems.down(),
             token_reviews_forbidden=self.authenticator.tokens is not None and self.authenticator.tokens.forbidden,
             caller_keys=None if self.authenticator.keys is None else len(self.authenticator.keys),
@@ -166,7 +168,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     gateway = Gateway(settings)
     async with await cluster.connect() as client:
         gateway.client = client
-        gateway.source = Source(
+        gateway.source = ConfigurationWatch(
             client,
             settings.namespace,
             settings.gateway,

@@ -507,7 +507,7 @@ async def test_while_only_the_canarys_provider_is_down_stable_answers(
     assert serving.canary is not None
     # it comes back: after the next probe, one request finds out
     serving.canary.provider.base_url = provider.url
-    serving.canary.circuit.probed(await serving.canary.provider.probe(serving.canary.own.config))
+    serving.canary.circuit.record_probe(await serving.canary.provider.probe(serving.canary.own.config))
     assert (await caller.post(request(user="u9"))).headers["x-promptrollout-variant"] == "canary"
     assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
 
@@ -752,7 +752,7 @@ async def test_a_head_that_cannot_be_written_is_an_error_and_no_success(
 ) -> None:
     await one(gateway, provider)
     provider.script.extend([says(), streams(chunk("Hello"), chunk(None, "stop"), DONE)])
-    monkeypatch.setattr(Prepared, "about", lambda _: {"x-promptrollout-model": "gpt\r\nset-cookie: a=b"})
+    monkeypatch.setattr(Prepared, "response_headers", lambda *_: {"x-promptrollout-model": "gpt\r\nset-cookie: a=b"})
     async with serving(gateway.serving_app) as url, aiohttp.ClientSession() as session:
         for stream in (False, True):
             async with session.post(f"{url}/v1/chat/completions", json=request(stream=stream)) as answered:

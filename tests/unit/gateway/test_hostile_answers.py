@@ -7,11 +7,11 @@ from typing import Any
 
 import orjson
 import pytest
-from promptrollout.llm.protocols.chat import ChatReader
 
 from promptrollout.gateway.process import Gateway
 from promptrollout.llm.answers.choices import MAX_CHOICES, MAX_COLLECTED
 from promptrollout.llm.answers.streams import StreamError
+from promptrollout.llm.protocols.chat import ChatReader
 from promptrollout.llm.providers import http_answer
 from promptrollout.llm.translations import blocks, messages_response
 from promptrollout.llm.translations.messages_response import ResponseStream

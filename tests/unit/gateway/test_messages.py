@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from promptrollout.llm.protocols.messages import DEFAULT_MAX_TOKENS, MESSAGES
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.rollouts.load_errors import LoadError
 from promptrollout.llm.errors import CallerError
 from promptrollout.llm.prompts.prompt import SystemMessageRefused, compile_prompt
+from promptrollout.llm.protocols.messages import DEFAULT_MAX_TOKENS, MESSAGES
 from tests.unit.gateway.kit import (
     CANARY,
     KEY,
@@ -51,7 +51,7 @@ def filled(body: dict[str, Any], messages: list[dict[str, Any]] | None = None, *
     spec = {"providerRef": {"name": "p"}, "model": "claude", "messages": messages or OURS, **changes}
     prompt = compile_prompt(PromptSpec.model_validate(spec))
     given = {"model": "support", "max_tokens": 9, "prompt_variables": {"company": "ACME"}, "messages": [HELLO], **body}
-    return MESSAGES.fill(prompt, given)
+    return MESSAGES.with_prompt(prompt, given)
 
 
 def test_our_system_messages_are_the_system_prompt_wherever_they_stand() -> None:

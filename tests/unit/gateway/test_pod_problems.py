@@ -50,7 +50,7 @@ async def test_a_provider_that_is_down_is_logged_at_once_and_reported_when_it_st
     assert reasons(problems) == [("ProviderDown", "openai")]
     serving = gateway.registry.find("support")
     assert serving is not None
-    serving.stable.circuit.answered()
+    serving.stable.circuit.record_answer()
     problems.look(gateway.registry.all())
     assert reasons(problems) == []
     assert "provider openai answers again, after 20 s" in caplog.text

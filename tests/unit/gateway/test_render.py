@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from promptrollout.llm.protocols.chat import CHAT, wants_usage
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.llm.errors import CallerError
 from promptrollout.llm.prompts.prompt import SystemMessageRefused, compile_prompt
+from promptrollout.llm.protocols.chat import CHAT, wants_usage
 from tests.unit.gateway.kit import SCHEMA
 
 OURS = {"role": "system", "content": "Ours for {{ who }}"}
@@ -18,7 +18,7 @@ SYSTEM = {"role": "system", "content": "Theirs"}
 def filled(body: dict[str, Any], **prompt: Any) -> dict[str, Any]:
     spec = {"providerRef": {"name": "p"}, "model": "gpt", "messages": [OURS], **prompt}
     whole = {"model": "support", "prompt_variables": {"who": "you"}, **body}
-    return CHAT.fill(compile_prompt(PromptSpec.model_validate(spec)), whole)
+    return CHAT.with_prompt(compile_prompt(PromptSpec.model_validate(spec)), whole)
 
 
 def contents(request: dict[str, Any]) -> list[str]:

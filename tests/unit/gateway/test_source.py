@@ -16,7 +16,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from promptrollout import cluster
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.rollouts import watch as source_module
-from promptrollout.gateway.rollouts.watch import Source
+from promptrollout.gateway.rollouts.watch import ConfigurationWatch
 from tests.unit.gateway.kit import arm, delivery
 from tests.unit.gateway.test_signing_keys import signing_key
 
@@ -122,7 +122,9 @@ class Running:
     def __init__(self, gateway: Gateway, server: ApiServer) -> None:
         self.gateway = gateway
         self._client = ApiClient(Configuration(host=server.url))
-        self.source = gateway.source = Source(self._client, "ns", "default", gateway.registry, gateway.providers)
+        self.source = gateway.source = ConfigurationWatch(
+            self._client, "ns", "default", gateway.registry, gateway.providers
+        )
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self.source.run())
@@ -196,7 +198,7 @@ async def test_a_probe_that_stays_silent_delays_nothing_else(gateway: Gateway, s
         serving = gateway.registry.find("a")
         assert serving is not None
         for _ in range(3):
-            serving.stable.own.circuit.missed()
+            serving.stable.own.circuit.record_unreachable()
         async with asyncio.timeout(5):
             await asked.wait()
         before = ticks

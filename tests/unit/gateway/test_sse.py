@@ -1,10 +1,10 @@
 """Streams are read on the side, however their bytes are cut, and go on as they came."""
 
 import pytest
-from promptrollout.llm.protocols.chat import ChatReader
 
 from promptrollout.llm.answers.streams import StreamError, _payload
 from promptrollout.llm.answers.usage import Usage
+from promptrollout.llm.protocols.chat import ChatReader
 from tests.unit.gateway.kit import DONE, USAGE_CHUNK, chunk
 
 STREAM = chunk("{") + b": keep-alive\n\n" + chunk('"a":1}') + chunk(None, "stop") + USAGE_CHUNK + DONE

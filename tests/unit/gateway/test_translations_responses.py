@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 import pytest
-from promptrollout.llm.protocols.messages import MESSAGES
 
 from promptrollout.llm.answers.streams import StreamError
 from promptrollout.llm.errors import CallerError, Untranslatable
+from promptrollout.llm.protocols.messages import MESSAGES
 from promptrollout.llm.translations import TRANSLATIONS, messages_response
 from promptrollout.llm.translations.messages_response import ResponseStream
 from tests.unit.gateway.test_protocols import events

@@ -16,7 +16,7 @@ from promptrollout.gateway.assignment.assign import Assignment, Routing, Variant
 from promptrollout.gateway.assignment.response_id import ResponseIds
 from promptrollout.gateway.metrics.counters import Compared, Counters
 from promptrollout.gateway.metrics.heavy_hitters import HeavyUnits
-from promptrollout.gateway.metrics.in_flight import Busy
+from promptrollout.gateway.metrics.in_flight import InFlightMark
 from promptrollout.gateway.metrics.series import Series
 from promptrollout.gateway.metrics.share_window import ShareWindow
 from promptrollout.gateway.rollouts.configuration import Arm, Configuration
@@ -27,7 +27,7 @@ _SHARDS_OF_CONTRACT: Final = frozenset(map(shard_metric, (METRIC_CONTRACT_CHECKS
 _SHARDS_OF_COST: Final = frozenset(map(shard_metric, (METRIC_COST_COUNT, METRIC_COST_SUM)))
 
 
-class Serving:
+class LiveRollout:
     """One rollout in service: its configuration, the arm rule in force, its counters."""
 
     def __init__(
@@ -63,8 +63,8 @@ class Serving:
         """Wall clock: from then on it is not served."""
         self._counters = counters
         uid = configuration.spec.rollout_uid
-        self._busy = {
-            arm.variant: Busy(counters.spans, uid, arm.digest, arm.variant)
+        self._in_flight_marks = {
+            arm.variant: InFlightMark(counters.in_flight_file, uid, arm.digest, arm.variant)
             for arm in (self.stable, self.canary)
             if arm is not None
         }
@@ -109,7 +109,7 @@ class Serving:
         """Its keys are here, or were changed."""
         self.response_ids = ResponseIds.of(self.configuration.spec, key)
 
-    def assigned(self, assignment: Assignment) -> None:
+    def record_assignment(self, assignment: Assignment) -> None:
         """Note whose request was assigned how."""
         self.window.note(assignment.keyless)
         if assignment.unit is not None:
@@ -117,9 +117,9 @@ class Serving:
         if assignment.keyless:
             self._counters.unassigned[self.configuration.spec.rollout_uid, self.configuration.name] += 1
 
-    def busy(self, arm: Arm) -> Busy:
-        """To be entered while the event loop works for this arm without a pause."""
-        return self._busy[arm.variant]
+    def in_flight_mark(self, arm: Arm) -> InFlightMark:
+        """Entered while the event loop works on this arm without a pause."""
+        return self._in_flight_marks[arm.variant]
 
     @property
     def canary_provider_unreachable(self) -> bool:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from promptrollout.api.delivery import ArmConfig, DeliverySpec, ProviderConfig
 from promptrollout.api.names import FORMAT_VERSION, short_digest
-from promptrollout.gateway.metrics.in_flight import Busy, Spans
+from promptrollout.gateway.metrics.in_flight import InFlightFile, InFlightMark
 from promptrollout.gateway.rollouts.configuration import Arm, Configuration, Target
 from promptrollout.gateway.rollouts.load_errors import LoadError
 from promptrollout.gateway.rollouts.provider_pool import ProviderPool
@@ -29,9 +29,9 @@ _ROLLOUT_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 class Loader:
     """Compiles deliveries off the request path; what did not change since the last one is taken over."""
 
-    def __init__(self, providers: ProviderPool, spans: Spans | None = None) -> None:
+    def __init__(self, providers: ProviderPool, in_flight_file: InFlightFile | None = None) -> None:
         self._providers = providers
-        self._spans = spans or Spans()
+        self._spans = in_flight_file or InFlightFile()
 
     async def load(self, name: str, raw: dict[str, Any], previous: Configuration | None) -> Configuration:
         """The compiled configuration, without its canary if only that cannot be loaded: a canary takes nobody down.
@@ -83,15 +83,15 @@ class Loader:
 
 
 def _compile(
-    raw: dict[str, Any], known: list[CompiledPrompt], spans: Spans
+    raw: dict[str, Any], known: list[CompiledPrompt], in_flight_file: InFlightFile
 ) -> tuple[DeliverySpec, CompiledPrompt, CompiledPrompt | LoadError | None]:
     """What is wrong with the canary alone comes back in its place."""
     spec, problem = _parse(raw)
-    stable = _prompt("stable", spec.rollout_uid, spec.stable, known, spans)
+    stable = _prompt("stable", spec.rollout_uid, spec.stable, known, in_flight_file)
     if problem is not None or spec.canary is None:
         return spec, stable, problem
     try:
-        return spec, stable, _prompt("canary", spec.rollout_uid, spec.canary, [*known, stable], spans)
+        return spec, stable, _prompt("canary", spec.rollout_uid, spec.canary, [*known, stable], in_flight_file)
     except LoadError as error:
         return spec, stable, error
     except Exception as error:
@@ -114,13 +114,17 @@ def _parse(raw: dict[str, Any]) -> tuple[DeliverySpec, LoadError | None]:
 
 
 def _prompt(
-    arm: Literal["stable", "canary"], uid: str, config: ArmConfig, known: list[CompiledPrompt], spans: Spans
+    arm: Literal["stable", "canary"],
+    uid: str,
+    config: ArmConfig,
+    known: list[CompiledPrompt],
+    in_flight_file: InFlightFile,
 ) -> CompiledPrompt:
     for prompt in known:
         if prompt.spec == config.prompt:
             return prompt
     try:
-        with Busy(spans, uid, config.digest, arm, loading=True):
+        with InFlightMark(in_flight_file, uid, config.digest, arm, loading=True):
             return compile_prompt(config.prompt)
     except ValueError as error:
         raise LoadError(f"{arm}.prompt.{error}") from error

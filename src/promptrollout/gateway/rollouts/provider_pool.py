@@ -66,7 +66,7 @@ class ProviderPool:
             return
         waiting: dict[int, list[Target]] = {}
         for target in targets:
-            if target.circuit.probed_for:
+            if target.circuit.needs_probe:
                 waiting.setdefault(id(target.provider), []).append(target)
         if not waiting:
             return
@@ -74,7 +74,7 @@ class ProviderPool:
         async def ask(those: list[Target]) -> None:
             answered = await those[0].provider.probe(those[0].config)
             for target in those:
-                target.circuit.probed(answered)
+                target.circuit.record_probe(answered)
 
         await asyncio.gather(*map(ask, waiting.values()))
         self._probe_due = now + PROBE_SECONDS

@@ -17,10 +17,10 @@ from promptrollout.gateway.auth.caller_keys import CALLER
 from promptrollout.gateway.metrics.counters import Counters
 from promptrollout.gateway.metrics.heavy_hitters import HeavyUnits
 from promptrollout.gateway.metrics.share_window import ShareWindow
-from promptrollout.gateway.metrics.unreported_renders import PendingRenders
+from promptrollout.gateway.metrics.unreported_renders import UnreportedRenders
 from promptrollout.gateway.rollouts.configuration import Configuration
 from promptrollout.gateway.rollouts.last_good import Store
-from promptrollout.gateway.rollouts.live_rollout import Serving, served_content
+from promptrollout.gateway.rollouts.live_rollout import LiveRollout, served_content
 from promptrollout.gateway.rollouts.load_errors import KeyMissing, LoadError
 from promptrollout.gateway.rollouts.loader import Loader
 from promptrollout.gateway.rollouts.signing_keys import SigningKeys
@@ -67,53 +67,53 @@ class Registry:
         self._clock = clock
         self._held: set[str] = set()
         self._held_until = 0.0
-        self._serving: dict[str, Serving] = {}
+        self._rollouts: dict[str, LiveRollout] = {}
         self._problems: dict[str, Problem] = {}
         self._overrides: set[str] = set()
         self._lock = asyncio.Lock()
         self.problems: Callable[[], list[PodProblem]] = list
         """What is wrong beyond one rollout."""
-        self.renders = PendingRenders(clock)
+        self.renders = UnreportedRenders(clock)
         self.signing = SigningKeys(store)
         self.confirmed: set[str] = set()
         """Rollouts that pods have put in service, by the status of their deliveries."""
         self.loaded = False
         """The first list of deliveries is complete."""
 
-    def find(self, name: str) -> Serving | None:
+    def find(self, name: str) -> LiveRollout | None:
         """The rollout, if it is served, and the caller may use it: otherwise it is one that nobody has."""
-        serving = self._serving.get(name)
+        rollout = self._rollouts.get(name)
         if (
-            serving is None
+            rollout is None
             or not CALLER.get().may_use(name)
-            or (serving.gone_at is not None and self._wall_clock() >= serving.gone_at)
+            or (rollout.gone_at is not None and self._wall_clock() >= rollout.gone_at)
         ):
             return None
-        return serving
+        return rollout
 
     def refusal(self, name: str) -> CallerError | None:
         """What a caller is told of a rollout that `find` does not have though it is there: its configuration cannot be
         loaded. None: nobody has it, or it is not this caller's."""
         if name not in self._problems or not CALLER.get().may_use(name):
             return None
-        serving = self._serving.get(name)
-        if serving is not None and serving.gone_at is not None:
+        rollout = self._rollouts.get(name)
+        if rollout is not None and rollout.gone_at is not None:
             return None
         message = f"rollout {name} cannot be served by this pod: see the condition Ready of PromptRollout {name}"
         error = CallerError(503, "rollout_not_loaded", message, "model")
         error.headers["retry-after"] = "5"
         return error
 
-    def that_gave(self, response_id: str) -> list[Serving]:
+    def that_gave(self, response_id: str) -> list[LiveRollout]:
         """Whose response id it may be; several only where their tags collide. Raises ValueError: nobody's."""
         found = parse(response_id)
         if found is None:
             raise ValueError("no response id of a gateway")
         return [
-            serving
-            for name, serving in self._serving.items()
-            if serving.response_ids is not None
-            and serving.response_ids.tag == found.tag
+            rollout
+            for name, rollout in self._rollouts.items()
+            if rollout.response_ids is not None
+            and rollout.response_ids.tag == found.tag
             and self.find(name) is not None
         ]
 
@@ -122,10 +122,10 @@ class Registry:
         return self._problems.values()
 
     def names(self) -> list[str]:
-        return sorted(name for name in self._serving if self.find(name) is not None)
+        return sorted(name for name in self._rollouts if self.find(name) is not None)
 
-    def all(self) -> Iterable[Serving]:
-        return self._serving.values()
+    def all(self) -> Iterable[LiveRollout]:
+        return self._rollouts.values()
 
     async def load_from_disk(self) -> int:
         """Put the last good configurations in service; how many there were."""
@@ -134,12 +134,12 @@ class Registry:
         found = await asyncio.to_thread(self._store.load)
         for name, raw in found.items():
             await self.apply(name, raw, from_disk=True)
-        return len(self._serving)
+        return len(self._rollouts)
 
     async def apply(self, name: str, raw: dict[str, Any], *, from_disk: bool = False) -> None:
         """Put a delivery's spec in service, or note why not: an older sequence, or one that does not compile."""
         async with self._lock:
-            current = self._serving.get(name)
+            current = self._rollouts.get(name)
             sequence = raw.get("sequence") if isinstance(raw.get("sequence"), int) else 0
             assert isinstance(sequence, int)
             now_serving = current.configuration.spec.sequence if current else 0
@@ -187,21 +187,21 @@ class Registry:
         """Take over the keys of a rollout's response ids: of its PromptSigningKey."""
         if (found := self.signing.take(name, raw)) is None:
             return
-        if (serving := self._serving.get(name)) is not None:
-            serving.sign_with(found)
+        if (rollout := self._rollouts.get(name)) is not None:
+            rollout.sign_with(found)
         await asyncio.to_thread(self._store.save_signing_key, name, raw)
 
     def remove(self, name: str) -> None:
         """The delivery is gone: serve it for a while longer."""
         self._problems.pop(name, None)
-        serving = self._serving.get(name)
-        if serving is not None and serving.gone_at is None:
-            serving.gone_at = self._wall_clock() + RETIREMENT_SECONDS
+        rollout = self._rollouts.get(name)
+        if rollout is not None and rollout.gone_at is None:
+            rollout.gone_at = self._wall_clock() + RETIREMENT_SECONDS
             logger.info("rollout %s was deleted: served for %d s more", name, RETIREMENT_SECONDS)
 
     def listed(self, names: set[str]) -> None:
         """A complete list of the deliveries has been applied: what it does not name is gone."""
-        for name in set(self._serving) | set(self._problems):
+        for name in set(self._rollouts) | set(self._problems):
             if name not in names:
                 self.remove(name)
         if not self.loaded:
@@ -229,7 +229,7 @@ class Registry:
         memory = problem.raw.get("memory")
         served_before = problem.sequence > 1 and isinstance(memory, dict) and bool(memory.get("stable"))
         served_before = served_before or name in self.confirmed
-        return problem.waits_for_key and served_before and name not in self._serving
+        return problem.waits_for_key and served_before and name not in self._rollouts
 
     async def set_overrides(self, rollouts: set[str]) -> None:
         """The emergency overrides in force: these rollouts answer everybody from stable."""
@@ -238,21 +238,21 @@ class Registry:
         for name in rollouts ^ self._overrides:
             logger.warning("emergency override of rollout %s is %s", name, "on" if name in rollouts else "off")
         self._overrides = set(rollouts)
-        for name, serving in self._serving.items():
-            if serving.overridden != (name in rollouts):
-                serving.weight_since = self._wall_clock()
-            serving.overridden = name in rollouts
-            serving.routing = serving.configuration.routing(serving.overridden)
+        for name, rollout in self._rollouts.items():
+            if rollout.overridden != (name in rollouts):
+                rollout.weight_since = self._wall_clock()
+            rollout.overridden = name in rollouts
+            rollout.routing = rollout.configuration.routing(rollout.overridden)
         await asyncio.to_thread(self._store.save_overrides, self._overrides)
 
     async def sweep(self) -> None:
         """Forget what is served no more; try again what waited for a key; settle what was rendered."""
         self.renders.settle()
         now = self._wall_clock()
-        for name, serving in list(self._serving.items()):
-            if serving.gone_at is not None and now >= serving.gone_at:
-                del self._serving[name]
-                self._counters.rollout_gone(serving.configuration.spec.rollout_uid, name)
+        for name, rollout in list(self._rollouts.items()):
+            if rollout.gone_at is not None and now >= rollout.gone_at:
+                del self._rollouts[name]
+                self._counters.rollout_gone(rollout.configuration.spec.rollout_uid, name)
                 self.signing.forget(name)
                 await asyncio.to_thread(self._store.forget, name)
         for name, raw in self._waiting_for_key().items():
@@ -261,11 +261,11 @@ class Registry:
     def _waiting_for_key(self) -> dict[str, dict[str, Any]]:
         """The newest delivery of each rollout that waits for a key, for one of its arms."""
         found: dict[str, dict[str, Any]] = {}
-        for name, serving in self._serving.items():
-            if serving.gone_at is None and isinstance(serving.configuration.canary_problem, KeyMissing):
-                found[name] = serving.configuration.raw
+        for name, rollout in self._rollouts.items():
+            if rollout.gone_at is None and isinstance(rollout.configuration.canary_problem, KeyMissing):
+                found[name] = rollout.configuration.raw
         for name, problem in self._problems.items():
-            if name in self._serving and problem.sequence < self._serving[name].configuration.spec.sequence:
+            if name in self._rollouts and problem.sequence < self._rollouts[name].configuration.spec.sequence:
                 continue
             if problem.waits_for_key:
                 found[name] = problem.raw
@@ -275,7 +275,7 @@ class Registry:
 
     def report(self, names: Iterable[str] | None = None) -> PodReport:
         """What this pod says of itself, for the operator."""
-        wanted = set(names) if names is not None else set(self._serving) | set(self._problems)
+        wanted = set(names) if names is not None else set(self._rollouts) | set(self._problems)
         reports = [self._report(name) for name in sorted(wanted)]
         return PodReport(
             pod=self._pod,
@@ -283,13 +283,13 @@ class Registry:
             loaded=self.loaded,
             rollouts=[report for report in reports if report is not None],
             problems=self.problems(),
-            died_in=self._counters.spans.died_in,
+            died_in=self._counters.in_flight_file.died_in,
         )
 
     def _report(self, name: str) -> RolloutReport | None:
-        serving, problem = self.find(name), self._problems.get(name)
+        rollout, problem = self.find(name), self._problems.get(name)
         message, problem_sequence = (problem.message[:256], problem.sequence) if problem else (None, None)
-        if serving is None:
+        if rollout is None:
             if problem is None:
                 return None
             return RolloutReport(
@@ -301,31 +301,31 @@ class Registry:
                 problem=message,
                 problem_sequence=problem_sequence,
             )
-        spec = serving.configuration.spec
-        circuits = {f"{of['arm']}/{of['provider']}/{of['model']}": circuit for of, circuit in serving.circuits}
+        spec = rollout.configuration.spec
+        circuits = {f"{of['arm']}/{of['provider']}/{of['model']}": circuit for of, circuit in rollout.circuits}
         return RolloutReport(
             name=name,
             rolloutUID=spec.rollout_uid,
-            sequence=serving.acknowledged,
-            weight=spec.weight if serving.configuration.canary_problem is None else 0,
+            sequence=rollout.acknowledged,
+            weight=spec.weight if rollout.configuration.canary_problem is None else 0,
             stable=spec.stable.digest,
-            canary=serving.canary.digest if serving.canary else None,
-            overridden=serving.overridden,
+            canary=rollout.canary.digest if rollout.canary else None,
+            overridden=rollout.overridden,
             problem=message,
             problem_sequence=problem_sequence,
-            canary_provider_unreachable=serving.canary_provider_unreachable,
-            unassigned_share_percent=serving.window.share_percent(),
+            canary_provider_unreachable=rollout.canary_provider_unreachable,
+            unassigned_share_percent=rollout.window.share_percent(),
             circuits={name: circuit.state for name, circuit in circuits.items()},
             circuit_failures={name: circuit.failure for name, circuit in circuits.items() if circuit.failure},
-            assigned_requests=serving.heavy.total(),
-            heavy_units=[HeavyUnit(unit=unit, requests=n) for unit, n in serving.heavy.heaviest(HEAVY_UNITS)],
+            assigned_requests=rollout.heavy.total(),
+            heavy_units=[HeavyUnit(unit=unit, requests=n) for unit, n in rollout.heavy.heaviest(HEAVY_UNITS)],
             signing_key=self.signing.is_here(name),
             shards_withheld=(spec.rollout_uid, name) in self._counters.withheld,
         )
 
     def _swap(self, configuration: Configuration) -> None:
         name = configuration.name
-        current = self._serving.get(name)
+        current = self._rollouts.get(name)
         acknowledged = current.acknowledged if current else 0
         if current and current.configuration.spec.rollout_uid != configuration.spec.rollout_uid:
             self._counters.rollout_gone(current.configuration.spec.rollout_uid, name)
@@ -339,7 +339,7 @@ class Registry:
         readable = configuration.spec.response_key is not None
         was_readable = current is not None and current.configuration.spec.response_key is not None
         unreadable_since = self._clock() if readable or was_readable else current.unreadable_since if current else 0.0
-        serving = Serving(
+        rollout = LiveRollout(
             configuration,
             name in self._overrides,
             self._counters,
@@ -350,8 +350,8 @@ class Registry:
             self.signing.get(name),
             unreadable_since,
         )
-        self._retire_or_revive(serving, {"retiredAt": configuration.spec.retired_at})
-        self._serving[name] = serving
+        self._retire_or_revive(rollout, {"retiredAt": configuration.spec.retired_at})
+        self._rollouts[name] = rollout
         self._counters.swaps += 1
         logger.info(
             "rollout %s: sequence %d, weight %d %%", name, configuration.spec.sequence, configuration.spec.weight
@@ -372,9 +372,9 @@ class Registry:
             self._counters.refused[reason] += 1
         self._problems[name] = Problem(sequence, message, raw, reason == "key_missing", error)
 
-    def _retire_or_revive(self, serving: Serving, raw: dict[str, Any]) -> None:
+    def _retire_or_revive(self, rollout: LiveRollout, raw: dict[str, Any]) -> None:
         retired_at = _timestamp(raw.get("retiredAt"))
-        serving.gone_at = None if retired_at is None else retired_at + RETIREMENT_SECONDS
+        rollout.gone_at = None if retired_at is None else retired_at + RETIREMENT_SECONDS
 
     def _retired(self, raw: dict[str, Any]) -> bool:
         retired_at = _timestamp(raw.get("retiredAt"))

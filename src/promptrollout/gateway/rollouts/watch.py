@@ -24,7 +24,7 @@ API_PATIENCE_SECONDS: Final = 5.0
 TICK_SECONDS: Final = 1.0
 
 
-class Source:
+class ConfigurationWatch:
     """Keeps the registry as the API server says. Runs for the life of the process."""
 
     def __init__(
@@ -158,7 +158,7 @@ class Source:
         await self._providers.probe(self._targets(), time.monotonic())
 
     def _targets(self) -> list[Target]:
-        arms = [arm for serving in self._registry.all() for arm in (serving.stable, serving.canary) if arm]
+        arms = [arm for rollout in self._registry.all() for arm in (rollout.stable, rollout.canary) if arm]
         return [target for arm in arms for target in arm.targets]
 
     async def _serve_from_disk_alone(self, count: int) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from promptrollout.gateway.http.errors import Overloaded, RateLimited
 from promptrollout.gateway.metrics.counters import Counters
-from promptrollout.gateway.server.concurrency_limit import Pace
+from promptrollout.gateway.server.concurrency_limit import ConcurrencyLimit
 
 MAX_BUCKETS: Final = 10_000
 """Callers whose rate is remembered at once; the one that was seen longest ago is forgotten first."""
@@ -36,7 +36,7 @@ class Admission:
 
     def __init__(self, counters: Counters, max_concurrent: int, max_queued: int, queue_seconds: float) -> None:
         self._counters = counters
-        self.pace = Pace(max_concurrent, lambda: counters.in_flight, self._hand_out)
+        self.concurrency = ConcurrencyLimit(max_concurrent, lambda: counters.in_flight, self._hand_out)
         self._max_queued = max_queued
         self._queue_seconds = queue_seconds
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -53,7 +53,7 @@ class Admission:
     def full(self) -> bool:
         """A further request would be refused at once: there is no room for it, or its turn would come too late. To
         wait for nothing costs several times as much as to be refused."""
-        free = max(0, self.pace.limit - self._counters.in_flight)
+        free = max(0, self.concurrency.limit - self._counters.in_flight)
         if self._coming < free:
             return False
         ahead = self._counters.queued + self._coming - free
@@ -86,8 +86,8 @@ class Admission:
 
     async def __aenter__(self) -> None:
         """Take a place. Raises Overloaded."""
-        self.pace.watch()
-        if self._counters.in_flight < self.pace.limit:  # then nobody waits: places are handed out
+        self.concurrency.watch()
+        if self._counters.in_flight < self.concurrency.limit:  # then nobody waits: places are handed out
             self._counters.in_flight += 1
             return
         if self.full:
@@ -110,7 +110,7 @@ class Admission:
 
     def _hand_out(self) -> None:
         """Give the places that are free to those who wait longest."""
-        while self._waiting and self._counters.in_flight < self.pace.limit:
+        while self._waiting and self._counters.in_flight < self.concurrency.limit:
             first = self._waiting.popleft()
             if not first.done():
                 self._counters.in_flight += 1
@@ -136,7 +136,7 @@ class Admission:
             self._counters.queued -= 1
 
 
-class Rates:
+class RateLimiter:
     """A token bucket for each caller: a minute's requests at a steady rate, `burst` of them at once."""
 
     def __init__(self, per_minute: int, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -149,7 +149,7 @@ class Rates:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, caller: str) -> None:
+    def spend(self, caller: str) -> None:
         """One request. Raises RateLimited, with the time after which there is one again."""
         now = self._clock()
         left, at = self._buckets.get(caller, (float(self._burst), now))

@@ -14,7 +14,7 @@ import orjson
 from promptrollout.gateway.applications import ofrep, render, usage
 from promptrollout.gateway.applications.feedback import FEEDBACK_PATH, SCORES_PATH, VoteCounting
 from promptrollout.gateway.applications.ofrep import Ofrep
-from promptrollout.gateway.applications.render import Prompts
+from promptrollout.gateway.applications.render import PromptRenderer
 from promptrollout.gateway.applications.usage import UsageReports
 from promptrollout.gateway.assignment.assign import Headers
 from promptrollout.gateway.auth.authenticate import Authenticator
@@ -35,8 +35,8 @@ from promptrollout.gateway.metrics.counters import Counters
 from promptrollout.gateway.openapi import document
 from promptrollout.gateway.pipeline.serve import Requests
 from promptrollout.gateway.rollouts.registry import Registry
-from promptrollout.gateway.server.admission import Admission, Rates
-from promptrollout.gateway.server.error_format import Errors, errors_of
+from promptrollout.gateway.server.admission import Admission, RateLimiter
+from promptrollout.gateway.server.error_format import ErrorFormat, error_format_of
 from promptrollout.llm.errors import CallerError
 from promptrollout.llm.protocols import PROTOCOLS
 from promptrollout.llm.protocols.messages import ANTHROPIC_HEADER
@@ -81,13 +81,15 @@ class ServingApp:
         )
         self._bodies = Bodies()
         rate = limits.requests_per_minute_per_key
-        self._rates = None if rate is None else Rates(rate, limits.burst_per_key)
+        self._rates = None if rate is None else RateLimiter(rate, limits.burst_per_key)
         self.draining = False
         """The pod is ending: callers are told to open their next connection elsewhere."""
-        self._requests = Requests(registry, counters, wall_clock=wall_clock, places=lambda: self.admission.pace.limit)
+        self._requests = Requests(
+            registry, counters, wall_clock=wall_clock, places=lambda: self.admission.concurrency.limit
+        )
         votes = VoteCounting(registry, counters, wall_clock)
         self._endpoints: dict[str, Endpoint] = {FEEDBACK_PATH: votes.feedback, SCORES_PATH: votes.score}
-        self._prompts = Prompts(registry, counters, pod_ip, admin_port)
+        self._prompts = PromptRenderer(registry, counters, pod_ip, admin_port)
         self._ofrep = Ofrep(registry, self._prompts)
         self.reports = UsageReports(registry, counters)
 
@@ -111,7 +113,7 @@ class ServingApp:
             await self._dispatch(scope, receive, reply)
         except CallerError as error:
             self._counters.rejected[error.code] += 1
-            body = _errors(scope).error_body(error.status, str(error), error.code, error.param)
+            body = _error_format(scope).error_body(error.status, str(error), error.code, error.param)
             await reply.whole(error.status, {**error.headers, "content-type": JSON}, body)
         except ClientGone:
             self._counters.disconnects += 1
@@ -120,7 +122,7 @@ class ServingApp:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             self._counters.rejected["internal"] += 1
             if not reply.begun:
-                body = _errors(scope).error_body(500, "the gateway failed; its log says why", "internal")
+                body = _error_format(scope).error_body(500, "the gateway failed; its log says why", "internal")
                 await reply.whole(500, {"content-type": JSON}, body)
 
     async def _dispatch(self, scope: Scope, receive: Receive, reply: Reply) -> None:
@@ -141,7 +143,12 @@ class ServingApp:
             _require(method, "GET")
             name = path.removeprefix(f"{MODELS_PATH}/")
             if self._registry.find(name) is None:
-                raise CallerError(404, "model_not_found", f"no rollout {name[:253]!r} here", "model")
+                raise CallerError(
+                    404,
+                    "model_not_found",
+                    f"this gateway serves no rollout {name[:253]!r}; see GET {MODELS_PATH}",
+                    "model",
+                )
             await reply.whole(200, {"content-type": JSON}, orjson.dumps(_model(name, scope)))
         elif path == document.PATH:
             _require(method, "GET")
@@ -165,7 +172,7 @@ class ServingApp:
         self, endpoint: Endpoint, caller: Caller, headers: dict[str, bytes], receive: Receive, reply: Reply
     ) -> None:
         if self._rates is not None and caller is not ANYBODY:
-            self._rates.take(caller.name)
+            self._rates.spend(caller.name)
         with self._bodies.share() as share:
             payload = await read_body(headers, receive, self._limits.max_request_bytes, share)
             async with self.admission:
@@ -191,8 +198,8 @@ def _model(name: str, scope: Scope) -> dict[str, object]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "promptrollout"}
 
 
-def _errors(scope: Scope) -> Errors:
-    return errors_of(scope["path"], scope["headers"])
+def _error_format(scope: Scope) -> ErrorFormat:
+    return error_format_of(scope["path"], scope["headers"])
 
 
 def _of_anthropic(scope: Scope) -> bool:

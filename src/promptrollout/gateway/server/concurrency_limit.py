@@ -18,7 +18,7 @@ DOWN: Final = 0.9
 UP: Final = 1.1
 
 
-class Pace:
+class ConcurrencyLimit:
     """A limit that falls while the loop runs late, and rises again up to `most` when it does not.
 
     What is under way beyond what the processor manages only waits in the event loop, and makes the others dearer: they

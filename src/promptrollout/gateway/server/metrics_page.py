@@ -18,8 +18,8 @@ from promptrollout.api import names
 from promptrollout.gateway.applications.feedback import NotCounted
 from promptrollout.gateway.metrics.counters import Counters
 from promptrollout.gateway.metrics.text import Copy, labels_text, series_lines, shard_lines
-from promptrollout.gateway.metrics.unreported_renders import PendingRenders
-from promptrollout.gateway.rollouts.live_rollout import Serving
+from promptrollout.gateway.metrics.unreported_renders import UnreportedRenders
+from promptrollout.gateway.rollouts.live_rollout import LiveRollout
 from promptrollout.llm.answers.schema_process import NOT_JUDGED
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -33,9 +33,9 @@ SERIES_PER_PIECE = 16
 class PodState:
     """What is exported of the process besides the counters."""
 
-    servings: Iterable[Serving]
+    rollouts: Iterable[LiveRollout]
     retries: Mapping[str, int]
-    renders: PendingRenders
+    renders: UnreportedRenders
     api_contact_at: float | None
     """On the monotonic clock."""
     ready: bool
@@ -90,7 +90,7 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
     )
     circuits = [
         (labels_text(rollout_uid=s.configuration.spec.rollout_uid, rollout=s.configuration.name, **of), circuit)
-        for s in state.servings
+        for s in state.rollouts
         for of, circuit in s.circuits
     ]
     yield from family(
@@ -114,7 +114,7 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
                 labels_text(rollout_uid=s.configuration.spec.rollout_uid, rollout=s.configuration.name),
                 s.acknowledged,
             )
-            for s in state.servings
+            for s in state.rollouts
         ),
     )
     yield from family(
@@ -123,7 +123,7 @@ def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
         "1 while the emergency override holds the rollout on stable.",
         (
             (labels_text(rollout_uid=s.configuration.spec.rollout_uid, rollout=s.configuration.name), int(s.overridden))
-            for s in state.servings
+            for s in state.rollouts
         ),
     )
     yield from family(

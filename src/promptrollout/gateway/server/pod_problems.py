@@ -10,7 +10,7 @@ from typing import Final
 from promptrollout.api.delivery import ADDRESS_REFUSED, KEY_NOT_BOUND, KEY_UNBOUND, PodProblem
 from promptrollout.api.text import first_few
 from promptrollout.gateway.auth.authenticate import Authenticator
-from promptrollout.gateway.rollouts.live_rollout import Serving
+from promptrollout.gateway.rollouts.live_rollout import LiveRollout
 from promptrollout.gateway.rollouts.load_errors import KeyNotBound, ProviderAddressRefused
 from promptrollout.gateway.rollouts.registry import Problem
 
@@ -39,21 +39,21 @@ class PodProblems:
         self._down_since: dict[str, float] = {}
         self._configured: set[tuple[str, str]] = set()
 
-    def look(self, servings: Iterable[Serving], not_loaded: Iterable[Problem] = ()) -> None:
+    def look(self, rollouts: Iterable[LiveRollout], not_loaded: Iterable[Problem] = ()) -> None:
         """Note which providers are down: out of reach for an arm, or failing so much that its circuit is open; and
         which are configured so that nothing may be sent to them, or that their key may go anywhere."""
-        servings = list(servings)
-        configured = _configured(servings, not_loaded)
+        rollouts = list(rollouts)
+        configured = _configured(rollouts, not_loaded)
         for reason, name in sorted(configured - self._configured):
             logger.warning(_CONFIGURED[reason], name)
         self._configured = configured
         down: dict[str, set[str]] = {}
         used: set[str] = set()
-        for serving in servings:
-            for of, circuit in serving.circuits:
+        for rollout in rollouts:
+            for of, circuit in rollout.circuits:
                 used.add(of["provider"])
                 if circuit.unreachable or not circuit.closed:
-                    down.setdefault(of["provider"], set()).add(serving.configuration.name)
+                    down.setdefault(of["provider"], set()).add(rollout.configuration.name)
         now = self._clock()
         for name in down.keys() - self._down_since.keys():
             self._down_since[name] = now
@@ -83,7 +83,7 @@ class PodProblems:
         return problems[:MAX_PROBLEMS]
 
 
-def _configured(servings: Iterable[Serving], not_loaded: Iterable[Problem]) -> set[tuple[str, str]]:
+def _configured(rollouts: Iterable[LiveRollout], not_loaded: Iterable[Problem]) -> set[tuple[str, str]]:
     """Reason and name of each provider whose configuration is at fault."""
     found: set[tuple[str, str]] = set()
     for problem in not_loaded:
@@ -91,7 +91,7 @@ def _configured(servings: Iterable[Serving], not_loaded: Iterable[Problem]) -> s
             found.add((KEY_NOT_BOUND, problem.error.provider))
         elif isinstance(problem.error, ProviderAddressRefused):
             found.add((ADDRESS_REFUSED, problem.error.provider))
-    for endpoint in (endpoint for serving in servings for endpoint in serving.endpoints):
+    for endpoint in (endpoint for rollout in rollouts for endpoint in rollout.endpoints):
         if endpoint.key_not_bound:
             found.add((KEY_NOT_BOUND, endpoint.name))
         elif endpoint.key_unbound:

@@ -11,7 +11,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from promptrollout.gateway.http.errors import Overloaded
 from promptrollout.gateway.http.exchange import BODY_SECONDS
-from promptrollout.gateway.server.error_format import Errors, errors_of
+from promptrollout.gateway.server.error_format import ErrorFormat, error_format_of
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Of the request line and the headers together, without what the parser strips."""
@@ -58,7 +58,7 @@ class StrictProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
-            transport.write(_the_last(_overloaded_answer(errors_of("", []), 1)))
+            transport.write(_the_last(_overloaded_answer(error_format_of("", []), 1)))
             transport.close()
             self._refused = Refused(503, "overloaded", "")
             return
@@ -116,7 +116,7 @@ class StrictProtocol(HttpToolsProtocol):
         self._stop_timer()
         if self.transport.is_closing():
             return
-        answer = _overloaded_answer(self._errors(), seconds)
+        answer = _overloaded_answer(self._error_format(), seconds)
         if self.parser.should_keep_alive() and not self._in_body:
             self.transport.write(answer)
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -176,15 +176,15 @@ class StrictProtocol(HttpToolsProtocol):
                 return
             cycle.disconnected = True  # its body is what is wrong: it gets this answer and no other
             cycle.message_event.set()
-        body = self._errors().error_body(problem.status, str(problem), problem.code)
+        body = self._error_format().error_body(problem.status, str(problem), problem.code)
         self.transport.write(_whole(problem.status, {"connection": "close"}, body))
         # closed at once, what is still coming in would reset the connection, and the answer be lost on its way
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
-    def _errors(self) -> Errors:
+    def _error_format(self) -> ErrorFormat:
         """Of the request's path, as far as that is known."""
-        return errors_of(self.url.partition(b"?")[0].decode("latin-1"), self.headers)
+        return error_format_of(self.url.partition(b"?")[0].decode("latin-1"), self.headers)
 
     def _head_is_late(self) -> None:
         self._head_timer = None
@@ -216,7 +216,7 @@ def _the_last(answer: bytes) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _overloaded_answer(errors: Errors, seconds: int) -> bytes:
+def _overloaded_answer(errors: ErrorFormat, seconds: int) -> bytes:
     error = Overloaded(seconds)
     return _whole(error.status, error.headers, errors.error_body(error.status, str(error), error.code))
 

@@ -8,7 +8,7 @@ import orjson
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.llm.answers.choices import MAX_CHOICES, MAX_COLLECTED, Choice, choices_of
-from promptrollout.llm.answers.json_text import written
+from promptrollout.llm.answers.json_text import dumped
 from promptrollout.llm.answers.streams import StreamError, StreamReader
 from promptrollout.llm.answers.usage import Usage
 from promptrollout.llm.errors import CallerError, error_object
@@ -26,8 +26,8 @@ from promptrollout.llm.protocols.base import (
     OPENAI_CONVERSATION,
     OPENAI_USER,
     Fields,
+    ParsedAnswer,
     Protocol,
-    Whole,
     looser_than_a_schema,
 )
 
@@ -58,7 +58,7 @@ class Chat(Protocol):
         schema = {"name": "answer", "strict": False, "schema": spec.output_schema}
         return Overlay(fields, removed, answer_format={"type": "json_schema", "json_schema": schema})
 
-    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
+    def with_prompt(self, prompt: CompiledPrompt, body: Body) -> Body:
         before, after = messages_of(prompt, body)
         history = history_of(body)
         overlay = prompt.overlay(self.name, self.overlay)
@@ -78,17 +78,17 @@ class Chat(Protocol):
         kept = "response_format" not in body or not self.leaves_format(body)
         return body if kept else {name: value for name, value in body.items() if name != "response_format"}
 
-    def read(self, payload: bytes) -> Whole | None:
+    def read(self, payload: bytes) -> ParsedAnswer | None:
         try:
             parsed = orjson.loads(payload)
         except orjson.JSONDecodeError:
             return None
         if not isinstance(parsed, dict) or not isinstance(parsed.get("choices"), list):
             return None
-        return Whole(parsed, choices_of(parsed), Usage.read(parsed.get("usage")))
+        return ParsedAnswer(parsed, choices_of(parsed), Usage.read(parsed.get("usage")))
 
-    def events_of(self, whole: Whole) -> bytes | None:
-        answer = whole.parsed
+    def events_of(self, whole: ParsedAnswer) -> bytes | None:
+        answer = whole.body
         about = {name: answer[name] for name in _ABOUT if name in answer} | {"object": "chat.completion.chunk"}
         events: list[Body] = []
         for number, choice in enumerate(each for each in answer["choices"] if isinstance(each, dict)):
@@ -99,7 +99,7 @@ class Chat(Protocol):
             events += ({**about, "choices": [said]}, {**about, "choices": [ended]})
         if answer.get("usage"):
             events.append({**about, "choices": [], "usage": answer["usage"]})
-        pieces = [written(event) for event in events]
+        pieces = [dumped(event) for event in events]
         if None in pieces:
             return None
         return b"".join(b"data: %s\n\n" % piece for piece in (*pieces, b"[DONE]"))

@@ -11,7 +11,7 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.llm.answers.usage import Usage
 from promptrollout.llm.errors import error_object
 from promptrollout.llm.prompts.prompt import Body, CompiledPrompt, Overlay
-from promptrollout.llm.protocols.base import OPENAI_CONVERSATION, OPENAI_USER, Fields, Protocol, Whole
+from promptrollout.llm.protocols.base import OPENAI_CONVERSATION, OPENAI_USER, Fields, ParsedAnswer, Protocol
 
 # nothing behind the vectors but this has braces in it
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
@@ -29,20 +29,20 @@ class Embeddings(Protocol):
     def overlay(self, spec: PromptSpec) -> Overlay:
         return Overlay({"model": spec.model})
 
-    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
+    def with_prompt(self, prompt: CompiledPrompt, body: Body) -> Body:
         return prompt.overlay(self.name, self.overlay).over(body)
 
     def leaves_format(self, body: Body) -> bool:
         return False
 
-    def read(self, payload: bytes) -> Whole | None:
+    def read(self, payload: bytes) -> ParsedAnswer | None:
         try:
             parsed = orjson.loads(payload)
         except orjson.JSONDecodeError:
             return None
         if not isinstance(parsed, dict) or not isinstance(parsed.get("data"), list):
             return None
-        return Whole(parsed, [], Usage.read(parsed.get("usage")))
+        return ParsedAnswer(parsed, [], Usage.read(parsed.get("usage")))
 
     def usage_at(self, end: bytes) -> Usage | None:
         """Behind the vectors, where every server that is known writes it."""
