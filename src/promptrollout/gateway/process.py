@@ -32,6 +32,7 @@ from promptrollout.gateway.auth.token_reviews import CHECK_SECONDS, TokenReviews
 from promptrollout.gateway.metrics.counters import Counters
 from promptrollout.gateway.rollouts.last_good import Store
 from promptrollout.gateway.rollouts.loader import Loader
+from promptrollout.gateway.rollouts.pod_report import PodReporter
 from promptrollout.gateway.rollouts.provider_pool import ProviderPool
 from promptrollout.gateway.rollouts.registry import Registry
 from promptrollout.gateway.rollouts.watch import ConfigurationWatch
@@ -92,17 +93,15 @@ class Gateway:
         self.counters.in_flight_file.open(settings.state_dir)
         self.providers = ProviderPool(settings.provider_keys_dir, settings.networks)
         store = Store(settings.state_dir, lambda operation: self.counters.disk_errors.update((operation,)))
-        self.registry = Registry(
-            settings.pod, Loader(self.providers, self.counters.in_flight_file), store, self.counters
-        )
-        self.source: ConfigurationWatch | None = None
+        self.registry = Registry(Loader(self.providers, self.counters.in_flight_file), store, self.counters)
+        self.watch: ConfigurationWatch | None = None
         self.draining = False
         auth = settings.auth
         tokens = TokenReviews(auth.audience, auth.service_accounts, self._post)
         self.authenticator = made(auth, CallerKeys(settings.caller_keys_dir), tokens)
         self.authenticator.refresh()
         self.problems = PodProblems(self.authenticator, time.monotonic)
-        self.registry.problems = self.problems.found
+        self.reporter = PodReporter(settings.pod, self.registry, self.counters, self.problems.current)
         self.client: ApiClient | None = None
         self.serving_app = ServingApp(
             self.registry,
@@ -112,7 +111,7 @@ class Gateway:
             settings.admin_port,
             authenticator=self.authenticator,
         )
-        self.admin_app = AdminApp(self.registry, self.counters, self.state, self.serving_app.reports)
+        self.admin_app = AdminApp(self.reporter, self.counters, self.state, self.serving_app.reports)
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Ask the API server about a token, or about ourselves. Raises ApiException, ApiUnavailable."""
@@ -136,8 +135,8 @@ class Gateway:
             rollouts=list(self.registry.all()),
             retries=self.providers.retries(),
             renders=self.registry.renders,
-            api_contact_at=self.source.api_contact_at if self.source else None,
-            ready=bool(self.source and self.source.ready) and not self.draining,
+            api_contact_at=self.watch.api_contact_at if self.watch else None,
+            ready=bool(self.watch and self.watch.ready) and not self.draining,
             concurrency_limit=self.serving_app.admission.concurrency.limit,
             providers_down=self.problems.down(),
             token_reviews_forbidden=self.authenticator.tokens is not None and self.authenticator.tokens.forbidden,
@@ -168,16 +167,16 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     gateway = Gateway(settings)
     async with await cluster.connect() as client:
         gateway.client = client
-        gateway.source = ConfigurationWatch(
+        gateway.watch = ConfigurationWatch(
             client,
             settings.namespace,
             settings.gateway,
             gateway.registry,
             gateway.providers,
-            also=gateway.look,
+            every_second=gateway.look,
         )
         checks = asyncio.create_task(gateway.check_tokens())
-        source = asyncio.create_task(gateway.source.run())
+        source = asyncio.create_task(gateway.watch.run())
         try:
             await serve(gateway, stop, source)
         finally:

@@ -459,7 +459,7 @@ async def test_why_there_is_no_connection_is_said_in_words(
             answered = await caller.post(request())
     assert (answered.status, answered.error["message"]) == (502, said)
     why = f"{urlsplit(url).netloc}: {said.rpartition(': ')[2]}"
-    assert gateway.registry.report().rollouts[0].circuit_failures == {"stable/openai/gpt": why}
+    assert gateway.reporter.report().rollouts[0].circuit_failures == {"stable/openai/gpt": why}
     assert caplog.messages.count(f"provider openai at {why}") == 1
 
 
@@ -498,7 +498,7 @@ async def test_while_only_the_canarys_provider_is_down_stable_answers(
     for n in range(4):
         answered = await caller.post(request(user=f"u{n}"))
         assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
-        report = gateway.registry.report().rollouts[0]
+        report = gateway.reporter.report().rollouts[0]
         assert report.canary_provider_unreachable is (n >= 2)
     assert counted(gateway) == {}
     assert gateway.counters.diverted == {("uid-1", "support"): 4}
@@ -509,7 +509,7 @@ async def test_while_only_the_canarys_provider_is_down_stable_answers(
     serving.canary.provider.base_url = provider.url
     serving.canary.circuit.record_probe(await serving.canary.provider.probe(serving.canary.own.config))
     assert (await caller.post(request(user="u9"))).headers["x-promptrollout-variant"] == "canary"
-    assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert not gateway.reporter.report().rollouts[0].canary_provider_unreachable
 
 
 async def test_when_both_providers_are_down_it_is_an_error_of_the_assigned_arm(
@@ -521,7 +521,7 @@ async def test_when_both_providers_are_down_it_is_an_error_of_the_assigned_arm(
     for n in range(4):
         assert (await caller.post(request(user=f"u{n}"))).status == 502
     assert counted(gateway) == {"canary": (4, 4)}
-    assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert not gateway.reporter.report().rollouts[0].canary_provider_unreachable
 
 
 async def test_a_canary_whose_provider_answers_with_errors_is_not_diverted(
@@ -639,7 +639,7 @@ async def test_who_has_no_key_or_is_outside_the_audience_is_no_evidence(
     await caller.post(request(), headers={"x-plan": "free"})
     assert counted(gateway) == {"stable-outside": (2, 0), "canary": (1, 0)}
     assert gateway.counters.unassigned == {("uid-1", "support"): 1}
-    assert gateway.registry.report().rollouts[0].unassigned_share_percent == 34
+    assert gateway.reporter.report().rollouts[0].unassigned_share_percent == 34
 
 
 async def test_the_emergency_override_wins_over_any_weight(
@@ -649,7 +649,7 @@ async def test_the_emergency_override_wins_over_any_weight(
     assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
     await gateway.registry.set_overrides({"support"})
     assert (await caller.post(request())).headers["x-promptrollout-variant"] == "stable"
-    assert gateway.registry.report().rollouts[0].overridden
+    assert gateway.reporter.report().rollouts[0].overridden
     await gateway.registry.set_overrides(set())
     assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
 

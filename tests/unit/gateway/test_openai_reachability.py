@@ -80,7 +80,7 @@ async def test_a_canarys_provider_that_is_down_behind_a_proxy_decides_nothing(
         assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
     assert counted(gateway) == {}
     assert gateway.counters.diverted == {("uid-1", "support"): 9}
-    assert gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert gateway.reporter.report().rollouts[0].canary_provider_unreachable
     assert len(other.requests) == 3, "not asked once it is known"
 
 
@@ -109,9 +109,9 @@ async def test_a_provider_that_is_there_and_too_slow_is_an_error_of_the_arm(
     target = await canary_on(other, gateway, provider, max_retries=0, first_byte_seconds=0.05)
     for n in range(3):
         await caller.post(request(user=f"a{n}"))
-    assert gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert gateway.reporter.report().rollouts[0].canary_provider_unreachable
     await gateway.providers.probe([target], now=1e6)
-    assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert not gateway.reporter.report().rollouts[0].canary_provider_unreachable
     for n in range(4):
         answered = await caller.post(request(user=f"b{n}"))
         assert (answered.status, answered.headers["x-promptrollout-variant"]) == (504, "canary")
@@ -181,7 +181,7 @@ async def test_failures_of_different_kinds_add_up(
     other.script.extend([says(503, b""), cut(), says(502, b"")])
     await canary_on(other, gateway, provider)
     assert (await caller.post(request())).headers["x-promptrollout-variant"] == "stable"
-    assert gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert gateway.reporter.report().rollouts[0].canary_provider_unreachable
 
 
 @pytest.mark.parametrize("between", [says(), says(500, b""), says(429, b"", **{"retry-after": "3600"}), says(400, b"")])
@@ -291,18 +291,18 @@ async def test_while_models_are_listed_and_completions_are_down_it_stays_unreach
     reported = []
     for n in range(4):
         target.circuit.record_probe(await target.provider.probe(target.config))
-        reported.append(gateway.registry.report().rollouts[0].canary_provider_unreachable)
+        reported.append(gateway.reporter.report().rollouts[0].canary_provider_unreachable)
         for user in "abc":
             answered = await caller.post(request(user=f"{user}{n}"))
             assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
-        reported.append(gateway.registry.report().rollouts[0].canary_provider_unreachable)
+        reported.append(gateway.reporter.report().rollouts[0].canary_provider_unreachable)
     assert reported == [True] * 8
     assert counted(gateway) == {}
     assert len(other.requests) == 3 + 4, "one try after each probe"
     # and now they are back
     target.circuit.record_probe(await target.provider.probe(target.config))
     assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
-    assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert not gateway.reporter.report().rollouts[0].canary_provider_unreachable
 
 
 async def test_where_no_completion_is_tried_the_list_of_models_is_believed_after_a_while(provider: Provider) -> None:

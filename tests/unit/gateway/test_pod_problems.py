@@ -28,7 +28,7 @@ class Clock:
 
 
 def reasons(problems: PodProblems) -> list[tuple[str, str]]:
-    return [(each.reason, each.message) for each in problems.found()]
+    return [(each.reason, each.message) for each in problems.current()]
 
 
 async def test_a_provider_that_is_down_is_logged_at_once_and_reported_when_it_stays_so(
@@ -74,9 +74,9 @@ async def test_a_provider_that_is_not_used_any_more_does_not_answer_again(
 
 
 async def test_the_report_has_them(gateway: Gateway) -> None:
-    assert gateway.registry.report().problems == []
+    assert gateway.reporter.report().problems == []
     gateway.problems._authenticator = Authenticator(keys=CallerKeys(Path("nowhere")))
-    assert [each.reason for each in gateway.registry.report().problems] == ["NoKeys"]
+    assert [each.reason for each in gateway.reporter.report().problems] == ["NoKeys"]
 
 
 def test_keys_that_are_missing(tmp_path: Path) -> None:

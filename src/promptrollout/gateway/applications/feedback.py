@@ -121,7 +121,7 @@ class VoteCounting:
     def _of(self, text: str, field: str) -> tuple[LiveRollout, ResponseId]:
         """Whose answer it was. Raises CallerError."""
         try:
-            candidates = self._registry.that_gave(text)
+            candidates = self._registry.find_by_response_id(text)
         except ValueError as error:
             message = f"{field}: take the `id` of an answer of this gateway, as it is; a conversation has those too"
             raise CallerError(400, "invalid_response_id", message, field) from error
@@ -140,7 +140,7 @@ class VoteCounting:
     ) -> NotCounted | None:
         """Count a vote once; why not, if not."""
         age = age_of(max(0.0, self._wall_clock() - given.at_seconds))
-        series = None if given.variant is None else rollout.voted(given.version, given.variant)
+        series = None if given.variant is None else rollout.series_of_vote(given.version, given.variant)
         vote = hash((text, kind))
         reason: NotCounted | None = None
         if given.readable:

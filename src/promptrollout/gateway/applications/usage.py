@@ -121,7 +121,7 @@ class UsageReports:
 
     def _rendered(self, token: str) -> _Rendered:
         try:
-            rollouts = self._registry.that_gave(token)
+            rollouts = self._registry.find_by_response_id(token)
         except ValueError:
             rollouts = []
         for rollout in rollouts:

@@ -12,7 +12,7 @@ from promptrollout.api.text import first_few
 from promptrollout.gateway.auth.authenticate import Authenticator
 from promptrollout.gateway.rollouts.live_rollout import LiveRollout
 from promptrollout.gateway.rollouts.load_errors import KeyNotBound, ProviderAddressRefused
-from promptrollout.gateway.rollouts.registry import Problem
+from promptrollout.gateway.rollouts.load_problems import LoadProblem
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class PodProblems:
         self._down_since: dict[str, float] = {}
         self._configured: set[tuple[str, str]] = set()
 
-    def look(self, rollouts: Iterable[LiveRollout], not_loaded: Iterable[Problem] = ()) -> None:
+    def look(self, rollouts: Iterable[LiveRollout], not_loaded: Iterable[LoadProblem] = ()) -> None:
         """Note which providers are down: out of reach for an arm, or failing so much that its circuit is open; and
         which are configured so that nothing may be sent to them, or that their key may go anywhere."""
         rollouts = list(rollouts)
@@ -69,7 +69,7 @@ class PodProblems:
         """Names of providers, since whenever."""
         return sorted(self._down_since)
 
-    def found(self) -> list[PodProblem]:
+    def current(self) -> list[PodProblem]:
         """What is wrong now, in a fixed order."""
         problems = [PodProblem(reason=reason, message=text) for reason, text in self._authenticator.problems()]
         now = self._clock()
@@ -83,7 +83,7 @@ class PodProblems:
         return problems[:MAX_PROBLEMS]
 
 
-def _configured(rollouts: Iterable[LiveRollout], not_loaded: Iterable[Problem]) -> set[tuple[str, str]]:
+def _configured(rollouts: Iterable[LiveRollout], not_loaded: Iterable[LoadProblem]) -> set[tuple[str, str]]:
     """Reason and name of each provider whose configuration is at fault."""
     found: set[tuple[str, str]] = set()
     for problem in not_loaded:
