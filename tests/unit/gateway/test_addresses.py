@@ -40,7 +40,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
 
 def told(gateway: Gateway) -> list[tuple[str, str]]:
-    gateway.problems.look(gateway.registry.all(), gateway.registry.not_loaded())
+    gateway.problems.update(gateway.registry.all(), gateway.registry.not_loaded())
     return [(each.reason, each.message) for each in gateway.reporter.report().problems]
 
 

@@ -211,7 +211,7 @@ def test_the_more_are_refused_the_longer_they_are_told_to_wait() -> None:
 
     def a_second(number: int, refusals: int) -> int:
         for n in range(refusals):
-            admission._note_refusal(number + n / refusals)
+            admission._record_refusal(number + n / refusals)
         return admission.retry_seconds
 
     assert [a_second(n, REFUSALS_PER_SECOND) for n in range(1, 4)] == [1, 1, 1]
@@ -266,24 +266,24 @@ def test_the_limit_falls_while_the_loop_is_late_and_rises_again() -> None:
         raised[0] += 1
 
     concurrency = ConcurrencyLimit(1000, lambda: under_way[0], more)
-    concurrency.look(0.0)
-    concurrency.look(LATE_SECONDS)
+    concurrency.adjust(0.0)
+    concurrency.adjust(LATE_SECONDS)
     assert (concurrency.limit, raised) == (1000, [0])
-    concurrency.look(0.03)
+    concurrency.adjust(0.03)
     assert concurrency.limit == 450, "by what is under way"
-    concurrency.look(0.03)
+    concurrency.adjust(0.03)
     assert concurrency.limit == 405
     under_way[0] = 3
-    concurrency.look(5.0)
+    concurrency.adjust(5.0)
     assert concurrency.limit == LEAST
     times = 0
     while concurrency.limit < 1000:
-        concurrency.look(0.0)
+        concurrency.adjust(0.0)
         times += 1
     assert (concurrency.limit, raised) == (1000, [times])
     assert times < 40
     few = ConcurrencyLimit(4, lambda: 500, more)
-    few.look(1.0)
+    few.adjust(1.0)
     assert few.limit == 4, "not above what may be"
 
 

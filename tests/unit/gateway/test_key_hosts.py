@@ -35,7 +35,7 @@ def write(gateway: Gateway, provider: str, **files: str | None) -> None:
 
 async def told(gateway: Gateway) -> list[tuple[str, str]]:
     await gateway.registry.sweep()
-    gateway.problems.look(gateway.registry.all(), gateway.registry.not_loaded())
+    gateway.problems.update(gateway.registry.all(), gateway.registry.not_loaded())
     return [(each.reason, each.message) for each in gateway.reporter.report().problems]
 
 
@@ -150,7 +150,7 @@ async def test_without_hosts_the_key_is_still_sent_with_a_warning(
     with caplog.at_level(logging.WARNING):
         assert await told(gateway) == [("ProviderKeyUnbound", "openai")]
         assert await told(gateway) == [("ProviderKeyUnbound", "openai")]
-    assert caplog.text.count("the key of provider openai may go to any host: name its hosts") == 1
+    assert caplog.text.count("the key of provider openai may be sent to any host: name its hosts") == 1
     write(gateway, "openai", hosts="127.0.0.1")
     gateway.providers.refresh_files()
     assert await told(gateway) == []

@@ -197,7 +197,7 @@ async def test_pods_roll_under_load(tmp_path: Path, api: ApiServer, model: str, 
                 await asyncio.gather(*traffic._tasks)
         assert set(traffic.outcomes) == {"answered"}, traffic.outcomes
         assert min(traffic.by_pod.values()) > 10
-        assert "requests under way" in old.log
+        assert "requests in flight" in old.log
 
 
 async def test_configurations_change_and_break_under_load(

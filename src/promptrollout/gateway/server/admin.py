@@ -1,4 +1,4 @@
-"""The admin port: metrics, probes, what this pod has loaded, and reports that reached another pod."""
+"""The admin port: metrics, probes, what this pod serves, and usage reports that reached another pod."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class AdminApp:
         if path == POD_PATH and scope["method"] == "POST":
             await self._report(scope, receive, reply)
         elif scope["method"] not in ("GET", "HEAD"):
-            await reply.whole(405, {"content-type": JSON}, error_object(405, "this port takes GET only"))
+            await reply.whole(405, {"content-type": JSON}, error_object(405, "the admin port accepts only GET"))
         elif path == "/rollouts":
             wanted = parse_qs(scope["query_string"].decode("latin-1")).get("name")
             report = self._reporter.report(wanted)
@@ -55,7 +55,7 @@ class AdminApp:
             await reply.whole(404, {"content-type": JSON}, error_object(404, "unknown URL"))
 
     async def _report(self, scope: Scope, receive: Receive, reply: Reply) -> None:
-        """What another pod passes on: the token's signature says that it may."""
+        """A usage report that another pod forwards; its token is signed, so no other authentication is needed."""
         try:
             payload = await read_body(headers_of(scope), receive, MAX_BYTES, Bodies().share())
             await self._reports.answer_pod(payload, reply)

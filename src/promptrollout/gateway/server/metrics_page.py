@@ -1,6 +1,6 @@
 """Prometheus' text format of all counters.
 
-Each series is copied at once, all of them first; then text is made, in pieces that let go of the event loop in between.
+All series are copied first, each in one step; then the text is made in pieces, and other requests run in between.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from promptrollout.llm.answers.schema_process import NOT_JUDGED
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LINES_PER_PIECE = 500
-"""Some 0.2 ms, for which no request goes on."""
+"""About 0.2 ms, in which no request runs."""
 SERIES_PER_PIECE = 16
-"""Copied at once; with shards some 0.5 ms."""
+"""Copied in one step; with shards about 0.5 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodState:
-    """What is exported of the process besides the counters."""
+    """State of the process that is exported besides the counters."""
 
     rollouts: Iterable[LiveRollout]
     retries: Mapping[str, int]
@@ -40,11 +40,11 @@ class PodState:
     """On the monotonic clock."""
     ready: bool
     concurrency_limit: int
-    """Requests that may be under way now."""
+    """Requests that may be in flight now."""
     caller_keys: int | None = None
-    """None: callers need none."""
+    """None: callers need no keys."""
     providers_down: Collection[str] = ()
-    """Names of those that cannot be reached, or fail nearly always."""
+    """Names of providers that are unreachable, or fail nearly always."""
     token_reviews_forbidden: bool = False
 
 
@@ -64,7 +64,7 @@ async def exposition(counters: Counters, state: PodState) -> AsyncIterator[bytes
 
 
 def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
-    """What the pod counts of itself."""
+    """The counters of the process itself."""
 
     def family(name: str, kind: str, help_text: str, values: Iterable[tuple[str, float]]) -> Iterator[str]:
         yield f"# HELP {name} {help_text}"
