@@ -143,7 +143,7 @@ async def test_an_outage_multiplies_no_load_and_ends_by_itself(world: World) -> 
     assert (await world.stats())["requests"] < 60, "the circuit opened, and the budget is used up"
     assert (await world.stats(1))["requests"] == 200
     assert series(world.gateway, "stable").errors["circuit_open"] > 150
-    (report,) = world.gateway.registry.report().rollouts
+    (report,) = world.gateway.reporter.report().rollouts
     assert report.circuits == {"stable/openai/gpt": "Open", "stable/spare/big": "Closed"}
     await world.behave()
     async with asyncio.timeout(20):

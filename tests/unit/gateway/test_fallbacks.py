@@ -212,7 +212,7 @@ async def test_a_bad_canary_is_not_hidden_by_its_fallback(
     assert series(gateway, "canary").total.fallbacks == 40
     assert len(provider.requests) == 20, "its circuit is open by now"
     assert series(gateway, "canary").errors["circuit_open"] == 20
-    circuits = gateway.registry.report().rollouts[0].circuits
+    circuits = gateway.reporter.report().rollouts[0].circuits
     assert circuits == {
         "stable/openai/gpt": "Closed",
         "canary/openai/new": "Open",

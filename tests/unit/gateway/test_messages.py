@@ -51,7 +51,7 @@ def filled(body: dict[str, Any], messages: list[dict[str, Any]] | None = None, *
     spec = {"providerRef": {"name": "p"}, "model": "claude", "messages": messages or OURS, **changes}
     prompt = compile_prompt(PromptSpec.model_validate(spec))
     given = {"model": "support", "max_tokens": 9, "prompt_variables": {"company": "ACME"}, "messages": [HELLO], **body}
-    return MESSAGES.fill(prompt, given)
+    return MESSAGES.with_prompt(prompt, given)
 
 
 def test_our_system_messages_are_the_system_prompt_wherever_they_stand() -> None:
