@@ -1,9 +1,10 @@
-"""One sandbox for the whole test session, and a namespace of its own for each test."""
+"""One sandbox for each process that runs tests, and a namespace of its own for each test."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE, Settings
 from tests.integration.cluster import Kubectl
 
-#: Set to a directory, the tests use (and keep) a sandbox there: saves the start while working on a test.
+#: Set to a directory, the tests use (and keep) a sandbox there: saves the start while working on a test. With several
+#: workers (`make test`) each has its own below it.
 KEEP_VARIABLE = "PROMPTROLLOUT_TEST_SANDBOX"
 
 
@@ -24,7 +26,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """Control plane, node, Prometheus and simulated model; the operator comes with the fixture `operator`."""
     settings = Settings(install_operator=False, token_max_age_seconds=5.0)
     if kept := os.environ.get(KEEP_VARIABLE):
-        box = Sandbox(Path(kept), settings)
+        box = Sandbox(Path(kept, os.environ.get("PYTEST_XDIST_WORKER", "")), settings)
         box.up()
         yield box
         return
@@ -79,6 +81,23 @@ def namespace(sandbox: Sandbox) -> Iterator[str]:
 def kubectl(sandbox: Sandbox, namespace: str) -> Kubectl:
     """kubectl with the test's namespace as default."""
     return Kubectl(sandbox.kubeconfig, namespace)
+
+
+@pytest.fixture
+def resumed() -> Iterator[Callable[[int], None]]:
+    """Stop processes, and let them go on at the end whatever happened."""
+    stopped: list[int] = []
+
+    def stop(pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        stopped.append(pid)
+
+    yield stop
+    for pid in stopped:
+        try:
+            os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            continue
 
 
 @pytest.fixture
