@@ -108,12 +108,12 @@ def test_emergency_works_with_the_operator_stopped(story: Story, cli: Run) -> No
         assert timed_out.returncode == 0, timed_out.stderr
         done = cli("emergency", "stable", "app", "--reason", "harmful answers")
         assert done.returncode == 0, done.stderr
-        story.wait(lambda: all(report["overridden"] for report in story.reports()), "every pod on stable", 5)
+        story.wait(lambda: all(report["overridden"] for report in story.reports()), "every pod on stable")
     finally:
         os.kill(stopped, signal.SIGCONT)
     story.until(lambda s: s["phase"] == "Degraded")
     assert cli("emergency", "clear", "app").returncode == 0
-    story.wait(lambda: not any(report["overridden"] for report in story.reports()), "the override is gone", 5)
+    story.wait(lambda: not any(report["overridden"] for report in story.reports()), "the override is gone")
     again = cli("emergency", "clear", "app")
     assert again.returncode == 1
     assert "no override of app" in again.stderr
