@@ -15,6 +15,7 @@ import pytest
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE, Settings
 from tests.integration.cluster import Kubectl
+from tests.integration.story import PATIENCE_SECONDS
 
 #: Set to a directory, the tests use (and keep) a sandbox there: saves the start while working on a test. With several
 #: workers (`make test`) each has its own below it.
@@ -54,10 +55,10 @@ def no_operator(sandbox: Sandbox) -> Iterator[None]:
         yield
         return
     system("scale", deployment, "--replicas=0")
-    system("wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=operator", "--timeout=60s")
+    system("wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=operator", "--timeout=180s")
     yield
     system("scale", deployment, "--replicas=1")
-    system("rollout", "status", deployment, "--timeout=60s")
+    system("rollout", "status", deployment, "--timeout=180s")
 
 
 @pytest.fixture
@@ -68,9 +69,9 @@ def namespace(sandbox: Sandbox) -> Iterator[str]:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     # the controller manager makes it; after an outage of the API server it takes its time, and no pod is taken before
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while kubectl.run("get", "serviceaccount", "default", "-n", name).returncode:
-        assert time.monotonic() < deadline, "the namespace has no default ServiceAccount after 30 s"
+        assert time.monotonic() < deadline, f"the namespace has no default ServiceAccount after {PATIENCE_SECONDS} s"
         time.sleep(0.1)
     yield name
     # the namespace controller takes its time; names are unique, so nobody has to wait for it
@@ -104,7 +105,7 @@ def resumed() -> Iterator[Callable[[int], None]]:
 def eventually() -> Callable[..., Any]:
     """`eventually(lambda: value, seconds=10)`: the first truthy value, or a failure showing the last one."""
 
-    def wait(read: Callable[[], Any], seconds: float = 15.0, every: float = 0.1) -> Any:
+    def wait(read: Callable[[], Any], seconds: float = PATIENCE_SECONDS, every: float = 0.1) -> Any:
         deadline = time.monotonic() + seconds
         while True:
             value = read()

@@ -18,6 +18,9 @@ from tests.integration.cluster import Kubectl
 
 Status = dict[str, Any]
 
+PATIENCE_SECONDS = 120.0
+"""How long anything may take that comes at all: seconds on a quiet machine, ten times that on a busy one."""
+
 ERRORS = {
     "name": "errors",
     "signal": "ErrorRate",
@@ -107,12 +110,12 @@ class Story:
 
         thread = threading.Thread(target=lambda: asyncio.run(drive()), daemon=True)
         thread.start()
-        running.wait(10)
+        running.wait(60)
         try:
             yield lambda: held[0].stats()
         finally:
             stop.set()
-            thread.join(20)
+            thread.join(60)
 
     # ------------------------------------------------------------ then
 
@@ -125,7 +128,7 @@ class Story:
         status: Status = json.loads(done.stdout).get("status", {})
         return status
 
-    def until(self, test: Callable[[Status], Any], seconds: float = 40.0) -> Status:
+    def until(self, test: Callable[[Status], Any], seconds: float = PATIENCE_SECONDS) -> Status:
         """The first status that passes; a failure shows the last one."""
         deadline = time.monotonic() + seconds
         while True:
@@ -137,7 +140,7 @@ class Story:
                 raise AssertionError(f"not within {seconds} s:\n{self.describe()}\n{self.operator_log()}")
             time.sleep(0.1)
 
-    def wait(self, read: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+    def wait(self, read: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
         deadline = time.monotonic() + seconds
         while True:
             value = read()
@@ -146,11 +149,11 @@ class Story:
             assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{self.operator_log()}"
             time.sleep(0.1)
 
-    def healthy(self, word: str, seconds: float = 40.0) -> Status:
+    def healthy(self, word: str, seconds: float = PATIENCE_SECONDS) -> Status:
         digest = self.digest(word)
         return self.until(lambda s: s["phase"] == "Healthy" and s["stable"]["digest"] == digest, seconds)
 
-    def rolled_back(self, word: str, reason: str = "ObjectiveBreached", seconds: float = 40.0) -> Status:
+    def rolled_back(self, word: str, reason: str = "ObjectiveBreached", seconds: float = PATIENCE_SECONDS) -> Status:
         digest = self.digest(word)
         return self.until(
             lambda s: (
@@ -162,7 +165,7 @@ class Story:
             seconds,
         )
 
-    def at_weight(self, weight: int, seconds: float = 40.0) -> Status:
+    def at_weight(self, weight: int, seconds: float = PATIENCE_SECONDS) -> Status:
         """In a step with this weight, confirmed by every ready pod."""
         return self.until(
             lambda s: s["stage"] == "Stepping" and s["weight"] == weight and s["clock"]["acknowledgedAt"], seconds

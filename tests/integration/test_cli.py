@@ -31,7 +31,7 @@ def cli(operator: Sandbox, namespace: str) -> Run:
             [sys.executable, "-m", "promptrollout", *arguments, "-n", namespace],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
             env={**os.environ, "KUBECONFIG": operator.kubeconfig, **environ},
         )
@@ -41,7 +41,7 @@ def cli(operator: Sandbox, namespace: str) -> Run:
 
 def test_verbs_and_status_in_a_rollouts_life(story: Story, cli: Run) -> None:
     story.apply("v1").healthy("v1")
-    done = cli("status", "app", "--wait", "--digest", story.digest("v1"), "--timeout", "30s")
+    done = cli("status", "app", "--wait", "--digest", story.digest("v1"), "--timeout", "180s")
     assert done.returncode == 0, done.stderr
     # nobody listens there: a cluster on this machine is reached without a proxy, as by kubectl
     refused = cli("abort", "app", HTTPS_PROXY="http://127.0.0.1:9", NO_PROXY="example.com")

@@ -114,7 +114,7 @@ def test_a_gateway_pod_killed_in_a_step_changes_no_decision(story: Story) -> Non
         story.apply("v2", steps=[{"weight": 10, "minDurationSeconds": 5}, {"weight": 50, "minDurationSeconds": 2}])
         story.at_weight(10)
         os.kill(story.sandbox.pid(story.namespace, story.pods()[0]["metadata"]["name"]), signal.SIGKILL)
-        status = story.healthy("v2", 60)
+        status = story.healthy("v2")
     assert status.get("rejected", []) == []
 
 

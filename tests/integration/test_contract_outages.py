@@ -44,7 +44,7 @@ def test_prometheus_away_for_several_intervals_decides_nothing(story: Story) -> 
         finally:
             story.sandbox.start_prometheus()
         assert status["stable"]["digest"] == story.digest("v1")
-        story.healthy("v2", 60)
+        story.healthy("v2")
 
 
 def test_nobody_meets_a_canary_once_prometheus_has_died(story: Story) -> None:
@@ -60,7 +60,7 @@ def test_nobody_meets_a_canary_once_prometheus_has_died(story: Story) -> None:
             assert {r["weight"] for r in story.reports()} == {0}
         finally:
             story.sandbox.start_prometheus()
-        story.rolled_back("v2", seconds=60)
+        story.rolled_back("v2")
 
 
 def test_the_api_server_away_leaves_serving_untouched(story: Story) -> None:
@@ -75,7 +75,7 @@ def test_the_api_server_away_leaves_serving_untouched(story: Story) -> None:
             assert seen().ok > before + 300
         finally:
             story.sandbox.start_apiserver()
-        story.healthy("v2", 60)
+        story.healthy("v2")
         stats = seen()
     assert stats.ok == stats.answered, stats.statuses
 
@@ -91,7 +91,7 @@ def test_the_operator_killed_in_each_stage_goes_on_where_it_was(story: Story, st
         story.apply("v2", canary={"bakeSeconds": 3})
         story.until(lambda s: s["stage"] == stage or (stage != "Baking" and s["stage"] in ("Baking", "Idle")))
         os.kill(story.operator_pid(), signal.SIGKILL)
-        status = story.rolled_back("v2", seconds=60) if bad else story.healthy("v2", 60)
+        status = story.rolled_back("v2") if bad else story.healthy("v2")
     reasons = [d["reason"] for d in status["history"]]
     once = ["RolloutStarted", "ObjectiveBreached" if bad else "RolloutCompleted"]
     # the first version and this change each started and ended exactly once
@@ -169,7 +169,7 @@ def test_an_operator_stopped_in_mid_write_does_no_harm(story: Story, tmp_path: P
     story.system("scale", "deployment/promptrollout-operator", "--replicas=0")
     wire = Halfway(server)
     try:
-        story.system("wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=operator", "--timeout=60s")
+        story.system("wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=operator", "--timeout=180s")
         with an_operator_of_our_own(story, wire.url, tmp_path) as first:
             story.given(v1={}, v2={}).apply("v1").healthy("v1")
             with story.users(rate=200):
@@ -201,7 +201,7 @@ def test_an_operator_stopped_in_mid_write_does_no_harm(story: Story, tmp_path: P
     finally:
         wire.close()
         story.system("scale", "deployment/promptrollout-operator", "--replicas=1")
-        story.system("rollout", "status", "deployment/promptrollout-operator", "--timeout=60s")
+        story.system("rollout", "status", "deployment/promptrollout-operator", "--timeout=180s")
 
 
 def ready_operators(story: Story) -> set[str]:

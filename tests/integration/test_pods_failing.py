@@ -78,17 +78,17 @@ def test_a_canary_that_kills_its_pods_is_taken_back_tried_alone_and_rejected(sto
         story.apply("v2", steps=LONG).at_weight(10)
         began = time.monotonic()
         with deadly(story, story.digest("v2"), seen) as kills:
-            withdrawn = story.until(lambda s: s["weight"] == 0 and s["clock"].get("suspectedAt"), 60)
+            withdrawn = story.until(lambda s: s["weight"] == 0 and s["clock"].get("suspectedAt"))
             assert withdrawn.get("rejected", []) == []
             assert withdrawn["history"][0]["reason"] == "PodsFailing"
             assert "gateway pod" in withdrawn["history"][0]["message"]
-            story.wait(lambda: served(story) == [None, None], "stable alone on both pods", 60)
-            story.wait(lambda: ready(story) == 2, "both pods ready", 60)
-            assert time.monotonic() - began < 180, "a watchdog: each of the waits before has 60 s"
+            story.wait(lambda: served(story) == [None, None], "stable alone on both pods")
+            story.wait(lambda: ready(story) == 2, "both pods ready")
+            assert time.monotonic() - began < 300, "a watchdog: of its waits each has two minutes"
             so_far, before = len(kills), seen()
-            tried = story.until(lambda s: s["clock"].get("trialAt"), 60)
+            tried = story.until(lambda s: s["clock"].get("trialAt"))
             assert tried["stable"]["digest"] == story.digest("v1")
-            story.rolled_back("v2", "PodsFailing", 60)
+            story.rolled_back("v2", "PodsFailing")
         assert len(kills) >= 3
     # with the first kill after it the calm is over, however late this test learns of the trial
     calm = kills[so_far]

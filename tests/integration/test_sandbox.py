@@ -443,7 +443,7 @@ def test_services_share_traffic_among_ready_pods_and_prometheus_finds_them(
     kubectl: Kubectl, sandbox: Sandbox, namespace: str, eventually: Eventually
 ) -> None:
     kubectl.apply(deployment("web", 2), service("web"))
-    kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    kubectl("rollout", "status", "deployment/web", "--timeout=180s")
     url = eventually(lambda: sandbox.gateways().get(f"{namespace}/web"))
     assert sandbox.gateway_url(namespace, "web") == url
     assert len({read(url + "/who") for _ in range(10)}) == 2
@@ -471,7 +471,7 @@ def test_pods_outlive_an_outage_of_the_api_server(
     kubectl: Kubectl, sandbox: Sandbox, namespace: str, eventually: Eventually
 ) -> None:
     kubectl.apply(deployment("web", 2), service("web"))
-    kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    kubectl("rollout", "status", "deployment/web", "--timeout=180s")
     url = sandbox.gateway_url(namespace, "web")
     first, second = (item["metadata"]["name"] for item in kubectl.json("get", "pods")["items"])
     pids = {name: sandbox.pid(namespace, name) for name in (first, second)}
@@ -486,10 +486,10 @@ def test_pods_outlive_an_outage_of_the_api_server(
     finally:
         sandbox.start_apiserver()
     eventually(lambda: container_status(kubectl, first)["restartCount"] == 1)
-    kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    kubectl("rollout", "status", "deployment/web", "--timeout=180s")
     assert sandbox.pid(namespace, second) == pids[second]
     kubectl.apply(deployment("web", 3))
-    kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    kubectl("rollout", "status", "deployment/web", "--timeout=180s")
 
 
 def test_images_other_than_ours_are_refused_even_with_a_command(kubectl: Kubectl, eventually: Eventually) -> None:

@@ -108,7 +108,7 @@ def test_a_neighbours_own_slow_queries_delay_no_rollback(story: Story, neighbour
     for each in (story, neighbour):
         each.given(v1={}, v2={}, replicas=1).apply("v1", analysis=analysis).healthy("v1")
     neighbour.apply("v2", steps=LONG, analysis=analysis | {"objectives": objectives})
-    neighbour.until(lambda s: "own0 is not measured" in s["message"], 60)
+    neighbour.until(lambda s: "own0 is not measured" in s["message"])
     story.behave(v1={}, v2={"errorRate": 0.4})
     with story.users():
         story.apply("v2", steps=LONG, analysis=analysis).at_weight(10)
