@@ -76,7 +76,7 @@ async def test_a_key_that_is_refused_rests_and_another_answers_at_once(
     began = time.monotonic()
     for _ in range(7):
         assert (await caller.post(request())).status == 200
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 45, "nobody waits for the 50 s of the key that was refused"
     refused, *others = authorizations(provider)
     assert refused not in others
     assert set(others) == {f"Bearer {key}" for key in KEYS} - {refused}
@@ -261,7 +261,7 @@ async def test_a_stream_that_stops_in_the_middle_is_given_up(
     provider.script.append(streams(chunk("Hel"), asyncio.Event()))
     began = time.monotonic()
     answered = await caller.post(request(stream=True))
-    assert 1 <= time.monotonic() - began < 5
+    assert 1 <= time.monotonic() - began < 60, "a watchdog: without idleSeconds it takes minutes"
     error = orjson.loads(answered.pieces[-1].removeprefix(b"data: "))["error"]
     assert (error["code"], error["message"]) == (
         "timeout",
