@@ -1,5 +1,4 @@
-"""A gateway's objects, byte for byte: a pod template that changes restarts all gateways when the
-operator is upgraded."""
+"""A gateway's objects, byte for byte: a changed pod template restarts gateways when the operator is upgraded."""
 
 import json
 from pathlib import Path

@@ -9,7 +9,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from promptrollout.api.delivery import PodReport
-from promptrollout.api.names import PORT_ADMIN
+from promptrollout.api.pod_settings import PORT_ADMIN
 
 Object = dict[str, Any]
 
