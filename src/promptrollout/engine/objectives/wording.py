@@ -42,7 +42,7 @@ def value(signal: Signal, x: float) -> str:
 
 def confidence(level: float) -> str:
     """`98.7 % confidence`: what is missing to 100 has two significant digits."""
-    return f"{Decimal(100) - Decimal(f'{100 * level:.2g}'):f} % confidence"
+    return f"{(100 - 100 * Decimal(f'{level:.2g}')).normalize():f} % confidence"
 
 
 def share_difference(low: float, high: float) -> str:
