@@ -7,7 +7,7 @@ WORKERS ?= 4
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 LOCK   := requirements/dev.txt
 # charts has a page only where a chart brings a README
-FROM_CODE := docs/reference/fields docs/reference/metrics.md docs/reference/commands.md
+FROM_CODE := docs/reference/fields $(patsubst %,docs/reference/%.md,metrics commands events conditions)
 PAGES  := README.md CHANGELOG.md docs tests/README.md examples benchmarks charts
 
 .DEFAULT_GOAL := help
