@@ -128,7 +128,7 @@ class ChatReader(StreamReader):
     def choices(self) -> list[Choice]:
         return list(self._choices.values())
 
-    def note(self, found: dict[str, Any]) -> bool:
+    def read_event(self, found: dict[str, Any]) -> bool:
         if usage := Usage.read(found.get("usage")):
             self.usage = usage
         choices = found.get("choices")
@@ -148,7 +148,7 @@ class ChatReader(StreamReader):
                 raise StreamError(f"it has more than {MAX_CHOICES} choices")
             growing = self._choices[number] = Choice()
             if len(self._choices) > MAX_COLLECTED:
-                growing.leave()
+                growing.skip()
         if growing.add(choice.get("delta"), choice.get("finish_reason"), collect=self._collect_content):
             self.begun = True
 

@@ -139,7 +139,7 @@ class MessagesReader(StreamReader):
     def choices(self) -> list[Choice]:
         return [self._choice]
 
-    def note(self, found: dict[str, Any]) -> bool:
+    def read_event(self, found: dict[str, Any]) -> bool:
         kind = found.get("type")
         if kind == "content_block_delta":
             delta = found.get("delta")
@@ -195,7 +195,7 @@ def usage_of(found: Any) -> Usage | None:
     if not isinstance(found, dict) or (found.get("input_tokens") is None and found.get("output_tokens") is None):
         return None
     read, written = found.get("cache_read_input_tokens"), found.get("cache_creation_input_tokens")
-    return Usage.beside(found.get("input_tokens"), read, written, found.get("output_tokens"))
+    return Usage.with_separate_cache(found.get("input_tokens"), read, written, found.get("output_tokens"))
 
 
 def _system(prompt: CompiledPrompt, own: list[str], theirs: Any) -> Any:

@@ -120,7 +120,7 @@ class ResponsesReader(StreamReader):
     def choices(self) -> list[Choice]:
         return [self._choice]
 
-    def note(self, found: dict[str, Any]) -> bool:
+    def read_event(self, found: dict[str, Any]) -> bool:
         kind = found.get("type")
         if kind == "response.output_text.delta":
             self._add({"content": found.get("delta")})
