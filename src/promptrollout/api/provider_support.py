@@ -1,4 +1,4 @@
-"""What a prompt asks that its provider's API has no word for."""
+"""What a prompt uses that its provider's API does not support."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from promptrollout.api.prompt import PromptSpec
 _ANTHROPIC: Final = ("seed", "presence_penalty", "frequency_penalty")
 
 
-def unsayable(prompt: PromptSpec, provider_type: str | None) -> Iterator[tuple[str, str]]:
+def unsupported(prompt: PromptSpec, provider_type: str | None) -> Iterator[tuple[str, str]]:
     """Where in the spec, and why, for a ModelProvider of this type."""
     if provider_type != "Anthropic":
         return
     for name in _ANTHROPIC:
         if prompt.parameters is not None and getattr(prompt.parameters, name) is not None:
-            yield f"parameters.{to_camel(name)}", "Anthropic's API has nothing like it: remove it"
+            yield f"parameters.{to_camel(name)}", "Anthropic's API does not support it: remove it"
     for index, tool in enumerate(prompt.tools or ()):
         function = tool.get("function")
         named = isinstance(function, dict) and isinstance(function.get("name"), str)
         if not named and "input_schema" not in tool:
-            yield f"tools[{index}]", "only functions can be offered to Anthropic's API, or tools as it has them itself"
+            yield f"tools[{index}]", "Anthropic's API supports only functions, or tools in its own format"

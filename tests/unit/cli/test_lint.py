@@ -434,7 +434,7 @@ def test_what_the_prompts_provider_cannot_be_told_is_refused() -> None:
     openai, anthropic = (contract(kind, name, type=each, baseURL="https://host/v1") for each in ("OpenAI", "Anthropic"))
     assert errors(yaml.safe_dump_all([body, openai])) == []
     (error,) = errors(yaml.safe_dump_all([body, anthropic]))
-    assert "spec.template.parameters.seed: Anthropic's API has nothing like it: remove it" in error
+    assert "spec.template.parameters.seed: Anthropic's API does not support it: remove it" in error
 
 
 @pytest.mark.parametrize(
@@ -477,7 +477,7 @@ def test_a_fallback_must_be_able_to_say_the_prompt_too() -> None:
     }
     spare = contract("ModelProvider", "spare", type="Anthropic", baseURL="https://host/v1")
     (error,) = errors(yaml.safe_dump_all([body, spare]))
-    assert "spec.template.parameters.seed: Anthropic's API has nothing like it: remove it" in error
+    assert "spec.template.parameters.seed: Anthropic's API does not support it: remove it" in error
 
 
 HASH = "sha256:" + "a" * 64
