@@ -1,4 +1,4 @@
-"""What a prompt asks that its provider's API has no word for."""
+"""What a prompt uses that its provider's API does not support."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from promptrollout.api.prompt import PromptSpec
 _ANTHROPIC: Final = ("seed", "presence_penalty", "frequency_penalty")
 
 
-def unsayable(prompt: PromptSpec, provider_type: str | None) -> Iterator[tuple[str, str]]:
+def unsupported(prompt: PromptSpec, provider_type: str | None) -> Iterator[tuple[str, str]]:
     """Where in the spec, and why, for a ModelProvider of this type."""
     if provider_type != "Anthropic":
         return
@@ -23,4 +23,4 @@ def unsayable(prompt: PromptSpec, provider_type: str | None) -> Iterator[tuple[s
         function = tool.get("function")
         named = isinstance(function, dict) and isinstance(function.get("name"), str)
         if not named and "input_schema" not in tool:
-            yield f"tools[{index}]", "Anthropic's API accepts only functions and its own tool types"
+            yield f"tools[{index}]", "Anthropic's API supports only functions, or tools in its own format"

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from promptrollout.api.base_url import base_url_doubt
 from promptrollout.api.networks import Networks
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.api.provider_support import unsayable
+from promptrollout.api.provider_support import unsupported
 from promptrollout.api.rollout import Analysis
 from promptrollout.api.slo import Objective
 from promptrollout.api.template import prompt_problems
@@ -116,7 +116,7 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
                     "cluster has it",
                 )
             )
-    errors += _unsayable(manifest, ours)
+    errors += _unsupported(manifest, ours)
     if kind == "PromptGateway":
         errors += _callers(manifest, ours)
     if kind == "ModelProvider" and (doubt := base_url_doubt(spec["baseURL"])):
@@ -215,7 +215,7 @@ def _objectives_twice(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -
         seen[name] = f"PromptSLO {slo}"
 
 
-def _unsayable(manifest: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:
+def _unsupported(manifest: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:
     """What the provider's API does not support. The operator refuses it with the same message."""
     for path, prompt in _prompts(manifest["kind"], manifest["spec"]):
         try:
@@ -225,7 +225,7 @@ def _unsayable(manifest: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iter
         refs = [parsed.provider_ref.name, *(each.provider_ref.name for each in parsed.fallbacks or ())]
         providers = [each for name in refs for each in _named(manifest, ours, "ModelProvider", name)]
         for kind in sorted({str(_mapping(each.get("spec")).get("type")) for each in providers}):
-            yield from (Problem((*path, where), reason) for where, reason in unsayable(parsed, kind))
+            yield from (Problem((*path, where), reason) for where, reason in unsupported(parsed, kind))
 
 
 def _unpriced(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:

@@ -49,7 +49,7 @@ def test_cost_prices_what_is_written_to_the_cache_apart_and_never_below_nothing(
     )
     assert Price.of(row).cost_usd(Usage(1000, 0, 0, 400)) == pytest.approx(600 * 2e-6 + 400 * 2.5e-6)
     assert PRICE.cost_usd(Usage(1000, 0, 0, 400)) == pytest.approx(1000 * 2e-6)
-    broken = Usage.beside(10, MAX_TOKENS, MAX_TOKENS, 0)
+    broken = Usage.with_separate_cache(10, MAX_TOKENS, MAX_TOKENS, 0)
     assert broken == Usage(MAX_TOKENS, MAX_TOKENS, 0, 0)
 
 

@@ -81,7 +81,7 @@ async def test_a_name_is_looked_at_when_it_is_called_and_again_for_each_connecti
     assert told(strict) == [("ProviderAddressRefused", "openai")]
     serving = strict.registry.find("support")
     assert serving is not None
-    assert (serving.stable.circuit.failure or "").endswith("127.0.0.1 is refused: loopback")
+    assert (serving.stable.circuit.failure or "").endswith("127.0.0.1 is not allowed: loopback")
 
 
 async def test_of_several_addresses_the_allowed_one_is_asked(

@@ -348,7 +348,7 @@ async def test_a_key_of_ours_that_is_refused_does_not_look_like_the_callers(
         answered = await caller.post(request())
         assert (answered.status, answered.error["code"]) == (502, "provider_auth")
         assert answered.error["message"] == (
-            f"provider openai answered {status}: Incorrect API key; it refused the gateway's key: "
+            f"provider openai answered {status}: Incorrect API key; it rejected the gateway's key: "
             "see apiKeySecretRef of ModelProvider openai"
         )
     assert series(gateway, "stable").errors["provider_4xx"] == 3
@@ -429,8 +429,8 @@ async def test_a_provider_that_asks_for_too_long_a_pause_is_not_waited_for(
     [
         ("http://nobody.invalid/v1", "provider openai cannot be reached: its host name cannot be resolved"),
         (NOWHERE, "provider openai cannot be reached: Connection refused"),
-        ("hangs up", "the connection to provider openai broke: it hung up before it answered"),
-        ("no TLS", "provider openai cannot be reached: TLS failed"),
+        ("hangs up", "the connection to provider openai failed: it closed the connection before it answered"),
+        ("no TLS", "provider openai cannot be reached: the TLS handshake failed"),
     ],
 )
 async def test_why_there_is_no_connection_is_said_in_words(

@@ -136,7 +136,7 @@ async def test_where_stable_is_meant_callers_get_502_with_the_cure(
     gateway.providers.refresh_files()
     answer = await caller.post(request())
     assert (answer.status, answer.error["code"]) == (502, "provider_key_not_bound")
-    assert "`hosts` in the Secret of its key does not name the host of its baseURL" in answer.error["message"]
+    assert "`hosts` in its key's Secret does not name the host of its baseURL" in answer.error["message"]
     assert SECRET not in answer.body.decode()
     assert provider.requests == []
 

@@ -217,7 +217,7 @@ async def test_a_certificate_of_nobody_known_is_refused(
     await serve(gateway, secure[0])
     answered = await caller.post(request())
     assert (answered.status, answered.error["code"]) == (502, "provider_connection")
-    assert "its certificate is not valid; see tls of ModelProvider" in answered.error["message"]
+    assert "has a certificate that is not trusted; see tls of its ModelProvider" in answered.error["message"]
     (why,) = gateway.reporter.report().rollouts[0].circuit_failures.values()
     assert "certificate not trusted: " in why
     assert "self-signed certificate in certificate chain" in why or "unable to get local issuer certificate" in why

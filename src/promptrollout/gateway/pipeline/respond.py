@@ -154,7 +154,7 @@ async def _converted_to_stream(prepared: Prepared, answer: Answer, share: Share)
     if asked.caller_body.get("stream") is not True or not (protocol.compared and protocol.sampled):
         return False
     parsed = _parse(prepared, await answer.read(share))
-    events = protocol.events_of(parsed)
+    events = protocol.as_stream(parsed)
     if events is None:
         message = f"provider {prepared.target.provider.name} did not stream though the request asked for a stream"
         raise ProviderError("bad_response", 502, message)

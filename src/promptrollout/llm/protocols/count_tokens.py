@@ -15,12 +15,11 @@ ONLY_TO_ANSWER: Final = frozenset(
     {"max_tokens", "stream", "temperature", "top_p", "top_k", "stop_sequences", "metadata", "service_tier"}
     | {"container", "diagnostics", "inference_geo"}
 )
-"""Fields of a request for a message that say how to answer: they have no tokens, and are refused where tokens are
-counted."""
+"""Fields that say how to answer: they have no tokens, and the endpoint that counts tokens rejects them."""
 
 
 class CountTokens(Messages):
-    """The very request that a message of this user would be asked for with, counted instead of answered."""
+    """The request as this user's arm would send it, but its tokens are counted and it is not answered."""
 
     name: ClassVar = "count_tokens"
     sampled: ClassVar = False

@@ -20,12 +20,12 @@ from promptrollout.llm.protocols.base import (
     parsed_answer,
 )
 
-# nothing behind the vectors but this has braces in it
+# nothing else after the vectors has braces
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 
 class Embeddings(Protocol):
-    """There is no prompt in it, so nothing to compare: stable answers, outside the analysis."""
+    """Has no prompt, so there is nothing to compare: stable answers, outside the analysis."""
 
     name: ClassVar = "embeddings"
     user_fields: ClassVar[Fields] = OPENAI_USER
@@ -47,10 +47,10 @@ class Embeddings(Protocol):
         return None if parsed is None else ParsedAnswer(parsed, [], Usage.read(parsed.get("usage")))
 
     def usage_at(self, end: bytes) -> Usage | None:
-        """Behind the vectors, where every server that is known writes it."""
-        found = _USAGE.search(end)
+        """After the vectors, where all known servers have it."""
+        match = _USAGE.search(end)
         try:
-            return Usage.read(orjson.loads(found[1])) if found else None
+            return Usage.read(orjson.loads(match[1])) if match else None
         except orjson.JSONDecodeError:
             return None
 

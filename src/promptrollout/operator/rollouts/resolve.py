@@ -12,7 +12,7 @@ from promptrollout.api.delivery import VersionRef
 from promptrollout.api.digest import copy_name
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.prompt import PromptSpec
-from promptrollout.api.provider_support import unsayable
+from promptrollout.api.provider_support import unsupported
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.api.slo import Objective, SLOSpec, VersusStable
 from promptrollout.api.template import Problem as PromptProblem
@@ -175,7 +175,9 @@ def _own_copy(
             found.append(MissingObject(f"{path}.{field}.name", "ModelProvider", provider, namespace))
         else:
             kinds.add((item.get("spec") or {}).get("type", "OpenAI"))
-    found += [Problem(f"{path}.{where}", reason) for kind in sorted(kinds) for where, reason in unsayable(prompt, kind)]
+    found += [
+        Problem(f"{path}.{where}", reason) for kind in sorted(kinds) for where, reason in unsupported(prompt, kind)
+    ]
     problems += found
     digest = digest_if_any(prompt)
     if digest is None:
