@@ -201,6 +201,7 @@ class RolloutReconciler:
         evidence = self._analyses.evidence(key, status.clock.evaluated_until, resolved.metrics_source)
         return Facts(
             name=key.name,
+            namespace=key.namespace,
             uid=metadata["uid"],
             generation=metadata.get("generation", 0),
             spec=spec,
