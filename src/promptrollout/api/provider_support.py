@@ -18,9 +18,9 @@ def unsayable(prompt: PromptSpec, provider_type: str | None) -> Iterator[tuple[s
         return
     for name in _ANTHROPIC:
         if prompt.parameters is not None and getattr(prompt.parameters, name) is not None:
-            yield f"parameters.{to_camel(name)}", "Anthropic's API has nothing like it: remove it"
+            yield f"parameters.{to_camel(name)}", "Anthropic's API does not support it: remove it"
     for index, tool in enumerate(prompt.tools or ()):
         function = tool.get("function")
         named = isinstance(function, dict) and isinstance(function.get("name"), str)
         if not named and "input_schema" not in tool:
-            yield f"tools[{index}]", "only functions can be offered to Anthropic's API, or tools as it has them itself"
+            yield f"tools[{index}]", "Anthropic's API accepts only functions and its own tool types"

@@ -57,12 +57,12 @@ class Target:
         except ApiException:
             return f"{API_VERSION} is unknown to this cluster: install the chart (see docs/get-started/install.md)"
         names = ", ".join(item["metadata"]["name"] for item in found["items"][:10]) or "none"
-        return f"no PromptRollout {name} in namespace {self.namespace} (there: {names}); choose another with -n"
+        return f"no PromptRollout {name} in namespace {self.namespace} (it has: {names}); choose another with -n"
 
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """What kubectl's flags of the same names say; empty where absent."""
+    """The values of kubectl's flags of the same names; empty where absent."""
 
     namespace: str
     context: str

@@ -29,11 +29,11 @@ COMMANDS: Final[tuple[tuple[str, str, str], ...]] = (
 )
 
 EXTRAS: Final = {"cryptography": "sandbox", "matplotlib": "simulate", "numpy": "simulate"}
-"""What brings the packages that what runs in a cluster does without."""
+"""The extra that installs a package, where it is not one of the cluster's."""
 
 
 def not_installed(package: str) -> click.ClickException:
-    """How to get a package, rather than where it was missed."""
+    """How to install a package, instead of a traceback."""
     return click.ClickException(
         f"this needs {package}, which is not installed: pip install '.[{EXTRAS.get(package, 'simulate')}]'"
     )

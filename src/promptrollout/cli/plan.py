@@ -1,4 +1,4 @@
-"""`promptrollout plan`: what a rollout's steps can see with the traffic that there is, before anyone applies it."""
+"""`promptrollout plan`: what a rollout's steps can detect with its traffic, before it is applied."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from promptrollout.cli.inputs import console, files_option, name_option, require
 @click.option(
     "--recorded",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Take traffic and values from metrics that `simulate --prometheus --record` kept.",
+    help="Use traffic and values of metrics that `simulate --prometheus --record` kept.",
 )
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def plan(
@@ -56,7 +56,7 @@ def plan(
     from promptrollout.simulation.report import forecast_view
 
     if (requests_per_minute is None) == (recorded is None):
-        raise click.UsageError("give --requests-per-minute, or --recorded with metrics that say it")
+        raise click.UsageError("give --requests-per-minute, or --recorded with recorded metrics")
     title, rules = rules_in(files, name)
     try:
         known = {}
@@ -72,7 +72,7 @@ def plan(
             given = assumed.from_recorded(read(recorded), rules, known)
         else:
             given = assumed.assumed(rules, requests_per_minute or 0.0, known)
-        with working("looking at what each step can catch, for up to two minutes"):
+        with working("computing what each step can catch, up to two minutes"):
             found = forecast(rules, given)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
@@ -93,7 +93,7 @@ def _assumption(text: str) -> tuple[str, Any]:
         numbers = {}
     objective = parts[0][0]
     if not numbers or set(numbers) - {objective, "cv", "sampled"} or not all(x >= 0 for x in numbers.values()):
-        raise ValueError(f"--assume {text}: write OBJECTIVE=VALUE, and perhaps ,cv=X and ,sampled=SHARE")
+        raise ValueError(f"--assume {text}: write OBJECTIVE=VALUE, optionally with ,cv=X and ,sampled=SHARE")
     if not 0 < numbers.get("sampled", 1.0) <= 1:
         raise ValueError(f"--assume {text}: sampled is a share above 0 and up to 1")
     return objective, Baseline(numbers[objective], numbers.get("cv", 1.0), numbers.get("sampled", 1.0))

@@ -1,4 +1,4 @@
-"""`promptrollout simulate`: the rollout that would have been, by the operator's own `plan`."""
+"""`promptrollout simulate`: what a rollout would do, by the operator's own `plan`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Moment(click.ParamType[int]):
         try:
             return int(datetime.fromisoformat(str(value)).timestamp())
         except ValueError:
-            self.fail(f"{value!r} is no time: write for example 2026-11-21T10:00:00Z", param, ctx)
+            self.fail(f"{value!r} is not a time: write for example 2026-11-21T10:00:00Z", param, ctx)
 
 
 @click.command()
@@ -105,13 +105,13 @@ def simulate(
     if sum(source is not None for source in (scenario, recording, url)) != 1:
         raise click.UsageError("give exactly one of --scenario, --recorded and --prometheus")
     if scenario is None and runs > 1:
-        raise click.UsageError("--runs belongs to --scenario: what was recorded is the same every time")
+        raise click.UsageError("--runs needs --scenario: recorded metrics give the same run every time")
     if plot is not None:
         require("matplotlib")
         if plot.suffix not in (".html", ".png", ".svg"):
             raise click.UsageError(f"--plot {plot}: write to a name that ends in .html, .png or .svg")
         if not plot.parent.is_dir():
-            raise click.ClickException(f"--plot {plot}: there is no directory {plot.parent}; create it")
+            raise click.ClickException(f"--plot {plot}: directory {plot.parent} does not exist; create it")
     title, rules = rules_in(files, name)
     if promote_after_seconds is not None:
         rules = _attended(rules, promote_after_seconds)
@@ -141,7 +141,7 @@ def simulate(
 
 
 def _attended(rules: Snapshot, seconds: int) -> Snapshot:
-    """Somebody promotes every pause that waits for a person."""
+    """A person promotes every pause that has no duration."""
     steps = [
         step.model_copy(update={"pause": Pause(duration_seconds=seconds)})
         if step.pause is not None and step.pause.duration_seconds is None
@@ -154,7 +154,7 @@ def _attended(rules: Snapshot, seconds: int) -> Snapshot:
 def _synthetic(
     path: Path, rules: Snapshot, seed: int, confirm_seconds: int
 ) -> tuple[Snapshot, Play, Callable[[], list[str]]]:
-    """Objectives that the scenario says nothing of are left out, and that is said."""
+    """Objectives whose signal the scenario does not have are left out, with a warning."""
     require("numpy")
     import numpy as np
 
@@ -174,11 +174,10 @@ def _synthetic(
     kept = [objective for objective in rules.objectives if objective.signal in drawn]
     left_out = [objective for objective in rules.objectives if objective.signal not in drawn]
     if not kept and rules.analyse:
-        raise ValueError(f"{path}: the scenario says nothing of any objective's signal ({', '.join(sorted(drawn))})")
+        raise ValueError(f"{path}: the scenario has no objective's signal (it has {', '.join(sorted(drawn))})")
     rules = rules.model_copy(update={"objectives": kept})
     notes = [
-        f"the scenario says nothing of {objective.signal}: the objective {objective.name} is left out"
-        for objective in left_out
+        f"the scenario has no {objective.signal}: the objective {objective.name} is left out" for objective in left_out
     ]
 
     def play(number: int, looks: bool) -> Run:

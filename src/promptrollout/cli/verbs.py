@@ -68,7 +68,7 @@ async def undo(flags: Flags, name: str, reason: str, wait: bool) -> int:
 
 
 async def command(flags: Flags, verb: Verb, name: str, reason: str, wait: bool) -> int:
-    """Write the verb and report what became of it; returns the exit code."""
+    """Write the verb and report its result; returns the exit code."""
     async with flags.target() as target:
         rollout, user = await asyncio.gather(target.rollout(name), target.user())
         given = bound(rollout, verb, user, reason)
@@ -82,7 +82,7 @@ async def command(flags: Flags, verb: Verb, name: str, reason: str, wait: bool) 
                 status = await handled(target, name, given.id)
         except TimeoutError:
             click.echo(
-                f"{verb} is written, but no operator took it up within {WAIT_SECONDS:.0f} s; it acts when one does. "
+                f"{verb} is written, but no operator handled it within {WAIT_SECONDS:.0f} s; it acts later. "
                 f"To send everybody to stable without the operator: promptrollout emergency stable {name}",
                 err=True,
             )
@@ -121,11 +121,11 @@ async def write(target: Target, rollout: Object, given: Command) -> None:
 
 
 async def handled(target: Target, name: str, identity: str) -> Object:
-    """The first status that knows the command's id."""
+    """The first status that contains the command's id."""
     path = target.rollout_path()
     async for kind, item in cluster.watch(target.client, path, field_selector=f"metadata.name={name}"):
         if kind == "DELETED":
-            raise click.ClickException(f"rollout {name} was deleted meanwhile")
+            raise click.ClickException(f"rollout {name} was deleted while waiting")
         status: Object = item.get("status") or {}
         if identity in status.get("handledCommands", ()):
             return status
@@ -133,7 +133,7 @@ async def handled(target: Target, name: str, identity: str) -> Object:
 
 
 def news(status: Object, known: set[str]) -> list[Decision]:
-    """Decisions taken since, oldest first."""
+    """Decisions since then, oldest first."""
     history = [Decision.model_validate(entry) for entry in status.get("history", ())]
     return [decision for decision in reversed(history) if decision.id not in known]
 

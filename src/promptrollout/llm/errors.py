@@ -51,13 +51,13 @@ class CallerError(Exception):
         """Of the answer, besides its type."""
 
 
-class Unfilled(Exception):
+class PrepareError(Exception):
     """A version's prompt cannot be filled with this request. The caller's fault if no other version can take it."""
 
     error_type: ErrorType = "render"
 
 
-class Untranslatable(Unfilled):
+class Untranslatable(PrepareError):
     """The provider's protocol cannot say what the request, or the version, asks."""
 
     def __init__(self, param: str, message: str) -> None:

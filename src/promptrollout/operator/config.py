@@ -15,8 +15,9 @@ from pydantic.alias_generators import to_camel
 from promptrollout import __version__
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.meta import HeaderName, Name
-from promptrollout.api.names import ENV_ALLOWED_NETWORKS, ENV_BIND_ADDRESS, ENV_REFUSED_NETWORKS, PORT_ADMIN
+from promptrollout.api.names import ENV_BIND_ADDRESS
 from promptrollout.api.networks import CIDR
+from promptrollout.api.pod_settings import PORT_ADMIN, variable
 
 FilePath = Annotated[str, Field(pattern=r"^/", max_length=1024)]
 
@@ -117,10 +118,10 @@ class Config(_Section):
     def gateway_environment(self) -> dict[str, str]:
         """What pods of gateways are told of it: nothing by default, so that no upgrade replaces them for it."""
         networks = {
-            ENV_ALLOWED_NETWORKS: self.allowed_provider_networks,
-            ENV_REFUSED_NETWORKS: self.refused_provider_networks,
+            "allowed_provider_networks": self.allowed_provider_networks,
+            "refused_provider_networks": self.refused_provider_networks,
         }
-        return {name: ",".join(found) for name, found in networks.items() if found}
+        return {variable(name): ",".join(found) for name, found in networks.items() if found}
 
     @field_validator("metrics_sources")
     @classmethod

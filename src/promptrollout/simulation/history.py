@@ -1,4 +1,4 @@
-"""Historical metrics: what a Prometheus still has of a rollout, read by the operator's own reader."""
+"""Historical metrics of a rollout, read from Prometheus by the operator's own reader."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from promptrollout.simulation.recorded import RecordedInterval, line_of
 
 SOURCE = "history"
 TIMEOUT_SECONDS = 60
-"""A window of a hundred intervals is more than the operator ever asks for at once."""
+"""Longer windows than the operator ever asks for at once."""
 
 
 def question_of(

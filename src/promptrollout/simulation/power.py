@@ -21,15 +21,15 @@ from promptrollout.simulation.assumed import Assumed, drawn, worst_ratio
 from promptrollout.simulation.undecidable import weight_steps
 
 CHANCE = 0.8
-"""With which a regression is to be caught."""
+"""Chance with which a regression should be caught."""
 RUNS = 100
 LOOKS_PER_STEP = 12
-"""A longer step is looked at so often, in longer intervals: a little less often than it really is."""
+"""A longer step is evaluated this often, in longer intervals: slightly less often than in reality."""
 PRECISION = 1.03
-"""Of the ratios that are found."""
+"""Relative precision of the ratios."""
 PASS_RUNS = 21
 PASS_LOOKS = 250
-"""At distances that grow by a twentieth."""
+"""Each distance is a twentieth longer than the one before."""
 
 
 @dataclass(frozen=True, slots=True)

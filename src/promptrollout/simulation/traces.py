@@ -1,4 +1,4 @@
-"""A run's evidence as numbers over time, read off the engine's tests from the outside."""
+"""A run's evidence as numbers over time, computed by the engine's tests."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from promptrollout.engine.objectives.signals import signal_of
 from promptrollout.simulation.world import Look
 
 MOST = 4.0
-"""Evidence of ten thousand to one is as good as any."""
+"""Stronger evidence than ten thousand to one is shown as that."""
 HALVINGS = 12
 _UNITS = {"share": ("points", 100.0), "usd": ("USD", 1.0)}
 """As people read them: the name of the unit, and how many of it the signal's is. Others are as they are."""

@@ -1,4 +1,4 @@
-"""What an objective asks for that no traffic can ever give, and what a step asks for at all."""
+"""Objectives that no amount of traffic can decide, and what each step requires."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class WeightStep:
     weight: int
     seconds: int
     last: bool
-    """Behind it everybody is on the canary, so that it is the one that needs proof."""
+    """After it everybody is on the canary, so this step needs proof."""
 
 
 def weight_steps(rules: Snapshot) -> list[WeightStep]:
@@ -59,7 +59,7 @@ def wants_proof(objective: Objective, step: WeightStep) -> bool:
 
 
 def undecidable(rules: Snapshot) -> Iterator[Doubt]:
-    """What no traffic can ever decide."""
+    """Objectives, and rollouts, that no traffic can decide."""
     steps = weight_steps(rules)
     if not rules.analyse:
         return
@@ -67,8 +67,8 @@ def undecidable(rules: Snapshot) -> Iterator[Doubt]:
     if planned > rules.max_duration_seconds:
         yield Doubt(
             "",
-            f"the steps take {planned} s of active time at least, and maxDurationSeconds is "
-            f"{rules.max_duration_seconds}: no version ever reaches 100 %",
+            f"the steps need at least {planned} s of active time, and maxDurationSeconds is "
+            f"{rules.max_duration_seconds}: no version can reach 100 %",
             f"raise maxDurationSeconds above {planned}, or shorten the steps",
         )
     for objective in rules.objectives:
@@ -86,7 +86,7 @@ def undecidable(rules: Snapshot) -> Iterator[Doubt]:
         if not any(least <= step.weight <= most for step in steps):
             yield Doubt(
                 objective.name,
-                f"{objective.signal} is compared from {least} % on, up to {most} %, and no step has such a weight",
+                f"{objective.signal} is compared at weights from {least} % to {most} %, and no step has such a weight",
                 f"add a step with a weight of {max(least, 1)} %",
             )
 

@@ -1,4 +1,4 @@
-"""One rollout on a virtual clock, decided by the operator's own `plan`: what would have happened, and when."""
+"""One rollout on a virtual clock, decided by the operator's own `plan`: what would happen, and when."""
 
 import dataclasses
 import hashlib
@@ -89,7 +89,7 @@ def simulate(
 
     Pods confirm a configuration after `confirm_seconds` and serve it at once. `at_once`: most intervals handed to one
     plan; 1 is what the operator does, and any number decides the same. `coarse`: what waits for evidence after a step's
-    time is looked at less and less often, which is quicker, and late by a fiftieth of the wait at most. `looks`: keep
+    time is evaluated less and less often, which is quicker, and late by at most a fiftieth of the wait. `looks`: keep
     the table after every interval. ValueError if the traffic was cut otherwise than the rules say.
     """
     width = rules.interval_seconds
@@ -211,7 +211,7 @@ class _World:
         return -(-(left - behind) // self.width)
 
     def answers(self, end: int) -> bool:
-        """Whether Prometheus does when the interval that ends then is over. Nobody asks before the exposure."""
+        """Whether Prometheus answers when the interval that ends then is over. It is not asked before the exposure."""
         k = self.index(end) - 1
         return k < 0 or self.traffic.available(k)
 

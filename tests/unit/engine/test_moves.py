@@ -598,7 +598,7 @@ def test_a_first_version_in_breach_is_a_warning_with_its_evidence() -> None:
     world.tick(5)
     decision = newest(world, "ObjectiveBreached")
     assert decision.type == "Warning"
-    assert decision.message.endswith("; there is nothing to go back to")
+    assert decision.message.endswith("; there is no earlier version to go back to")
     assert [(row.name, row.verdict) for row in decision.evidence] == [("errors", "Breach")]
     assert world.status.message == f"{ONE} serves 100 %; breached, without an earlier version: errors"
 

@@ -15,7 +15,7 @@ from promptrollout.api.rollout import Stage
 from tests.unit.engine.test_conditions import SITUATIONS
 
 REFERENCE = Path(__file__).parents[3] / "docs" / "reference"
-POSITION = {"record": 0, "withdraw": 1, "Withdraw": 0, "EnterStep": 1}
+POSITION = {"record": 0, "withdraw": 1, "Record": 0, "Withdraw": 0, "EnterStep": 1}
 """Of the reason among the arguments."""
 
 

@@ -146,10 +146,10 @@ def test_the_share_without_a_key_is_of_the_last_minute() -> None:
     window = ShareWindow(clock)
     assert window.share_percent() == 0
     for keyless in [True] + [False] * 199:
-        window.note(keyless)
+        window.record(keyless)
     assert window.share_percent() == 1
     clock.now += 30
-    window.note(True)
+    window.record(True)
     clock.now += 40
     assert window.share_percent() == 100
     clock.now += 1000

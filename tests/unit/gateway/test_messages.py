@@ -51,7 +51,7 @@ def filled(body: dict[str, Any], messages: list[dict[str, Any]] | None = None, *
     spec = {"providerRef": {"name": "p"}, "model": "claude", "messages": messages or OURS, **changes}
     prompt = compile_prompt(PromptSpec.model_validate(spec))
     given = {"model": "support", "max_tokens": 9, "prompt_variables": {"company": "ACME"}, "messages": [HELLO], **body}
-    return MESSAGES.fill(prompt, given)
+    return MESSAGES.with_prompt(prompt, given)
 
 
 def test_our_system_messages_are_the_system_prompt_wherever_they_stand() -> None:
@@ -283,9 +283,7 @@ async def test_a_version_that_anthropic_cannot_be_told_is_found_when_it_is_loade
     assert serving.canary is None
     problem = serving.configuration.canary_problem
     assert isinstance(problem, LoadError)
-    assert str(problem) == (
-        "canary.prompt.tools[0]: only functions can be offered to Anthropic's API, or tools as it has them itself"
-    )
+    assert str(problem) == ("canary.prompt.tools[0]: Anthropic's API accepts only functions and its own tool types")
 
 
 async def test_a_request_that_cannot_be_translated_counts_for_nobody(

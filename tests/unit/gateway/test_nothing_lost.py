@@ -18,7 +18,8 @@ import aiohttp
 import pytest
 import yaml
 
-from promptrollout.api.names import ENV_ALLOWED_NETWORKS, ENV_BIND_ADDRESS, PORT_ADMIN, PORT_HTTP
+from promptrollout.api.names import ENV_BIND_ADDRESS
+from promptrollout.api.pod_settings import PORT_ADMIN, PORT_HTTP, variable
 from promptrollout.sandbox.model.behaviour import parse_behaviours
 from promptrollout.sandbox.model.server import SimulatedModel
 from tests.unit.gateway.kit import CANARY, arm, delivery, request
@@ -54,7 +55,7 @@ class Pod:
             "PROMPTROLLOUT_STATE_DIR": str(self.state),
             "PROMPTROLLOUT_DRAIN_SECONDS": "5",  # callers keep idle connections, for which a pod waits half of it
             ENV_BIND_ADDRESS: self.address,
-            ENV_ALLOWED_NETWORKS: "127.0.0.0/8",
+            variable("allowed_provider_networks"): "127.0.0.0/8",
         }
         with self._log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
@@ -197,7 +198,7 @@ async def test_pods_roll_under_load(tmp_path: Path, api: ApiServer, model: str, 
                 await asyncio.gather(*traffic._tasks)
         assert set(traffic.outcomes) == {"answered"}, traffic.outcomes
         assert min(traffic.by_pod.values()) > 10
-        assert "requests under way" in old.log
+        assert "requests in flight" in old.log
 
 
 async def test_configurations_change_and_break_under_load(
@@ -266,7 +267,7 @@ async def test_a_corrupt_disk_costs_no_request_and_a_restart_only_what_was_corru
             await eventually(whole)
         async with Traffic(client, [again]) as back:
             await asyncio.sleep(0.3)
-        assert "support.json is not what was written" in again.log
+        assert "support.json is damaged" in again.log
     for one in (traffic, from_disk, back):
         assert set(one.outcomes) == {"answered"}, one.outcomes
 

@@ -343,7 +343,7 @@ async def test_the_gateways_own_errors_come_in_the_callers_shape(world: World, p
     status, _, body = await world.post(PATHS[protocol], ask(protocol, model="nothing"))
     error = orjson.loads(body)
     assert status == 404
-    assert "no rollout 'nothing' here" in error["error"]["message"]
+    assert "this gateway serves no rollout 'nothing'" in error["error"]["message"]
     if protocol == "messages":
         assert error == {"type": "error", "error": {"type": "not_found_error", "message": error["error"]["message"]}}
     else:

@@ -19,7 +19,7 @@ from promptrollout.operator.delivery.compile import CannotCompile, body_of, comp
 from promptrollout.operator.evidence.requests import Measured
 from promptrollout.operator.gateways.provider_files import source_of
 from promptrollout.operator.rollouts.declarations import provider_verdict
-from promptrollout.operator.rollouts.dirty import affected
+from promptrollout.operator.rollouts.dependents import of_delivery
 from promptrollout.operator.rollouts.resolve import resolve
 from tests.unit.operator.world import a_copy, an_object, prompt, rollout_spec, store_with
 
@@ -167,8 +167,8 @@ def test_a_provider_says_what_is_served_elsewhere() -> None:
     assert (truth, reason) == (False, "ServedElsewhere")
     assert "app serve was rolled out with http://model/v1" in message
     key = Key("PromptDelivery", "ns", "app")
-    assert Key("ModelProvider", "ns", "model") in affected(key, delivery, None, store)
-    assert Key("ModelProvider", "ns", "model") not in affected(key, delivery, delivery, store)
+    assert Key("ModelProvider", "ns", "model") in of_delivery(key, delivery, None, store)
+    assert Key("ModelProvider", "ns", "model") not in of_delivery(key, delivery, delivery, store)
 
 
 def test_what_was_never_compiled_needs_its_copy_and_its_provider() -> None:

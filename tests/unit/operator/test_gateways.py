@@ -8,7 +8,7 @@ import pytest
 
 from promptrollout.api.gateway import GatewaySpec
 from promptrollout.api.meta import SecretKeyRef
-from promptrollout.api.names import CALLER_KEYS_DIR
+from promptrollout.api.pod_settings import CALLER_KEYS_DIR
 from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.cluster.store import Store
 from promptrollout.operator.gateways.conditions import Reported

@@ -110,7 +110,7 @@ def test_nobody_is_asked_twice() -> None:
     for fallbacks in ([own], [*FALLBACKS, *FALLBACKS]):
         ((path, reason),) = prompt_problems(prompt(fallbacks=fallbacks))
         assert path == f"fallbacks[{len(fallbacks) - 1}]"
-        assert reason == "this provider and model are asked before already: remove it"
+        assert reason == "this provider and model are already asked before: remove it"
 
 
 def test_a_ca_is_a_file_beside_the_key() -> None:

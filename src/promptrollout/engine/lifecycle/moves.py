@@ -73,10 +73,12 @@ class FinishWithdrawal:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordBreach:
-    """Of a version that has nothing to go back to."""
+class Record:
+    """A decision that moves nothing."""
 
+    reason: DecisionReason
     message: str
+    evidence: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class ContactSource:
     """Ask the metrics source whether it is there, then plan again."""
 
 
-Move = Begin | UpdateRules | EnterStep | Complete | EndBake | Withdraw | FinishWithdrawal | RecordBreach | ContactSource
+Move = Begin | UpdateRules | EnterStep | Complete | EndBake | Withdraw | FinishWithdrawal | Record | ContactSource
 
 
 def apply_move(draft: Draft, move: Move | None) -> None:
@@ -106,8 +108,8 @@ def apply_move(draft: Draft, move: Move | None) -> None:
             withdraw(draft, move.reason, move.message, reject=move.reject)
         case FinishWithdrawal():
             finish_withdrawal(draft)
-        case RecordBreach():
-            draft.record(DecisionReason.OBJECTIVE_BREACHED, move.message, evidence=True)
+        case Record():
+            draft.record(move.reason, move.message, evidence=move.evidence)
         case ContactSource():
             draft.wants_contact = True
 

@@ -15,7 +15,7 @@ from promptrollout.engine.lifecycle.moves import (
     EnterStep,
     FinishWithdrawal,
     Move,
-    RecordBreach,
+    Record,
     UpdateRules,
     Withdraw,
     current_step,
@@ -70,7 +70,8 @@ def roll_back(draft: Draft, breached: ObjectiveStatus | None) -> Move | None:
         return None
     text = f"{breached.name}: {breached.message}"
     if not draft.can_go_back:
-        return RecordBreach(f"{text}; there is nothing to go back to")
+        text += "; there is no earlier version to go back to"
+        return Record(DecisionReason.OBJECTIVE_BREACHED, text, evidence=True)
     return Withdraw(DecisionReason.OBJECTIVE_BREACHED, f"{text}; rolled back", reject=True)
 
 

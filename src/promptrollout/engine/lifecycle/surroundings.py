@@ -5,7 +5,7 @@ from promptrollout.engine.lifecycle.analysis import WATCHED
 from promptrollout.engine.lifecycle.draft import ACTIVE, Draft
 from promptrollout.engine.lifecycle.facts import PodFailure
 from promptrollout.engine.lifecycle.messages import version_name
-from promptrollout.engine.lifecycle.moves import enter_step, withdraw
+from promptrollout.engine.lifecycle.moves import EnterStep, Move, Record, Withdraw
 
 UNREACHABLE_SECONDS = 900
 """How long stable answers for a canary whose provider alone is down before the weight goes to 0."""
@@ -33,17 +33,17 @@ def watch_delivery(draft: Draft) -> None:
         draft.set_clock(acknowledged_at=draft.now + lag_seconds)
 
 
-def watch_provider(draft: Draft) -> None:
+def watch_provider(draft: Draft) -> Move | None:
     """Only the canary's provider is down: no verdict, and weight 0 after a while, without rejecting the version."""
     delivered, since = draft.facts.delivered, draft.clock.unreachable_since
     if delivered is None or delivered.canary_provider_unreachable is None:
-        return  # no pod was asked, so nothing is known
+        return None  # no pod was asked, so nothing is known
     if not delivered.canary_provider_unreachable:
         if since is not None:
             draft.set_clock(unreachable_since=None)
-        return
+        return None
     if draft.status.stage not in ACTIVE:
-        return
+        return None
     if since is None:
         draft.set_clock(unreachable_since=draft.now)
         draft.record(
@@ -51,15 +51,12 @@ def watch_provider(draft: Draft) -> None:
             "only the canary's provider fails: stable answers its users, and nothing is judged",
         )
     elif draft.now - since >= UNREACHABLE_SECONDS and draft.status.stage in ("Stepping", "Promoting"):
-        withdraw(
-            draft,
-            DecisionReason.PROVIDER_UNREACHABLE,
-            f"only the canary's provider could not be reached for {draft.now - since} s: weight 0, not rejected",
-            reject=False,
-        )
+        text = f"only the canary's provider could not be reached for {draft.now - since} s: weight 0, not rejected"
+        return Withdraw(DecisionReason.PROVIDER_UNREACHABLE, text, reject=False)
+    return None
 
 
-def watch_metrics(draft: Draft) -> None:
+def watch_metrics(draft: Draft) -> Move | None:
     """A canary serves users while its metrics cannot be read: after a while an Event says so, and `onMetricsLoss` says
     what happens. It is never rejected for it. A source that answers and has no samples (a quiet night) is no loss."""
     s, clock, snapshot, lost = draft.status, draft.clock, draft.status.snapshot, draft.facts.evidence.lost
@@ -70,35 +67,27 @@ def watch_metrics(draft: Draft) -> None:
             if clock.metrics_lost_told and not lost:
                 draft.record(DecisionReason.METRICS_RECOVERED, "the metrics source can be read again")
             draft.set_clock(metrics_lost_since=None, metrics_lost_told=False)
-        return
+        return None
     if snapshot is None or not meets_users:
-        return
+        return None
     if clock.metrics_lost_since is None:
         draft.set_clock(metrics_lost_since=draft.now)
-        return
+        return None
     seconds = draft.now - clock.metrics_lost_since
     if clock.metrics_lost_told or seconds < snapshot.metrics_loss_seconds:
-        return
+        return None
     draft.set_clock(metrics_lost_told=True)
     text = f"no metrics for {seconds} s ({draft.facts.evidence.problem})"
     first = next((i for i, step in enumerate(snapshot.steps) if step.weight is not None), 0)
     if s.stage == "Baking" or s.direct or snapshot.on_metrics_loss == "Hold":
-        draft.record(
-            DecisionReason.METRICS_LOST,
-            f"{text}: {version_name(s.canary or s.stable)} stays at {s.weight} %, unwatched",
-        )
-    elif snapshot.on_metrics_loss == "Withdraw":
-        withdraw(
-            draft,
-            DecisionReason.METRICS_LOST,
-            f"{text}: weight 0, not rejected; the canary starts over when metrics are back",
-            reject=False,
-        )
-    elif s.weight > (snapshot.steps[first].weight or 0):
-        draft.record(DecisionReason.METRICS_LOST, f"{text}: back to {snapshot.steps[first].weight} %")
-        enter_step(draft, first)
-    else:
-        draft.record(DecisionReason.METRICS_LOST, f"{text}: the canary stays at its first weight")
+        text += f": {version_name(s.canary or s.stable)} stays at {s.weight} %, unwatched"
+        return Record(DecisionReason.METRICS_LOST, text)
+    if snapshot.on_metrics_loss == "Withdraw":
+        text += ": weight 0, not rejected; the canary starts over when metrics are back"
+        return Withdraw(DecisionReason.METRICS_LOST, text, reject=False)
+    if s.weight > (snapshot.steps[first].weight or 0):
+        return EnterStep(first, DecisionReason.METRICS_LOST, f"{text}: back to {snapshot.steps[first].weight} %")
+    return Record(DecisionReason.METRICS_LOST, f"{text}: the canary stays at its first weight")
 
 
 def record_skipped_metrics(draft: Draft) -> None:
@@ -114,32 +103,30 @@ def record_skipped_metrics(draft: Draft) -> None:
         draft.set_clock(metrics_skipped_at=draft.now)
 
 
-def watch_pods(draft: Draft) -> None:
-    """Pods that end or hang one after the other soon after users met the canary: it is taken back, whatever the metrics
-    say, as pods that are gone export none. It may be innocent: it is not rejected, and is tried again alone. One that
-    ends pods alone, or that a pod was at work for when it ended, is rejected; before it meets users only the latter is
-    reason enough. A way back to what was served before is never taken back for it."""
+def watch_pods(draft: Draft) -> Move | None:
+    """Pods end or hang one after the other soon after users met the canary: it is withdrawn, whatever the metrics say,
+    as pods that are gone export none. It may not be the cause: it is not rejected, and is tried again alone. A canary
+    is rejected if pods end while it is tried alone, or if a pod was serving it when it ended; before it meets users
+    only the latter counts. Going back to what was served before is never stopped by it."""
     update_trial(draft)
     s, clock, failure = draft.status, draft.clock, draft.facts.pods.failure
     if failure is None or not draft.can_go_back or s.direct:
-        return
+        return None
     if draft.must_not_load and clock.suspected_at is not None:
-        begun = clock.suspected_at - SUSPECT_SECONDS  # what a pod was at work for is known when it is back
+        begun = clock.suspected_at - SUSPECT_SECONDS  # which version a pod was serving is known when it is back
     else:
         begun = clock.exposed_at or clock.trial_at or clock.stage_since or draft.now
     named_it = failure.named_at is not None and failure.named_at >= begun
     if not named_it and (draft.must_not_load or not is_suspect(draft, failure, begun)):
-        return
+        return None
     weight, what = s.weight, f"{failure.message}, while {version_name(s.canary or s.stable)} was at {s.weight} %"
     if named_it or (weight > 0 and was_alone(draft, failure, begun)):
         why = "the pod was serving that version" if named_it else "it was tried alone"
-        withdraw(draft, DecisionReason.PODS_FAILING, f"{what}; {why}: rolled back", reject=True)
-        return
+        return Withdraw(DecisionReason.PODS_FAILING, f"{what}; {why}: rolled back", reject=True)
     again = NEXT_TURN_SECONDS if clock.trial_at is not None and weight == 0 else 0
-    withdraw(
-        draft, DecisionReason.PODS_FAILING, f"{what}: withdrawn, not rejected; it is tried again alone", reject=False
-    )
     draft.set_clock(suspected_at=draft.now + again, suspected_weight=max(weight, clock.suspected_weight))
+    text = f"{what}: withdrawn, not rejected; it is tried again alone"
+    return Withdraw(DecisionReason.PODS_FAILING, text, reject=False)
 
 
 def is_suspect(draft: Draft, failure: PodFailure, begun: int) -> bool:

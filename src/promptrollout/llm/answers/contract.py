@@ -72,8 +72,8 @@ def make_contract(schema: Any) -> Contract:
     return Contract(text, None if found is None else validator, found)
 
 
-async def kept(
-    contract: Contract, choices: Iterable[Choice], process: SchemaProcess, busy: AbstractContextManager[None]
+async def check_contract(
+    contract: Contract, choices: Iterable[Choice], process: SchemaProcess, in_flight_mark: AbstractContextManager[None]
 ) -> bool | None:
     """Whether every choice is JSON that matches. None: nothing to judge, or nobody could. `busy`: with whose answer.
 
@@ -87,7 +87,7 @@ async def kept(
         return None
     if contract.validator is None or contract.work(contents) > MAX_LOOP_WORK:
         return await process.matches(contract.schema, [content.encode() for content in contents])
-    with busy:
+    with in_flight_mark:
         return all(matches(contract.validator, content) for content in contents)
 
 

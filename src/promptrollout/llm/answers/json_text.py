@@ -13,7 +13,7 @@ MAX_ANSWER_COMMAS: Final = 4_000_000
 _SMALL_BYTES: Final = 1024 * 1024
 
 
-def written(found: dict[str, Any]) -> bytes | None:
+def dumped(found: dict[str, Any]) -> bytes | None:
     """None: it is nested too deeply to be written again."""
     try:
         return orjson.dumps(found)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Protocol
 import orjson
 
 from promptrollout.llm.answers.choices import Choice
-from promptrollout.llm.answers.json_text import written
+from promptrollout.llm.answers.json_text import dumped
 from promptrollout.llm.answers.usage import Usage
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
@@ -39,7 +39,7 @@ class StreamTranslator(Protocol):
 class IdReplacement(Protocol):
     """Puts another id in the place of the provider's."""
 
-    def put(self, found: dict[str, Any], path: Sequence[str]) -> bool:
+    def replace_in(self, found: dict[str, Any], path: Sequence[str]) -> bool:
         """Have it in `found`, at `path`; whether there was an id at all."""
 
     def replaced(self, payload: bytes) -> bytes | None:
@@ -137,7 +137,9 @@ class StreamReader(ABC):
             self.error = failure[:1000]
             return event if self.translator is None else self.translator.error(self.error, "stream_broken")
         forwarded = self.note(found)
-        if (answer_id := self.answer_id) is not None and any(answer_id.put(found, path) for path in self.id_paths):
+        if (answer_id := self.answer_id) is not None and any(
+            answer_id.replace_in(found, path) for path in self.id_paths
+        ):
             event = answer_id.replaced(event) or _with_payload(event, found)
         if self.translator is not None:
             return self.translator.event(found)
@@ -161,7 +163,7 @@ def _payload(event: bytes) -> bytes:
 
 def _with_payload(event: bytes, found: dict[str, Any]) -> bytes:
     """The event with other data; its other fields as they are. Raises StreamError."""
-    if (payload := written(found)) is None:
+    if (payload := dumped(found)) is None:
         raise StreamError("an event is nested too deeply")
     lines = event.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
     others = [line for line in lines if line and not line.startswith(b"data:")]

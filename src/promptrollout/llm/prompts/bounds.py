@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, ItemsView, KeysView, ValuesView
 from typing import Any, Final
 
-from promptrollout.llm.errors import Unfilled
+from promptrollout.llm.errors import PrepareError
 
 MAX_CHARACTERS: Final = 1024 * 1024
 """Of the rendered text, and of any text on the way to it."""
@@ -21,7 +21,7 @@ _MAX_PRECISION: Final = 20
 _MAX_STRIP_SET: Final = 64
 
 
-class RenderError(Unfilled):
+class RenderError(PrepareError):
     """The template cannot be filled with these values."""
 
 

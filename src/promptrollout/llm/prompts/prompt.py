@@ -10,7 +10,7 @@ import orjson
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.llm.answers.contract import Contract, make_contract
-from promptrollout.llm.errors import CallerError, ErrorType, Unfilled
+from promptrollout.llm.errors import CallerError, ErrorType, PrepareError
 from promptrollout.llm.prompts.templates import Renderer, compile_renderer
 
 Body = dict[str, Any]
@@ -19,7 +19,7 @@ VARIABLES: Final = "prompt_variables"
 SYSTEM_ROLES: Final = ("system", "developer")
 
 
-class SystemMessageRefused(Unfilled):
+class SystemMessageRefused(PrepareError):
     """The request brings system messages, and the prompt takes none."""
 
     error_type: ErrorType = "system_message"

@@ -21,7 +21,7 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.visitor import NodeTransformer
 
 from promptrollout.api.template import LOOP_METHODS, METHODS, PromptEnvironment, compile_template
-from promptrollout.llm.errors import Unfilled
+from promptrollout.llm.errors import PrepareError
 from promptrollout.llm.prompts.bounds import (
     FILTER_CHECKS,
     MAX_CHARACTERS,
@@ -50,7 +50,7 @@ _ITERATING: Final = frozenset(
 Test = Callable[..., bool]
 
 
-class MissingVariable(Unfilled):
+class MissingVariable(PrepareError):
     """The template names a variable that the request does not bring."""
 
     def __init__(self, name: str) -> None:

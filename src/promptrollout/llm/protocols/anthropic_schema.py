@@ -31,11 +31,11 @@ _APPLICATORS: Final = frozenset(
 """Beside the properties of a closed object, or the items of an array, they could leave no answer that keeps both."""
 
 
-class _UnsayableError(Exception):
+class _Unsupported(Exception):
     """There is nothing like it."""
 
 
-def sayable(schema: Body) -> Body | None:
+def supported_schema(schema: Body) -> Body | None:
     """The schema without those bounds that cannot be said (lengths, ranges, patterns): they stand in its descriptions
     instead, so that a model may keep them. What keeps `schema`, and has no property that it does not name, keeps this.
 
@@ -51,7 +51,7 @@ def sayable(schema: Body) -> Body | None:
                 named[ref] = _schema(_definition(schema, ref))
                 pending += _refs(named[ref])
         TopologicalSorter({ref: list(_refs(said)) for ref, said in named.items()}).prepare()
-    except (_UnsayableError, CycleError, RecursionError):
+    except (_Unsupported, CycleError, RecursionError):
         return None
     for ref, said in named.items():
         _, where, name = ref.split("/")
@@ -61,14 +61,14 @@ def sayable(schema: Body) -> Body | None:
 
 def _schema(schema: Any) -> Body:
     if not isinstance(schema, dict):
-        raise _UnsayableError
+        raise _Unsupported
     if isinstance(ref := schema.get("$ref"), str):
         return {"$ref": ref}
     for name in ("enum", "const"):
         if name in schema:
             values = schema[name] if name == "enum" else [schema[name]]
             if not isinstance(values, list) or any(isinstance(value, dict | list) for value in values):
-                raise _UnsayableError
+                raise _Unsupported
             return _worded(schema, {name: schema[name]})
     kind = schema.get("type")
     if isinstance(kind, list):
@@ -82,7 +82,7 @@ def _schema(schema: Any) -> Body:
     if kind is None:
         return _union(schema)
     if not isinstance(kind, str) or kind not in _BOUNDS:
-        raise _UnsayableError
+        raise _Unsupported
     found: Body = {"type": kind}
     if kind == "string" and schema.get("format") in _FORMATS:
         found["format"] = schema["format"]
@@ -94,7 +94,7 @@ def _union(schema: Body) -> Body:
     for name in ("anyOf", "oneOf"):
         if combined == {name} and isinstance(schema[name], list):
             return _worded(schema, {"anyOf": [_schema(one) for one in schema[name]]})
-    raise _UnsayableError
+    raise _Unsupported
 
 
 def _object(schema: Body) -> Body:
@@ -103,9 +103,9 @@ def _object(schema: Body) -> Body:
     if properties is None and closed is False:
         properties = {}
     if not isinstance(properties, dict) or closed not in (None, False) or _APPLICATORS & schema.keys():
-        raise _UnsayableError
+        raise _Unsupported
     if not isinstance(required, list) or any(not isinstance(name, str) or name not in properties for name in required):
-        raise _UnsayableError
+        raise _Unsupported
     found: Body = {"type": "object", "properties": {name: _schema(each) for name, each in properties.items()}}
     if required:
         found["required"] = required
@@ -114,7 +114,7 @@ def _object(schema: Body) -> Body:
 
 def _array(schema: Body) -> Body:
     if _APPLICATORS & schema.keys():
-        raise _UnsayableError
+        raise _Unsupported
     found: Body = {"type": "array", "items": _schema(schema.get("items"))}
     if (least := schema.get("minItems")) in (0, 1):
         found["minItems"] = least
@@ -143,8 +143,8 @@ def _definition(schema: Body, ref: str) -> Any:
     """What a reference into the schema's own definitions means."""
     parts = ref.split("/")
     if len(parts) != 3 or parts[0] != "#" or parts[1] not in _DEFINITIONS:
-        raise _UnsayableError
+        raise _Unsupported
     definitions = schema.get(parts[1])
     if not isinstance(definitions, dict) or parts[2] not in definitions:
-        raise _UnsayableError
+        raise _Unsupported
     return definitions[parts[2]]

@@ -24,10 +24,10 @@ OPENAI_CONVERSATION: Final[Fields] = (("conversation",), ("conversation", "id"),
 
 
 @dataclass(slots=True)
-class Whole:
+class ParsedAnswer:
     """An answer that came as a whole, read."""
 
-    parsed: dict[str, Any]
+    body: dict[str, Any]
     choices: list[Choice]
     usage: Usage | None
     failure: str | None = None
@@ -65,7 +65,7 @@ class Protocol(ABC):
         """What a version sets beside its messages. Raises Untranslatable for what this protocol cannot say."""
 
     @abstractmethod
-    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
+    def with_prompt(self, prompt: CompiledPrompt, body: Body) -> Body:
         """The request with the version's prompt in it. Raises CallerError or Unfilled; leaves `body` as it is."""
 
     @abstractmethod
@@ -78,10 +78,10 @@ class Protocol(ABC):
         return body
 
     @abstractmethod
-    def read(self, payload: bytes) -> Whole | None:
+    def read(self, payload: bytes) -> ParsedAnswer | None:
         """An answer as a whole; None if it is none of this protocol."""
 
-    def events_of(self, whole: Whole) -> bytes | None:
+    def events_of(self, whole: ParsedAnswer) -> bytes | None:
         """The stream that says the same as this answer; None where it cannot be made."""
         return None
 

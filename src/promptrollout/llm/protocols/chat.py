@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.llm.answers.choices import MAX_CHOICES, MAX_COLLECTED, Choice, choices_of
-from promptrollout.llm.answers.json_text import written
+from promptrollout.llm.answers.json_text import dumped
 from promptrollout.llm.answers.streams import StreamError, StreamReader
 from promptrollout.llm.answers.usage import Usage
 from promptrollout.llm.errors import CallerError
@@ -20,7 +20,7 @@ from promptrollout.llm.prompts.prompt import (
     taken_from,
 )
 from promptrollout.llm.protocols.base import (
-    Whole,
+    ParsedAnswer,
     objects_of,
     parsed_answer,
 )
@@ -51,7 +51,7 @@ class Chat(OpenAIProtocol):
         schema = answer_schema(spec.output_schema)
         return Overlay(fields, removed, answer_format={"type": "json_schema", "json_schema": schema})
 
-    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
+    def with_prompt(self, prompt: CompiledPrompt, body: Body) -> Body:
         before, after = messages_of(prompt, body)
         history = history_of(body)
         overlay = prompt.overlay(self.name, self.overlay)
@@ -71,14 +71,14 @@ class Chat(OpenAIProtocol):
         kept = "response_format" not in body or not self.leaves_format(body)
         return body if kept else {name: value for name, value in body.items() if name != "response_format"}
 
-    def read(self, payload: bytes) -> Whole | None:
+    def read(self, payload: bytes) -> ParsedAnswer | None:
         parsed = parsed_answer(payload, "choices")
         if parsed is None:
             return None
-        return Whole(parsed, choices_of(parsed), Usage.read(parsed.get("usage")))
+        return ParsedAnswer(parsed, choices_of(parsed), Usage.read(parsed.get("usage")))
 
-    def events_of(self, whole: Whole) -> bytes | None:
-        answer = whole.parsed
+    def events_of(self, whole: ParsedAnswer) -> bytes | None:
+        answer = whole.body
         about = {name: answer[name] for name in _ABOUT if name in answer} | {"object": "chat.completion.chunk"}
         events: list[Body] = []
         for number, choice in enumerate(each for each in answer["choices"] if isinstance(each, dict)):
@@ -89,7 +89,7 @@ class Chat(OpenAIProtocol):
             events += ({**about, "choices": [said]}, {**about, "choices": [ended]})
         if answer.get("usage"):
             events.append({**about, "choices": [], "usage": answer["usage"]})
-        pieces = [written(event) for event in events]
+        pieces = [dumped(event) for event in events]
         if None in pieces:
             return None
         return b"".join(b"data: %s\n\n" % piece for piece in (*pieces, b"[DONE]"))

@@ -8,7 +8,7 @@ import orjson
 
 from promptrollout.llm.answers.streams import StreamReader
 from promptrollout.llm.prompts.prompt import Body, CompiledPrompt
-from promptrollout.llm.protocols.base import Protocol, Whole
+from promptrollout.llm.protocols.base import ParsedAnswer, Protocol
 from promptrollout.llm.protocols.messages import Messages
 
 ONLY_TO_ANSWER: Final = frozenset(
@@ -25,17 +25,17 @@ class CountTokens(Messages):
     name: ClassVar = "count_tokens"
     sampled: ClassVar = False
 
-    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
-        request = super().fill(prompt, body)
+    def with_prompt(self, prompt: CompiledPrompt, body: Body) -> Body:
+        request = super().with_prompt(prompt, body)
         return {name: value for name, value in request.items() if name not in ONLY_TO_ANSWER}
 
-    def read(self, payload: bytes) -> Whole | None:
+    def read(self, payload: bytes) -> ParsedAnswer | None:
         try:
             parsed = orjson.loads(payload)
         except orjson.JSONDecodeError:
             return None
         counted = isinstance(parsed, dict) and isinstance(parsed.get("input_tokens"), int)
-        return Whole(parsed, [], None) if counted else None
+        return ParsedAnswer(parsed, [], None) if counted else None
 
     def reader(self, body: Body, *, collect_content: bool) -> StreamReader:
         return Protocol.reader(self, body, collect_content=collect_content)

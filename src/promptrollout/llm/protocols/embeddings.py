@@ -15,8 +15,8 @@ from promptrollout.llm.protocols.base import (
     OPENAI_CONVERSATION,
     OPENAI_USER,
     Fields,
+    ParsedAnswer,
     Protocol,
-    Whole,
     parsed_answer,
 )
 
@@ -36,15 +36,15 @@ class Embeddings(Protocol):
     def overlay(self, spec: PromptSpec) -> Overlay:
         return Overlay({"model": spec.model})
 
-    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
+    def with_prompt(self, prompt: CompiledPrompt, body: Body) -> Body:
         return prompt.overlay(self.name, self.overlay).over(body)
 
     def leaves_format(self, body: Body) -> bool:
         return False
 
-    def read(self, payload: bytes) -> Whole | None:
+    def read(self, payload: bytes) -> ParsedAnswer | None:
         parsed = parsed_answer(payload, "data")
-        return None if parsed is None else Whole(parsed, [], Usage.read(parsed.get("usage")))
+        return None if parsed is None else ParsedAnswer(parsed, [], Usage.read(parsed.get("usage")))
 
     def usage_at(self, end: bytes) -> Usage | None:
         """Behind the vectors, where every server that is known writes it."""

@@ -22,8 +22,8 @@ from promptrollout.llm.prompts.prompt import (
     taken_from,
     takes_system,
 )
-from promptrollout.llm.protocols.anthropic_schema import sayable
-from promptrollout.llm.protocols.base import Fields, OneChoiceReader, Protocol, Whole, parsed_answer
+from promptrollout.llm.protocols.anthropic_schema import supported_schema
+from promptrollout.llm.protocols.base import Fields, OneChoiceReader, ParsedAnswer, Protocol, parsed_answer
 from promptrollout.llm.protocols.chat import history_of
 
 ANTHROPIC_HEADER: Final = "anthropic-version"
@@ -68,13 +68,13 @@ class Messages(Protocol):
         if spec.tools is not None:
             fields["tools"] = [tool_of(tool, f"tools[{index}]") for index, tool in enumerate(spec.tools)]
         unwanted = fields.get("output_config") == {}  # a version says so of a model that has no structured outputs
-        schema = None if spec.output_schema is None or unwanted else sayable(spec.output_schema)
+        schema = None if spec.output_schema is None or unwanted else supported_schema(spec.output_schema)
         answer_format = None if schema is None else {"type": "json_schema", "schema": schema}
         if unwanted:
             del fields["output_config"]
         return Overlay(fields, defaults={"max_tokens": DEFAULT_MAX_TOKENS}, answer_format=answer_format)
 
-    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
+    def with_prompt(self, prompt: CompiledPrompt, body: Body) -> Body:
         before, after = messages_of(prompt, body)
         overlay = prompt.overlay(self.name, self.overlay)
         request = overlay.over(body)
@@ -99,7 +99,7 @@ class Messages(Protocol):
         config = body.get("output_config")
         return not (isinstance(config, dict) and config.get("format")) and not body.get("output_format")
 
-    def read(self, payload: bytes) -> Whole | None:
+    def read(self, payload: bytes) -> ParsedAnswer | None:
         parsed = parsed_answer(payload, "content")
         if parsed is None:
             return None
@@ -108,7 +108,7 @@ class Messages(Protocol):
             if isinstance(block, dict):
                 choice.add(_said(block), None, collect=True)
         choice.add(None, finish_of(parsed.get("stop_reason")), collect=True)
-        return Whole(parsed, [choice], usage_of(parsed.get("usage")))
+        return ParsedAnswer(parsed, [choice], usage_of(parsed.get("usage")))
 
     def reader(self, body: Body, *, collect_content: bool) -> StreamReader:
         return MessagesReader(collect_content=collect_content)

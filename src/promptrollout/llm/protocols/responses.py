@@ -22,9 +22,9 @@ from promptrollout.llm.prompts.prompt import (
     taken_from,
     takes_system,
 )
-from promptrollout.llm.protocols.base import OneChoiceReader, Whole, objects_of, parsed_answer
+from promptrollout.llm.protocols.base import OneChoiceReader, ParsedAnswer, objects_of, parsed_answer
 from promptrollout.llm.protocols.openai import OpenAIProtocol, answer_schema
-from promptrollout.llm.protocols.signed_reasoning import without_told_reasoning
+from promptrollout.llm.protocols.signed_reasoning import without_translated_reasoning
 
 _UNSAID: Final = ("seed", "stop", "presence_penalty", "frequency_penalty")
 _ENDED: Final = ("response.completed", "response.incomplete")
@@ -50,9 +50,9 @@ class Responses(OpenAIProtocol):
             fields["tools"] = [_tool(tool) for tool in spec.tools]
         return Overlay(fields)
 
-    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
+    def with_prompt(self, prompt: CompiledPrompt, body: Body) -> Body:
         require_foreground(body)
-        body = without_told_reasoning(body)
+        body = without_translated_reasoning(body)
         before, after = messages_of(prompt, body)
         request = prompt.overlay(self.name, self.overlay).over(body)
         own = leading(before)
@@ -76,12 +76,12 @@ class Responses(OpenAIProtocol):
             return body
         return {**body, "text": {name: value for name, value in text.items() if name != "format"}}
 
-    def read(self, payload: bytes) -> Whole | None:
+    def read(self, payload: bytes) -> ParsedAnswer | None:
         parsed = parsed_answer(payload, "output")
         if parsed is None:
             return None
         failure = _message_of(parsed.get("error")) if parsed.get("status") == "failed" else None
-        return Whole(parsed, [_choice_of(parsed)], _usage(parsed.get("usage")), failure)
+        return ParsedAnswer(parsed, [_choice_of(parsed)], _usage(parsed.get("usage")), failure)
 
     def reader(self, body: Body, *, collect_content: bool) -> StreamReader:
         return ResponsesReader(collect_content=collect_content)

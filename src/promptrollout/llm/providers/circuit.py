@@ -37,7 +37,7 @@ class Circuit:
         """Why the last try failed, if it did: for operators, as it names the endpoint."""
         self.opened = 0
         """How often."""
-        self.under_way = 0
+        self.in_flight = 0
         """Tries of which nobody knows yet whether they get through."""
         self._in_a_row = 0
         self._silences = 0
@@ -50,13 +50,13 @@ class Circuit:
         self._believed = False
         self._believed_after_seconds = BELIEVED_AFTER_SECONDS
         self._open = False
-        self._trial_due = 0.0
+        self._next_trial_at = 0.0
         self._trial_pause_seconds = TRIAL_FIRST_SECONDS
         # the window, in two halves: tries and failures of the one that fills, and of the one before
         self._half_began = clock()
         self._tries, self._failures = 0, 0
         self._tries_before, self._failures_before = 0, 0
-        self._came, self._came_before = 0, 0
+        self._requests, self._requests_before = 0, 0
         self._retries_left = RETRIES_KEPT
         self._retries_at = clock()
 
@@ -69,12 +69,12 @@ class Circuit:
         return self._in_a_row >= UNREACHABLE_AFTER
 
     @property
-    def probed_for(self) -> bool:
+    def needs_probe(self) -> bool:
         """Whether the endpoint is to be asked if it is there."""
         return self.unreachable or self._open or self.slow
 
     @property
-    def may_find_out(self) -> bool:
+    def trial_due(self) -> bool:
         """Whether the next request shall find out if completions get through again: one after each answered probe."""
         return self._one_may_try
 
@@ -87,18 +87,18 @@ class Circuit:
     def state(self) -> State:
         if not self._open:
             return "Closed"
-        return "HalfOpen" if self.under_way else "Open"
+        return "HalfOpen" if self.in_flight else "Open"
 
     @property
     def retry_after_seconds(self) -> float:
         """Until the next trial of an open circuit."""
-        return max(0.0, self._trial_due - self._clock())
+        return max(0.0, self._next_trial_at - self._clock())
 
     @property
-    def came_lately(self) -> int:
+    def recent_requests(self) -> int:
         """Requests of the arm in the window, whether they were sent or not."""
         self._roll()
-        return self._came + self._came_before
+        return self._requests + self._requests_before
 
     def allows(self) -> bool:
         """Whether this request may be sent: while the circuit is open, now and then one, to find out."""
@@ -106,13 +106,13 @@ class Circuit:
         if not self._open or of_the_probe:
             return True
         now = self._clock()
-        if now < self._trial_due:
+        if now < self._next_trial_at:
             return False
         self._trial_pause_seconds = min(TRIAL_MAX_SECONDS, 2 * self._trial_pause_seconds)
-        self._trial_due = now + self._trial_pause_seconds
+        self._next_trial_at = now + self._trial_pause_seconds
         return True
 
-    def may_retry(self) -> bool:
+    def spend_retry(self) -> bool:
         """Whether the budget has another try; takes it."""
         self._refill(0.0)
         if not self._open and self._retries_left >= 1.0:
@@ -122,16 +122,16 @@ class Circuit:
 
     # ------------------------------------------------------------ what happened
 
-    def came(self) -> None:
+    def record_request(self) -> None:
         """A request is the arm's."""
         self._roll()
-        self._came += 1
+        self._requests += 1
 
-    def asked(self, retry_budget_percent: int) -> None:
+    def add_retry_budget(self, retry_budget_percent: int) -> None:
         """A request comes: it adds its share of a further try to the budget."""
         self._refill(retry_budget_percent / 100)
 
-    def answered(self) -> None:
+    def record_answer(self) -> None:
         """A try got an answer that is the provider's own, and no failure of it."""
         self._reached()
         self.failure = None
@@ -141,30 +141,30 @@ class Circuit:
         self._roll()
         self._tries += 1
 
-    def limited(self) -> None:
+    def record_rate_limit(self) -> None:
         """A try was refused for its rate: somebody is there; nothing is said of its failures."""
         self._reached()
 
-    def erred(self) -> None:
+    def record_error(self) -> None:
         """A try met a failure of a provider that is there."""
         self._reached()
         self._failed()
 
-    def silent(self) -> None:
+    def record_silence(self) -> None:
         """A try was connected, and heard nothing in its time: of an endpoint that is known to be there a failure like
         any other; otherwise as if nobody were there, until a probe is answered."""
         if self.slow:
-            self.erred()
+            self.record_error()
             return
         self._silences += 1
-        self._missed()
+        self._unreached()
 
-    def missed(self) -> None:
+    def record_unreachable(self) -> None:
         """A try met nobody: only several in a row say that nobody is there, as one may be this request's own."""
         self.slow = False
-        self._missed()
+        self._unreached()
 
-    def _missed(self) -> None:
+    def _unreached(self) -> None:
         self._in_a_row += 1
         self._answers_since = None
         if self._believed:
@@ -172,7 +172,7 @@ class Circuit:
             self._believed_after_seconds *= 2
         self._failed()
 
-    def probed(self, answered: bool) -> None:
+    def record_probe(self, answered: bool) -> None:
         """The endpoint was asked for something else than a completion.
 
         That it answers this does not mean that it completes chats, so all that follows is that one request may try.
@@ -182,7 +182,7 @@ class Circuit:
         self.slow = answered and (self.slow or (self.unreachable and self._silences == self._in_a_row))
         if self.slow and self.unreachable:
             self._reached()
-        self._one_may_try = answered and self.under_way == 0
+        self._one_may_try = answered and self.in_flight == 0
         if not self._one_may_try:
             self._answers_since = None
             return
@@ -208,7 +208,7 @@ class Circuit:
         if not self._open and tries >= OPEN_TRIES and failures >= OPEN_SHARE * tries:
             self._open = True
             self.opened += 1
-            self._trial_due = self._clock() + self._trial_pause_seconds
+            self._next_trial_at = self._clock() + self._trial_pause_seconds
             # once it is closed again, only what comes then opens it
             self._tries = self._failures = self._tries_before = self._failures_before = 0
 
@@ -217,8 +217,8 @@ class Circuit:
         halves = (now - self._half_began) // (WINDOW_SECONDS / 2)
         if halves >= 1:
             self._tries_before, self._failures_before = (self._tries, self._failures) if halves < 2 else (0, 0)
-            self._came_before = self._came if halves < 2 else 0
-            self._tries = self._failures = self._came = 0
+            self._requests_before = self._requests if halves < 2 else 0
+            self._tries = self._failures = self._requests = 0
             self._half_began = now
 
     def _refill(self, share: float) -> None:

@@ -92,7 +92,7 @@ class Endpoint:
         """For https: what its certificate is held against. True: the public authorities; False: nothing."""
         self.in_flight = 0
         self.retries = 0
-        self.takes_stream_options = True
+        self.supports_stream_options = True
         """False once a request was refused for the `stream_options` that we added, and taken without."""
         self._query = ""
         self._own_headers: Mapping[str, str] = self.constant_headers
@@ -159,7 +159,7 @@ class Endpoint:
         self._require_permission(circuit)
         if not circuit.allows():
             raise circuit_open(self.name, circuit)
-        circuit.asked(config.retry_budget_percent)
+        circuit.add_retry_budget(config.retry_budget_percent)
         cold_until = started + config.timeouts.cold_start_seconds if self._is_cold() else started
         tries = 0
         while True:
@@ -180,7 +180,7 @@ class Endpoint:
                     if (error.unreachable and not wait_unreachable) or pause > patience_seconds:
                         raise
                     tries += 1
-                    if now + pause >= deadline or not circuit.may_retry():
+                    if now + pause >= deadline or not circuit.spend_retry():
                         raise
                 if now + pause >= deadline:
                     raise
@@ -237,7 +237,7 @@ class Endpoint:
         seconds = min(max(timeouts.first_byte_seconds, cold_until - now), deadline - now)
         response: aiohttp.ClientResponse | None = None
         answered = False
-        circuit.under_way += 1
+        circuit.in_flight += 1
         try:
             async with asyncio.timeout(seconds):
                 response = await self._sessions().post(
@@ -257,7 +257,7 @@ class Endpoint:
                     self._note(refused, response.status, circuit, key)
                     raise refused
                 first = await response.content.readany()
-            circuit.answered()
+            circuit.record_answer()
             self.refused_at = None
             self.keys.works(key)
             self._answered_at = self._clock()
@@ -280,7 +280,7 @@ class Endpoint:
         except TimeoutError as error:
             # what it had was the rest of what others took: that says nothing of how long it needs
             if seconds > min(timeouts.first_byte_seconds, timeouts.total_seconds) / 2:
-                circuit.silent()
+                circuit.record_silence()
                 self._failing(circuit, f"connected, and no first byte in {seconds:.0f} s")
             failure = timed_out(self.name, "the first byte")
             failure.unreachable = circuit.unreachable
@@ -295,7 +295,7 @@ class Endpoint:
         except (aiohttp.ClientError, OSError) as error:
             raise self._missed(circuit, broken(self.name, error), reason(error)) from error
         finally:
-            circuit.under_way -= 1
+            circuit.in_flight -= 1
             if response is not None and not answered:
                 response.close()
 
@@ -306,21 +306,21 @@ class Endpoint:
         if status in DOWN_STATUS:
             self._missed(circuit, refused, f"answered {status}")
         elif status >= 500:
-            circuit.erred()
+            circuit.record_error()
             self._failing(circuit, f"answered {status}")
         elif status == 429:
-            circuit.limited()
+            circuit.record_rate_limit()
             seconds = refused.retry_after_seconds
             self.keys.rest(key, LIMITED_SECONDS if seconds is None else min(seconds, LIMITED_MAX_SECONDS))
         else:
-            circuit.answered()  # whatever it is: somebody is there
+            circuit.record_answer()  # whatever it is: somebody is there
             if status == UNAUTHORIZED:
                 self.keys.rest(key, REFUSED_SECONDS)
             if refused.of_the_key:
                 self._say("key", str(refused))
 
     def _missed(self, circuit: Circuit, error: ProviderError, why: str) -> ProviderError:
-        circuit.missed()
+        circuit.record_unreachable()
         error.unreachable = error.unreachable or circuit.unreachable
         self._failing(circuit, why)
         return error

@@ -12,7 +12,7 @@ import orjson
 from promptrollout.llm.answers.streams import StreamError
 from promptrollout.llm.prompts.prompt import Body
 from promptrollout.llm.protocols.messages import finish_of
-from promptrollout.llm.protocols.signed_reasoning import TOLD
+from promptrollout.llm.protocols.signed_reasoning import TRANSLATED_PREFIX
 from promptrollout.llm.translations.blocks import MAX_CHARACTERS
 from promptrollout.llm.translations.fields import cached_input, count, dumped, dumped_in_stream, listed
 
@@ -56,7 +56,7 @@ _MESSAGE: Final = _Kind(
 )
 _REASONING: Final = _Kind(
     item={"type": "reasoning"},
-    prefix=TOLD,
+    prefix=TRANSLATED_PREFIX,
     parts="summary",
     part={"type": "summary_text"},
     beside_text={},

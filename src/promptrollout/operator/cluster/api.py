@@ -87,6 +87,11 @@ def path_of(kind: str, namespace: str | None = None, name: str | None = None) ->
     return path if name is None else f"{path}/{quote(name, safe='')}"
 
 
+def error_text(error: ApiException | ApiUnavailable) -> str:
+    """For a log."""
+    return f"HTTP {error.status}: {error.reason}" if isinstance(error, ApiException) else str(error)
+
+
 class Api:
     """One operator's way to the API server. Methods raise ApiException (an error as answer) and ApiUnavailable."""
 

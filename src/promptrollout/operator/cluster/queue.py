@@ -87,8 +87,8 @@ class WorkQueue:
         self.add_after(key, seconds)
         return float(seconds)
 
-    def hasten(self) -> None:
-        """What failed is tried at once: the reason for its failures has gone."""
+    def retry_failed_now(self) -> None:
+        """Do not wait for the backoff of keys that failed: the API server answers again."""
         for key in list(self._failures):
             self.add(key)
 

@@ -57,7 +57,7 @@ class Store:
     def get(self, kind: str, namespace: str, name: str) -> Object | None:
         return self._objects.get((kind, namespace), {}).get(name)
 
-    def take_list(self, kind: str, items: list[Object], known_before: dict[str, tuple[Key, str]]) -> int:
+    def replace_list(self, kind: str, items: list[Object], known_before: dict[str, tuple[Key, str]]) -> int:
         """A complete list, begun when `known_before` was known. Returns how many changes no watch had reported.
 
         Also goes back in time: after a restore from backup, everything is older than what was known.

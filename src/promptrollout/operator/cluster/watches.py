@@ -35,7 +35,7 @@ IDENTITY = "promptrollout"
 """Without one kopf asks the system for the user's name, and an image's UID has none. Only peering would use it."""
 
 
-class Shell:
+class Watches:
     """Watches all kinds until it is stopped."""
 
     def __init__(self, client: ApiClient, namespaces: Collection[str], deliver: Deliver, metrics: Metrics) -> None:

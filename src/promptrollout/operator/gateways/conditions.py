@@ -10,6 +10,7 @@ from typing import Any
 from promptrollout.api.conditions import ConditionReason, ConditionType
 from promptrollout.api.delivery import PodProblem
 from promptrollout.api.gateway import GatewaySpec
+from promptrollout.api.pod_settings import variable
 from promptrollout.api.text import first_few
 
 Object = dict[str, Any]
@@ -125,7 +126,7 @@ def _as_it_stands(kind: ConditionType, before: Object) -> Truths:
 
 
 def _auth_mode(deployment: Object) -> str:
-    """That its pods are told."""
+    """`auth.mode` of its pods."""
     (container, *_) = deployment["spec"]["template"]["spec"]["containers"]
-    told = (each.get("value") for each in container.get("env") or [] if each["name"] == "PROMPTROLLOUT_AUTH_MODE")
-    return next(told, None) or "None"
+    values = (each.get("value") for each in container.get("env") or [] if each["name"] == variable("auth_mode"))
+    return next(values, None) or "None"

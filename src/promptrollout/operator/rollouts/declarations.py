@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,33 +32,54 @@ Object = dict[str, Any]
 Verdict = tuple[bool, str, str]
 
 
-async def reconcile_declaration(key: Key, item: Object, api: Api, store: Store, instance: str) -> None:
-    """Write the status of a PromptVersion, ModelProvider or PromptSLO if it says something new."""
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What an object's status is to say."""
+
+    verdicts: Mapping[ConditionType, Verdict]
     digest: str | None = None
-    more: dict[ConditionType, Verdict] = {}
-    if key.kind == "PromptVersion":
-        truth, digest = version_verdict(item)
-    elif key.kind == "ModelProvider":
-        truth = provider_verdict(item, store)
-        more = tls_verdict(item)
-    else:
-        truth = slo_verdict(item)
-    status: Object = {
-        "observedGeneration": item["metadata"].get("generation", 0),
-        "conditions": conditions(item, {ConditionType.READY: truth, **more}, time.time()),
-    }
-    if digest is not None:
-        status["digest"] = digest
-    if same_status(item, status):
-        return
-    try:
-        answer = await api.apply_status(key.kind, item, status)
-    except ApiException as error:
-        if error.status == 404:
-            return  # deleted meanwhile
-        raise
-    store.put(key.kind, answer, quiet=True)
-    await announce(api, key.kind, item, status["conditions"], instance)
+
+
+class DeclarationReconciler:
+    """Writes the status of PromptVersions, ModelProviders and PromptSLOs."""
+
+    def __init__(self, api: Api, store: Store, instance: str) -> None:
+        self._api = api
+        self._store = store
+        self._instance = instance
+
+    async def reconcile(self, key: Key, item: Object, declare: Callable[[Object, Store], Declared]) -> None:
+        """Write the status if it has changed."""
+        declared = declare(item, self._store)
+        status: Object = {
+            "observedGeneration": item["metadata"].get("generation", 0),
+            "conditions": conditions(item, declared.verdicts, time.time()),
+        }
+        if declared.digest is not None:
+            status["digest"] = declared.digest
+        if same_status(item, status):
+            return
+        try:
+            answer = await self._api.apply_status(key.kind, item, status)
+        except ApiException as error:
+            if error.status == 404:
+                return  # deleted meanwhile
+            raise
+        self._store.put(key.kind, answer, quiet=True)
+        await announce(self._api, key.kind, item, status["conditions"], self._instance)
+
+
+def version(item: Object, _: Store) -> Declared:
+    verdict, digest = version_verdict(item)
+    return Declared({ConditionType.READY: verdict}, digest)
+
+
+def provider(item: Object, store: Store) -> Declared:
+    return Declared({ConditionType.READY: provider_verdict(item, store), **tls_verdict(item)})
+
+
+def slo(item: Object, _: Store) -> Declared:
+    return Declared({ConditionType.READY: slo_verdict(item)})
 
 
 def version_verdict(item: Object) -> tuple[Verdict, str | None]:

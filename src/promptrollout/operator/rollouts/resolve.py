@@ -15,8 +15,8 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.provider_support import unsayable
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.api.slo import Objective, SLOSpec, VersusStable
-from promptrollout.api.template import prompt_problems
 from promptrollout.api.template import Problem as PromptProblem
+from promptrollout.api.template import prompt_problems
 from promptrollout.engine.lifecycle.facts import Desired
 from promptrollout.engine.lifecycle.reasons import MissingObject, Problem, SpecProblem
 from promptrollout.engine.objectives.definitions import make_test
