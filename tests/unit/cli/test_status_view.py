@@ -122,7 +122,7 @@ def failing(*, again: bool = False) -> World:
             failing(again=True),
             [
                 "app-fb04dcb697 was rolled back (PodsFailing); app-3bfc269594 serves. "
-                "Fix the prompt, or `promptrollout retry app`",
+                "Fix the prompt, or `promptrollout retry app -n shop`",
                 "while app-fb04dcb697 was at 10 %; it was tried alone: rolled back",
                 "fb04dcb697 PodsFailing, attempt 1",
             ],

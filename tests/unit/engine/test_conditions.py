@@ -269,14 +269,15 @@ SITUATIONS: dict[str, tuple[Callable[[], World], str, str, str, set[str]]] = {
         rejected,
         "Degraded",
         "ObjectiveBreached",
-        f"{TWO} was rolled back (ObjectiveBreached); {ONE} serves. Fix the prompt, or `promptrollout retry app`",
+        f"{TWO} was rolled back (ObjectiveBreached); {ONE} serves. "
+        "Fix the prompt, or `promptrollout retry app -n shop`",
         {"Stalled", "Delivered"},
     ),
     "overridden": (
         overridden,
         "Degraded",
         "EmergencyOverride",
-        f"the emergency override sends everybody to {ONE}; remove it with `promptrollout emergency clear app`",
+        f"the emergency override sends everybody to {ONE}; remove it with `promptrollout emergency clear app -n shop`",
         {"Stalled", "Delivered"},
     ),
     "one pod lacks it": (

@@ -64,7 +64,7 @@ def first() -> World:
 
 
 SPEC_PAUSED = "spec.paused is true: set it to false in the manifest"
-OVERRIDE = "the emergency override is in force: run `promptrollout emergency clear app` first"
+OVERRIDE = "the emergency override is in force: run `promptrollout emergency clear app -n shop` first"
 REFUSALS: list[tuple[str, Callable[[], World], str, str]] = [
     ("paused already", lambda: told(started(), "pause"), "pause", "the rollout is paused already"),
     ("not paused", started, "resume", "the rollout is not paused; `promote` ends a pause step"),

@@ -87,7 +87,8 @@ def refusal_text(refusal: Refusal) -> str:
         case RefusalReason.OTHER_STEP:
             return f"the command was for step {refusal.given[0]}; the rollout is at step {refusal.present[0]}"
         case RefusalReason.OVERRIDDEN:
-            return f"the emergency override is in force: run `promptrollout emergency clear {about}` first"
+            clear = f"promptrollout emergency clear {about} -n {refusal.other}"
+            return f"the emergency override is in force: run `{clear}` first"
         case RefusalReason.PAUSED:
             return "the rollout is paused: `resume` first"
         case RefusalReason.ALREADY_PAUSED:

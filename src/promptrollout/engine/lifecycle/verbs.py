@@ -55,7 +55,7 @@ def forbidden(draft: Draft, command: Command) -> Refusal | None:
     if command.verb in ("pause", "resume", "abort"):
         return None
     if draft.facts.delivered is not None and draft.facts.delivered.overridden:
-        return Refusal(RefusalReason.OVERRIDDEN, draft.facts.name)
+        return Refusal(RefusalReason.OVERRIDDEN, draft.facts.name, other=draft.facts.namespace)
     if draft.status.paused and command.verb.startswith("promote"):
         return Refusal(RefusalReason.PAUSED)
     return None
