@@ -244,6 +244,7 @@ class World:
     def facts(self) -> Facts:
         return Facts(
             name="app",
+            namespace="shop",
             uid=self.uid,
             generation=1,
             spec=SPEC.model_copy(update={"paused": self.paused, "stickiness": self.stickiness}),

@@ -15,6 +15,7 @@ from benchmarks.gateway.served import LOOPBACK, delivery
 from promptrollout.gateway.auth.authenticate import Authenticator
 from promptrollout.gateway.auth.caller_keys import CallerKeys
 from promptrollout.gateway.http.exchange import Reply, headers_of
+from promptrollout.gateway.pipeline.account import account
 from promptrollout.gateway.pipeline.prepare import prepare
 from promptrollout.gateway.pipeline.request import parse
 from promptrollout.gateway.process import Gateway, Settings
@@ -95,9 +96,9 @@ async def _parts(payload: bytes, answer: bytes) -> dict[str, float]:
         raw = [(b"host", b"x"), (b"content-type", b"application/json"), (b"content-length", b"250")]
         headers = headers_of({"headers": raw})
         request = parse(protocol, headers, payload, 0.0)
-        serving = requests._serving(request)
-        assignment = requests._assign(serving, request)
-        prepared = prepare(serving, request, assignment)
+        rollout = requests._rollout(request)
+        assignment = requests._assign(rollout, request)
+        prepared = prepare(rollout, request, assignment)
         parsed = orjson.loads(answer)
 
         async def send(_: object) -> None: ...
@@ -109,7 +110,7 @@ async def _parts(payload: bytes, answer: bytes) -> dict[str, float]:
 
         def sign() -> None:
             answer_id = prepared.answer_id()
-            if answer_id is None or not answer_id.put(dict(parsed), ("id",)) or not answer_id.replaced(answer):
+            if answer_id is None or not answer_id.replace_in(dict(parsed), ("id",)) or not answer_id.replaced(answer):
                 raise RuntimeError("the answer has no id that could be signed")
 
         callers = callers_of(Path(state, "callers"))
@@ -128,10 +129,10 @@ async def _parts(payload: bytes, answer: bytes) -> dict[str, float]:
         return {
             "parse": timed(lambda: parse(protocol, headers_of({"headers": raw}), payload, 0.0)),
             "authenticate": timed(authenticate),
-            "route": timed(lambda: requests._assign(requests._serving(request), request)),
-            "render": timed(lambda: prepare(serving, request, assignment)),
-            "call: write": timed(lambda: orjson.dumps(prepared.filled.body)),
+            "route": timed(lambda: requests._assign(requests._rollout(request), request)),
+            "render": timed(lambda: prepare(rollout, request, assignment)),
+            "call: write": timed(lambda: orjson.dumps(prepared.provider_request.body)),
             "check": timed(judge),
             "sign the id": timed(sign),
-            "account": timed(lambda: prepared.account(reply)),
+            "account": timed(lambda: account(prepared, reply)),
         }

@@ -197,7 +197,7 @@ def test_a_stream_that_breaks_does_not_look_complete(world: World, client: Any) 
 def test_what_is_wrong_with_a_request_is_the_sdks_own_exception(world: World, client: Any) -> None:
     refused = {"type": "error", "error": {"type": "rate_limit_error", "message": "slow down"}}
     world.script(says(429, refused, **{"retry-after": "7"}), provider_type="Anthropic", provider_maxRetries=0)
-    with pytest.raises(openai.BadRequestError, match="keeps no conversations") as state:
+    with pytest.raises(openai.BadRequestError, match="does not store conversations") as state:
         client.responses.create(model="support", input="Where?", previous_response_id="resp_1")
     assert (state.value.code, state.value.param) == ("untranslatable", "previous_response_id")
     with pytest.raises(openai.BadRequestError) as search:

@@ -42,7 +42,7 @@ def no_operator(story: Story) -> Iterator[None]:
         yield
     finally:
         story.system("scale", "deployment/promptrollout-operator", "--replicas=1")
-        story.system("rollout", "status", "deployment/promptrollout-operator", "--timeout=30s")
+        story.system("rollout", "status", "deployment/promptrollout-operator", "--timeout=180s")
 
 
 def test_pods_are_asked_after_a_restore_from_backup(story: Story) -> None:
@@ -104,7 +104,7 @@ def test_a_canary_is_not_moved_to_another_gateway(story: Story) -> None:
         story.rolled_back("v2")
     story.wait(lambda: story.delivery()["spec"]["gateway"] == "other", "the move")
     assert [(r["weight"], r["stable"]) for r in story.reports()] == [(0, story.digest("v1"))]
-    status = story.until(lambda s: condition(s, "Delivered")["status"] == "True", 60)
+    status = story.until(lambda s: condition(s, "Delivered")["status"] == "True")
     assert "serves it until" not in status["message"]
 
 

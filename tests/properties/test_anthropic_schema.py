@@ -8,7 +8,7 @@ import jsonschema_rs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptrollout.llm.protocols.anthropic_schema import sayable
+from promptrollout.llm.protocols.anthropic_schema import supported_schema
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "a", "abcdef"]),
@@ -43,7 +43,7 @@ def _closed(schema: Any) -> Any:
 @settings(max_examples=300, deadline=None)
 @given(st.recursive(SCALARS, _composed, max_leaves=5), st.lists(VALUES, min_size=1, max_size=8))
 def test_whatever_keeps_the_schema_can_be_answered(schema: dict[str, Any], values: list[Any]) -> None:
-    found = sayable(schema)
+    found = supported_schema(schema)
     assert found is not None
     asked, meant = jsonschema_rs.validator_for(found), jsonschema_rs.validator_for(_closed(schema))
     assert all(asked.is_valid(value) for value in values if meant.is_valid(value))

@@ -124,7 +124,7 @@ def test_a_delivery_that_is_nearly_right_is_served_or_refused(
     world.apply("support", edited({**good, "sequence": world.sequence}, edits))
     serving = world.gateway.registry.find("support")
     assert serving is not None
-    (report,) = world.gateway.registry.report(["support"]).rollouts
+    (report,) = world.gateway.reporter.report(["support"]).rollouts
     assert report.sequence == world.sequence or report.problem, "neither served nor refused with a reason"
     told = world.ask(request(), {"x-plan": "free"})
     if serving is before:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.llm.answers.streams import StreamError
-from promptrollout.llm.errors import CallerError, Unfilled
+from promptrollout.llm.errors import CallerError, PrepareError
 from promptrollout.llm.prompts.prompt import CompiledPrompt, compile_prompt
 from promptrollout.llm.protocols import BY_NAME
 from promptrollout.llm.providers import KINDS
@@ -83,9 +83,9 @@ def test_a_request_becomes_a_providers_or_is_refused(body: dict[str, Any]) -> No
                     continue
                 try:
                     asked = body if translation is None else translation.request(body)
-                    filled = BY_NAME[native].fill(PROMPT, asked)
+                    filled = BY_NAME[native].with_prompt(PROMPT, asked)
                     BY_NAME[native].leaves_format(asked)
-                except (CallerError, Unfilled):
+                except (CallerError, PrepareError):
                     continue
                 finally:
                     assert orjson.dumps(body) == before, "the caller's request is left as it is"
@@ -105,7 +105,7 @@ def test_an_answer_is_read_and_told_or_is_none(answer: dict[str, Any], blocks: l
             for (_, native), translation in TRANSLATIONS.items():
                 if native == name:
                     try:
-                        orjson.dumps(translation.answer(whole.parsed, {}))
+                        orjson.dumps(translation.answer(whole.body, {}))
                     except ValueError:
                         continue
 

@@ -1,6 +1,6 @@
 """Types and reasons of the conditions in the status of our kinds: one table, used by the code and by the documentation.
 
-A reason that is also a decision's (`ObjectiveBreached`) is explained there: see `decisions`.
+A reason that is also a decision's (`ObjectiveBreached`) is explained in the table of `decisions`.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from promptrollout.api.decisions import DecisionReason
+from promptrollout.api.decisions import DECISIONS, DecisionReason
 
 
 class ConditionType(StrEnum):
@@ -94,16 +94,16 @@ Reason = ConditionReason | DecisionReason
 
 @dataclass(frozen=True, slots=True)
 class ConditionRow:
-    """One condition of one kind: what True means, and each reason that it can have."""
+    """One condition of one kind: what it says when it is True (a clause), and each reason it can have (sentences)."""
 
     meaning: str
     reasons: Mapping[Reason, str]
 
 
 _R: Final = ConditionReason
-_SEE_DECISIONS: Final = "see the reasons of decisions"
-_WITHDRAWN: Final[dict[Reason, str]] = dict.fromkeys(
-    (
+_WITHDRAWN: Final[dict[Reason, str]] = {
+    reason: DECISIONS[reason].meaning
+    for reason in (
         DecisionReason.OBJECTIVE_BREACHED,
         DecisionReason.MAX_DURATION_EXCEEDED,
         DecisionReason.METRICS_LOST,
@@ -113,133 +113,154 @@ _WITHDRAWN: Final[dict[Reason, str]] = dict.fromkeys(
         DecisionReason.ROLLOUT_UNDONE,
         DecisionReason.ROLLOUT_CANCELLED,
         DecisionReason.ROLLOUT_SUPERSEDED,
-    ),
-    _SEE_DECISIONS,
-)
-"""Why a canary is, or was, taken back. `InsufficientTraffic` and `EmergencyOverride` are among the states below."""
-_STATES: Final[dict[Reason, str]] = {
-    _R.HEALTHY: "one version serves everybody",
-    _R.BAKING: "the new version serves 100 %, and the old one stays loaded",
-    _R.DELIVERING: "pods load the only version",
-    _R.LOADING: "pods load the canary at weight 0",
-    _R.STEPPING: "the canary is in a step",
-    _R.PROMOTING: "the canary goes to 100 %",
-    _R.WITHDRAWING: "the canary goes to weight 0",
-    _R.HELD: "something keeps the canary from advancing: see the message",
-    _R.PAUSE_STEP: "the canary is in a pause step",
-    _R.INSUFFICIENT_TRAFFIC: "the step's time is over and evidence is missing, or the canary was taken back for it",
-    _R.INVALID_SPEC: "the spec, or an object that it names, cannot be used",
-    _R.NOT_SERVED: "ready pods exist, but none serves the rollout",
-    _R.EMERGENCY_OVERRIDE: "the emergency override sends everybody to stable",
-    **_WITHDRAWN,
+    )
 }
+"""Why a canary is, or was, taken back. `InsufficientTraffic` and `EmergencyOverride` are among the states below."""
+ROLLOUT_STATES: Final[Mapping[Reason, str]] = MappingProxyType(
+    {
+        _R.HEALTHY: "One version serves everybody.",
+        _R.BAKING: "The new version serves everybody; the old one stays loaded for `bakeSeconds`.",
+        _R.DELIVERING: "Gateway pods load the only version.",
+        _R.LOADING: "Gateway pods load the canary at weight 0.",
+        _R.STEPPING: "The canary is in a step.",
+        _R.PROMOTING: "The canary goes to 100 %.",
+        _R.WITHDRAWING: "The canary goes to weight 0.",
+        _R.HELD: "Something keeps the canary from advancing. The message says what.",
+        _R.PAUSE_STEP: "The canary is in a pause step.",
+        _R.INSUFFICIENT_TRAFFIC: "Evidence is missing at the end of a step, or the canary was rolled back for that.",
+        _R.INVALID_SPEC: "The spec, or an object that it names, cannot be used. What is served stays.",
+        _R.NOT_SERVED: "No ready gateway pod can serve the rollout.",
+        _R.EMERGENCY_OVERRIDE: "`promptrollout emergency stable` is in force, or the canary was rolled back by it.",
+        **_WITHDRAWN,
+    }
+)
+"""What a rollout as a whole is in; several conditions have it as their reason."""
 _SPEC: Final[dict[Reason, str]] = {
-    _R.VALID: "the spec can be used",
-    _R.INVALID_SPEC: "the message has the path and the fix",
+    _R.VALID: "The spec can be used.",
+    _R.INVALID_SPEC: "The spec, or an object that it names, cannot be used. The message has path, reason and fix.",
 }
 
 CONDITIONS: Final[Mapping[str, Mapping[ConditionType, ConditionRow]]] = MappingProxyType(
     {
         "PromptRollout": {
-            ConditionType.READY: ConditionRow("the rollout is healthy", _STATES),
-            ConditionType.RECONCILING: ConditionRow("the rollout is on its way and not stalled", _STATES),
+            ConditionType.READY: ConditionRow("the version that the spec asks for serves everybody", ROLLOUT_STATES),
+            ConditionType.RECONCILING: ConditionRow("a canary is in progress, paused or held", ROLLOUT_STATES),
             ConditionType.STALLED: ConditionRow(
-                "a person has to do something", {_R.NOT_STALLED: "the rollout continues by itself", **_STATES}
+                "a person has to act", {_R.NOT_STALLED: "No action is needed.", **ROLLOUT_STATES}
             ),
-            ConditionType.PROGRESSING: ConditionRow("a canary is on its way up or down", _STATES),
+            ConditionType.PROGRESSING: ConditionRow(
+                "a canary is in progress, and neither paused nor held by a person", ROLLOUT_STATES
+            ),
             ConditionType.PAUSED: ConditionRow(
-                "nothing advances until a person, or the end of a pause step, lets it",
-                {_R.NOT_PAUSED: "the rollout is not paused", **_STATES},
+                "the rollout waits for a person, the end of a pause step, or a valid spec",
+                {_R.NOT_PAUSED: "The rollout is not paused.", **ROLLOUT_STATES},
             ),
             ConditionType.COMPLETED: ConditionRow(
-                "the version that the spec names serves everybody",
-                {_R.COMPLETED: "the rollout is complete", **_STATES},
+                "the last rollout reached 100 % and nothing else is in progress",
+                {_R.COMPLETED: "The version that the spec names serves everybody.", **ROLLOUT_STATES},
             ),
-            ConditionType.INVALID_SPEC: ConditionRow("the spec, or an object that it names, cannot be used", _SPEC),
+            ConditionType.INVALID_SPEC: ConditionRow(
+                "the spec, or an object that it names, cannot be used; what is served stays", _SPEC
+            ),
             ConditionType.METRICS_AVAILABLE: ConditionRow(
-                "the metrics of the rollout can be read",
+                "the metrics source answers",
                 {
-                    _R.AVAILABLE: "the last query was answered",
-                    _R.METRICS_UNAVAILABLE: "the message says what failed",
-                    _R.NOT_ANALYSING: "no metrics are read now",
+                    _R.AVAILABLE: "The last query was answered.",
+                    _R.METRICS_UNAVAILABLE: "The message has the answer of the metrics source.",
+                    _R.NOT_ANALYSING: "The condition is Unknown while no canary is judged.",
                 },
             ),
             ConditionType.DELIVERED: ConditionRow(
-                "every ready pod confirmed the present configuration",
-                {_R.ACKNOWLEDGED: "all confirmed it", _R.WAITING: "the message names the pods that did not"},
+                "every ready gateway pod has confirmed the current configuration",
+                {
+                    _R.ACKNOWLEDGED: "All have confirmed it.",
+                    _R.WAITING: "The message names pods that have not, and what they report.",
+                },
             ),
             ConditionType.INSUFFICIENT_TRAFFIC: ConditionRow(
                 "a step's time is over and evidence is missing",
                 {
-                    _R.INSUFFICIENT_TRAFFIC: "the message says what is missing",
-                    _R.ENOUGH_OR_NOT_DUE: "there is enough, or the step's time is not over",
+                    _R.INSUFFICIENT_TRAFFIC: "The message says what is missing.",
+                    _R.ENOUGH_OR_NOT_DUE: "There is enough evidence, or the step's time is not over.",
                 },
             ),
             ConditionType.ASSIGNMENT_KEY_MISSING: ConditionRow(
-                "requests come without a stickiness key and get stable",
-                {_R.KEY_MISSING: "the message says how many", _R.KEYS_PRESENT: "all requests have a key"},
+                "requests without a stickiness key get stable and are not part of the analysis",
+                {_R.KEY_MISSING: "The message says how many.", _R.KEYS_PRESENT: "All requests have a key."},
             ),
             ConditionType.HEAVY_KEY: ConditionRow(
-                "one stickiness key makes a large part of the requests",
-                {_R.ONE_KEY_DOMINATES: "the message says how large", _R.KEYS_SPREAD: "no key is that large"},
-            ),
-        },
-        "PromptDelivery": {
-            ConditionType.ACKNOWLEDGED: ConditionRow(
-                "every ready pod confirmed this sequence",
-                {_R.CONFIRMED: "all confirmed it", _R.WAITING: "the message names the pods that did not"},
+                "one stickiness key has more than 20 % of the requests; nothing advances",
+                {_R.ONE_KEY_DOMINATES: "The message says how much.", _R.KEYS_SPREAD: "No key has that many."},
             ),
         },
         "PromptGateway": {
             ConditionType.READY: ConditionRow(
                 "all pods are ready",
                 {
-                    _R.AVAILABLE: "all pods are ready",
-                    _R.WAITING_FOR_PODS: "some pods are not ready yet",
-                    _R.INVALID_SPEC: "the message has the path and the fix",
-                    _R.UNKNOWN_METRICS_SOURCE: "the operator has no metrics source of this name",
-                    _R.OBJECT_IN_THE_WAY: "an object of the same name belongs to another owner",
+                    _R.AVAILABLE: "All pods are ready.",
+                    _R.WAITING_FOR_PODS: "Some pods are not ready yet.",
+                    _R.INVALID_SPEC: "The spec cannot be used. The message has path, reason and fix.",
+                    _R.UNKNOWN_METRICS_SOURCE: "The operator has no metrics source of the name in `metricsSource`.",
+                    _R.OBJECT_IN_THE_WAY: "An object with a name that the operator needs has another owner.",
                 },
             ),
             ConditionType.AUTHENTICATED: ConditionRow(
                 "callers must authenticate",
                 {
-                    _R.KEYS: "callers need a key",
-                    _R.SERVICE_ACCOUNTS: "callers need a ServiceAccount token",
-                    _R.KEYS_AND_SERVICE_ACCOUNTS: "callers need a key or a ServiceAccount token",
-                    _R.AUTHENTICATION_OFF: "spec.auth.mode is None",
-                    _R.WAITS_FOR_ROLLOUT: "spec.auth was changed; pods are replaced when no rollout is in progress",
-                    _R.NO_KEYS: "no key can be used: the Secret is missing or has no usable entry",
-                    _R.TOKEN_REVIEWS_FORBIDDEN: "the gateway may not create TokenReviews",
+                    _R.KEYS: "Callers need a key.",
+                    _R.SERVICE_ACCOUNTS: "Callers need a ServiceAccount token.",
+                    _R.KEYS_AND_SERVICE_ACCOUNTS: "Callers need a key or a ServiceAccount token.",
+                    _R.AUTHENTICATION_OFF: "`auth.mode` is `None`: everybody who reaches the gateway may call it.",
+                    _R.NO_KEYS: "No caller key is configured, so every request gets 401.",
+                    _R.TOKEN_REVIEWS_FORBIDDEN: "The gateway may not review ServiceAccount tokens.",
+                    _R.WAITS_FOR_ROLLOUT: "The pods still run with the previous mode. They are replaced when no "
+                    "rollout is in progress.",
                 },
             ),
             ConditionType.PROVIDERS_ANSWER: ConditionRow(
-                "the providers of what is served answer",
+                "pods reach the providers of what they serve",
                 {
-                    _R.ANSWERING: "they answer",
-                    _R.PROVIDER_DOWN: "some are unreachable, or nearly all their requests fail",
-                    _R.PROVIDER_ADDRESS_REFUSED: "the address of some is refused",
+                    _R.ANSWERING: "All providers answer.",
+                    _R.PROVIDER_DOWN: "A provider cannot be reached, or fails nearly always.",
+                    _R.PROVIDER_ADDRESS_REFUSED: "A provider's address is one that gateways do not connect to.",
                 },
             ),
             ConditionType.PROVIDER_KEYS_BOUND: ConditionRow(
-                "each key's Secret lists the host that the key is sent to",
+                "each provider key's Secret names the provider's host",
                 {
-                    _R.BOUND: "all do",
-                    _R.PROVIDER_KEY_NOT_BOUND: "a Secret does not list the host of baseURL: the key is not sent",
-                    _R.PROVIDER_KEY_UNBOUND: "a Secret has no data key `hosts`",
+                    _R.BOUND: "All do.",
+                    _R.PROVIDER_KEY_NOT_BOUND: "`hosts` of a Secret does not name the provider's host. The provider "
+                    "is not called.",
+                    _R.PROVIDER_KEY_UNBOUND: "A Secret has no `hosts`. The key is still used in this release.",
+                },
+            ),
+        },
+        "ModelProvider": {
+            ConditionType.READY: ConditionRow(
+                "the spec can be used",
+                {
+                    **_SPEC,
+                    _R.SERVED_ELSEWHERE: "The object was deleted and recreated with another URL. Rollouts stay at the "
+                    "old URL until their next version.",
+                },
+            ),
+            ConditionType.TLS_VERIFIED: ConditionRow(
+                "the endpoint's certificate is verified; absent for `http:` URLs",
+                {
+                    _R.VERIFIED: "The certificate is verified.",
+                    _R.INSECURE_SKIP_VERIFY: "`tls.insecureSkipVerify` is set.",
                 },
             ),
         },
         "PromptVersion": {ConditionType.READY: ConditionRow("the prompt can be served", _SPEC)},
         "PromptSLO": {ConditionType.READY: ConditionRow("the objectives can be measured", _SPEC)},
-        "ModelProvider": {
-            ConditionType.READY: ConditionRow(
-                "the spec can be used",
-                {**_SPEC, _R.SERVED_ELSEWHERE: "rollouts still use an earlier baseURL until their next version"},
-            ),
-            ConditionType.TLS_VERIFIED: ConditionRow(
-                "the endpoint's certificate is verified; absent without https",
-                {_R.VERIFIED: "it is", _R.INSECURE_SKIP_VERIFY: "spec.tls.insecureSkipVerify is set"},
+        "PromptDelivery": {
+            ConditionType.ACKNOWLEDGED: ConditionRow(
+                "every ready pod confirmed this sequence",
+                {
+                    _R.CONFIRMED: "All have confirmed it.",
+                    _R.WAITING: "The message names pods that have not, and what they report.",
+                },
             ),
         },
     }

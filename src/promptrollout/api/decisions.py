@@ -73,80 +73,72 @@ _R: Final = DecisionReason
 
 DECISIONS: Final[Mapping[DecisionReason, Explanation]] = MappingProxyType(
     {
-        _R.INITIAL_VERSION: _normal(
-            "The first version serves everybody. There was no other version to compare it with."
-        ),
+        _R.INITIAL_VERSION: _normal("The first version serves everybody; there was nothing to compare it with."),
         _R.ROLLOUT_STARTED: _normal(
-            "The prompt changed, or a rejected version is tried again: pods load it at weight 0. A version that was "
-            "served just before goes straight to 100 %."
+            "The prompt changed, or a rejected version is retried: pods load it at weight 0. The version served "
+            "just before goes straight to 100 %."
         ),
         _R.ROLLOUT_UPDATED: _normal(
-            "Somebody edited steps, objectives, stickiness, audience or reporting during the canary. The message says "
-            "what starts again."
+            "Steps, objectives, stickiness, audience or reporting were edited during the canary. The message says "
+            "what restarts."
         ),
         _R.STEP_COMPLETED: _normal(
-            "A weight step has its time and its evidence, or a person approved it without enough evidence."
+            "A weight step has its time and its evidence, or a person approved it without evidence."
         ),
         _R.PAUSE_COMPLETED: _normal("A pause with `durationSeconds` is over."),
         _R.ROLLOUT_COMPLETED: _normal(
             "The new version serves everybody. The old version stays loaded while the new one bakes."
         ),
-        _R.BAKE_COMPLETED: _normal("The old version is unloaded: from here on, going back is a new rollout."),
+        _R.BAKE_COMPLETED: _normal("The old version is unloaded. From now on, going back is a new rollout."),
         _R.APPROVAL_REQUIRED: _warning(
-            "A step's time is up and evidence is missing, with `onInsufficientTraffic: RequireApproval`.",
-            "Read what is missing, then `promote` or `abort`. If it happens again, ask `promptrollout plan` what this "
-            "traffic can show.",
+            "A step's time is over and evidence is missing, with `onInsufficientTraffic: RequireApproval`.",
+            "Read what is missing, then `promote` or `abort`. `promptrollout plan` says what your traffic can show.",
         ),
         _R.INSUFFICIENT_TRAFFIC: _warning(
-            "A step's time is up and evidence is missing, with `onInsufficientTraffic: Rollback`: rolled back and "
+            "A step's time is over and evidence is missing, with `onInsufficientTraffic: Rollback`: rolled back and "
             "rejected.",
-            "Use longer steps or wider margins (see `promptrollout plan`), then `retry`.",
+            "Use longer steps or wider margins (`promptrollout plan` computes them), then `retry`.",
         ),
         _R.OBJECTIVE_BREACHED: _warning(
-            "The evidence shows that an objective is out of bounds: weight 0 and rejected. Without an earlier version "
-            "the Event only reports it.",
-            "Read the numbers of the row and fix the prompt; `retry` if something else caused it.",
+            "The evidence shows that an objective is out of bounds: weight 0 and rejected. Without an earlier "
+            "version it is only reported.",
+            "Read the numbers in the message and fix the prompt. If something else was the cause, `retry`.",
         ),
         _R.WEIGHT_REDUCED: _warning(
-            "Both versions crossed an absolute bound right after the weight was raised: back to the weight before, no "
-            "verdict on the canary.",
+            "Both versions violated an absolute bound after a raise: back to the weight before, without a verdict "
+            "on the canary.",
             "Look for what both versions share: a quota, a rate limit, a cache.",
         ),
         _R.EVIDENCE_RESTARTED: _warning(
-            "This release cannot read the stored evidence of an objective: it starts from no evidence.",
+            "This release cannot read the stored evidence of an objective. It is gathered again.",
             "Wait. After a downgrade, upgrade again.",
         ),
         _R.MAX_DURATION_EXCEEDED: _warning(
             "`maxDurationSeconds` of active time are over, with `onTimeout: Rollback`: rolled back and rejected.",
-            "See which objective the rollout waited for; change the rules, then `retry`.",
+            "See which objective the rollout waited for, change the rules, then `retry`.",
         ),
         _R.CANARY_PROVIDER_UNREACHABLE: _warning(
-            "Only the canary's provider fails to answer. Stable answers its users, and nothing is judged.",
+            "Only the canary's provider is down. The canary's users get stable, and nothing is judged.",
             "Check the provider's address, key and quota.",
         ),
         _R.METRICS_LOST: _warning(
-            "The metrics source could not be read for `metricsLossSeconds` while users met the canary. `onMetricsLoss` "
-            "says what happened to the weight. The version is not rejected.",
-            "Bring the metrics source back, or `abort`.",
+            "The metrics source was unavailable for `metricsLossSeconds` during a canary. `onMetricsLoss` was "
+            "applied. Nothing is rejected.",
+            "Restore the metrics source, or `abort`.",
         ),
         _R.METRICS_SKIPPED: _warning(
-            "At most once an hour. The metrics of the rollout's namespace could not be read for a minute (too many, "
-            "too slow, or not numbers), though the metrics source answers. Those intervals are no evidence; later "
-            "ones are read.",
-            "Look for a pod in the namespace that exports huge or very many series; set `sampleLimit` of its scrape "
-            "job.",
+            "The metrics of the rollout's namespace were unreadable for a minute. Those intervals are no evidence. "
+            "Comes at most once an hour.",
+            "Look for a pod in the namespace with huge or too many series. Set `sampleLimit` of its scrape job.",
         ),
         _R.METRICS_RECOVERED: _normal("The metrics source can be read again."),
         _R.PODS_FAILING: _warning(
-            "Gateway pods ended or hang soon after users met the canary: weight 0 at once, and no pod loads it. The "
-            "first time nothing is rejected. All canaries of the gateway that began, or were raised, in the last 15 "
-            "minutes are rolled back, and tried again one at a time, each alone for 5 minutes. A canary is rejected if "
-            "pods end while it is tried alone, or if a pod was serving it when it crashed.",
-            "Read the pod's last log (`kubectl logs --previous`); fix the prompt, its output schema or the gateway's "
-            "memory.",
+            "Gateway pods ended or hang soon after a canary got users: weight 0 at once. Without proof it is not "
+            "rejected, but retried alone.",
+            "Read `kubectl logs --previous` of the pod. Fix the prompt, its output schema, or the gateway's memory.",
         ),
         _R.PROVIDER_UNREACHABLE: _warning(
-            "Only the canary's provider has failed for 15 minutes: weight 0, not rejected. The rollout starts over "
+            "Only the canary's provider has been down for 15 minutes: weight 0, not rejected. The rollout restarts "
             "when the provider answers.",
             "Check the provider's address, key and quota.",
         ),
@@ -156,40 +148,41 @@ DECISIONS: Final[Mapping[DecisionReason, Explanation]] = MappingProxyType(
             "The spec names stable again during the canary: the canary is withdrawn, not rejected."
         ),
         _R.ROLLOUT_SUPERSEDED: _normal(
-            "The spec names a third version during the canary: the canary is withdrawn, then the new version begins."
+            "The spec names a third version during the canary: the canary is withdrawn, then the new version starts."
         ),
         _R.EMERGENCY_OVERRIDE: _warning(
-            "`promptrollout emergency stable` sends everybody to stable: the canary is withdrawn and rejected.",
-            "End it with `promptrollout emergency clear`, then `retry` if the version was not the cause.",
+            "`promptrollout emergency stable` is in force: everybody gets stable, the canary is rolled back and "
+            "rejected.",
+            "End it with `promptrollout emergency clear`. If the version was not the cause, `retry`.",
         ),
         _R.ROLLOUT_PAUSED: _normal(
-            "A person paused the rollout: nothing advances, a breach still rolls back.", "`resume`"
+            "Somebody ran `pause`. Nothing advances; a breach still rolls back.", "End it with `resume`."
         ),
-        _R.ROLLOUT_RESUMED: _normal("A person resumed the rollout."),
-        _R.PAUSE_PROMOTED: _normal("A person ended a pause step with `promote`."),
+        _R.ROLLOUT_RESUMED: _normal("Somebody ran `resume`."),
+        _R.PAUSE_PROMOTED: _normal("Somebody ended a pause step with `promote`."),
         _R.STEP_PROMOTED: _normal(
-            "`promote` skipped a step's minimum time or, where the step waited for approval, its evidence."
+            "`promote` skipped a step's minimum time or, if the step waited for approval, its evidence."
         ),
         _R.FULL_PROMOTION: _warning(
-            "`promote --full`: to 100 % without waiting for evidence.", "Watch it yourself; `undo` takes it back."
+            "Somebody ran `promote --full`: to 100 % without waiting for evidence.",
+            "Watch the new version yourself. `undo` goes back.",
         ),
         _R.ROLLOUT_ABORTED: _warning(
-            "A person aborted the rollout: rolled back and rejected.", "`retry` tries it again."
+            "Somebody ran `abort`: rolled back and rejected.", "`retry` tries the version again."
         ),
-        _R.ROLLOUT_UNDONE: _warning(
-            "A person undid the rollout: rolled back and rejected.", "Change the manifest too, where it is kept."
-        ),
+        _R.ROLLOUT_UNDONE: _warning("Somebody ran `undo`: rolled back and rejected.", "Change the manifest, too."),
         _R.ROLLOUT_RETRIED: _normal(
-            "A person retried a rejected version: from no evidence, at a stricter confidence level."
+            "Somebody ran `retry`: the version starts again without earlier evidence, at a stricter confidence level."
         ),
-        _R.COMMAND_REFUSED: _warning("A command was refused.", "The message says why."),
+        _R.COMMAND_REFUSED: _warning("A command could not be carried out.", "Read the reason in the message."),
         _R.INVALID_SPEC: _warning(
             "The spec, or an object that it names, cannot be used. What is served stays.",
-            "The message has path, reason and fix; `promptrollout lint` finds most problems beforehand.",
+            "The message has path, reason and fix. `promptrollout lint` finds most problems before.",
         ),
         _R.STATUS_RECOVERED: _normal(
-            "The status was lost and rebuilt from the delivery or from the owned copies.",
-            "Find out who removed it. A canary in progress begins again.",
+            "The status was lost, and rebuilt from the delivery or the owned copies. A canary in progress starts "
+            "again.",
+            "After a restore, or if the rollout was recreated: nothing. Otherwise find out who removed the status.",
         ),
     }
 )

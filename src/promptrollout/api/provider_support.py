@@ -1,4 +1,4 @@
-"""What a prompt asks that its provider's API has no word for."""
+"""What a prompt uses that its provider's API does not support."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ def unsupported(prompt: PromptSpec, provider_type: str | None) -> Iterator[tuple
         function = tool.get("function")
         named = isinstance(function, dict) and isinstance(function.get("name"), str)
         if not named and "input_schema" not in tool:
-            yield f"tools[{index}]", "Anthropic's API accepts only functions and its own tool types"
+            yield f"tools[{index}]", "Anthropic's API supports only functions, or tools in its own format"

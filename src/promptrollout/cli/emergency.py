@@ -27,8 +27,8 @@ async def stable(flags: Flags, name: str, reason: str) -> None:
         await _known(target, name)
         await _write(target, override(name, reason))
         click.echo(
-            f"rollout {name}: override written; every gateway pod that reaches the API server answers from stable now. "
-            f"Remove it with: promptrollout emergency clear {name} -n {target.namespace}"
+            f"rollout {name}: override written: gateway pods that reach the API server send all users to stable. "
+            f"End it with: promptrollout emergency clear {name} -n {target.namespace}"
         )
 
 
@@ -48,7 +48,7 @@ async def clear(flags: Flags, name: str) -> None:
             raise click.ClickException(f"rollout {name} in namespace {target.namespace} has no override")
         removal = {"data": {name: None}, "metadata": {"annotations": {_reason(name): None}}}
         await _patch(target, removal)
-        click.echo(f"rollout {name}: override removed; traffic is split again as the rollout says")
+        click.echo(f"rollout {name}: override removed: users are split by the rollout's weight again")
 
 
 def override(name: str, reason: str) -> Object:

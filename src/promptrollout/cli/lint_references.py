@@ -116,7 +116,7 @@ def reference_problems(manifest: dict[str, Any], ours: Sequence[dict[str, Any]])
                     "cluster has it",
                 )
             )
-    errors += _unsayable(manifest, ours)
+    errors += _unsupported(manifest, ours)
     if kind == "PromptGateway":
         errors += _callers(manifest, ours)
     if kind == "ModelProvider" and (doubt := base_url_doubt(spec["baseURL"])):
@@ -215,7 +215,7 @@ def _objectives_twice(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -
         seen[name] = f"PromptSLO {slo}"
 
 
-def _unsayable(manifest: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:
+def _unsupported(manifest: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:
     """What the provider's API does not support. The operator refuses it with the same message."""
     for path, prompt in _prompts(manifest["kind"], manifest["spec"]):
         try:

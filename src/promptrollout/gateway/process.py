@@ -34,9 +34,10 @@ from promptrollout.gateway.auth.token_reviews import CHECK_SECONDS, ServiceAccou
 from promptrollout.gateway.metrics.counters import Counters
 from promptrollout.gateway.rollouts.last_good import Store
 from promptrollout.gateway.rollouts.loader import Loader
+from promptrollout.gateway.rollouts.pod_report import PodReporter
 from promptrollout.gateway.rollouts.provider_pool import ProviderPool
 from promptrollout.gateway.rollouts.registry import Registry
-from promptrollout.gateway.rollouts.watch import Source
+from promptrollout.gateway.rollouts.watch import ConfigurationWatch
 from promptrollout.gateway.server.admin import AdminApp
 from promptrollout.gateway.server.app import Limits, ServingApp
 from promptrollout.gateway.server.metrics_page import PodState
@@ -48,9 +49,9 @@ from promptrollout.listen import listening_socket
 logger = logging.getLogger(__name__)
 
 ENDPOINT_LAG_SECONDS: Final = 2.0
-"""After SIGTERM new connections still arrive for a while: the cluster's proxies learn late that the pod is ending."""
+"""After SIGTERM new connections still arrive for a while: the cluster's proxies learn late that the pod stops."""
 
-_LOOK_SECONDS: Final = 0.1
+_POLL_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,14 @@ class Settings:
     provider_keys_dir: Path = Path(PROVIDER_KEYS_DIR)
     caller_keys_dir: Path = Path(CALLER_KEYS_DIR)
     networks: Networks = field(default_factory=Networks)
-    """Where providers may be."""
+    """The addresses that providers may have."""
     auth: Auth = field(default_factory=Auth)
     limits: Limits = field(default_factory=Limits)
     drain_seconds: int = GatewaySpec.model_fields["drain_seconds"].default
     bind_address: str = ""
-    """Empty: all."""
+    """Empty: all addresses."""
     pod_ip: str = ""
-    """Where the gateway's other pods reach this one; empty: not known."""
+    """The address at which the gateway's other pods reach this one; empty: not known."""
     port: int = PORT_HTTP
     admin_port: int = PORT_ADMIN
     endpoint_lag_seconds: float = ENDPOINT_LAG_SECONDS
@@ -114,18 +115,18 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.counters = Counters()
-        self.counters.spans.open(settings.state_dir)
+        self.counters.in_flight_file.open(settings.state_dir)
         self.providers = ProviderPool(settings.provider_keys_dir, settings.networks)
         store = Store(settings.state_dir, lambda operation: self.counters.disk_errors.update((operation,)))
-        self.registry = Registry(settings.pod, Loader(self.providers, self.counters.spans), store, self.counters)
-        self.source: Source | None = None
+        self.registry = Registry(Loader(self.providers, self.counters.in_flight_file), store, self.counters)
+        self.watch: ConfigurationWatch | None = None
         self.draining = False
         auth = settings.auth
         tokens = TokenReviews(auth.audience, auth.service_accounts, self._post)
         self.authenticator = made(auth, CallerKeys(settings.caller_keys_dir), tokens)
         self.authenticator.refresh()
         self.problems = PodProblems(self.authenticator, time.monotonic)
-        self.registry.problems = self.problems.found
+        self.reporter = PodReporter(settings.pod, self.registry, self.counters, self.problems.current)
         self.client: ApiClient | None = None
         self.serving_app = ServingApp(
             self.registry,
@@ -135,33 +136,33 @@ class Gateway:
             settings.admin_port,
             authenticator=self.authenticator,
         )
-        self.admin_app = AdminApp(self.registry, self.counters, self.state, self.serving_app.reports)
+        self.admin_app = AdminApp(self.reporter, self.counters, self.state, self.serving_app.reports)
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Ask the API server about a token, or about ourselves. Raises ApiException, ApiUnavailable."""
+        """Post a TokenReview or a SelfSubjectAccessReview. Raises ApiException, ApiUnavailable."""
         if self.client is None:
             raise cluster.ApiUnavailable("not connected yet")
         return await cluster.request(self.client, "POST", path, body=body, timeout_seconds=5.0)
 
-    async def look(self) -> None:
-        """Every second."""
-        await asyncio.to_thread(self.authenticator.refresh)  # thousands of callers are as many files
-        self.problems.look(self.registry.all(), self.registry.not_loaded())
+    async def refresh(self) -> None:
+        """Read caller keys again and update the problems; called every second."""
+        await asyncio.to_thread(self.authenticator.refresh)  # thousands of callers are thousands of files
+        self.problems.update(self.registry.all(), self.registry.not_loaded())
 
     async def check_tokens(self) -> None:
-        """Now and then, where ServiceAccounts may call."""
+        """Check regularly that tokens can be reviewed, if ServiceAccounts may call."""
         while self.authenticator.tokens is not None:
             await self.authenticator.tokens.check()
             await asyncio.sleep(CHECK_SECONDS)
 
     def state(self) -> PodState:
         return PodState(
-            servings=list(self.registry.all()),
+            rollouts=list(self.registry.all()),
             retries=self.providers.retries(),
             renders=self.registry.renders,
-            api_contact_at=self.source.api_contact_at if self.source else None,
-            ready=bool(self.source and self.source.ready) and not self.draining,
-            concurrency_limit=self.serving_app.admission.pace.limit,
+            api_contact_at=self.watch.api_contact_at if self.watch else None,
+            ready=bool(self.watch and self.watch.ready) and not self.draining,
+            concurrency_limit=self.serving_app.admission.concurrency.limit,
             providers_down=self.problems.down(),
             token_reviews_forbidden=self.authenticator.tokens is not None and self.authenticator.tokens.forbidden,
             caller_keys=None if self.authenticator.keys is None else len(self.authenticator.keys),
@@ -169,15 +170,16 @@ class Gateway:
 
 
 def collect_seldom() -> None:
-    """Python looks for cycles after every 700 new objects, and at all that is alive after a while: with 1,000 requests
-    under way that took as long as answering them (measured: 410 to 570 µs of CPU a request, against 250 to 330)."""
+    """By default Python collects garbage after every 700 new objects, and scans all live objects now and then: with
+    1,000 requests in flight that took as long as answering them (measured: 410 to 570 µs of CPU a request, against 250
+    to 330)."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
 
 
 async def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Raises ClusterError where there is no way to an API server."""
+    """Serve until SIGTERM or SIGINT, then drain. Raises ClusterError where no API server is configured."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -191,16 +193,16 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     gateway = Gateway(settings)
     async with await cluster.connect() as client:
         gateway.client = client
-        gateway.source = Source(
+        gateway.watch = ConfigurationWatch(
             client,
             settings.namespace,
             settings.gateway,
             gateway.registry,
             gateway.providers,
-            also=gateway.look,
+            every_second=gateway.refresh,
         )
         checks = asyncio.create_task(gateway.check_tokens())
-        source = asyncio.create_task(gateway.source.run())
+        source = asyncio.create_task(gateway.watch.run())
         try:
             await serve(gateway, stop, source)
         finally:
@@ -212,8 +214,8 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
 
 
 async def serve(gateway: Gateway, stop: asyncio.Event, source: asyncio.Task[None]) -> None:
-    """Both ports, until `stop` is set or `source` fails; then in order: unready, endpoint lag, callers with idle
-    connections, requests under way."""
+    """Serve both ports until `stop` is set or `source` fails. Then, in order: become unready, wait for the endpoint
+    lag, let callers with idle connections leave, finish the requests in flight."""
     settings = gateway.settings
     serving, admin = server_of(gateway.serving_app, settings.drain_seconds), server_of(gateway.admin_app, 1)
     ports = ((serving, settings.port), (admin, settings.admin_port))
@@ -224,7 +226,7 @@ async def serve(gateway: Gateway, stop: asyncio.Event, source: asyncio.Task[None
     await asyncio.wait([stopping, source, *tasks], return_when=asyncio.FIRST_COMPLETED)
     gateway.draining = gateway.serving_app.draining = True
     if stopping.done():
-        logger.info("stopping: %d requests under way", gateway.counters.in_flight)
+        logger.info("stopping: %d requests in flight", gateway.counters.in_flight)
         await _let_callers_leave(serving, settings)
     stopping.cancel()
     for server, task in zip((serving, admin), tasks, strict=True):
@@ -235,20 +237,20 @@ async def serve(gateway: Gateway, stop: asyncio.Event, source: asyncio.Task[None
 
 
 async def _let_callers_leave(serving: uvicorn.Server, settings: Settings) -> None:
-    """Keep idle connections: a request may be on its way on one that a caller has pooled, and would be lost if it were
-    closed. Its answer says that the connection ends, so the next request goes elsewhere. Who does not ask is waited
-    for until half of the drain time is over: what comes late needs time, too."""
+    """Keep idle connections open for a while: a caller may be sending a request on one, which would be lost if it were
+    closed. The answer closes the connection, so the next request goes to another pod. Connections without a request are
+    kept until half of the drain time is over, so that a late request still has time to finish."""
     clock = asyncio.get_running_loop().time
     began = clock()
     await asyncio.sleep(settings.endpoint_lag_seconds)
     while serving.server_state.connections and clock() - began < settings.drain_seconds / 2:  # noqa: ASYNC110
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
     left = settings.endpoint_lag_seconds + settings.drain_seconds - (clock() - began)
     serving.config.timeout_graceful_shutdown = max(1, math.ceil(left))
 
 
 def server_of(app: Any, graceful_seconds: int) -> uvicorn.Server:
-    """Answers on the sockets that it is given."""
+    """A server for one of the two ports."""
     return _Server(
         uvicorn.Config(
             app,

@@ -1,4 +1,4 @@
-"""How a request in a caller's protocol reaches a provider: in which protocol, on which path, translated by what."""
+"""How a request in a caller's protocol reaches a provider: in which protocol, on which path, with which translation."""
 
 from __future__ import annotations
 
@@ -16,44 +16,41 @@ from promptrollout.llm.translations.base import Translation
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """From a protocol to a kind of provider."""
+class BackendRoute:
+    """From a caller's protocol to one kind of provider."""
 
     protocol: Protocol
-    """That the provider is spoken to in."""
+    """The provider's protocol."""
     path: str
     translation: Translation | None
-    """None: caller and provider speak the same."""
+    """None: caller and provider use the same protocol."""
 
 
-def way(protocol: Protocol, provider: Endpoint) -> Way:
-    """How to reach this provider. Raises Untranslatable where there is none, or CallerError."""
-    found = WAYS.get((protocol.name, provider.kind))
-    if found is None:
+def route_to(provider: Endpoint, protocol: Protocol) -> BackendRoute:
+    """The route from the caller's protocol to this provider. Raises Untranslatable or CallerError if there is none."""
+    route = ROUTES.get((protocol.name, provider.kind))
+    if route is None:
         if not protocol.sampled:
             # another arm's answer would be about another request, and no arm is to blame
-            message = (
-                f"the provider of this rollout's version speaks {provider.kind}'s API, which has nothing like this"
-            )
-            raise CallerError(404, "not_supported", f"{message}: ask a tokenizer of its model", "model")
-        message = f"its provider speaks {provider.kind}'s API, which has nothing like this URL"
-        raise Untranslatable("model", message)
-    return found
+            message = f"this rollout's provider has {provider.kind}'s API, which does not support this URL"
+            raise CallerError(404, "not_supported", f"{message}: use a tokenizer of its model", "model")
+        raise Untranslatable("model", f"its provider has {provider.kind}'s API, which does not support this URL")
+    return route
 
 
-def _ways() -> dict[tuple[str, str], Way]:
-    found: dict[tuple[str, str], Way] = {}
+def _routes() -> dict[tuple[str, str], BackendRoute]:
+    routes: dict[tuple[str, str], BackendRoute] = {}
     for kind, provider in KINDS.items():
         for name in BY_NAME:
             if name in provider.paths:
-                found[name, kind] = Way(BY_NAME[name], provider.paths[name], None)
+                routes[name, kind] = BackendRoute(BY_NAME[name], provider.paths[name], None)
                 continue
             for native, path in provider.paths.items():
                 if translation := TRANSLATIONS.get((name, native)):
-                    found[name, kind] = Way(BY_NAME[native], path, translation)
+                    routes[name, kind] = BackendRoute(BY_NAME[native], path, translation)
                     break
-    return found
+    return routes
 
 
-WAYS: Final[Mapping[tuple[str, str], Way]] = _ways()
-"""By the protocol's name and the provider's kind."""
+ROUTES: Final[Mapping[tuple[str, str], BackendRoute]] = _routes()
+"""By the caller's protocol and the provider's kind."""

@@ -1,4 +1,4 @@
-"""Why a model is not asked, or does not answer: the caller's fault, the version's, or the provider's."""
+"""Why a model was not called or did not answer: an error of the caller, of the version or of the provider."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def error_object(status: int, message: str, code: str | None = None, param: str 
 
 
 class CallerError(Exception):
-    """The request itself is at fault: it is answered 4xx and counts for no arm."""
+    """The request itself is wrong: it is answered 4xx and counts for no arm."""
 
     def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -48,29 +48,29 @@ class CallerError(Exception):
         self.code = code
         self.param = param
         self.headers: dict[str, str] = {}
-        """Of the answer, besides its type."""
+        """Of the answer, besides its content type."""
 
 
-class Unfilled(Exception):
-    """A version's prompt cannot be filled with this request. The caller's fault if no other version can take it."""
+class PrepareError(Exception):
+    """The version's prompt cannot be used with this request. The caller's error if no other version can be used."""
 
     error_type: ErrorType = "render"
 
 
-class Untranslatable(Unfilled):
-    """The provider's protocol cannot say what the request, or the version, asks."""
+class Untranslatable(PrepareError):
+    """The provider's protocol does not support something in the request or in the version."""
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(message)
         self.param = param
-        """The field at fault."""
+        """The field that is not supported."""
 
 
 class ProviderError(Exception):
     """The provider did not answer as it should: counts as an error of the arm.
 
-    `status` is what the caller gets. `unreachable`: there was no connection, or several tries in a row failed as if
-    nobody were there.
+    `status` is the caller's. `unreachable`: there was no connection, or several tries in a row failed as if there were
+    none.
     """
 
     def __init__(
@@ -97,20 +97,20 @@ class ProviderError(Exception):
         self.retryable = retryable
         self.retry_after_seconds = retry_after_seconds
         self.about_stream_options = about_stream_options
-        """The provider refuses the request and names that field, which callers seldom send and we always do."""
+        """The provider rejects the request and names this field, which the gateway adds and callers seldom send."""
         self.loading = False
-        """The provider is there, and says that its model is not yet."""
+        """The provider is running, and says that its model is still loading."""
         self.of_the_key = False
-        """It may be answered with another key."""
+        """The request may succeed with another key."""
 
     @property
     def another_may_answer(self) -> bool:
-        """The request itself is not why it failed."""
+        """Another provider may succeed: the request itself is not the reason for the failure."""
         return self.error_type in _OF_THE_PROVIDER or self.of_the_key
 
 
 def upstream_error(body: bytes) -> dict[str, Any]:
-    """`error` of a provider's error answer, whatever shape it came in; empty if there is none to be found."""
+    """`error` of a provider's error answer, in any of the known formats; empty if it has none."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -303,6 +303,7 @@ class _World:
     def facts(self) -> Facts:
         return Facts(
             name="simulated",
+            namespace="simulated",
             uid="simulated",
             generation=1,
             spec=self.spec,

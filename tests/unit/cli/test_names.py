@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from promptrollout.cli.reference import Metric, gateway_metrics, operator_metrics
+from promptrollout.cli.reference.metrics import Metric, gateway_metrics, operator_metrics
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "names.json").read_text())

@@ -91,7 +91,7 @@ def failing(*, again: bool = False) -> World:
             lost("Hold"),
             [
                 "at 50 %, held: metrics are not available: connection refused",
-                "no metrics for 600 s (connection refused): app-fb04dcb697 (fb04dcb697) stays at 50 %, unwatched",
+                "no metrics for 600 s (connection refused): app-fb04dcb697 stays at 50 %, unwatched",
             ],
         ),
         (
@@ -114,16 +114,16 @@ def failing(*, again: bool = False) -> World:
             [
                 "at 0 %, held: gateway pods failed while it served users: it is tried again alone once all pods have "
                 "been ready for a while",
-                "gateway pod default-gateway-x ended (exit code 139), while app-fb04dcb697 (fb04dcb697) was at 10 %: "
+                "gateway pod default-gateway-x ended (exit code 139), while app-fb04dcb697 was at 10 %: "
                 "withdrawn, not rejected; it is tried again alone",
             ],
         ),
         (
             failing(again=True),
             [
-                "app-fb04dcb697 (fb04dcb697) was rolled back (PodsFailing); app-3bfc269594 (3bfc269594) serves. "
-                "Fix the prompt, or `promptrollout retry app`",
-                "while app-fb04dcb697 (fb04dcb697) was at 10 %; it was tried alone: rolled back",
+                "app-fb04dcb697 was rolled back (PodsFailing); app-3bfc269594 serves. "
+                "Fix the prompt, or `promptrollout retry app -n shop`",
+                "while app-fb04dcb697 was at 10 %; it was tried alone: rolled back",
                 "fb04dcb697 PodsFailing, attempt 1",
             ],
         ),

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from promptrollout.cli.reference import anchor
+from promptrollout.cli.reference.markdown import anchor
 from tests.world import World
 
 ROOT = Path(__file__).parents[3]

@@ -34,13 +34,13 @@ def test_objectives_share_five_percent_and_attempts_use_up_five_percent_together
 def test_people_read_the_confidence_that_is_left() -> None:
     rules = snapshot({"weight": 50, "minDurationSeconds": 3_000}, objectives=[ERRORS, COST])
     world = started(rules, error_rate={V2.digest: 0.3}).tick(3)
-    assert "with 1 - 0.025 confidence" in row(world).message
+    assert "with 97.5 % confidence" in row(world).message
     world.error_rate = {}
     world.tick(3)
     world.tell("retry")
     world.tick(20)
     assert row(world).verdict == "Pass"
-    assert f"with 1 - {0.05 * 6 / (4 * math.pi**2):.2g} confidence" in row(world).message
+    assert f"with {100 - 100 * 0.05 * 6 / (4 * math.pi**2):.2f} % confidence" in row(world).message
 
 
 # ---------------------------------------------------------------- intervals

@@ -10,8 +10,7 @@ from promptrollout.engine.lifecycle.plan import plan
 from tests.world import ERRORS, World, snapshot, started, version
 
 V1, V2, V3 = version("v1"), version("v2"), version("v3")
-NAMES = {v.digest: f"{v.version} ({v.digest[7:17]})" for v in (V1, V2, V3)}
-ONE, TWO, THREE = (NAMES[v.digest] for v in (V1, V2, V3))
+ONE, TWO, THREE = V1.version, V2.version, V3.version
 AT_REST = {"Stalled": "NotStalled", "Paused": "NotPaused", "InsufficientTraffic": "EnoughOrNotDue"}
 """Reasons of conditions that are False, where the rollout's own reason says nothing about them."""
 
@@ -186,7 +185,7 @@ SITUATIONS: dict[str, tuple[Callable[[], World], str, str, str, set[str]]] = {
         paused,
         "Paused",
         "Held",
-        f"{TWO} at 10 %, held: paused by a person",
+        f"{TWO} at 10 %, held: paused by a person: `resume` continues",
         {"Reconciling", "Paused", "Delivered", "MetricsAvailable"},
     ),
     "frozen": (
@@ -228,7 +227,7 @@ SITUATIONS: dict[str, tuple[Callable[[], World], str, str, str, set[str]]] = {
         thin_and_paused,
         "Paused",
         "Held",
-        f"{TWO} at 10 %, held: paused by a person",
+        f"{TWO} at 10 %, held: paused by a person: `resume` continues",
         {"Reconciling", "Paused", "Delivered", "MetricsAvailable"},
     ),
     "holding for traffic": (
@@ -270,14 +269,15 @@ SITUATIONS: dict[str, tuple[Callable[[], World], str, str, str, set[str]]] = {
         rejected,
         "Degraded",
         "ObjectiveBreached",
-        f"{TWO} was rolled back (ObjectiveBreached); {ONE} serves. Fix the prompt, or `promptrollout retry app`",
+        f"{TWO} was rolled back (ObjectiveBreached); {ONE} serves. "
+        "Fix the prompt, or `promptrollout retry app -n shop`",
         {"Stalled", "Delivered"},
     ),
     "overridden": (
         overridden,
         "Degraded",
         "EmergencyOverride",
-        f"the emergency override sends everybody to {ONE}; remove it with `promptrollout emergency clear app`",
+        f"the emergency override sends everybody to {ONE}; remove it with `promptrollout emergency clear app -n shop`",
         {"Stalled", "Delivered"},
     ),
     "one pod lacks it": (

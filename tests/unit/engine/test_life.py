@@ -1030,7 +1030,7 @@ def test_nothing_advances_on_evidence_that_ends_long_ago() -> None:
     world.read_until = world.now - 40 * INTERVAL
     world.settle()
     assert world.at == ("Stepping", 10)
-    assert "are not read yet" in world.status.message
+    assert "waiting for metrics: the latest are" in world.status.message
     world.read_until = None
     world.settle()
     assert world.at == ("Stepping", 50)

@@ -126,14 +126,14 @@ def test_double_the_cost_breaches_as_soon_as_it_is_judged() -> None:
     assert judgement.canary_samples <= GATE + 20
     assert judgement.message == (
         "cost per request $0.00400 against $0.00200 on stable (200 and 1,800 requests): "
-        "worse by more than 5 % with 1 - 0.017 confidence at any time"
+        "worse by more than 5 % with 98.3 % confidence"
     )
 
 
 def test_an_equal_cost_passes_and_says_what_it_could_have_seen() -> None:
     judgement = judged(VERSUS_STABLE, interval(50, STABLE_COST, 50), 100)
     assert judgement.non_inferior
-    assert "worse by less than 10 % with 1 - 0.05 confidence" in judgement.message
+    assert "worse by less than 10 % with 95 % confidence" in judgement.message
     assert "a rise to $0.00" in judgement.message
     assert judgement.difference.startswith("-$0.000")
     assert judgement.difference.endswith("% of stable)")

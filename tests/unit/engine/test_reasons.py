@@ -1,4 +1,4 @@
-"""Every reason of a decision and of a condition is in one table; the documentation explains each decision's."""
+"""Every reason of a decision and of a condition is in one table, and the documentation explains each of them."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ from promptrollout.api.gateway import Auth
 from promptrollout.api.rollout import Stage
 from tests.unit.engine.test_conditions import SITUATIONS
 
-PAGE = Path(__file__).parents[3] / "docs" / "reference" / "events.md"
+REFERENCE = Path(__file__).parents[3] / "docs" / "reference"
 POSITION = {"record": 0, "withdraw": 1, "Record": 0, "Withdraw": 0, "EnterStep": 1}
 """Of the reason among the arguments."""
 
@@ -50,16 +50,49 @@ def test_every_decision_that_is_recorded_is_in_the_table_and_no_other() -> None:
     assert {DecisionReason[name] for name in found} == set(DecisionReason) == set(DECISIONS)
 
 
+def parts(text: str, level: str) -> dict[str, str]:
+    """A page's sections by their headings; what comes before the first one is left out."""
+    return dict(re.findall(rf"^{level} (.*?)\n(.*?)(?=^{level} |\Z)", text, re.M | re.S))
+
+
 def test_the_page_of_events_explains_every_reason_and_no_other() -> None:
-    row = re.compile(r"^\| `(\w+)` \| (.*?) \|", re.M)
-    page = PAGE.read_text()
-    rows = dict(row.findall(page))
-    assert set(rows) == {reason.value for reason in DecisionReason}
-    section = page.partition("## Warnings\n")[2].partition("\n## ")[0]
-    excepted = set(re.findall(r"except `(\w+)`", section))
-    warnings = {reason for reason, _ in row.findall(section)} - excepted
-    warnings |= {reason for reason, meaning in rows.items() if meaning.startswith("Warning.")}
-    assert warnings == {reason.value for reason, row in DECISIONS.items() if row.type == "Warning"}
+    listed = {
+        kind: dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", text, re.M))
+        for kind, text in parts((REFERENCE / "events.md").read_text(), "##").items()
+    }
+    assert {kind: set(rows) for kind, rows in listed.items()} == {
+        kind: {reason.value for reason, row in DECISIONS.items() if row.type == kind} for kind in ("Warning", "Normal")
+    }
+    assert sum(map(len, listed.values())) == len(DecisionReason)
+    assert all(meaning for rows in listed.values() for meaning in rows.values())
+
+
+def test_the_page_of_conditions_explains_every_reason_and_no_other() -> None:
+    kinds = parts((REFERENCE / "conditions.md").read_text(), "##")
+    states = parts(kinds["PromptRollout"], "###")["States of a rollout"]
+    explained = {
+        kind: {
+            name: {
+                *re.findall(r"^  - `(\w+)`: .", text, re.M),
+                *(re.findall(r"`([A-Z]\w+)`", states) if "*state*" in text else ()),
+            }
+            for name, text in re.findall(r"^- \*\*`(\w+)`\*\*: (.*?)(?=^- \*\*|^#|\Z)", section, re.M | re.S)
+        }
+        for kind, section in kinds.items()
+    }
+    assert explained == {
+        kind: {name.value: {reason.value for reason in row.reasons} for name, row in rows.items()}
+        for kind, rows in CONDITIONS.items()
+    }
+    reasons = {reason for types in explained.values() for of_type in types.values() for reason in of_type}
+    assert reasons >= {reason.value for reason in ConditionReason}
+
+
+def test_an_explanation_is_short_enough_to_read() -> None:
+    rows = [row for kind in CONDITIONS.values() for row in kind.values()]
+    texts = [text for row in DECISIONS.values() for text in (row.meaning, row.action)]
+    texts += [text for row in rows for text in (row.meaning, *row.reasons.values())]
+    assert [text for text in texts if len(text.split()) > 25] == []
 
 
 def test_every_condition_that_is_written_is_in_the_table() -> None:

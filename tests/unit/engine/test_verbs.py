@@ -9,8 +9,7 @@ from promptrollout.api.rollout import Decision
 from tests.world import ERRORS, World, snapshot, started, version
 
 V1, V2, V3 = version("v1"), version("v2"), version("v3")
-NAMES = {v.digest: f"{v.version} ({v.digest[7:17]})" for v in (V1, V2, V3)}
-ONE, TWO, THREE = (NAMES[v.digest] for v in (V1, V2, V3))
+ONE, TWO, THREE = V1.version, V2.version, V3.version
 PAUSES = ({"weight": 10, "minDurationSeconds": 60}, {"pause": {}}, {"weight": 50, "minDurationSeconds": 60})
 
 
@@ -35,7 +34,7 @@ def refused(world: World, verb: str, **fields: object) -> str:
     assert world.events[before:].count("CommandRefused") == 1
     decision = newest(world, "CommandRefused")
     assert (decision.type, decision.command) == ("Warning", "refused")
-    head = f"{verb} by alice (why not) refused: "
+    head = f"{verb.replace('promote-full', 'promote --full')} by alice (why not) refused: "
     assert decision.message.startswith(head)
     return decision.message.removeprefix(head)
 
@@ -65,7 +64,7 @@ def first() -> World:
 
 
 SPEC_PAUSED = "spec.paused is true: set it to false in the manifest"
-OVERRIDE = "the emergency override is in force: run `promptrollout emergency clear app` first"
+OVERRIDE = "the emergency override is in force: run `promptrollout emergency clear app -n shop` first"
 REFUSALS: list[tuple[str, Callable[[], World], str, str]] = [
     ("paused already", lambda: told(started(), "pause"), "pause", "the rollout is paused already"),
     ("not paused", started, "resume", "the rollout is not paused; `promote` ends a pause step"),
@@ -316,7 +315,7 @@ def test_retry_counts_attempts_and_each_is_stricter() -> None:
     world = at_rest(started(error_rate={V2.digest: 0.3}))
     world.tell("retry")
     assert newest(world, "RolloutRetried").message == (
-        f"alice retried {TWO}: attempt 2, from no evidence, at a stricter level"
+        f"alice retried {TWO}: attempt 2, without earlier evidence, at a stricter confidence level"
     )
     assert newest(world, "RolloutStarted").message == f"attempt 2: loading {TWO} at weight 0"
     assert newest(world, "RolloutStarted").attempt == 2

@@ -49,7 +49,7 @@ def test_cost_prices_what_is_written_to_the_cache_apart_and_never_below_nothing(
     )
     assert Price.of(row).cost_usd(Usage(1000, 0, 0, 400)) == pytest.approx(600 * 2e-6 + 400 * 2.5e-6)
     assert PRICE.cost_usd(Usage(1000, 0, 0, 400)) == pytest.approx(1000 * 2e-6)
-    broken = Usage.beside(10, MAX_TOKENS, MAX_TOKENS, 0)
+    broken = Usage.with_separate_cache(10, MAX_TOKENS, MAX_TOKENS, 0)
     assert broken == Usage(MAX_TOKENS, MAX_TOKENS, 0, 0)
 
 
@@ -146,10 +146,10 @@ def test_the_share_without_a_key_is_of_the_last_minute() -> None:
     window = ShareWindow(clock)
     assert window.share_percent() == 0
     for keyless in [True] + [False] * 199:
-        window.note(keyless)
+        window.record(keyless)
     assert window.share_percent() == 1
     clock.now += 30
-    window.note(True)
+    window.record(True)
     clock.now += 40
     assert window.share_percent() == 100
     clock.now += 1000

@@ -40,16 +40,16 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
 
 def told(gateway: Gateway) -> list[tuple[str, str]]:
-    gateway.problems.look(gateway.registry.all(), gateway.registry.not_loaded())
-    return [(each.reason, each.message) for each in gateway.registry.report().problems]
+    gateway.problems.update(gateway.registry.all(), gateway.registry.not_loaded())
+    return [(each.reason, each.message) for each in gateway.reporter.report().problems]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]"])
 async def test_a_literal_address_is_not_put_in_service(strict: Gateway, provider: Provider, host: str) -> None:
     url = provider.url.replace("127.0.0.1", host)
     await strict.registry.apply("support", delivery(stable=arm(url=url)))
-    (report,) = strict.registry.report().rollouts
-    assert "baseURL of ModelProvider openai is loopback: refused" in (report.problem or "")
+    (report,) = strict.reporter.report().rollouts
+    assert "ModelProvider openai: baseURL is loopback, which is not allowed" in (report.problem or "")
     assert told(strict) == [("ProviderAddressRefused", "openai")]
     assert provider.requests == []
 
@@ -59,9 +59,9 @@ async def test_a_canary_at_one_takes_nobody_down(strict: Gateway, names: dict[st
     canary = arm(CANARY, "http://169.254.169.254/v1", provider_name="other")
     stable = arm(url="http://model.test/v1")
     await strict.registry.apply("support", delivery(2, weight=50, stable=stable, canary=canary))
-    (report,) = strict.registry.report().rollouts
+    (report,) = strict.reporter.report().rollouts
     assert (report.sequence, report.canary) == (0, None), "served by stable alone, and not confirmed"
-    assert "canary not loaded, stable serves alone: baseURL of ModelProvider other is link-local" in (
+    assert "canary not loaded, stable serves alone: ModelProvider other: baseURL is link-local" in (
         report.problem or ""
     )
 
@@ -81,7 +81,7 @@ async def test_a_name_is_looked_at_when_it_is_called_and_again_for_each_connecti
     assert told(strict) == [("ProviderAddressRefused", "openai")]
     serving = strict.registry.find("support")
     assert serving is not None
-    assert (serving.stable.circuit.failure or "").endswith("127.0.0.1 is refused: loopback")
+    assert (serving.stable.circuit.failure or "").endswith("127.0.0.1 is not allowed: loopback")
 
 
 async def test_of_several_addresses_the_allowed_one_is_asked(
@@ -124,7 +124,7 @@ async def test_a_canary_whose_name_points_there_is_answered_by_stable_and_decide
         assert (await caller.post(request())).status == 200
     assert counted(gateway) == {}, "neither arm has errors, nor requests"
     assert sum(gateway.counters.diverted.values()) == 5
-    (report,) = gateway.registry.report().rollouts
+    (report,) = gateway.reporter.report().rollouts
     assert report.canary_provider_unreachable
     assert told(gateway) == [("ProviderAddressRefused", "other")]
     await gateway.serving_app.close()

@@ -20,11 +20,10 @@ from promptrollout.gateway.http.errors import Overloaded, RateLimited
 from promptrollout.gateway.http.exchange import Bodies, Receive, read_body
 from promptrollout.gateway.metrics.counters import Counters
 from promptrollout.gateway.process import Gateway, Settings
-from promptrollout.gateway.server import concurrency_limit as pace_module
-from promptrollout.gateway.server import strict_http
-from promptrollout.gateway.server.admission import MAX_RETRY_SECONDS, REFUSALS_PER_SECOND, Admission, Rates
+from promptrollout.gateway.server import concurrency_limit, strict_http
+from promptrollout.gateway.server.admission import MAX_RETRY_SECONDS, REFUSALS_PER_SECOND, Admission, RateLimiter
 from promptrollout.gateway.server.app import Limits
-from promptrollout.gateway.server.concurrency_limit import LATE_SECONDS, LEAST, Pace
+from promptrollout.gateway.server.concurrency_limit import LATE_SECONDS, LEAST, ConcurrencyLimit
 from tests.unit.gateway.kit import DONE, LOOPBACK, Provider, arm, delivery, request, samples, series, streams, value
 from tests.unit.gateway.live import listening
 
@@ -212,7 +211,7 @@ def test_the_more_are_refused_the_longer_they_are_told_to_wait() -> None:
 
     def a_second(number: int, refusals: int) -> int:
         for n in range(refusals):
-            admission._note_refusal(number + n / refusals)
+            admission._record_refusal(number + n / refusals)
         return admission.retry_seconds
 
     assert [a_second(n, REFUSALS_PER_SECOND) for n in range(1, 4)] == [1, 1, 1]
@@ -227,20 +226,22 @@ async def test_whose_turn_would_come_too_late_is_refused_at_once() -> None:
     counters = Counters()
     admission = Admission(counters, 1, 1000, 0.2)
     ended: Counter[str] = Counter()
+    arrived = 0
 
     async def one() -> None:
-        began = time.monotonic()
+        before = arrived
         try:
             async with admission:
                 await asyncio.sleep(0.005)
             ended["served"] += 1
         except Overloaded:
-            ended["at once" if time.monotonic() - began < 0.1 else "in vain"] += 1
+            ended["at once" if arrived == before else "in vain"] += 1
 
     tasks = []
     for _ in range(400):  # twice as many as can be served
         tasks.append(asyncio.create_task(one()))
         await asyncio.sleep(0.0025)
+        arrived += 1
         assert counters.queued <= 100, "of the 1,000 that have room"
     await asyncio.gather(*tasks)
     assert ended["served"] > 100
@@ -266,32 +267,32 @@ def test_the_limit_falls_while_the_loop_is_late_and_rises_again() -> None:
     def more() -> None:
         raised[0] += 1
 
-    pace = Pace(1000, lambda: under_way[0], more)
-    pace.look(0.0)
-    pace.look(LATE_SECONDS)
-    assert (pace.limit, raised) == (1000, [0])
-    pace.look(0.03)
-    assert pace.limit == 450, "by what is under way"
-    pace.look(0.03)
-    assert pace.limit == 405
+    concurrency = ConcurrencyLimit(1000, lambda: under_way[0], more)
+    concurrency.adjust(0.0)
+    concurrency.adjust(LATE_SECONDS)
+    assert (concurrency.limit, raised) == (1000, [0])
+    concurrency.adjust(0.03)
+    assert concurrency.limit == 450, "by what is under way"
+    concurrency.adjust(0.03)
+    assert concurrency.limit == 405
     under_way[0] = 3
-    pace.look(5.0)
-    assert pace.limit == LEAST
+    concurrency.adjust(5.0)
+    assert concurrency.limit == LEAST
     times = 0
-    while pace.limit < 1000:
-        pace.look(0.0)
+    while concurrency.limit < 1000:
+        concurrency.adjust(0.0)
         times += 1
-    assert (pace.limit, raised) == (1000, [times])
+    assert (concurrency.limit, raised) == (1000, [times])
     assert times < 40
-    few = Pace(4, lambda: 500, more)
-    few.look(1.0)
+    few = ConcurrencyLimit(4, lambda: 500, more)
+    few.adjust(1.0)
     assert few.limit == 4, "not above what may be"
 
 
 async def test_a_loop_that_is_late_takes_fewer_and_those_who_wait_come_when_it_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pace_module, "LEAST", 2)
+    monkeypatch.setattr(concurrency_limit, "LEAST", 2)
     counters = Counters()
     admission = Admission(counters, 8, 10, 5)
     done = asyncio.Event()
@@ -301,34 +302,34 @@ async def test_a_loop_that_is_late_takes_fewer_and_those_who_wait_come_when_it_i
             await done.wait()
 
     early = [asyncio.create_task(one()) for _ in range(4)]
-    while admission.pace.limit == 8:
+    while admission.concurrency.limit == 8:
         time.sleep(0.03)  # noqa: ASYNC251 the loop is busy
         await asyncio.sleep(0)
-    assert admission.pace.limit == 3
+    assert admission.concurrency.limit == 3
     late = [asyncio.create_task(one()) for _ in range(4)]
     await asyncio.sleep(0)
     assert (counters.in_flight, counters.queued, admission.full) == (4, 4, False)
     async with asyncio.timeout(5):
         while counters.in_flight < 8:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    assert (counters.queued, admission.pace.limit) == (0, 8)
+    assert (counters.queued, admission.concurrency.limit) == (0, 8)
     done.set()
     await asyncio.gather(*early, *late)
     async with asyncio.timeout(5):
-        while admission.pace._timer is not None:  # noqa: ASYNC110
+        while admission.concurrency._timer is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
 def test_rates_are_steady_with_a_burst_and_remember_few() -> None:
     now = [0.0]
     told: set[str] = set()
-    rates = Rates(per_minute=60, burst=3, clock=lambda: now[0])
+    rates = RateLimiter(per_minute=60, burst=3, clock=lambda: now[0])
 
     def taken(caller: str, times: int) -> int:
         count = 0
         for _ in range(times):
             try:
-                rates.take(caller)
+                rates.spend(caller)
             except RateLimited as error:
                 told.add(error.headers["retry-after"])
             else:
@@ -342,7 +343,7 @@ def test_rates_are_steady_with_a_burst_and_remember_few() -> None:
     now[0] += 3600
     assert taken("a", 10) == 3
     for number in range(20_000):
-        rates.take(f"caller-{number}")
+        rates.spend(f"caller-{number}")
     assert (len(rates), told) == (10_000, {"1"})
 
 
@@ -350,7 +351,7 @@ async def test_small_bodies_have_a_bound_together_too(monkeypatch: pytest.Monkey
     monkeypatch.setattr(exchange, "MAX_SMALL_BYTES", 50_000)
     bodies = Bodies(max_bytes=100_000)
     with contextlib.ExitStack() as stack:
-        taken = [stack.enter_context(bodies.share()).take(30_000) for _ in range(7)]
+        taken = [stack.enter_context(bodies.share()).reserve(30_000) for _ in range(7)]
     assert taken == [True] * 5 + [False] * 2
     assert bodies.bytes_held == 0
 

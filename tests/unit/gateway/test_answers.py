@@ -2,9 +2,9 @@
 
 import pytest
 
-from promptrollout.gateway.metrics.in_flight import Busy, Spans
+from promptrollout.gateway.metrics.in_flight import InFlightFile, InFlightMark
 from promptrollout.llm.answers.choices import MAX_CONTENT_BYTES, Choice, choices_of
-from promptrollout.llm.answers.contract import kept, make_contract
+from promptrollout.llm.answers.contract import check_contract, make_contract
 from promptrollout.llm.answers.schema_process import SchemaProcess
 from promptrollout.llm.protocols.chat import CHAT
 from tests.unit.gateway.kit import SCHEMA, completion
@@ -39,7 +39,8 @@ def said(content: str, finish_reason: str | None) -> Choice:
     ],
 )
 async def test_verdicts(choices: list[Choice], verdict: bool | None) -> None:
-    assert await kept(CONTRACT, choices, SchemaProcess(), Busy(Spans(), "", "", "stable")) is verdict
+    mark = InFlightMark(InFlightFile(), "", "", "stable")
+    assert await check_contract(CONTRACT, choices, SchemaProcess(), mark) is verdict
 
 
 def test_choices_of_any_answer() -> None:

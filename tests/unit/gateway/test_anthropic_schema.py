@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from promptrollout.llm.protocols.anthropic_schema import sayable
+from promptrollout.llm.protocols.anthropic_schema import supported_schema
 
 TEXT = {"type": "string"}
 
@@ -66,7 +66,7 @@ def test_what_can_be_said_is_said_and_other_bounds_stand_in_the_description(
     schema: dict[str, Any], wanted: dict[str, Any]
 ) -> None:
     before = orjson.dumps(schema)
-    assert sayable(schema) == wanted
+    assert supported_schema(schema) == wanted
     assert orjson.dumps(schema) == before
 
 
@@ -99,12 +99,12 @@ NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}
     ],
 )
 def test_a_schema_that_closed_objects_would_change_is_not_said(schema: dict[str, Any]) -> None:
-    assert sayable(schema) is None
+    assert supported_schema(schema) is None
 
 
 def test_many_definitions_cost_no_more_than_their_number() -> None:
     count = 500
     both = {f"d{n}": of(a={"$ref": f"#/$defs/d{n + 1}"}, b={"$ref": f"#/$defs/d{n + 1}"}) for n in range(count)}
-    found = sayable({"$ref": "#/$defs/d0", "$defs": {**both, f"d{count}": TEXT}})
+    found = supported_schema({"$ref": "#/$defs/d0", "$defs": {**both, f"d{count}": TEXT}})
     assert found is not None
     assert len(found["$defs"]) == count + 1

@@ -116,15 +116,15 @@ async def test_who_is_asked_again_without_stream_options_has_what_is_left_of_the
     gateway: Gateway, caller: Caller, provider: Provider
 ) -> None:
     async def slowly_refused(incoming: web.Request) -> web.StreamResponse:
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(2.8)
         return await REFUSED(incoming)
 
-    await serve(gateway, provider.url, provider_timeouts={"totalSeconds": 1, "firstByteSeconds": 1})
+    await serve(gateway, provider.url, provider_timeouts={"totalSeconds": 3, "firstByteSeconds": 3})
     provider.script.extend([slowly_refused, streams(asyncio.Event())])
     began = time.monotonic()
     assert (await caller.post(request(stream=True))).status == 504
     assert len(provider.requests) == 2
-    assert 0.8 <= time.monotonic() - began < 1.6
+    assert 2.8 <= time.monotonic() - began < 5.5, "with another 3 s for the second it takes 5.8 s"
 
 
 async def test_stream_options_of_the_callers_own_are_its_own_affair(
@@ -348,7 +348,7 @@ async def test_a_key_of_ours_that_is_refused_does_not_look_like_the_callers(
         answered = await caller.post(request())
         assert (answered.status, answered.error["code"]) == (502, "provider_auth")
         assert answered.error["message"] == (
-            f"provider openai answered {status}: Incorrect API key; it refused the gateway's key: "
+            f"provider openai answered {status}: Incorrect API key; it rejected the gateway's key: "
             "see apiKeySecretRef of ModelProvider openai"
         )
     assert series(gateway, "stable").errors["provider_4xx"] == 3
@@ -429,8 +429,8 @@ async def test_a_provider_that_asks_for_too_long_a_pause_is_not_waited_for(
     [
         ("http://nobody.invalid/v1", "provider openai cannot be reached: its host name cannot be resolved"),
         (NOWHERE, "provider openai cannot be reached: Connection refused"),
-        ("hangs up", "the connection to provider openai broke: it hung up before it answered"),
-        ("no TLS", "provider openai cannot be reached: TLS failed"),
+        ("hangs up", "the connection to provider openai failed: it closed the connection before it answered"),
+        ("no TLS", "provider openai cannot be reached: the TLS handshake failed"),
     ],
 )
 async def test_why_there_is_no_connection_is_said_in_words(
@@ -451,7 +451,7 @@ async def test_why_there_is_no_connection_is_said_in_words(
             answered = await caller.post(request())
     assert (answered.status, answered.error["message"]) == (502, said)
     why = f"{urlsplit(url).netloc}: {said.rpartition(': ')[2]}"
-    assert gateway.registry.report().rollouts[0].circuit_failures == {"stable/openai/gpt": why}
+    assert gateway.reporter.report().rollouts[0].circuit_failures == {"stable/openai/gpt": why}
     assert caplog.messages.count(f"provider openai at {why}") == 1
 
 
@@ -490,7 +490,7 @@ async def test_while_only_the_canarys_provider_is_down_stable_answers(
     for n in range(4):
         answered = await caller.post(request(user=f"u{n}"))
         assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
-        report = gateway.registry.report().rollouts[0]
+        report = gateway.reporter.report().rollouts[0]
         assert report.canary_provider_unreachable is (n >= 2)
     assert counted(gateway) == {}
     assert gateway.counters.diverted == {("uid-1", "support"): 4}
@@ -499,9 +499,9 @@ async def test_while_only_the_canarys_provider_is_down_stable_answers(
     assert serving.canary is not None
     # it comes back: after the next probe, one request finds out
     serving.canary.provider.base_url = provider.url
-    serving.canary.circuit.probed(await serving.canary.provider.probe(serving.canary.own.config))
+    serving.canary.circuit.record_probe(await serving.canary.provider.probe(serving.canary.own.config))
     assert (await caller.post(request(user="u9"))).headers["x-promptrollout-variant"] == "canary"
-    assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert not gateway.reporter.report().rollouts[0].canary_provider_unreachable
 
 
 async def test_when_both_providers_are_down_it_is_an_error_of_the_assigned_arm(
@@ -513,7 +513,7 @@ async def test_when_both_providers_are_down_it_is_an_error_of_the_assigned_arm(
     for n in range(4):
         assert (await caller.post(request(user=f"u{n}"))).status == 502
     assert counted(gateway) == {"canary": (4, 4)}
-    assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert not gateway.reporter.report().rollouts[0].canary_provider_unreachable
 
 
 async def test_a_canary_whose_provider_answers_with_errors_is_not_diverted(
@@ -631,7 +631,7 @@ async def test_who_has_no_key_or_is_outside_the_audience_is_no_evidence(
     await caller.post(request(), headers={"x-plan": "free"})
     assert counted(gateway) == {"stable-outside": (2, 0), "canary": (1, 0)}
     assert gateway.counters.unassigned == {("uid-1", "support"): 1}
-    assert gateway.registry.report().rollouts[0].unassigned_share_percent == 34
+    assert gateway.reporter.report().rollouts[0].unassigned_share_percent == 34
 
 
 async def test_the_emergency_override_wins_over_any_weight(
@@ -641,7 +641,7 @@ async def test_the_emergency_override_wins_over_any_weight(
     assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
     await gateway.registry.set_overrides({"support"})
     assert (await caller.post(request())).headers["x-promptrollout-variant"] == "stable"
-    assert gateway.registry.report().rollouts[0].overridden
+    assert gateway.reporter.report().rollouts[0].overridden
     await gateway.registry.set_overrides(set())
     assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
 
@@ -744,7 +744,7 @@ async def test_a_head_that_cannot_be_written_is_an_error_and_no_success(
 ) -> None:
     await serve(gateway, provider.url)
     provider.script.extend([says(), streams(chunk("Hello"), chunk(None, "stop"), DONE)])
-    monkeypatch.setattr(Prepared, "about", lambda _: {"x-promptrollout-model": "gpt\r\nset-cookie: a=b"})
+    monkeypatch.setattr(Prepared, "response_headers", lambda *_: {"x-promptrollout-model": "gpt\r\nset-cookie: a=b"})
     async with serving(gateway.serving_app) as url, aiohttp.ClientSession() as session:
         for stream in (False, True):
             async with session.post(f"{url}/v1/chat/completions", json=request(stream=stream)) as answered:

@@ -21,7 +21,7 @@ class Clock:
 def opened(clock: Clock) -> Circuit:
     circuit = Circuit(clock)
     for _ in range(20):
-        circuit.erred()
+        circuit.record_error()
     assert not circuit.closed
     return circuit
 
@@ -32,9 +32,9 @@ def opened(clock: Clock) -> Circuit:
 def test_it_opens_where_four_fifths_of_twenty_tries_failed(failures: int, answers: int, open_: bool) -> None:
     circuit = Circuit(Clock())
     for _ in range(answers):
-        circuit.answered()
+        circuit.record_answer()
     for _ in range(failures):
-        circuit.erred()
+        circuit.record_error()
     assert circuit.closed is not open_
     assert circuit.opened == int(open_)
     assert not circuit.unreachable, "whoever answers errors is there"
@@ -44,16 +44,16 @@ def test_failures_of_long_ago_do_not_open_it() -> None:
     clock = Clock()
     circuit = Circuit(clock)
     for _ in range(19):
-        circuit.erred()
+        circuit.record_error()
     clock.now += 10
-    circuit.erred()
+    circuit.record_error()
     assert circuit.closed
 
 
 def test_refusals_for_the_rate_do_not_open_it() -> None:
     circuit = Circuit(Clock())
     for _ in range(100):
-        circuit.limited()
+        circuit.record_rate_limit()
     assert circuit.closed
 
 
@@ -65,7 +65,7 @@ def test_an_open_one_lets_one_through_now_and_then_ever_more_rarely() -> None:
         clock.now = 100 + tenth / 10
         if circuit.allows():
             let_through.append(tenth / 10)
-            circuit.erred()
+            circuit.record_error()
     assert let_through == [1.0, 3.0, 7.0, 15.0, 25.0, 35.0]
     assert circuit.opened == 1
     assert 0 < circuit.retry_after_seconds <= 10
@@ -77,52 +77,52 @@ def test_one_answer_closes_it_and_forgets_what_was() -> None:
     clock.now += 1
     assert circuit.state == "Open"
     assert circuit.allows()
-    circuit.under_way += 1
+    circuit.in_flight += 1
     assert circuit.state == "HalfOpen"
     assert not circuit.allows()
-    circuit.under_way -= 1
-    circuit.answered()
+    circuit.in_flight -= 1
+    circuit.record_answer()
     assert circuit.state == "Closed"
     for _ in range(18):
-        circuit.erred()
+        circuit.record_error()
     assert circuit.closed
-    circuit.erred()
+    circuit.record_error()
     assert circuit.opened == 2
 
 
 def test_an_answered_probe_lets_one_through_at_once() -> None:
     circuit = opened(Clock())
     assert not circuit.allows()
-    circuit.probed(answered=True)
+    circuit.record_probe(answered=True)
     assert [circuit.allows(), circuit.allows()] == [True, False]
 
 
 def test_silences_of_an_endpoint_that_answers_probes_are_errors_until_it_does_not() -> None:
     circuit = Circuit(Clock())
     for _ in range(3):
-        circuit.silent()
+        circuit.record_silence()
     assert circuit.unreachable
-    assert circuit.probed_for
-    circuit.probed(answered=True)
-    assert (circuit.unreachable, circuit.slow, circuit.probed_for) == (False, True, True)
+    assert circuit.needs_probe
+    circuit.record_probe(answered=True)
+    assert (circuit.unreachable, circuit.slow, circuit.needs_probe) == (False, True, True)
     for _ in range(5):
-        circuit.silent()
+        circuit.record_silence()
     assert not circuit.unreachable
-    circuit.probed(answered=False)
+    circuit.record_probe(answered=False)
     for _ in range(3):
-        circuit.silent()
+        circuit.record_silence()
     assert circuit.unreachable
-    circuit.probed(answered=True)
-    circuit.answered()
-    assert not circuit.probed_for
+    circuit.record_probe(answered=True)
+    circuit.record_answer()
+    assert not circuit.needs_probe
 
 
 def test_who_breaks_connections_as_well_is_not_merely_slow() -> None:
     circuit = Circuit(Clock())
-    circuit.silent()
-    circuit.missed()
-    circuit.silent()
-    circuit.probed(answered=True)
+    circuit.record_silence()
+    circuit.record_unreachable()
+    circuit.record_silence()
+    circuit.record_probe(answered=True)
     assert (circuit.unreachable, circuit.slow) == (True, False)
 
 
@@ -132,16 +132,16 @@ def test_an_outage_is_tried_again_a_fifth_as_often_as_it_is_asked_plus_the_floor
     retries = 0
     for n in range(1000):
         clock.now = 100 + n / 100
-        circuit.asked(20)
-        retries += circuit.may_retry()
+        circuit.add_retry_budget(20)
+        retries += circuit.spend_retry()
     # 200 of 1,000 requests, one a second for ten seconds, and ten that were saved up
     assert 200 <= retries <= 220
 
 
 def test_a_lone_request_may_be_tried_again_whatever_its_share() -> None:
     circuit = Circuit(Clock())
-    circuit.asked(0)
-    assert [circuit.may_retry() for _ in range(11)] == [True] * 10 + [False]
+    circuit.add_retry_budget(0)
+    assert [circuit.spend_retry() for _ in range(11)] == [True] * 10 + [False]
 
 
 # ------------------------------------------------------------ keys

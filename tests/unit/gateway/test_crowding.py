@@ -41,9 +41,9 @@ async def rush(gateway: Gateway, caller: Caller) -> tuple[list[asyncio.Task[Answ
         task = asyncio.create_task(caller.post(request(user=f"user-{number}")))
         canary = gateway.registry.find("support").canary  # type: ignore[union-attr]
         assert canary is not None
-        before = canary.circuit.under_way
+        before = canary.circuit.in_flight
         async with asyncio.timeout(5):
-            while not task.done() and canary.circuit.under_way == before:  # noqa: ASYNC110
+            while not task.done() and canary.circuit.in_flight == before:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         if task.done():
             answered.append(task.result())
@@ -124,8 +124,8 @@ def test_whose_places_they_are(
     circuits = []
     for waiting, came in (canary, stable):
         circuit = Circuit(clock=lambda: 0.0)
-        circuit.under_way = waiting
+        circuit.in_flight = waiting
         for _ in range(came):
-            circuit.came()
+            circuit.record_request()
         circuits.append(circuit)
     assert crowds_out(*circuits, counters, 1_000) is crowding

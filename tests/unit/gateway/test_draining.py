@@ -33,7 +33,7 @@ async def running(folder: Path, monkeypatch: pytest.MonkeyPatch, drain_seconds: 
         return sockets[-1]
 
     monkeypatch.setattr(process, "listening_socket", listening)
-    monkeypatch.setattr(process, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(process, "_POLL_SECONDS", 0.01)
     settings = Settings(
         gateway="default",
         namespace="ns",

@@ -26,7 +26,7 @@ def test_a_fifth_of_the_requests_is_found_and_no_count_is_too_large(seed: int) -
     units = [7 if draw.random() < 0.25 else draw.randrange(10, 5000) for _ in range(20_000)]
     heavy = HeavyUnits("salt", Clock())
     for unit in units:
-        heavy.note(unit)
+        heavy.record(unit)
     true = Counter(units)
     found = heavy.heaviest(4)
     assert heavy.total() == len(units)
@@ -38,7 +38,7 @@ def test_a_fifth_of_the_requests_is_found_and_no_count_is_too_large(seed: int) -
 def test_even_traffic_has_no_heavy_unit() -> None:
     heavy = HeavyUnits("salt", Clock())
     for n in range(20_000):
-        heavy.note(n % 1000)
+        heavy.record(n % 1000)
     assert heavy.heaviest(1)[0][1] < 0.02 * heavy.total()
 
 
@@ -47,14 +47,14 @@ def test_memory_is_bounded_and_what_is_ten_minutes_old_is_forgotten() -> None:
     heavy = HeavyUnits("salt", clock)
     for minute in range(30):
         for n in range(500):
-            heavy.note(minute * 1000 + n)
+            heavy.record(minute * 1000 + n)
         clock.now += SLICE_SECONDS
     assert len(heavy.heaviest(10_000)) <= 16 * SLICES
     assert heavy.total() == 500 * (SLICES - 1)
     clock.now += SLICES * SLICE_SECONDS
     assert (heavy.total(), heavy.heaviest(1)) == (0, [])
     clock.now += 1e6
-    heavy.note(1)
+    heavy.record(1)
     assert (heavy.total(), heavy.heaviest(1)) == (1, [(1, 1)])
 
 

@@ -29,7 +29,7 @@ async def test_a_stream_of_more_choices_than_can_be_asked_for_is_broken_off(
     await gateway.registry.apply("support", delivery(stable=arm(url=provider.url)))
     provider.script.append(streams(*(choice(n, "x") for n in range(MAX_CHOICES + 50))))
     answered = await caller.post(request(stream=True))
-    assert b"it has more than 128 choices" in answered.body
+    assert b"the answer has more than 128 choices" in answered.body
     assert series(gateway, "stable").errors["stream_broken"] == 1
 
 

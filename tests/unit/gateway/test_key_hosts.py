@@ -35,8 +35,8 @@ def write(gateway: Gateway, provider: str, **files: str | None) -> None:
 
 async def told(gateway: Gateway) -> list[tuple[str, str]]:
     await gateway.registry.sweep()
-    gateway.problems.look(gateway.registry.all(), gateway.registry.not_loaded())
-    return [(each.reason, each.message) for each in gateway.registry.report().problems]
+    gateway.problems.update(gateway.registry.all(), gateway.registry.not_loaded())
+    return [(each.reason, each.message) for each in gateway.reporter.report().problems]
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,11 @@ async def test_a_key_whose_secret_names_other_hosts_is_never_sent(
     """The rollout is not put in service; once its owner adds the host, it is."""
     write(gateway, "openai", api_key=SECRET, hosts="db.internal")
     await gateway.registry.apply("support", delivery(stable=arm(url=provider.url, provider_needsKey=True)))
-    (report,) = gateway.registry.report().rollouts
+    (report,) = gateway.reporter.report().rollouts
     host = provider.url.removeprefix("http://").removesuffix("/v1")
     assert report.problem == (
-        f"the key of ModelProvider openai is not sent to {host}: `hosts` of its Secret does not name it: add it there"
+        f"ModelProvider openai: its key may not be sent to {host}: `hosts` of its Secret does not name it: "
+        "add the host there"
     )
     assert await told(gateway) == [("ProviderKeyNotBound", "openai")]
     assert (await caller.post(request())).status == 503
@@ -115,10 +116,10 @@ async def test_hosts_that_change_while_it_serves_hold_at_once_and_nothing_is_sen
     assert len(other.headers) == 1, "neither requests nor probes have brought the key there"
     assert counted(gateway) == before, "a wrong entry in a Secret says nothing of the version"
     assert await told(gateway) == [("ProviderKeyNotBound", "other")]
-    assert gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert gateway.reporter.report().rollouts[0].canary_provider_unreachable
     # a smaller weight is taken over all the same
     await gateway.registry.apply("support", delivery(2, weight=0, stable=stable, canary=canary))
-    assert gateway.registry.report().rollouts[0].sequence == 2
+    assert gateway.reporter.report().rollouts[0].sequence == 2
     write(gateway, "other", hosts="127.0.0.1")
     gateway.providers.refresh_files()
     await gateway.registry.apply("support", delivery(3, weight=100, stable=stable, canary=canary))
@@ -135,7 +136,7 @@ async def test_where_stable_is_meant_callers_get_502_with_the_cure(
     gateway.providers.refresh_files()
     answer = await caller.post(request())
     assert (answer.status, answer.error["code"]) == (502, "provider_key_not_bound")
-    assert "`hosts` in the Secret of its key does not name the host of its baseURL" in answer.error["message"]
+    assert "`hosts` in its key's Secret does not name the host of its baseURL" in answer.error["message"]
     assert SECRET not in answer.body.decode()
     assert provider.requests == []
 
@@ -149,7 +150,7 @@ async def test_without_hosts_the_key_is_still_sent_with_a_warning(
     with caplog.at_level(logging.WARNING):
         assert await told(gateway) == [("ProviderKeyUnbound", "openai")]
         assert await told(gateway) == [("ProviderKeyUnbound", "openai")]
-    assert caplog.text.count("the key of provider openai may go to any host: name its hosts") == 1
+    assert caplog.text.count("the key of provider openai may be sent to any host: name its hosts") == 1
     write(gateway, "openai", hosts="127.0.0.1")
     gateway.providers.refresh_files()
     assert await told(gateway) == []
@@ -180,9 +181,9 @@ async def test_a_key_that_was_mounted_for_another_provider_of_the_name_is_never_
     canary = arm(CANARY, other.url, provider_needsKey=True, provider_keySource=NEW)
     await gateway.registry.apply("support", delivery(2, weight=100, stable=stable, canary=canary))
     assert (await caller.post(request())).headers["x-promptrollout-variant"] == "stable"
-    (report,) = gateway.registry.report().rollouts
+    (report,) = gateway.reporter.report().rollouts
     assert (report.sequence, report.problem_sequence) == (1, 2), "no pod confirms it before it mounts that Secret"
-    assert (report.problem or "").endswith("is missing: create the object and key that its apiKeySecretRef names")
+    assert (report.problem or "").endswith("is missing: create the object and key that apiKeySecretRef names")
     write(gateway, f"openai/{NEW}", api_key="sk-mine")
     await gateway.registry.sweep()
     assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
@@ -198,7 +199,7 @@ async def test_another_secret_for_the_same_url_is_taken_over_and_delays_no_rollb
     await gateway.registry.apply("support", delivery(stable=before))
     after = arm(url=provider.url, provider_needsKey=True, provider_keySource=NEW)
     await gateway.registry.apply("support", delivery(2, stable=after))
-    assert gateway.registry.report().rollouts[0].sequence == 2
+    assert gateway.reporter.report().rollouts[0].sequence == 2
     await caller.post(request())
     assert gateway.providers.refresh_files() == []
     for key in ("sk-new", "sk-rotated"):
@@ -214,8 +215,8 @@ async def test_a_ca_is_the_one_that_the_delivery_names(gateway: Gateway, provide
     write(gateway, "openai", **{"ca.crt": pem})
     tls = {"hasCa": True, "caSource": NEW}
     await gateway.registry.apply("support", delivery(stable=arm(url=provider.url, provider_tls=tls)))
-    (report,) = gateway.registry.report().rollouts
-    assert (report.problem or "").startswith("the CA of ModelProvider openai is missing")
+    (report,) = gateway.reporter.report().rollouts
+    assert (report.problem or "").startswith("ModelProvider openai: its CA is missing")
     write(gateway, f"openai/{NEW}", **{"ca.crt": pem})
     await gateway.registry.sweep()
-    assert gateway.registry.report().rollouts[0].sequence == 1
+    assert gateway.reporter.report().rollouts[0].sequence == 1

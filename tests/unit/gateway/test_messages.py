@@ -51,7 +51,7 @@ def filled(body: dict[str, Any], messages: list[dict[str, Any]] | None = None, *
     spec = {"providerRef": {"name": "p"}, "model": "claude", "messages": messages or OURS, **changes}
     prompt = compile_prompt(PromptSpec.model_validate(spec))
     given = {"model": "support", "max_tokens": 9, "prompt_variables": {"company": "ACME"}, "messages": [HELLO], **body}
-    return MESSAGES.fill(prompt, given)
+    return MESSAGES.with_prompt(prompt, given)
 
 
 def test_our_system_messages_are_the_system_prompt_wherever_they_stand() -> None:
@@ -283,7 +283,9 @@ async def test_a_version_that_anthropic_cannot_be_told_is_found_when_it_is_loade
     assert serving.canary is None
     problem = serving.configuration.canary_problem
     assert isinstance(problem, LoadError)
-    assert str(problem) == ("canary.prompt.tools[0]: Anthropic's API accepts only functions and its own tool types")
+    assert str(problem) == (
+        "canary.prompt.tools[0]: Anthropic's API supports only functions, or tools in its own format"
+    )
 
 
 async def test_a_request_that_cannot_be_translated_counts_for_nobody(
@@ -292,10 +294,10 @@ async def test_a_request_that_cannot_be_translated_counts_for_nobody(
     await anthropic(gateway, provider)
     answered = await caller.post({"model": "support", "user": "u", "messages": [HELLO], "seed": 1})
     assert (answered.status, answered.error["code"], answered.error["param"]) == (400, "untranslatable", "seed")
-    assert answered.error["message"] == "seed: Anthropic's API has nothing like it"
+    assert answered.error["message"] == "seed: Anthropic's API does not support it"
     asked = {"model": "support", "input": "Hello", "previous_response_id": "resp_1"}
     answered = await caller.post(asked, path="/v1/responses")
     assert (answered.status, answered.error["code"]) == (400, "untranslatable")
     assert answered.error["param"] == "previous_response_id"
-    assert "keeps no conversations: send the items before this one instead" in answered.error["message"]
+    assert "does not store conversations: send the earlier items instead" in answered.error["message"]
     assert (counted(gateway), provider.requests) == ({}, [])

@@ -79,5 +79,5 @@ async def test_a_protocol_whose_stream_cannot_be_made_of_it_counts_a_bad_respons
     provider.script.append(says(body={"id": "resp_1", "object": "response", "status": "completed", "output": []}))
     answered = await caller.post({"model": "support", "user": "u1", "input": "Hi", "stream": True}, "/v1/responses")
     assert (answered.status, answered.error["code"]) == (502, "provider_bad_response")
-    assert "asked for a stream and did not stream" in answered.error["message"]
+    assert "did not stream though the request asked for a stream" in answered.error["message"]
     assert series(gateway, "stable").errors["bad_response"] == 1

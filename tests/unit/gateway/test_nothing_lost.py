@@ -198,7 +198,7 @@ async def test_pods_roll_under_load(tmp_path: Path, api: ApiServer, model: str, 
                 await asyncio.gather(*traffic._tasks)
         assert set(traffic.outcomes) == {"answered"}, traffic.outcomes
         assert min(traffic.by_pod.values()) > 10
-        assert "requests under way" in old.log
+        assert "requests in flight" in old.log
 
 
 async def test_configurations_change_and_break_under_load(
@@ -267,7 +267,7 @@ async def test_a_corrupt_disk_costs_no_request_and_a_restart_only_what_was_corru
             await eventually(whole)
         async with Traffic(client, [again]) as back:
             await asyncio.sleep(0.3)
-        assert "support.json is not what was written" in again.log
+        assert "support.json is damaged" in again.log
     for one in (traffic, from_disk, back):
         assert set(one.outcomes) == {"answered"}, one.outcomes
 

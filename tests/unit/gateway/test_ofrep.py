@@ -76,7 +76,7 @@ async def test_the_sdk_reads_our_errors(gateway: Gateway, sdk: OpenFeatureClient
     await gateway.registry.apply("support", delivery(stable=arm(messages=TEMPLATE)))
     unknown = await details(sdk, "nobody", EvaluationContext("u"))
     assert (unknown.value, unknown.error_code) == ({"default": True}, ErrorCode.FLAG_NOT_FOUND)
-    assert unknown.error_message == "no rollout 'nobody' here; see GET /v1/models"
+    assert unknown.error_message == "this gateway serves no rollout 'nobody'; see GET /v1/models"
     unfilled = await details(sdk, "support", EvaluationContext("u"))
     assert (unfilled.value, unfilled.error_code) == ({"default": True}, ErrorCode.INVALID_CONTEXT)
     assert unfilled.error_message == "the prompt needs the variable 'company': set it in prompt_variables"

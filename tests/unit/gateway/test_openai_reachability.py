@@ -80,7 +80,7 @@ async def test_a_canarys_provider_that_is_down_behind_a_proxy_decides_nothing(
         assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
     assert counted(gateway) == {}
     assert gateway.counters.diverted == {("uid-1", "support"): 9}
-    assert gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert gateway.reporter.report().rollouts[0].canary_provider_unreachable
     assert len(other.requests) == 3, "not asked once it is known"
 
 
@@ -109,9 +109,9 @@ async def test_a_provider_that_is_there_and_too_slow_is_an_error_of_the_arm(
     target = await canary_on(other, gateway, provider, max_retries=0, first_byte_seconds=0.05)
     for n in range(3):
         await caller.post(request(user=f"a{n}"))
-    assert gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert gateway.reporter.report().rollouts[0].canary_provider_unreachable
     await gateway.providers.probe([target], now=1e6)
-    assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert not gateway.reporter.report().rollouts[0].canary_provider_unreachable
     for n in range(4):
         answered = await caller.post(request(user=f"b{n}"))
         assert (answered.status, answered.headers["x-promptrollout-variant"]) == (504, "canary")
@@ -159,13 +159,13 @@ async def test_silence_and_no_answer_to_a_probe_is_an_outage(
 async def test_who_had_only_what_others_left_of_the_time_is_not_down(provider: Provider) -> None:
     provider.script.extend(silent() for _ in range(5))
     endpoint, circuit = OpenAIProvider("openai", provider.url, networks=LOOPBACK), Circuit()
-    timeouts = {"firstByteSeconds": 1, "totalSeconds": 2}
+    timeouts = {"firstByteSeconds": 10, "totalSeconds": 20}
     config = ProviderConfig.model_validate(
         {"name": "openai", "baseURL": provider.url, "maxRetries": 0, "timeouts": timeouts}
     )
     try:
         for _ in range(4):
-            since = time.perf_counter() - 1.95
+            since = time.perf_counter() - 19.4
             with pytest.raises(ProviderError) as caught:
                 await endpoint.call(b"{}", config, {}, circuit, path="/chat/completions", since=since)
             assert caught.value.error_type == "timeout"
@@ -181,7 +181,7 @@ async def test_failures_of_different_kinds_add_up(
     other.script.extend([says(503, b""), cut(), says(502, b"")])
     await canary_on(other, gateway, provider)
     assert (await caller.post(request())).headers["x-promptrollout-variant"] == "stable"
-    assert gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert gateway.reporter.report().rollouts[0].canary_provider_unreachable
 
 
 @pytest.mark.parametrize("between", [says(), says(500, b""), says(429, b"", **{"retry-after": "3600"}), says(400, b"")])
@@ -249,13 +249,13 @@ async def test_a_probe_needs_an_answer_of_the_provider_itself(status: int, back:
     endpoint.keys.replace(["k"])
     try:
         await unreachable(endpoint, config, circuit)
-        circuit.probed(await endpoint.probe(config))
+        circuit.record_probe(await endpoint.probe(config))
         assert seen == ["Bearer k"]
         assert circuit.unreachable, "a list of models says little of completions"
-        assert circuit.may_find_out is back
+        assert circuit.trial_due is back
         with pytest.raises(ProviderError) as caught:
             await endpoint.call(b"{}", config, {}, circuit, path="/chat/completions")
-        assert not circuit.may_find_out, "one is enough to find out"
+        assert not circuit.trial_due, "one is enough to find out"
         assert caught.value.unreachable
         assert circuit.unreachable
     finally:
@@ -272,9 +272,9 @@ async def test_a_connection_that_is_taken_and_never_answered_does_not_clear() ->
     endpoint, circuit = OpenAIProvider(config.name, config.base_url, networks=LOOPBACK), Circuit()
     try:
         await unreachable(endpoint, config, circuit)
-        circuit.probed(await endpoint.probe(config))
+        circuit.record_probe(await endpoint.probe(config))
         assert circuit.unreachable
-        assert not circuit.may_find_out
+        assert not circuit.trial_due
     finally:
         await endpoint.close()
         server.close()
@@ -290,19 +290,19 @@ async def test_while_models_are_listed_and_completions_are_down_it_stays_unreach
     await caller.post(request())
     reported = []
     for n in range(4):
-        target.circuit.probed(await target.provider.probe(target.config))
-        reported.append(gateway.registry.report().rollouts[0].canary_provider_unreachable)
+        target.circuit.record_probe(await target.provider.probe(target.config))
+        reported.append(gateway.reporter.report().rollouts[0].canary_provider_unreachable)
         for user in "abc":
             answered = await caller.post(request(user=f"{user}{n}"))
             assert (answered.status, answered.headers["x-promptrollout-variant"]) == (200, "stable")
-        reported.append(gateway.registry.report().rollouts[0].canary_provider_unreachable)
+        reported.append(gateway.reporter.report().rollouts[0].canary_provider_unreachable)
     assert reported == [True] * 8
     assert counted(gateway) == {}
     assert len(other.requests) == 3 + 4, "one try after each probe"
     # and now they are back
-    target.circuit.probed(await target.provider.probe(target.config))
+    target.circuit.record_probe(await target.provider.probe(target.config))
     assert (await caller.post(request())).headers["x-promptrollout-variant"] == "canary"
-    assert not gateway.registry.report().rollouts[0].canary_provider_unreachable
+    assert not gateway.reporter.report().rollouts[0].canary_provider_unreachable
 
 
 async def test_where_no_completion_is_tried_the_list_of_models_is_believed_after_a_while(provider: Provider) -> None:
@@ -315,7 +315,7 @@ async def test_where_no_completion_is_tried_the_list_of_models_is_believed_after
         nonlocal now
         began = now
         while circuit.unreachable and now - began < 600:
-            circuit.probed(await endpoint.probe(config))
+            circuit.record_probe(await endpoint.probe(config))
             now += 2.5
         return now - began - 2.5
 
@@ -351,16 +351,16 @@ async def test_while_one_request_waits_to_find_out_no_other_does(provider: Provi
     provider.script.extend([says(503, b"")] * 3 + [hang])
     try:
         await unreachable(endpoint, config, circuit)
-        circuit.probed(await endpoint.probe(config))
-        assert circuit.may_find_out
+        circuit.record_probe(await endpoint.probe(config))
+        assert circuit.trial_due
         waiting = asyncio.create_task(endpoint.call(b"{}", config, {}, circuit, path="/chat/completions"))
         await arrived.wait()
-        circuit.probed(await endpoint.probe(config))
-        assert not circuit.may_find_out
+        circuit.record_probe(await endpoint.probe(config))
+        assert not circuit.trial_due
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        circuit.probed(await endpoint.probe(config))
-        assert circuit.may_find_out
+        circuit.record_probe(await endpoint.probe(config))
+        assert circuit.trial_due
     finally:
         await endpoint.close()
 

@@ -49,7 +49,7 @@ class Talk:
         self.gateway, self.provider = gateway, provider
         store = Store(gateway.settings.state_dir / "talk", lambda _: None)
         loader = Loader(gateway.providers)
-        self.registry = Registry("pod-1", loader, store, gateway.counters, wall_clock=lambda: self.now)
+        self.registry = Registry(loader, store, gateway.counters, wall_clock=lambda: self.now)
         app = ServingApp(self.registry, gateway.counters, Limits(), wall_clock=lambda: self.now)
         self.caller = Caller(app)
 

@@ -28,7 +28,7 @@ class Clock:
 
 
 def reasons(problems: PodProblems) -> list[tuple[str, str]]:
-    return [(each.reason, each.message) for each in problems.found()]
+    return [(each.reason, each.message) for each in problems.current()]
 
 
 async def test_a_provider_that_is_down_is_logged_at_once_and_reported_when_it_stays_so(
@@ -39,21 +39,21 @@ async def test_a_provider_that_is_down_is_logged_at_once_and_reported_when_it_st
     problems = PodProblems(Authenticator(), clock)
     await gateway.registry.apply("support", delivery(stable=arm(url=NOWHERE, provider_maxRetries=0)))
     for _ in range(3):
-        problems.look(gateway.registry.all())
+        problems.update(gateway.registry.all())
         await caller.post(request())
     assert "does not answer" not in caplog.text
     for _ in range(2):
-        problems.look(gateway.registry.all())
-    assert caplog.text.count("provider openai does not answer as it should: rollouts support") == 1
+        problems.update(gateway.registry.all())
+    assert caplog.text.count("provider openai is down: rollouts support") == 1
     assert reasons(problems) == []
     clock.now += DOWN_AFTER_SECONDS
     assert reasons(problems) == [("ProviderDown", "openai")]
     serving = gateway.registry.find("support")
     assert serving is not None
-    serving.stable.circuit.answered()
-    problems.look(gateway.registry.all())
+    serving.stable.circuit.record_answer()
+    problems.update(gateway.registry.all())
     assert reasons(problems) == []
-    assert "provider openai answers again, after 20 s" in caplog.text
+    assert "provider openai is up again after 20 s" in caplog.text
 
 
 async def test_a_provider_that_is_not_used_any_more_does_not_answer_again(
@@ -64,19 +64,19 @@ async def test_a_provider_that_is_not_used_any_more_does_not_answer_again(
     await gateway.registry.apply("support", delivery(stable=arm(url=NOWHERE, provider_maxRetries=0)))
     for _ in range(3):
         await caller.post(request())
-    problems.look(gateway.registry.all())
+    problems.update(gateway.registry.all())
     assert problems.down() == ["openai"]
     await gateway.registry.apply("support", delivery(2, stable=arm(url=NOWHERE, provider_name="second")))
-    problems.look(gateway.registry.all())
-    assert "answers again" not in caplog.text
+    problems.update(gateway.registry.all())
+    assert "is up again" not in caplog.text
     assert "provider openai is not used any more" in caplog.text
     assert problems.down() == []
 
 
 async def test_the_report_has_them(gateway: Gateway) -> None:
-    assert gateway.registry.report().problems == []
+    assert gateway.reporter.report().problems == []
     gateway.problems._authenticator = Authenticator(keys=CallerKeys(Path("nowhere")))
-    assert [each.reason for each in gateway.registry.report().problems] == ["NoKeys"]
+    assert [each.reason for each in gateway.reporter.report().problems] == ["NoKeys"]
 
 
 def test_keys_that_are_missing(tmp_path: Path) -> None:

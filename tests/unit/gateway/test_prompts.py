@@ -23,7 +23,7 @@ from promptrollout.gateway.assignment.response_id import ResponseId, ResponseIds
 from promptrollout.gateway.metrics import unreported_renders
 from promptrollout.gateway.metrics.outcome import Outcome
 from promptrollout.gateway.metrics.series import Series
-from promptrollout.gateway.metrics.unreported_renders import PendingRenders
+from promptrollout.gateway.metrics.unreported_renders import UnreportedRenders
 from promptrollout.gateway.process import Gateway, Settings
 from promptrollout.gateway.server.app import Limits, ServingApp
 from promptrollout.llm.answers.usage import Usage
@@ -281,8 +281,8 @@ async def test_a_canary_that_cannot_be_filled_is_a_failure_at_once(gateway: Gate
 async def test_memory_is_bounded_whatever_is_never_reported(
     gateway: Gateway, app: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert unreported_renders.MAX_PENDING == 50_000
-    monkeypatch.setattr(gateway.registry, "renders", PendingRenders(limit=3))
+    assert unreported_renders.MAX_UNREPORTED == 50_000
+    monkeypatch.setattr(gateway.registry, "renders", UnreportedRenders(limit=3))
     gateway.serving_app = ServingApp(gateway.registry, gateway.counters, Limits())
     caller = Caller(gateway.serving_app)
     await deliver(gateway, **REPORTED)
@@ -296,7 +296,7 @@ async def test_memory_is_bounded_whatever_is_never_reported(
 
 def test_renders_of_several_settle_times_settle_each_in_its_time() -> None:
     clock = Clock()
-    renders = PendingRenders(clock)
+    renders = UnreportedRenders(clock)
     counters = Series(("uid", "support", "a", "stable", "gpt"))
     for settle_seconds in (10, 100, 10, 50):
         assert renders.add(counters, Outcome(), settle_seconds)

@@ -305,7 +305,7 @@ async def test_a_stream_that_breaks_ends_in_an_error_of_the_protocol(world: Worl
             assert (error["type"], error["code"]) == ("error", "stream_broken")
         else:
             assert (error["type"], error["response"]["status"]) == ("response.failed", "failed")
-            assert "the connection to provider openai broke" in error["response"]["error"]["message"]
+            assert "the connection to provider openai failed" in error["response"]["error"]["message"]
     else:
         assert (error["type"], error["error"]["type"]) == ("error", "api_error")
         assert last.startswith(b"event: error\n")
@@ -343,7 +343,7 @@ async def test_the_gateways_own_errors_come_in_the_callers_shape(world: World, p
     status, _, body = await world.post(PATHS[protocol], ask(protocol, model="nothing"))
     error = orjson.loads(body)
     assert status == 404
-    assert "no rollout 'nothing' here" in error["error"]["message"]
+    assert "this gateway serves no rollout 'nothing'" in error["error"]["message"]
     if protocol == "messages":
         assert error == {"type": "error", "error": {"type": "not_found_error", "message": error["error"]["message"]}}
     else:

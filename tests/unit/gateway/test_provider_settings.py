@@ -53,9 +53,9 @@ async def test_a_key_that_is_no_text_is_named_in_words(gateway: Gateway) -> None
     write_keys(gateway, "k")
     (gateway.settings.provider_keys_dir / "openai" / "api-key").write_bytes(b"\xff\xfe")
     await serve(gateway, "http://127.0.0.1:1/v1", provider_needsKey=True)
-    problem = gateway.registry.report().rollouts[0].problem
+    problem = gateway.reporter.report().rollouts[0].problem
     assert problem is not None
-    assert problem.endswith("api-key: it is no UTF-8 text")
+    assert problem.endswith("api-key: it is not UTF-8 text")
 
 
 async def test_keys_take_turns(gateway: Gateway, caller: Caller, provider: Provider) -> None:
@@ -76,7 +76,7 @@ async def test_a_key_that_is_refused_rests_and_another_answers_at_once(
     began = time.monotonic()
     for _ in range(7):
         assert (await caller.post(request())).status == 200
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 45, "nobody waits for the 50 s of the key that was refused"
     refused, *others = authorizations(provider)
     assert refused not in others
     assert set(others) == {f"Bearer {key}" for key in KEYS} - {refused}
@@ -217,8 +217,8 @@ async def test_a_certificate_of_nobody_known_is_refused(
     await serve(gateway, secure[0])
     answered = await caller.post(request())
     assert (answered.status, answered.error["code"]) == (502, "provider_connection")
-    assert "its certificate is not valid; see tls of ModelProvider" in answered.error["message"]
-    (why,) = gateway.registry.report().rollouts[0].circuit_failures.values()
+    assert "has a certificate that is not trusted; see tls of its ModelProvider" in answered.error["message"]
+    (why,) = gateway.reporter.report().rollouts[0].circuit_failures.values()
     assert "certificate not trusted: " in why
     assert "self-signed certificate in certificate chain" in why or "unable to get local issuer certificate" in why
 
@@ -235,13 +235,13 @@ async def test_a_ca_of_its_own_may_come_late_and_rotate(
 ) -> None:
     url, authority = secure
     await serve(gateway, url, provider_tls={"hasCa": True})
-    (report,) = gateway.registry.report().rollouts
-    assert "the CA of ModelProvider openai is missing" in (report.problem or "")
+    (report,) = gateway.reporter.report().rollouts
+    assert "ModelProvider openai: its CA is missing" in (report.problem or "")
     path = gateway.settings.provider_keys_dir / "openai" / "ca.crt"
     path.parent.mkdir(parents=True)
     path.write_text("no certificate")
     await gateway.registry.sweep()
-    assert "has no certificate in PEM" in (gateway.registry.report().rollouts[0].problem or "")
+    assert "has no PEM certificate" in (gateway.reporter.report().rollouts[0].problem or "")
     path.write_bytes(authority.ca_file.read_bytes())
     await gateway.registry.sweep()
     assert (await caller.post(request())).status == 200
@@ -261,7 +261,7 @@ async def test_a_stream_that_stops_in_the_middle_is_given_up(
     provider.script.append(streams(chunk("Hel"), asyncio.Event()))
     began = time.monotonic()
     answered = await caller.post(request(stream=True))
-    assert 1 <= time.monotonic() - began < 5
+    assert 1 <= time.monotonic() - began < 60, "a watchdog: without idleSeconds it takes minutes"
     error = orjson.loads(answered.pieces[-1].removeprefix(b"data: "))["error"]
     assert (error["code"], error["message"]) == (
         "timeout",
@@ -279,7 +279,7 @@ async def test_a_cold_start_is_waited_for(
     assert (await caller.post(request())).status == 200
     assert len(provider.requests) == 26
     assert counted(gateway) == {"stable": (1, 0)}
-    assert gateway.registry.report().rollouts[0].circuits == {"stable/openai/gpt": "Closed"}
+    assert gateway.reporter.report().rollouts[0].circuits == {"stable/openai/gpt": "Closed"}
     # it is warm now: 503 is a failure
     provider.script.append(says(503, b""))
     assert (await caller.post(request())).status == 503

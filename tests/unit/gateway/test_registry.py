@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from promptrollout.gateway.process import Gateway
-from promptrollout.gateway.rollouts.registry import KEY_PATIENCE_SECONDS, RETIREMENT_SECONDS
+from promptrollout.gateway.rollouts.load_problems import KEY_PATIENCE_SECONDS
+from promptrollout.gateway.rollouts.registry import RETIREMENT_SECONDS
 from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, delivery, request
 
 
 def report(gateway: Gateway) -> dict[str, Any]:
-    (found,) = gateway.registry.report().rollouts
+    (found,) = gateway.reporter.report().rollouts
     return found.model_dump(exclude_none=True)
 
 
@@ -65,7 +66,7 @@ async def test_other_content_under_the_same_sequence_is_refused(gateway: Gateway
     [
         (arm(messages=[{"role": "system", "content": "{{ open"}]), "stable.prompt.messages[0].content: line 1"),
         (arm(outputSchema={"type": "nonsense"}), "stable.prompt.outputSchema: not a JSON Schema"),
-        (arm(provider_needsKey=True), "the key of ModelProvider openai is missing"),
+        (arm(provider_needsKey=True), "ModelProvider openai: its key is missing"),
         ({**arm(), "digest": "short"}, "stable.digest: "),
         ({}, "stable.version: Field required"),
     ],
@@ -160,7 +161,7 @@ async def test_a_deleted_delivery_is_served_five_more_minutes(
     answered = await caller.post(request())
     assert (answered.status, answered.error["code"]) == (404, "model_not_found")
     await gateway.registry.sweep()
-    assert gateway.registry.report().rollouts == []
+    assert gateway.reporter.report().rollouts == []
     await gateway.registry.apply("support", delivery(1))
     assert report(gateway)["sequence"] == 1
 
@@ -181,11 +182,11 @@ async def test_retired_at_ends_service_and_its_removal_goes_on(gateway: Gateway,
 async def test_what_a_complete_list_does_not_name_is_gone(gateway: Gateway, clock: Clock) -> None:
     await gateway.registry.apply("a", delivery(1))
     await gateway.registry.apply("b", delivery(1))
-    assert not gateway.registry.report().loaded
+    assert not gateway.reporter.report().loaded
     gateway.registry.listed({"b"})
     clock.now += RETIREMENT_SECONDS
     assert gateway.registry.names() == ["b"]
-    assert gateway.registry.report().loaded
+    assert gateway.reporter.report().loaded
 
 
 async def test_a_restart_serves_from_disk_and_takes_the_api_servers_newer_one(gateway: Gateway) -> None:
@@ -235,7 +236,7 @@ def put_key(folder: Path, provider: str = "openai") -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (arm(CANARY, provider_needsKey=True, provider_name="other"), "the key of ModelProvider other is missing"),
+        (arm(CANARY, provider_needsKey=True, provider_name="other"), "ModelProvider other: its key is missing"),
         (arm(CANARY, messages=[{"role": "system", "content": "{{ open"}]), "canary.prompt.messages[0].content: line 1"),
         (arm(CANARY, outputSchema={"type": "nonsense"}), "canary.prompt.outputSchema: not a JSON Schema"),
         ({**arm(CANARY), "digest": "short"}, "canary.digest: "),
@@ -305,7 +306,7 @@ async def test_a_newer_delivery_that_waits_for_stables_key_is_not_hidden_by_the_
     await gateway.registry.sweep()
     found = report(gateway)
     assert (found["sequence"], found["problem_sequence"]) == (0, 6)
-    assert found["problem"].startswith("the key of ModelProvider third")
+    assert found["problem"].startswith("ModelProvider third: its key")
 
 
 async def test_a_key_does_not_revive_what_was_deleted(gateway: Gateway, clock: Clock, tmp_path: Path) -> None:
@@ -344,7 +345,7 @@ BEFORE = {"memory": {"stable": {"version": "support-a", "digest": "sha256:" + "a
 async def test_a_new_pod_waits_for_the_key_of_what_others_serve(
     gateway: Gateway, clock: Clock, spec: dict[str, Any], waits: bool
 ) -> None:
-    gateway.registry._clock = clock
+    gateway.registry.problems._clock = clock
     await gateway.registry.apply("support", spec)
     await gateway.registry.apply("other", delivery(1))
     gateway.registry.listed({"support", "other"})
@@ -355,7 +356,7 @@ async def test_a_new_pod_waits_for_the_key_of_what_others_serve(
 
 async def test_a_first_version_that_pods_have_confirmed_is_waited_for_too(gateway: Gateway) -> None:
     await gateway.registry.apply("support", delivery(1, stable=arm(provider_needsKey=True), **BEFORE))
-    gateway.registry.confirmed.add("support")
+    gateway.registry.problems.confirmed.add("support")
     gateway.registry.listed({"support"})
     assert gateway.registry.waits_for_keys
 

@@ -18,7 +18,7 @@ SYSTEM = {"role": "system", "content": "Theirs"}
 def filled(body: dict[str, Any], **prompt: Any) -> dict[str, Any]:
     spec = {"providerRef": {"name": "p"}, "model": "gpt", "messages": [OURS], **prompt}
     whole = {"model": "support", "prompt_variables": {"who": "you"}, **body}
-    return CHAT.fill(compile_prompt(PromptSpec.model_validate(spec)), whole)
+    return CHAT.with_prompt(compile_prompt(PromptSpec.model_validate(spec)), whole)
 
 
 def contents(request: dict[str, Any]) -> list[str]:

@@ -140,7 +140,7 @@ def test_nothing_but_the_id_is_changed(answer: ResponseId, also: int, indented: 
     payload = orjson.dumps(parsed, option=orjson.OPT_INDENT_2 if indented else None)
     answer_id = AnswerId(IDS, answer.version, answer.variant, answer.shard, TAG, None, lambda: NOW + 0.5)
     found: dict[str, Any] = orjson.loads(payload)
-    assert answer_id.put(found, ("id",))
+    assert answer_id.replace_in(found, ("id",))
     replaced = orjson.loads(answer_id.replaced(payload) or orjson.dumps(found))
     made = IDS.unwrap(replaced["id"], LATER)
     assert made == ResponseId(upstream, answer.version, answer.variant, answer.shard, NOW, TAG, NOW)
@@ -150,15 +150,16 @@ def test_nothing_but_the_id_is_changed(answer: ResponseId, also: int, indented: 
 @pytest.mark.parametrize("parsed", [{}, {"id": None}, {"id": ""}, {"id": 5}, {"id": ["x"]}])
 def test_an_answer_without_an_id_gets_none(parsed: dict[str, Any]) -> None:
     before = dict(parsed)
-    assert not AnswerId(IDS, "a" * 10, "stable", 0, TAG, None, lambda: NOW).put(parsed, ("id",))
+    assert not AnswerId(IDS, "a" * 10, "stable", 0, TAG, None, lambda: NOW).replace_in(parsed, ("id",))
     assert parsed == before
 
 
 def test_an_id_further_down_is_found_there() -> None:
     parsed: dict[str, Any] = {"type": "message_start", "message": {"id": "msg_1"}}
-    assert AnswerId(IDS, "a" * 10, "stable", 0, TAG, None, lambda: NOW).put(parsed, ("message", "id"))
+    assert AnswerId(IDS, "a" * 10, "stable", 0, TAG, None, lambda: NOW).replace_in(parsed, ("message", "id"))
     assert parsed["message"]["id"].startswith("msg_P")
-    assert not AnswerId(IDS, "a" * 10, "stable", 0, TAG, None, lambda: NOW).put({"message": "x"}, ("message", "id"))
+    answer_id = AnswerId(IDS, "a" * 10, "stable", 0, TAG, None, lambda: NOW)
+    assert not answer_id.replace_in({"message": "x"}, ("message", "id"))
 
 
 async def test_every_chunk_of_a_stream_has_it(gateway: Gateway, caller: Caller, provider: Provider) -> None:

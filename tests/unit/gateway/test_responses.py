@@ -25,7 +25,7 @@ def filled(body: dict[str, Any], messages: list[dict[str, Any]] | None = None, *
     spec = {"providerRef": {"name": "p"}, "model": "gpt", "messages": messages or OURS, **changes}
     prompt = compile_prompt(PromptSpec.model_validate(spec))
     given = {"model": "support", "prompt_variables": {"company": "ACME"}, **body}
-    return RESPONSES.fill(prompt, given)
+    return RESPONSES.with_prompt(prompt, given)
 
 
 def test_our_system_messages_are_instructions_and_a_text_stays_a_text() -> None:

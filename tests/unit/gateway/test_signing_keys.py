@@ -43,7 +43,7 @@ async def counts(caller: Caller, *keys: str) -> list[Any]:
 
 
 async def test_ids_that_a_reader_of_deliveries_forges_do_not_count(gateway: Gateway) -> None:
-    await gateway.registry.sign("support", signing_key())
+    await gateway.registry.set_signing_key("support", signing_key())
     await gateway.registry.apply("support", delivery())
     caller = at_now(gateway)
     for number in range(200):
@@ -57,7 +57,7 @@ async def test_while_other_pods_know_the_deliverys_key_only_it_signs_and_votes_o
 ) -> None:
     """An upgrade, pod by pod: whichever pod a vote reaches counts it."""
     await gateway.registry.apply("support", delivery(1, responseKey=KEY, stable=arm(url=provider.url)))
-    await gateway.registry.sign("support", signing_key())
+    await gateway.registry.set_signing_key("support", signing_key())
     caller = Caller(gateway.serving_app)
     of_both = (await caller.post(request())).json["id"]
     old_pod = ResponseIds("uid-1", bytes.fromhex(KEY))
@@ -75,7 +75,7 @@ async def test_a_conversation_from_before_the_change_keeps_its_version_and_its_p
     gateway: Gateway, provider: Provider
 ) -> None:
     arms = {"stable": arm(url=provider.url), "canary": arm(CANARY, provider.url)}
-    await gateway.registry.sign("support", signing_key())
+    await gateway.registry.set_signing_key("support", signing_key())
     await gateway.registry.apply("support", delivery(weight=100, **arms))
     now = int(time.time())
     before = ResponseId("resp_1", STABLE[:10], "stable", 3, now, provider_tag(provider.url), now)
@@ -88,7 +88,7 @@ async def test_a_conversation_from_before_the_change_keeps_its_version_and_its_p
 
 
 async def test_an_id_of_a_time_to_come_is_none(gateway: Gateway) -> None:
-    await gateway.registry.sign("support", signing_key())
+    await gateway.registry.set_signing_key("support", signing_key())
     await gateway.registry.apply("support", delivery())
     caller = at_now(gateway)
     assert (await thumb(caller, token(SIGNING, NOW + 60))).json["counted"], "clocks of pods differ"
@@ -100,7 +100,7 @@ async def test_an_id_of_a_time_to_come_is_none(gateway: Gateway) -> None:
 async def test_renders_of_before_the_change_are_reported_and_forged_reports_are_not_believed(gateway: Gateway) -> None:
     reported = {"reporting": {"cacheSeconds": 0, "settleSeconds": 60}}
     await gateway.registry.apply("support", delivery(1, responseKey=KEY, **reported))
-    await gateway.registry.sign("support", signing_key())
+    await gateway.registry.set_signing_key("support", signing_key())
     caller = Caller(gateway.serving_app)
 
     async def render() -> str:
@@ -122,28 +122,28 @@ async def test_renders_of_before_the_change_are_reported_and_forged_reports_are_
 
 
 async def test_a_pod_that_starts_without_an_api_server_has_them_on_its_disk(gateway: Gateway) -> None:
-    await gateway.registry.sign("support", signing_key())
+    await gateway.registry.set_signing_key("support", signing_key())
     await gateway.registry.apply("support", delivery())
     again = Gateway(gateway.settings)
     assert again.settings.networks is LOOPBACK
     assert await again.registry.load_from_disk() == 1
     assert await counts(at_now(again), SIGNING, KEY) == [True, "key_retired"]
-    (report,) = again.registry.report().rollouts
+    (report,) = again.reporter.report().rollouts
     assert report.signing_key
     await again.providers.close()
 
 
 async def test_a_key_that_cannot_be_read_leaves_the_last_one_and_is_not_repeated(gateway: Gateway, caplog: Any) -> None:
-    await gateway.registry.sign("support", signing_key())
-    await gateway.registry.sign("support", signing_key(key="73" * 33))
+    await gateway.registry.set_signing_key("support", signing_key())
+    await gateway.registry.set_signing_key("support", signing_key(key="73" * 33))
     await gateway.registry.apply("support", delivery())
     assert await counts(at_now(gateway), SIGNING) == [True]
-    assert "PromptSigningKey support: key cannot be read: the last one stays in use" in caplog.text
+    assert "PromptSigningKey support: key is not valid: the last key stays in use" in caplog.text
     assert "7373" not in caplog.text
 
 
 def test_what_no_rollout_has(tmp_path: Any) -> None:
     keys = SigningKeys(Store(tmp_path, lambda operation: None))
-    assert (keys.get("support"), keys.is_here("support")) == (None, False)
+    assert (keys.get("support"), keys.has_key("support")) == (None, False)
     keys.refused = True
-    assert keys.is_here("support") is None
+    assert keys.has_key("support") is None

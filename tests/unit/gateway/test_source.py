@@ -16,7 +16,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from promptrollout import cluster
 from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.rollouts import watch as source_module
-from promptrollout.gateway.rollouts.watch import Source
+from promptrollout.gateway.rollouts.watch import ConfigurationWatch
 from tests.unit.gateway.kit import arm, delivery
 from tests.unit.gateway.test_signing_keys import signing_key
 
@@ -122,7 +122,9 @@ class Running:
     def __init__(self, gateway: Gateway, server: ApiServer) -> None:
         self.gateway = gateway
         self._client = ApiClient(Configuration(host=server.url))
-        self.source = gateway.source = Source(self._client, "ns", "default", gateway.registry, gateway.providers)
+        self.source = gateway.watch = ConfigurationWatch(
+            self._client, "ns", "default", gateway.registry, gateway.providers
+        )
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self.source.run())
@@ -140,7 +142,7 @@ class Running:
                 await asyncio.sleep(0.002)
 
     def sequences(self) -> dict[str, int]:
-        return {report.name: report.sequence for report in self.gateway.registry.report().rollouts}
+        return {report.name: report.sequence for report in self.gateway.reporter.report().rollouts}
 
 
 async def test_ready_once_everything_of_the_first_lists_is_in_service(gateway: Gateway, server: ApiServer) -> None:
@@ -189,14 +191,14 @@ async def test_a_probe_that_stays_silent_delays_nothing_else(gateway: Gateway, s
     provider = await asyncio.start_server(silent, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{provider.sockets[0].getsockname()[1]}/v1"
     running = Running(gateway, server)
-    running.source._also = tick
+    running.source._every_second = tick
     server.put(DELIVERIES, "a", spec=delivery(1, stable=arm(url=url)))
     async with provider, running:
         await running.until(lambda: gateway.state().ready)
         serving = gateway.registry.find("a")
         assert serving is not None
         for _ in range(3):
-            serving.stable.own.circuit.missed()
+            serving.stable.own.circuit.record_unreachable()
         async with asyncio.timeout(5):
             await asked.wait()
         before = ticks
@@ -224,7 +226,7 @@ async def test_the_emergency_override_is_followed_and_lifted(gateway: Gateway, s
         await running.until(lambda: gateway.state().ready)
 
         def overridden() -> bool:
-            return gateway.registry.report().rollouts[0].overridden
+            return gateway.reporter.report().rollouts[0].overridden
 
         server.put(CONFIGMAPS, "promptrollout-overrides", data={"a": "stable", "b": "canary"})
         await running.until(overridden)
@@ -245,7 +247,7 @@ async def test_in_an_outage_a_pod_that_restarts_serves_from_its_disk(gateway: Ga
     again = Gateway(dataclasses.replace(gateway.settings))
     async with Running(again, server) as running:
         await running.until(lambda: again.state().ready)
-        (report,) = again.registry.report().rollouts
+        (report,) = again.reporter.report().rollouts
         assert (report.sequence, report.overridden, again.registry.loaded) == (5, True, False)
         # it comes back, and the rollout was deleted meanwhile
         server.objects[DELIVERIES].clear()
@@ -294,7 +296,7 @@ async def test_only_a_pod_whose_list_of_signing_keys_is_refused_says_that_it_can
     server.answers[SIGNING_KEYS] = status
 
     def says() -> bool | None:
-        return gateway.registry.report().rollouts[0].signing_key
+        return gateway.reporter.report().rollouts[0].signing_key
 
     async with Running(gateway, server) as running:
         await running.until(lambda: gateway.state().ready and SIGNING_KEYS in server.selectors)
@@ -315,4 +317,4 @@ async def test_a_pod_that_is_served_from_disk_has_its_keys_before_they_are_liste
     again = Gateway(dataclasses.replace(gateway.settings))
     async with Running(again, server) as running:
         await running.until(lambda: again.registry.loaded)
-        assert again.registry.report().rollouts[0].signing_key
+        assert again.reporter.report().rollouts[0].signing_key

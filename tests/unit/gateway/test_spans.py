@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from promptrollout.api.delivery import PodReport
-from promptrollout.gateway.metrics.in_flight import FILE, Spans
+from promptrollout.gateway.metrics.in_flight import FILE, InFlightFile
 from promptrollout.gateway.process import Gateway, Settings
 from tests.unit.gateway.kit import CANARY, SCHEMA, Caller, Provider, arm, completion, delivery, request, says
 
@@ -59,7 +59,7 @@ async def test_the_next_process_says_which_version_the_last_one_died_in(tmp_path
     (found,) = report["diedIn"]
     assert (found["rolloutUID"], found["digest"], found["variant"]) == ("uid-1", f"sha256:{CANARY}", "canary")
     assert PodReport.model_validate(report).died_in[0].at.endswith("Z")
-    assert Gateway(Settings("default", "ns", "pod-1", state_dir=tmp_path)).counters.spans.died_in == []
+    assert Gateway(Settings("default", "ns", "pod-1", state_dir=tmp_path)).counters.in_flight_file.died_in == []
 
 
 async def test_a_pod_that_waits_is_busy_with_nobody(
@@ -77,7 +77,7 @@ async def test_a_pod_that_waits_is_busy_with_nobody(
     provider.script.append(looks)  # type: ignore[arg-type]
     assert (await caller.post(request())).status == 200
     for content in (*seen, state.read_bytes()):
-        before = Spans()
+        before = InFlightFile()
         (tmp_path / "copy").mkdir(exist_ok=True)
         (tmp_path / "copy" / FILE).write_bytes(content)
         before.open(tmp_path / "copy")
@@ -88,14 +88,14 @@ async def test_a_pod_that_waits_is_busy_with_nobody(
 @pytest.mark.parametrize("left", [b"", b"\1", b"\1" + b"\xff" * 400, os.urandom(4096), b"\1" * 4096])
 def test_a_file_that_is_something_else_accuses_nobody(tmp_path: Path, left: bytes) -> None:
     (tmp_path / FILE).write_bytes(left)
-    spans = Spans()
-    spans.open(tmp_path)
-    assert spans.died_in == []
+    in_flight_file = InFlightFile()
+    in_flight_file.open(tmp_path)
+    assert in_flight_file.died_in == []
 
 
 def test_without_a_disk_the_pod_goes_on(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    spans = Spans()
-    spans.open(tmp_path / "file")
-    assert spans.died_in == []
-    assert len(spans.place(1)) == len(spans.place(0))
+    in_flight_file = InFlightFile()
+    in_flight_file.open(tmp_path / "file")
+    assert in_flight_file.died_in == []
+    assert len(in_flight_file.record(1)) == len(in_flight_file.record(0))

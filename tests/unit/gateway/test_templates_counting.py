@@ -38,7 +38,7 @@ async def test_a_fault_of_the_gateway_itself_counts_under_the_arm_and_is_a_500_i
     def fails(*_: Any) -> bool:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(respond, "kept", fails)
+    monkeypatch.setattr(respond, "check_contract", fails)
     await canary(gateway, provider, outputSchema=SCHEMA)
     answered = await caller.post(request())
     assert (answered.status, answered.error["code"], answered.error["type"]) == (500, "internal", "server_error")

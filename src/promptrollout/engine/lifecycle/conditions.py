@@ -86,7 +86,7 @@ def summary(
         return summary_in_progress(draft, holds, missing, insufficient)
     if facts.delivered is not None and facts.delivered.overridden:
         text = f"the emergency override sends everybody to {version_name(s.stable)}; "
-        text += f"remove it with `promptrollout emergency clear {facts.name}`"
+        text += f"remove it with `promptrollout emergency clear {facts.name} -n {facts.namespace}`"
         return "Degraded", ConditionReason.EMERGENCY_OVERRIDE, text
     if facts.delivered is not None and facts.delivered.unserved == facts.delivered.total > 0:
         return (
@@ -103,7 +103,7 @@ def summary(
     if draft.is_rejected(draft.desired):
         entry = next(r for r in s.rejected if draft.desired is not None and r.digest == draft.desired.digest)
         text = f"{version_name(draft.desired)} was rolled back ({entry.reason}); {version_name(s.stable)} serves. "
-        text += f"Fix the prompt, or `promptrollout retry {facts.name}`"
+        text += f"Fix the prompt, or `promptrollout retry {facts.name} -n {facts.namespace}`"
         return "Degraded", entry.reason, text
     if draft.clock.acknowledged_at is None:
         return "Progressing", ConditionReason.DELIVERING, f"{version_name(s.stable)}: {acknowledged(draft)}"

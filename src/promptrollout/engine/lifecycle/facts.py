@@ -79,6 +79,7 @@ class Facts:
     """One rollout and its surroundings at one moment."""
 
     name: str
+    namespace: str
     uid: str
     generation: int
     spec: RolloutSpec

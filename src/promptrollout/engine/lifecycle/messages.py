@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from promptrollout.api.command import MalformedCommand
 from promptrollout.api.delivery import VersionRef
-from promptrollout.api.names import ANNOTATION_COMMAND, short_digest
+from promptrollout.api.names import ANNOTATION_COMMAND
 from promptrollout.engine.lifecycle.draft import timestamp
 from promptrollout.engine.lifecycle.reasons import (
     Hold,
@@ -24,7 +24,8 @@ MISSING_SHOWN = 3
 
 
 def version_name(version: VersionRef | None) -> str:
-    return "nothing" if version is None else f"{version.version} ({short_digest(version.digest)})"
+    """The name of the operator's copy, which ends with the digest."""
+    return "nothing" if version is None else version.version
 
 
 def holds_text(holds: Iterable[Hold]) -> str:
@@ -35,9 +36,9 @@ def hold_text(hold: Hold) -> str:
     about, seconds = hold.subject, hold.seconds
     match hold.reason:
         case HoldReason.SPEC_PAUSED:
-            return "paused by spec.paused"
+            return "paused by spec.paused: set it to false in the manifest"
         case HoldReason.PAUSED:
-            return "paused by a person"
+            return "paused by a person: `resume` continues"
         case HoldReason.FROZEN:
             return f"PromptFreeze {about} is in force"
         case HoldReason.INVALID_SPEC:
@@ -60,7 +61,7 @@ def hold_text(hold: Hold) -> str:
         case HoldReason.STABLE_FAILS:
             return "stable fails in at least half of its requests: the canary cannot be judged"
         case HoldReason.EVIDENCE_BEHIND:
-            return f"waiting for metrics: the last {seconds} s are not read yet"
+            return f"waiting for metrics: the latest are {seconds} s old"
         case HoldReason.NOTHING_MEASURED:
             return (
                 f"no objective has had samples of both arms since {timestamp(seconds)}: check that the gateway's pods "
@@ -86,7 +87,8 @@ def refusal_text(refusal: Refusal) -> str:
         case RefusalReason.OTHER_STEP:
             return f"the command was for step {refusal.given[0]}; the rollout is at step {refusal.present[0]}"
         case RefusalReason.OVERRIDDEN:
-            return f"the emergency override is in force: run `promptrollout emergency clear {about}` first"
+            clear = f"promptrollout emergency clear {about} -n {refusal.other}"
+            return f"the emergency override is in force: run `{clear}` first"
         case RefusalReason.PAUSED:
             return "the rollout is paused: `resume` first"
         case RefusalReason.ALREADY_PAUSED:
@@ -119,6 +121,11 @@ def refusal_text(refusal: Refusal) -> str:
             return "the spec is invalid and no earlier revision is known"
         case RefusalReason.ALREADY_UNDONE:
             return f"{about} is rolled back already and {refusal.other} serves: there is nothing to undo"
+
+
+def verb_text(verb: str) -> str:
+    """As it is typed: `promote --full`."""
+    return verb.replace("-", " --")
 
 
 def malformed_text(command: MalformedCommand) -> str:

@@ -257,7 +257,7 @@ def finish_withdrawal(draft: Draft) -> None:
     if why in STARTS_OVER and not draft.is_rejected(canary):
         start_over(draft)
         return
-    took = draft.now - (draft.clock.stage_since or draft.now)
+    took = max(1, draft.now - (draft.clock.stage_since or draft.now))
     draft.set(canary=None)
     draft.become_idle(0)
     if canary is not None:

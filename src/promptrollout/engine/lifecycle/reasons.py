@@ -70,7 +70,7 @@ class Refusal:
     subject: str = ""
     """What it is about: an object's name, a version, or what another part says of it."""
     other: str = ""
-    """With ALREADY_UNDONE: the version that serves."""
+    """With ALREADY_UNDONE: the version that serves; with OVERRIDDEN: the namespace."""
     given: tuple[int, ...] = ()
     """With OTHER_ATTEMPT revision and attempt, with OTHER_STEP the step, that the command was given at."""
     present: tuple[int, ...] = ()

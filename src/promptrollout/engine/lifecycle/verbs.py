@@ -7,7 +7,7 @@ from promptrollout.api.conditions import ConditionType
 from promptrollout.api.decisions import DecisionReason
 from promptrollout.engine.lifecycle.conditions import heavy_key
 from promptrollout.engine.lifecycle.draft import REMEMBERED, Draft
-from promptrollout.engine.lifecycle.messages import malformed_text, problem_text, refusal_text, version_name
+from promptrollout.engine.lifecycle.messages import malformed_text, problem_text, refusal_text, verb_text, version_name
 from promptrollout.engine.lifecycle.moves import STARTS_OVER, begin, current_step, enter_step, withdraw
 from promptrollout.engine.lifecycle.reasons import Refusal, RefusalReason
 from promptrollout.engine.objectives import sample_ratio
@@ -34,7 +34,7 @@ def apply_command(draft: Draft) -> None:
         return
     refusal = mismatch(draft, command) or forbidden(draft, command) or VERBS[command.verb](draft, command)
     if refusal:
-        text = f"{command.verb} by {author(command)}{why(command)} refused: {refusal_text(refusal)}"
+        text = f"{verb_text(command.verb)} by {author(command)}{why(command)} refused: {refusal_text(refusal)}"
         draft.record(DecisionReason.COMMAND_REFUSED, text, command=command.id)
 
 
@@ -55,7 +55,7 @@ def forbidden(draft: Draft, command: Command) -> Refusal | None:
     if command.verb in ("pause", "resume", "abort"):
         return None
     if draft.facts.delivered is not None and draft.facts.delivered.overridden:
-        return Refusal(RefusalReason.OVERRIDDEN, draft.facts.name)
+        return Refusal(RefusalReason.OVERRIDDEN, draft.facts.name, other=draft.facts.namespace)
     if draft.status.paused and command.verb.startswith("promote"):
         return Refusal(RefusalReason.PAUSED)
     return None
@@ -186,8 +186,8 @@ def retry(draft: Draft, command: Command) -> Refusal | None:
     attempt = draft.attempt_of(desired.digest)
     draft.record(
         DecisionReason.ROLLOUT_RETRIED,
-        f"{author(command)} retried {version_name(desired)}{why(command)}: attempt {attempt}, from no evidence, at a "
-        "stricter level",
+        f"{author(command)} retried {version_name(desired)}{why(command)}: attempt {attempt}, without earlier "
+        "evidence, at a stricter confidence level",
     )
     return None
 

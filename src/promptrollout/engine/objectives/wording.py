@@ -1,6 +1,7 @@
 """Numbers and sentences for people: values, samples, bounds and confidence as the person on call reads them."""
 
 import math
+from decimal import Decimal
 
 from promptrollout.engine.objectives.signals import Signal
 
@@ -40,7 +41,8 @@ def value(signal: Signal, x: float) -> str:
 
 
 def confidence(level: float) -> str:
-    return f"1 - {level:.2g} confidence at any time"
+    """`98.7 % confidence`: what is missing to 100 has two significant digits."""
+    return f"{(100 - 100 * Decimal(f'{level:.2g}')).normalize():f} % confidence"
 
 
 def share_difference(low: float, high: float) -> str:

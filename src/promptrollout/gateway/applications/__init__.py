@@ -1,1 +1,1 @@
-"""For applications that call the model themselves: render, OFREP, usage, feedback. Knows pipeline."""
+"""For applications that call the model themselves: render, OFREP, usage, feedback. May import pipeline."""

@@ -16,7 +16,7 @@ from promptrollout.gateway.http.json_body import read
 from promptrollout.gateway.metrics.counters import Counters
 from promptrollout.gateway.metrics.series import Series
 from promptrollout.gateway.metrics.votes import Rating, age_of
-from promptrollout.gateway.rollouts.live_rollout import Serving
+from promptrollout.gateway.rollouts.live_rollout import LiveRollout
 from promptrollout.gateway.rollouts.registry import Registry
 from promptrollout.llm.errors import CallerError
 
@@ -96,12 +96,12 @@ class VoteCounting:
         opinion = vote.opinion
         if opinion is None:
             raise CallerError(400, INVALID_VOTE, "rating: say positive or negative, or whether it was edited", "rating")
-        serving, given = self._of(vote.response_id, "response_id")
+        rollout, given = self._of(vote.response_id, "response_id")
 
         def count(series: Series, age: int) -> None:
             series.rate(opinion, age, given.shard)
 
-        await _answer(reply, "feedback", self._count(serving, given, vote.response_id, "feedback", count))
+        await _answer(reply, "feedback", self._count(rollout, given, vote.response_id, "feedback", count))
 
     async def score(self, headers: Headers, payload: bytes, reply: Reply) -> None:
         """Answer one score. Raises CallerError."""
@@ -110,37 +110,37 @@ class VoteCounting:
             raise CallerError(400, INVALID_VOTE, "give either response_id or conversation_id, not both", "response_id")
         field = "response_id" if vote.conversation_id is None else "conversation_id"
         text = vote.response_id or vote.conversation_id or ""
-        serving, given = self._of(text, field)
+        rollout, given = self._of(text, field)
 
         def count(series: Series, age: int) -> None:
             _require_room(series, vote.name)
             series.score(vote.name, vote.value, age, given.shard)
 
-        await _answer(reply, "score", self._count(serving, given, text, f"{field}:{vote.name}", count))
+        await _answer(reply, "score", self._count(rollout, given, text, f"{field}:{vote.name}", count))
 
-    def _of(self, text: str, field: str) -> tuple[Serving, ResponseId]:
+    def _of(self, text: str, field: str) -> tuple[LiveRollout, ResponseId]:
         """Whose answer it was. Raises CallerError."""
         try:
-            candidates = self._registry.that_gave(text)
+            candidates = self._registry.find_by_response_id(text)
         except ValueError as error:
             message = f"{field}: take the `id` of an answer of this gateway, as it is; a conversation has those too"
             raise CallerError(400, "invalid_response_id", message, field) from error
         if not candidates:
             message = f"{field}: no rollout that is served here gave this answer"
             raise CallerError(404, "response_not_found", message, field)
-        for serving in candidates:
-            assert serving.response_ids is not None
-            if given := serving.response_ids.unwrap(text, self._wall_clock()):
-                return serving, given
+        for rollout in candidates:
+            assert rollout.response_ids is not None
+            if given := rollout.response_ids.unwrap(text, self._wall_clock()):
+                return rollout, given
         message = f"{field}: it was changed, signed with a key that is no longer in use, or is of a time to come"
         raise CallerError(400, "invalid_response_id", message, field)
 
     def _count(
-        self, serving: Serving, given: ResponseId, text: str, kind: str, count: Callable[[Series, int], None]
+        self, rollout: LiveRollout, given: ResponseId, text: str, kind: str, count: Callable[[Series, int], None]
     ) -> NotCounted | None:
         """Count a vote once; why not, if not."""
         age = age_of(max(0.0, self._wall_clock() - given.at_seconds))
-        series = None if given.variant is None else serving.voted(given.version, given.variant)
+        series = None if given.variant is None else rollout.series_of_vote(given.version, given.variant)
         vote = hash((text, kind))
         reason: NotCounted | None = None
         if given.readable:

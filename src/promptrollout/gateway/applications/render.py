@@ -17,42 +17,42 @@ from promptrollout.gateway.assignment.response_id import ResponseId, provider_ta
 from promptrollout.gateway.http.exchange import JSON, Reply
 from promptrollout.gateway.metrics.counters import Counters
 from promptrollout.gateway.pipeline.prepare import prepare
-from promptrollout.gateway.pipeline.request import Filled, Prepared, Request, parse
+from promptrollout.gateway.pipeline.request import Prepared, ProviderRequest, Request, parse
 from promptrollout.gateway.rollouts.configuration import Arm
-from promptrollout.gateway.rollouts.live_rollout import Serving
+from promptrollout.gateway.rollouts.live_rollout import LiveRollout
 from promptrollout.gateway.rollouts.registry import Registry
-from promptrollout.llm.backends import Way
+from promptrollout.llm.backends import BackendRoute
 from promptrollout.llm.errors import CallerError
 from promptrollout.llm.prompts.prompt import VARIABLES, Body
 from promptrollout.llm.protocols.chat import CHAT
 
 PREFIX: Final = "/v1/prompts/"
 SUFFIX: Final = "/render"
-# of the caller's body only these get into a rendered prompt; the rest says whose it is
+# only these fields of the caller's body get into a rendered prompt; the others say who the user is
 _RENDERED: Final[tuple[str, ...]] = ("messages", VARIABLES)
-_CHAT: Final = Way(CHAT, "", None)
+_CHAT: Final = BackendRoute(CHAT, "", None)
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """A user's prompt."""
+class RenderedPrompt:
+    """A prompt rendered for one user."""
 
-    serving: Serving
+    rollout: LiveRollout
     arm: Arm
     assignment: Assignment
     value: Body
-    """Model, messages, parameters and so on, in OpenAI's words whatever the provider."""
+    """Model, messages, parameters and so on, as OpenAI's chat API names them, whatever the provider."""
     token: str | None
-    """Its signed id, to report with, and to vote on. None: it counts for nothing, or is counted already."""
+    """Its signed id, for the usage report and feedback. None: it is not counted, or was counted already."""
 
     @property
     def cache_seconds(self) -> int | None:
-        reporting = self.serving.configuration.spec.reporting
+        reporting = self.rollout.configuration.spec.reporting
         return None if reporting is None else reporting.cache_seconds
 
 
-class Prompts:
-    """Renders prompts, and notes those whose use has to be reported."""
+class PromptRenderer:
+    """Renders prompts, and remembers those whose use has to be reported."""
 
     def __init__(
         self,
@@ -71,46 +71,45 @@ class Prompts:
     async def answer(self, rollout: str, headers: Headers, payload: bytes, reply: Reply) -> None:
         """Answer one request. Raises CallerError."""
         request = parse(CHAT, headers, payload, started=time.perf_counter())
-        given = self.give(self.serving(rollout), request, counts=True)
-        configuration, arm = given.serving.configuration, given.arm
+        rendered = self.render(self.rollout(rollout), request, counts=True)
+        configuration, arm = rendered.rollout.configuration, rendered.arm
         body = {
             "object": "prompt",
             "rollout": configuration.name,
             "version": arm.version,
             "digest": arm.digest,
             "variant": arm.variant,
-            **given.value,
-            "usage_token": given.token,
-            "cache_seconds": given.cache_seconds,
+            **rendered.value,
+            "usage_token": rendered.token,
+            "cache_seconds": rendered.cache_seconds,
         }
-        await reply.whole(200, {**about(given), "content-type": JSON}, orjson.dumps(body))
+        await reply.whole(200, _headers(rendered), orjson.dumps(body))
 
-    def serving(self, rollout: str) -> Serving:
+    def rollout(self, name: str) -> LiveRollout:
         """Raises CallerError."""
-        if (serving := self._registry.find(rollout)) is None:
-            raise self._registry.refusal(rollout) or CallerError(
-                404, "rollout_not_found", f"no rollout {rollout[:253]!r} here; see GET /v1/models"
-            )
-        return serving
+        if (rollout := self._registry.find(name)) is None:
+            message = f"this gateway serves no rollout {name[:253]!r}; see GET /v1/models"
+            raise self._registry.refusal(name) or CallerError(404, "rollout_not_found", message)
+        return rollout
 
-    def give(self, serving: Serving, request: Request, *, counts: bool) -> Given:
-        """The prompt of this request's user. `counts`: it is going to be used, and so waits for a report where the
-        rollout wants one. Raises CallerError."""
-        reporting = serving.configuration.spec.reporting
+    def render(self, rollout: LiveRollout, request: Request, *, counts: bool) -> RenderedPrompt:
+        """The prompt for this request's user. `counts`: it will be used, so it needs a report where the rollout has
+        reporting. Raises CallerError."""
+        reporting = rollout.configuration.spec.reporting
         counts = counts and reporting is not None
-        assignment = assign(serving.routing, request.headers, request.body, self._random_unit)
-        prepared = prepare(serving, request, assignment, filling=_filled, counts=counts)
-        token = self._noted(prepared, reporting.settle_seconds) if counts and reporting else None
-        return Given(serving, prepared.arm, assignment, _value(prepared), token)
+        assignment = assign(rollout.routing, request.headers, request.body, self._random_unit)
+        prepared = prepare(rollout, request, assignment, build=_rendered, counts=counts)
+        token = self._track(prepared, reporting.settle_seconds) if counts and reporting else None
+        return RenderedPrompt(rollout, prepared.arm, assignment, _value(prepared), token)
 
-    def _noted(self, prepared: Prepared, settle_seconds: int) -> str | None:
-        """The signed id of a render that waits for its report."""
-        series, outcome = prepared.counted, prepared.outcome
-        ids = prepared.serving.response_ids
+    def _track(self, prepared: Prepared, settle_seconds: int) -> str | None:
+        """Wait for the report of a render; its signed id."""
+        series, outcome = prepared.series, prepared.outcome
+        ids = prepared.rollout.response_ids
         if series is None or ids is None:
             return None
         if outcome.error_type is not None:
-            # the assigned version's prompt cannot be filled: whatever stable makes of it, that is known already
+            # the assigned version's prompt cannot be rendered: that is its outcome, whatever happens to stable's
             series.count(outcome)
             return None
         number = self._registry.renders.add(series, outcome, settle_seconds)
@@ -132,25 +131,26 @@ class Prompts:
         )
 
 
-def about(given: Given) -> Mapping[str, str]:
-    """Headers that say which prompt it is."""
-    arm = given.arm
+def _headers(rendered: RenderedPrompt) -> Mapping[str, str]:
+    """Headers of the answer: which prompt it is."""
+    arm = rendered.arm
     return {
-        HEADER_ROLLOUT: given.serving.configuration.name,
+        HEADER_ROLLOUT: rendered.rollout.configuration.name,
         HEADER_VERSION: arm.version,
         HEADER_VARIANT: arm.variant,
         "cache-control": "private, no-cache",
+        "content-type": JSON,
     }
 
 
-def _filled(arm: Arm, request: Request) -> Filled:
-    """Raises CallerError or Unfilled."""
-    asked = {name: request.body[name] for name in _RENDERED if name in request.body}
-    return Filled(_CHAT, CHAT.fill(arm.prompt, asked), asked)
+def _rendered(arm: Arm, request: Request) -> ProviderRequest:
+    """Raises CallerError or PrepareError."""
+    body = {name: request.body[name] for name in _RENDERED if name in request.body}
+    return ProviderRequest(_CHAT, CHAT.with_prompt(arm.prompt, body), body)
 
 
 def _value(prepared: Prepared) -> dict[str, Any]:
-    parameters = dict(prepared.filled.body)
+    parameters = dict(prepared.provider_request.body)
     value: dict[str, Any] = {
         "provider": prepared.arm.provider.name,
         "model": parameters.pop("model"),

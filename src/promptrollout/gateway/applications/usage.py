@@ -19,7 +19,7 @@ from promptrollout.gateway.http.exchange import JSON, Reply
 from promptrollout.gateway.http.json_body import read
 from promptrollout.gateway.metrics.counters import Counters
 from promptrollout.gateway.metrics.outcome import Outcome
-from promptrollout.gateway.rollouts.live_rollout import Serving
+from promptrollout.gateway.rollouts.live_rollout import LiveRollout
 from promptrollout.gateway.rollouts.registry import Registry
 from promptrollout.llm.answers.usage import Usage
 from promptrollout.llm.errors import CallerError
@@ -85,7 +85,7 @@ class OtherPodSilent(CallerError):
 class _Rendered:
     """What a token says, and whose it is."""
 
-    serving: Serving
+    rollout: LiveRollout
     given: ResponseId
     render: RenderId
 
@@ -121,23 +121,23 @@ class UsageReports:
 
     def _rendered(self, token: str) -> _Rendered:
         try:
-            servings = self._registry.that_gave(token)
+            rollouts = self._registry.find_by_response_id(token)
         except ValueError:
-            servings = []
-        for serving in servings:
-            assert serving.response_ids is not None
-            given = serving.response_ids.unwrap(token, time.time())
+            rollouts = []
+        for rollout in rollouts:
+            assert rollout.response_ids is not None
+            given = rollout.response_ids.unwrap(token, time.time())
             if given is None or not given.rendered:
                 continue
             render = RenderId.read(given.upstream)
-            if render is not None and not (given.readable and self._is_forged(serving, render)):
-                return _Rendered(serving, given, render)
+            if render is not None and not (given.readable and self._is_forged(rollout, render)):
+                return _Rendered(rollout, given, render)
         raise CallerError(400, "invalid_token", "token: take usage_token of the rendered prompt, as it is", "token")
 
-    def _is_forged(self, serving: Serving, render: RenderId) -> bool:
+    def _is_forged(self, rollout: LiveRollout, render: RenderId) -> bool:
         """Whether a token under a key that people could read names a render that got one under another key."""
         since = self._registry.renders.since(render.number) if render.process == self._counters.process else None
-        return since is not None and since >= serving.unreadable_since
+        return since is not None and since >= rollout.unreadable_since
 
     def _here(self, rendered: _Rendered, report: Report) -> NotCounted | None:
         """Count it; why not, if not."""
@@ -173,10 +173,10 @@ class UsageReports:
 
     def _orphan(self, rendered: _Rendered, report: Report) -> NotCounted | None:
         """Count it for the arm that has the rendered version now, if there still is one."""
-        serving, given = rendered.serving, rendered.given
+        rollout, given = rendered.rollout, rendered.given
         since_seconds = max(0.0, time.time() - given.at_seconds)
-        reporting = serving.configuration.spec.reporting
-        arm = next((arm for arm in (serving.stable, serving.canary) if arm and arm.version == given.version), None)
+        reporting = rollout.configuration.spec.reporting
+        arm = next((arm for arm in (rollout.stable, rollout.canary) if arm and arm.version == given.version), None)
         known = (rendered.render.process, rendered.render.number)
         if known in self._orphans:
             return "already_reported"
@@ -191,7 +191,7 @@ class UsageReports:
             self._orphans.popitem(last=False)
         outcome = Outcome(shard=given.shard, price=arm.price)
         report.into(outcome, since_seconds)
-        serving.series(arm, given.variant).count(outcome)
+        rollout.series(arm, given.variant).count(outcome)
         return None
 
 

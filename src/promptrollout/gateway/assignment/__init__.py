@@ -1,1 +1,1 @@
-"""Which arm a request gets, and the ids that remember it. Knows no rollout."""
+"""Which arm a request gets, and the response ids that carry it. Imports no other room."""

@@ -29,7 +29,7 @@ class AnswerId:
         self._upstream = self._given = ""
         self._replacements: tuple[tuple[bytes, bytes], ...] = ()
 
-    def put(self, found: dict[str, Any], path: Sequence[str]) -> bool:
+    def replace_in(self, found: dict[str, Any], path: Sequence[str]) -> bool:
         """Have it in `found`, at `path`; whether there was an id at all."""
         holder: Any = found
         for name in path[:-1]:

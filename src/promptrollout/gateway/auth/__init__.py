@@ -1,1 +1,1 @@
-"""Who calls: keys and ServiceAccount tokens. Knows http."""
+"""Who calls: caller keys and ServiceAccount tokens. May import http."""

@@ -1,1 +1,1 @@
-"""One HTTP exchange: bodies within bounds, replies, errors. Knows no other room."""
+"""One HTTP exchange: bounded bodies, replies, errors. Imports no other room."""

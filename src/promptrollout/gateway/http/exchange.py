@@ -126,7 +126,7 @@ class Share:
         self._bodies = bodies
         self._size = 0
 
-    def take(self, more: int) -> bool:
+    def reserve(self, more: int) -> bool:
         """Whether the body may go on; a small one always may."""
         self._size += more
         self._bodies.bytes_held += more
@@ -135,10 +135,10 @@ class Share:
 
     def claim(self, more_bytes: int) -> None:
         """`take` so much more. Raises Overloaded."""
-        if not self.take(more_bytes):
+        if not self.reserve(more_bytes):
             raise Overloaded()
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self._bodies.bytes_held -= self._size
         self._size = 0
 
@@ -146,7 +146,7 @@ class Share:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.give_back()
+        self.release()
 
 
 async def read_body(headers: Mapping[str, bytes], receive: Receive, max_bytes: int, share: Share) -> bytes:
@@ -173,7 +173,7 @@ async def read_body(headers: Mapping[str, bytes], receive: Receive, max_bytes: i
                     raise ClientGone("the caller hung up while sending")
                 piece = message.get("body", b"")
                 size += len(piece)
-                room = share.take(len(piece))
+                room = share.reserve(len(piece))
                 if size > max_bytes or not room:
                     break
                 pieces.append(piece)
@@ -182,7 +182,7 @@ async def read_body(headers: Mapping[str, bytes], receive: Receive, max_bytes: i
     except TimeoutError as error:
         raise CallerError(408, "request_timeout", f"the request was not here within {BODY_SECONDS} s") from error
     pieces.clear()
-    share.give_back()
+    share.release()
     await _discard(receive)
     raise _too_large(max_bytes) if size > max_bytes else Overloaded()
 

@@ -1,1 +1,1 @@
-"""Series and their text, votes, heavy hitters, what is in flight. Knows assignment."""
+"""Series and their text format, votes, heavy hitters, work in flight. May import assignment."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from promptrollout.gateway.assignment.assign import Variant
-from promptrollout.gateway.metrics.in_flight import Spans
+from promptrollout.gateway.metrics.in_flight import InFlightFile
 from promptrollout.gateway.metrics.series import Series
 
 SECONDS_KEPT = 120.0
@@ -36,7 +36,7 @@ class Counters:
         self.process = secrets.token_hex(4)
         """A label of every series: a pod that two jobs scrape shows the same counters twice, and who reads them must
         be able to tell that from two pods. The scrape's own labels (job, instance) cannot say it."""
-        self.spans = Spans()
+        self.in_flight_file = InFlightFile()
         self._series: dict[Labels, Series] = {}
         self._withheld: dict[tuple[str, str], Sequence[Compared]] = {}
         """By rollout uid and name, in the order in which their canaries were loaded: whose shards find no place."""

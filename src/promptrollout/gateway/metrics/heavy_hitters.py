@@ -1,7 +1,7 @@
-"""Which units make a large part of a rollout's recent requests, in bounded memory and by hashes only.
+"""Which units send a large part of a rollout's recent requests, in bounded memory and by hashes only.
 
-Whoever is behind one key (a service account, a proxy, a load test) is one unit, and moves as a whole from one arm to
-the other: with a large part of the requests it makes the arms' figures its own.
+All users behind one key (a service account, a proxy, a load test) are one unit, which moves as a whole from one arm to
+the other: if it sends a large part of the requests, the arms' figures are mostly its own.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Final
 SLICES: Final = 10
 SLICE_SECONDS: Final = 60.0
 _PLACES: Final = 16
-"""Units counted in a slice; one with more than a sixteenth of its requests is surely among them."""
+"""Units counted in a slice: every unit with more than a sixteenth of its requests is among them."""
 
 
 class _Slice:
-    """Space-saving (Metwally, Agrawal, El Abbadi 2005): a unit that finds no place takes the smallest one's, and its
-    count with it. `inherited` is what a count owes to that, so that the difference is never too large."""
+    """Space-saving (Metwally, Agrawal, El Abbadi 2005): a unit without a place replaces the smallest one, and inherits
+    its count. `inherited` is that part of its count: without it, a count is never too large."""
 
     __slots__ = ("counts", "inherited", "total")
 
@@ -28,7 +28,7 @@ class _Slice:
         self.counts: dict[int, int] = {}
         self.inherited: dict[int, int] = {}
 
-    def note(self, unit: int) -> None:
+    def record(self, unit: int) -> None:
         self.total += 1
         counts = self.counts
         if unit in counts:
@@ -43,7 +43,7 @@ class _Slice:
 
 
 class HeavyUnits:
-    """A ring of one-minute slices, of one salt: hashes of another are other numbers."""
+    """A ring of one-minute slices. Of one salt: with another one, units have other hashes."""
 
     __slots__ = ("_clock", "_ring", "_slice", "salt")
 
@@ -53,9 +53,9 @@ class HeavyUnits:
         self._ring = [_Slice() for _ in range(SLICES)]
         self._slice = int(clock() / SLICE_SECONDS)
 
-    def note(self, unit: int) -> None:
-        """One more request of the unit with this hash."""
-        self._turn().note(unit)
+    def record(self, unit: int) -> None:
+        """Count a request of the unit with this hash."""
+        self._turn().record(unit)
 
     def total(self) -> int:
         """Requests of the last ten minutes."""
@@ -63,16 +63,16 @@ class HeavyUnits:
         return sum(one.total for one in self._ring)
 
     def heaviest(self, at_most: int) -> list[tuple[int, int]]:
-        """The units with the most requests of the last ten minutes, and how many they have at least."""
+        """The units with the most requests of the last ten minutes, and a lower bound of their number."""
         self._turn()
-        found: Counter[int] = Counter()
+        requests: Counter[int] = Counter()
         for one in self._ring:
             for unit, count in one.counts.items():
-                found[unit] += count - one.inherited.get(unit, 0)
-        return found.most_common(at_most)
+                requests[unit] += count - one.inherited.get(unit, 0)
+        return requests.most_common(at_most)
 
     def _turn(self) -> _Slice:
-        """Empty the slices whose time is over; the current one."""
+        """Empty the slices that are over; returns the current one."""
         now = int(self._clock() / SLICE_SECONDS)
         for passed in range(self._slice + 1, min(now, self._slice + SLICES) + 1):
             self._ring[passed % SLICES] = _Slice()

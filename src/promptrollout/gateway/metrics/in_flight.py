@@ -1,9 +1,8 @@
-"""Which version this pod is busy with at this moment, kept where it outlives the process: a crash leaves its name.
+"""Which version this process is working on, in a file that outlives it: after a crash the file still names the version.
 
-Whatever the event loop does for one version without a pause (fill its prompt, read and judge an answer), and whatever
-the thread that loads configurations compiles, is named in a file that is mapped into memory: to write there is no
-system call, and what was written stays when the process dies, however it does. Only one such piece of work is under
-way in each of the two threads, so that there are two places in the file.
+Work that the event loop does for one version without a pause (prepare its request, read and check an answer), and what
+the loading thread compiles, is named in a memory-mapped file: a write there is no system call, and survives the process
+however it dies. Each of the two threads does one such piece of work at a time, so the file has two records.
 """
 
 from __future__ import annotations
@@ -28,68 +27,70 @@ _BYTES: Final = 4096
 Variant = Literal["stable", "canary"]
 
 
-class Spans:
-    """In memory only, unless a file is opened before anything is busy."""
+class InFlightFile:
+    """In memory only, unless a file is opened before any work is marked."""
 
     def __init__(self) -> None:
         self._bytes: bytearray | mmap.mmap = bytearray(_BYTES)
         self.died_in: list[DiedIn] = []
-        """What the process before this one was busy with when it died."""
+        """What the previous process was working on when it died."""
 
     def open(self, folder: Path) -> None:
-        """Read what the process before left, and go on in its file. Without a disk it goes on in memory."""
+        """Read what the previous process left, and write to its file from now on. Without a disk it stays in memory."""
         path = folder / FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
             left = path.read_bytes() if path.exists() else b""
             with path.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, _BYTES)  # a full disk must show here, not as a signal later
+                os.posix_fallocate(file.fileno(), 0, _BYTES)  # a full disk must fail here, not with a signal later
             with path.open("r+b") as file:
                 self._bytes = mmap.mmap(file.fileno(), _BYTES)
         except OSError as error:
-            logger.error("what this pod is busy with is not kept over a crash: %s", error)
+            logger.error(
+                "cannot open %s: a crash of this pod will not name the version that caused it: %s", path, error
+            )
             return
         self.died_in = _read(left)
-        for found in self.died_in:
+        for died_in in self.died_in:
             logger.error(
-                "the process before this one died while it worked for %s, %s of rollout %s",
-                found.digest,
-                found.variant,
-                found.rollout_uid,
+                "the previous process died while it worked on %s (%s of rollout %s)",
+                died_in.digest,
+                died_in.variant,
+                died_in.rollout_uid,
             )
 
-    def place(self, number: int) -> memoryview:
-        """Where one record stands."""
+    def record(self, number: int) -> memoryview:
+        """The bytes of one record."""
         return memoryview(self._bytes)[number * _RECORD.size : (number + 1) * _RECORD.size]
 
 
-class Busy:
-    """While it is entered, this version is worked for, without a pause. Not within itself."""
+class InFlightMark:
+    """Entered while this process works on a version without a pause. Not reentrant."""
 
-    __slots__ = ("_place", "_record")
+    __slots__ = ("_content", "_record")
 
-    def __init__(self, spans: Spans, uid: str, digest: str, variant: Variant, *, loading: bool = False) -> None:
-        self._record = _RECORD.pack(1, uid.encode()[:64], digest.encode(), variant.encode())
-        self._place = spans.place(1 if loading else 0)
+    def __init__(self, file: InFlightFile, uid: str, digest: str, variant: Variant, *, loading: bool = False) -> None:
+        self._content = _RECORD.pack(1, uid.encode()[:64], digest.encode(), variant.encode())
+        self._record = file.record(1 if loading else 0)
 
     def __enter__(self) -> None:
-        self._place[:] = self._record
+        self._record[:] = self._content
 
     def __exit__(self, *exc_info: object) -> None:
-        self._place[0] = 0
+        self._record[0] = 0
 
 
 def _read(left: bytes) -> list[DiedIn]:
     at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    found: list[DiedIn] = []
+    died_in: list[DiedIn] = []
     for number in range(2):
-        piece = left[number * _RECORD.size : (number + 1) * _RECORD.size]
-        if len(piece) < _RECORD.size:
+        record = left[number * _RECORD.size : (number + 1) * _RECORD.size]
+        if len(record) < _RECORD.size:
             break
-        busy, *texts = _RECORD.unpack(piece)
-        if busy != 1:
+        in_flight, *texts = _RECORD.unpack(record)
+        if in_flight != 1:
             continue
-        with suppress(ValueError):  # not what was written
+        with suppress(ValueError):  # not a record that this gateway wrote
             uid, digest, variant = (text.rstrip(b"\0").decode("ascii") for text in texts)
-            found.append(DiedIn.model_validate({"rolloutUID": uid, "digest": digest, "variant": variant, "at": at}))
-    return found
+            died_in.append(DiedIn.model_validate({"rolloutUID": uid, "digest": digest, "variant": variant, "at": at}))
+    return died_in

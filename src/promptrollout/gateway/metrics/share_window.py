@@ -21,20 +21,20 @@ class ShareWindow:
         self._keyless = [0] * _SLICES
         self._slice = int(clock() / _SLICE_SECONDS)
 
-    def note(self, keyless: bool) -> None:
-        """One more request."""
+    def record(self, keyless: bool) -> None:
+        """Count a request."""
         index = self._turn()
         self._total[index] += 1
         self._keyless[index] += keyless
 
     def share_percent(self) -> int:
-        """Rounded up, so that a single one is seen; 0 without requests."""
+        """Rounded up, so that a single request shows; 0 without requests."""
         self._turn()
         total = sum(self._total)
         return -(-100 * sum(self._keyless) // total) if total else 0
 
     def _turn(self) -> int:
-        """Empty the slices whose time is over; the index of the current one."""
+        """Empty the slices that are over; returns the index of the current one."""
         now = int(self._clock() / _SLICE_SECONDS)
         for passed in range(self._slice + 1, min(now, self._slice + _SLICES) + 1):
             self._total[passed % _SLICES] = self._keyless[passed % _SLICES] = 0

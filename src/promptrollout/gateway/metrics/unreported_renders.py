@@ -11,33 +11,33 @@ from typing import Final
 from promptrollout.gateway.metrics.outcome import Outcome
 from promptrollout.gateway.metrics.series import Series
 
-MAX_PENDING: Final = 50_000
+MAX_UNREPORTED: Final = 50_000
 """Of a pod: about 20 MB. Further renders are counted for no arm; which ones that are says nothing of the arms."""
 MAX_REPORTED: Final = 10_000
 """So many reports are known when they come again; about 1 MB."""
 
 
 @dataclass(slots=True)
-class Pending:
+class UnreportedRender:
     """A rendered prompt that waits for its report."""
 
     series: Series
     outcome: Outcome
     since: float
-    """On the clock of PendingRenders."""
+    """On the clock of UnreportedRenders."""
 
     def count(self) -> None:
         self.series.in_flight -= 1
         self.series.count(self.outcome)
 
 
-class PendingRenders:
+class UnreportedRenders:
     """By their numbers. Those of one settle time settle in the order in which they came."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, limit: int = MAX_PENDING) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, limit: int = MAX_UNREPORTED) -> None:
         self.clock = clock
         self._limit = limit
-        self._by_settle_seconds: dict[int, OrderedDict[int, Pending]] = {}
+        self._by_settle_seconds: dict[int, OrderedDict[int, UnreportedRender]] = {}
         self._settle_seconds: dict[int, int] = {}
         """By number."""
         self._reported: OrderedDict[int, None] = OrderedDict()
@@ -57,7 +57,7 @@ class PendingRenders:
         self._made += 1
         series.in_flight += 1
         waiting = self._by_settle_seconds.setdefault(settle_seconds, OrderedDict())
-        waiting[self._made] = Pending(series, outcome, self.clock())
+        waiting[self._made] = UnreportedRender(series, outcome, self.clock())
         self._settle_seconds[self._made] = settle_seconds
         return self._made
 
@@ -66,12 +66,12 @@ class PendingRenders:
         settle_seconds = self._settle_seconds.get(number)
         return None if settle_seconds is None else self._by_settle_seconds[settle_seconds][number].since
 
-    def take(self, number: int) -> Pending | None:
+    def take(self, number: int) -> UnreportedRender | None:
         """The render; None if it is counted already."""
         settle_seconds = self._settle_seconds.pop(number, None)
         return None if settle_seconds is None else self._by_settle_seconds[settle_seconds].pop(number)
 
-    def report(self, number: int) -> Pending | None:
+    def report(self, number: int) -> UnreportedRender | None:
         """Take the render whose report is here, and remember that it was."""
         if (pending := self.take(number)) is not None:
             self._reported[number] = None

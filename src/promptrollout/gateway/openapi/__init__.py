@@ -1,1 +1,1 @@
-"""The OpenAPI document of everything that callers may ask. Knows applications."""
+"""The OpenAPI document of the serving port. May import applications."""

@@ -91,7 +91,7 @@ _MESSAGES_REQUEST: Final[Schema] = {
     "type": "object",
     "required": ["model"],
     "description": "Anthropic's request for a message. Fields that are not here are sent on as they are; where the "
-    "version's provider is of OpenAI's kind, what it has nothing like is refused by name.",
+    "version's provider is of OpenAI's kind, what it does not support is refused by name.",
     "properties": {
         "model": ref("schemas", "Rollout"),
         "messages": MESSAGES,
@@ -174,7 +174,7 @@ _ANTHROPIC_VERSION: Final = header(ANTHROPIC_HEADER, "With it the answer, and an
 _REFUSALS: Final = {
     "400": "The request is at fault, or the provider says so.",
     "401": "The gateway asks its callers for keys, and this one is missing or unknown.",
-    "404": "No such rollout, or not for this key; or its provider has nothing like this.",
+    "404": "No such rollout, or not for this key; or its provider does not support this URL.",
     "405": "Another method is meant.",
     "408": "The request was not here in time.",
     "413": "The request is over the gateway's limit.",

@@ -1,1 +1,1 @@
-"""One request from its assignment to its count: serve is the short version. Knows rollouts."""
+"""One request from assignment to accounting; `serve` is the walk. May import rollouts."""

@@ -1,7 +1,8 @@
-"""Last step of a request: it is counted, whatever becomes of it."""
+"""Last step of a request: count it, however it ended."""
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Self
 
@@ -11,8 +12,17 @@ from promptrollout.gateway.pipeline.request import Prepared
 from promptrollout.llm.errors import CallerError
 
 
-class Accounted:
-    """No request leaves without being counted: neither by a fault of ours nor by its caller's hanging up."""
+def account(prepared: Prepared, reply: Reply) -> None:
+    """Count a request that is over."""
+    prepared.accounted = True
+    outcome = prepared.outcome
+    outcome.over(max(0.0, time.perf_counter() - prepared.request.started - reply.blocked_seconds))
+    if prepared.series is not None:
+        prepared.series.count(outcome)
+
+
+class AccountedOnExit:
+    """Counts a request that was not counted yet: after an error of the gateway, or after its caller hung up."""
 
     def __init__(self, prepared: Prepared, reply: Reply) -> None:
         self._prepared = prepared
@@ -28,9 +38,31 @@ class Accounted:
         if prepared.accounted:
             return
         if isinstance(error, Exception) and not isinstance(error, CallerError | ClientGone):
-            # a fault of ours that only one version provokes must not look like a version that is not asked
+            # an error of ours that only one version triggers must not look like a version without requests
             prepared.outcome.error_type = prepared.outcome.error_type or "internal"
-            prepared.account(self._reply)
+            account(prepared, self._reply)
         elif self._reply.gone:
             prepared.outcome.abandoned = True
-            prepared.account(self._reply)
+            account(prepared, self._reply)
+
+
+class InFlight:
+    """While a request is in flight its series are not dropped, and its providers' connections are not closed."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._series = prepared.series
+        arm, stable = prepared.arm, prepared.rollout.stable
+        # stable may answer in the canary's place
+        self._targets = arm.targets if arm is stable else (*arm.targets, *stable.targets)
+
+    def __enter__(self) -> None:
+        for target in self._targets:
+            target.provider.in_flight += 1
+        if self._series is not None:
+            self._series.in_flight += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        for target in self._targets:
+            target.provider.in_flight -= 1
+        if self._series is not None:
+            self._series.in_flight -= 1

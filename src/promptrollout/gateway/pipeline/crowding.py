@@ -1,7 +1,7 @@
 """Whether a canary's requests that wait for its provider take the places of all others in this pod.
 
-Places are one pool for all rollouts. A provider that stays silent keeps those of its requests for the whole first-byte
-timeout, and a canary of a few percent fills a pod with them.
+All rollouts share one pool of places. A silent provider holds those of its requests for the whole first-byte timeout,
+so a canary of a few percent can fill a pod.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from promptrollout.llm.providers.circuit import Circuit
 LEAST: Final = 4
 """So many requests of a canary may wait in any case."""
 TIMES_SLOWER: Final = 3
-"""Than stable's must a canary's be: where both wait alike, the pod is too small, and no version is at fault."""
+"""A canary crowds others out only if its requests wait so many times longer than stable's: where both wait as long, the
+pod is too small, and no version is at fault."""
 
 
 def crowds_out(canary: Circuit, stable: Circuit, counters: Counters, places: int) -> bool:
-    """The canary's waiting requests hold half of the places, a quarter at most is free, and each of them waits far
-    longer than one of stable's does.
+    """Whether the canary's waiting requests hold half of the places, at most a quarter is free, and each of them waits
+    far longer than one of stable's.
 
-    How long a request waits is, by Little's law, how many wait divided by how many come. So neither a large weight nor
-    one caller with most of the requests is held against the canary; where stable is not asked at all, nothing is.
+    How long a request waits is, by Little's law, how many wait divided by how many arrive. So neither a large weight
+    nor a caller with most of the requests counts against the canary. If stable gets no requests, nothing does.
     """
-    if canary.under_way < max(LEAST, places // 2) or counters.in_flight * 4 < places * 3:
+    if canary.in_flight < max(LEAST, places // 2) or counters.in_flight * 4 < places * 3:
         return False
-    waited, usual = canary.under_way * stable.came_lately, (stable.under_way + 1) * canary.came_lately
+    waited, usual = canary.in_flight * stable.recent_requests, (stable.in_flight + 1) * canary.recent_requests
     return waited > TIMES_SLOWER * usual

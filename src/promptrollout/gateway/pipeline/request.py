@@ -1,4 +1,4 @@
-"""One request on its way: what the caller sent, what the provider is asked, what is known of it."""
+"""One request in the pipeline: as the caller sent it, as its provider gets it, and what is known of it so far."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ from promptrollout.gateway.assignment.answer_id import AnswerId
 from promptrollout.gateway.assignment.assign import Headers, Variant
 from promptrollout.gateway.assignment.response_id import provider_tag
 from promptrollout.gateway.http import json_body
-from promptrollout.gateway.http.exchange import Reply
-from promptrollout.gateway.metrics.in_flight import Busy
+from promptrollout.gateway.metrics.in_flight import InFlightMark
 from promptrollout.gateway.metrics.outcome import Outcome
 from promptrollout.gateway.metrics.series import Series
 from promptrollout.gateway.rollouts.configuration import Arm, Target
-from promptrollout.gateway.rollouts.live_rollout import Serving
-from promptrollout.llm.backends import Way
+from promptrollout.gateway.rollouts.live_rollout import LiveRollout
+from promptrollout.llm.backends import BackendRoute
 from promptrollout.llm.prompts.prompt import Body
 from promptrollout.llm.protocols.base import Protocol
 
@@ -36,9 +35,9 @@ _FORWARDED: Final = ("tracestate", "x-client-request-id")
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
-@dataclass(slots=True)  # not frozen, as nothing that is made per request: that costs a microsecond each
+@dataclass(slots=True)  # not frozen, like everything made per request: a frozen one costs a microsecond more
 class Request:
-    """As the caller sent it."""
+    """A request as the caller sent it."""
 
     protocol: Protocol
     headers: Headers
@@ -49,34 +48,35 @@ class Request:
     """The caller's, or one made here. https://www.w3.org/TR/trace-context/"""
     trace_id: str
     kept_by: bytes | None = None
-    """The tag of the provider that keeps the conversation which this goes on, where that is known."""
+    """Tag of the provider that stores the conversation which this request continues; None where that is not known."""
 
 
 def parse(protocol: Protocol, headers: Headers, payload: bytes, started: float) -> Request:
-    """The request, its body an object. Raises CallerError."""
+    """The request with its body as an object. Raises CallerError."""
     body = json_body.load(payload)
-    given = _text(headers.get("traceparent", b""))
-    if given and _TRACEPARENT.fullmatch(given):
-        return Request(protocol, headers, body, started, given, given[3:35])
+    traceparent = _text(headers.get("traceparent", b""))
+    if traceparent and _TRACEPARENT.fullmatch(traceparent):
+        return Request(protocol, headers, body, started, traceparent, traceparent[3:35])
     trace_id = f"{_random.getrandbits(128) or 1:032x}"
-    traceparent = given or f"00-{trace_id}-{_random.getrandbits(64) or 1:016x}-00"
+    # a malformed one is forwarded as it came
+    traceparent = traceparent or f"00-{trace_id}-{_random.getrandbits(64) or 1:016x}-00"
     return Request(protocol, headers, body, started, traceparent, trace_id)
 
 
 def _text(header: bytes) -> str:
-    """That a client writes as the same bytes; without those that are no UTF-8, which it could not write."""
+    """A header that an HTTP client writes as the same bytes; bytes that are not UTF-8 are left out."""
     return header.decode("utf-8", "ignore")
 
 
 @dataclass(slots=True)
-class Filled:
-    """What a provider is asked."""
+class ProviderRequest:
+    """A request as a provider gets it."""
 
-    way: Way
+    route: BackendRoute
     body: Body
-    """With the version's prompt in it."""
-    asked: Body
-    """The caller's, in the provider's protocol, without the prompt."""
+    """With the version's prompt."""
+    caller_body: Body
+    """The caller's body, translated to the provider's protocol, without the prompt."""
 
 
 @dataclass(slots=True)
@@ -84,67 +84,63 @@ class Prepared:
     """A request that is ready to be sent."""
 
     request: Request
-    serving: Serving
+    rollout: LiveRollout
     arm: Arm
-    """That answers."""
-    filled: Filled
-    counted: Series | None
-    """Of the arm that it was assigned to. None: answered by stable in the place of an unreachable canary."""
+    """The arm that answers."""
+    provider_request: ProviderRequest
+    series: Series | None
+    """The counters of the arm that the request was assigned to. None: not counted, because stable answers in the place
+    of a canary whose provider cannot be reached, or because the protocol is not sampled."""
     outcome: Outcome
-    answered_by: Target | None = None
-    """None: the arm's own provider, or nobody."""
-    accounted: bool = False
     began_seconds: int | None = None
-    """Since the epoch: when the conversation began that the request is pinned with."""
+    """Since the epoch: when the pinned conversation began. None: it begins with this request."""
     wall_clock: Callable[[], float] = time.time
+    answered_by: Target | None = None
+    """The fallback that answered. None: the arm's own provider did, or no provider did."""
+    accounted: bool = False
 
     @property
     def target(self) -> Target:
-        """That answers, or would have."""
+        """The provider and model that answered, or would have answered."""
         return self.answered_by or self.arm.own
 
     @property
-    def busy(self) -> Busy:
-        """With the answer of the arm that answers."""
-        return self.serving.busy(self.arm)
+    def in_flight_mark(self) -> InFlightMark:
+        """Entered while this process works on the answer of the arm without a pause."""
+        return self.rollout.in_flight_mark(self.arm)
 
-    def about(self) -> dict[str, str]:
-        """Headers that say what answered."""
+    def response_headers(self, provider_headers: dict[str, str], content_type: str) -> dict[str, str]:
+        """All headers of the answer: the provider's, who answered, and the content type."""
         arm, target = self.arm, self.target
         return {
-            HEADER_ROLLOUT: self.serving.configuration.name,
+            **provider_headers,
+            HEADER_ROLLOUT: self.rollout.configuration.name,
             HEADER_VERSION: arm.version,
             HEADER_VARIANT: arm.variant,
             HEADER_PROVIDER: target.provider.name,
             HEADER_MODEL: target.model,
             HEADER_TRACE: self.request.trace_id,
+            "content-type": content_type,
         }
 
-    def forwarded(self, filled: Filled | None = None) -> dict[str, str]:
-        """The caller's headers that go on. Traces should not end here; all else is between caller and gateway, but for
-        what the provider's own protocol says in headers. `filled`: for another provider than the arm's own."""
-        headers, way = self.request.headers, (filled or self.filled).way
-        found = {"traceparent": self.request.traceparent}
-        for name in _FORWARDED if way.translation is not None else _FORWARDED + way.protocol.forwarded:
+    def forwarded_headers(self, fallback: ProviderRequest | None = None) -> dict[str, str]:
+        """The caller's headers that the provider gets: those of traces, and those that are part of the provider's own
+        protocol. All others stay between caller and gateway. `fallback`: the request, if a fallback gets it."""
+        headers, route = self.request.headers, (fallback or self.provider_request).route
+        forwarded = {"traceparent": self.request.traceparent}
+        for name in _FORWARDED if route.translation is not None else _FORWARDED + route.protocol.forwarded:
             if name in headers:
-                found[name] = _text(headers[name])
-        return found
+                forwarded[name] = _text(headers[name])
+        return forwarded
 
     def answer_id(self) -> AnswerId | None:
-        """What callers get in the place of the provider's id: by it they vote, hours later and to any pod."""
-        ids = self.serving.response_ids
+        """The id that callers get instead of the provider's: they send it with feedback, hours later and to any pod."""
+        ids = self.rollout.response_ids
         if ids is None:
             return None
         version: str = self.arm.version
         variant: Variant | None = None
-        if self.counted is not None:
-            version, variant = self.counted.version, self.counted.variant
+        if self.series is not None:
+            version, variant = self.series.version, self.series.variant
         provider = provider_tag(self.target.provider.base_url)
         return AnswerId(ids, version, variant, self.outcome.shard, provider, self.began_seconds, self.wall_clock)
-
-    def account(self, reply: Reply) -> None:
-        """Count it: it is over."""
-        self.accounted = True
-        self.outcome.over(max(0.0, time.perf_counter() - self.request.started - reply.blocked_seconds))
-        if self.counted is not None:
-            self.counted.count(self.outcome)

@@ -1,1 +1,1 @@
-"""The configuration in service: watch, load, swap, keep. Knows metrics, assignment and auth."""
+"""The configuration in service: watch, load, swap, keep the last good copy. May import metrics, assignment and auth."""

@@ -1,4 +1,4 @@
-"""One rollout's delivery, compiled: what serves."""
+"""One rollout's delivery, compiled: its arms, and the provider and model behind each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from promptrollout.llm.providers.endpoint import Endpoint
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A provider and model that answer for an arm."""
+    """A provider and model that can answer for an arm."""
 
     model: str
     provider: Endpoint
@@ -35,7 +35,7 @@ class Arm:
     digest: str
     prompt: CompiledPrompt
     targets: tuple[Target, ...]
-    """In the order in which they are asked: the version's own, then its fallbacks."""
+    """The version's own first, then its fallbacks in their order."""
 
     @property
     def own(self) -> Target:
@@ -60,16 +60,16 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """One rollout's delivery, compiled. Swapped in as a whole."""
+    """One rollout's delivery, compiled. Only whole configurations are put in service."""
 
     name: str
     raw: dict[str, Any]
-    """The spec as it stands in the API server."""
+    """The spec as the API server has it."""
     spec: DeliverySpec
     stable: Arm
     canary: Arm | None
     canary_problem: LoadError | None = None
-    """Why the delivery's canary is missing here: stable serves alone, and the delivery is not acknowledged."""
+    """Why the canary could not be loaded: stable serves alone, and the delivery is not acknowledged."""
 
     def routing(self, overridden: bool) -> Routing:
         loaded = self.canary is not None and not overridden

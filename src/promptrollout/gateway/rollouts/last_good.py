@@ -19,7 +19,7 @@ _SUFFIX: Final = ".json"
 class Store:
     """One file per rollout, and one for the emergency overrides. Failures are counted and logged, never raised.
 
-    Each file is `<sha256 of the rest>\\n<JSON>`, written beside and renamed: a torn or altered file is ignored.
+    Each file is `<sha256 of the rest>\\n<JSON>`, written to a temporary file and renamed: a damaged file is ignored.
     """
 
     def __init__(self, folder: Path, on_error: Callable[[str], None]) -> None:
@@ -29,11 +29,11 @@ class Store:
         self._on_error = on_error
 
     def save(self, name: str, spec: dict[str, Any]) -> None:
-        """Keep the spec of a delivery that has just been put in service."""
+        """Save the spec of a delivery that was put in service."""
         self._write(self._deliveries / f"{name}{_SUFFIX}", spec)
 
     def save_signing_key(self, name: str, spec: dict[str, Any]) -> None:
-        """Keep the keys of a rollout's response ids."""
+        """Save the keys of a rollout's response ids."""
         self._write(self._signing_keys / f"{name}{_SUFFIX}", spec)
 
     def forget(self, name: str) -> None:
@@ -44,25 +44,25 @@ class Store:
                 self._failed("delete", f"{name} cannot be deleted: {error}")
 
     def load(self) -> dict[str, dict[str, Any]]:
-        """All deliveries that are whole, by the rollout's name."""
+        """All undamaged deliveries, by the rollout's name."""
         return self._load(self._deliveries)
 
     def load_signing_keys(self) -> dict[str, dict[str, Any]]:
-        """All keys of response ids that are whole, by the rollout's name."""
+        """All undamaged keys of response ids, by the rollout's name."""
         return self._load(self._signing_keys)
 
     def _load(self, folder: Path) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
+        contents: dict[str, dict[str, Any]] = {}
         try:
             files = sorted(folder.glob(f"*{_SUFFIX}"))
         except OSError as error:
             self._failed("read", f"{folder} cannot be read: {error}")
-            return found
+            return contents
         for path in files:
             content = self._read(path)
             if isinstance(content, dict):
-                found[path.name.removesuffix(_SUFFIX)] = content
-        return found
+                contents[path.name.removesuffix(_SUFFIX)] = content
+        return contents
 
     def save_overrides(self, rollouts: set[str]) -> None:
         self._write(self._overrides, sorted(rollouts))
@@ -78,7 +78,10 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
             temporary.replace(path)
-        except (OSError, orjson.JSONEncodeError) as error:  # fields of a later release may hold what JSON cannot
+        except (
+            OSError,
+            orjson.JSONEncodeError,
+        ) as error:  # a field of a later release may have a value that JSON cannot express
             self._failed("write", f"{path} cannot be written: {error}")
 
     def _read(self, path: Path) -> Any:
@@ -90,7 +93,7 @@ class Store:
             self._failed("read", f"{path} cannot be read: {error}")
             return None
         if hashlib.sha256(payload).hexdigest().encode() != checksum:
-            self._failed("checksum", f"{path} is not what was written: ignored")
+            self._failed("checksum", f"{path} is damaged (wrong checksum): ignored")
             return None
         return orjson.loads(payload)
 

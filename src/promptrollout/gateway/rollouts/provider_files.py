@@ -1,4 +1,4 @@
-"""The files of an endpoint: its keys, where these may go, and its CA, of the very objects that a delivery names."""
+"""The files of an endpoint: its keys, the hosts that may get them, and its CA; of the objects that a delivery names."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CA_FILE: Final = "ca.crt"
 
 
 class ProviderFiles:
-    """A file is read from the folder of the reference that the delivery names. What a ModelProvider of the same name
-    mounted before is another folder: its key must not go to the URL of this one.
+    """Reads from the folder of the reference that the delivery names. A ModelProvider that had the same name before has
+    another folder: its key must not be sent to the URL of this one.
 
-    An endpoint that has keys, or a CA, keeps them until those of a new reference are here. They go where they went
+    An endpoint keeps its keys and its CA until those of a new reference are mounted. They are sent to the same hosts as
     before, and a rollback does not wait for pods that have the new ones.
     """
 
@@ -34,20 +34,21 @@ class ProviderFiles:
         self._states: dict[Path, tuple[int, int] | None] = {}
 
     def configure(self, config: ProviderConfig) -> None:
-        """Give the endpoint its keys and its CA. Raises KeyMissing where it has none yet."""
+        """Set the endpoint's keys and its CA. Raises KeyMissing if it has none yet."""
         if not config.needs_key:
             self._provider.keys.replace(())
         else:
             self._keys_wanted = self._folder_of(config.key_source)
-            self._read_if_other(self._has_keys, self._keys_wanted != self._keys_read, self._read_keys_and_hosts)
+            self._read_if_needed(self._has_keys, self._keys_wanted != self._keys_read, self._read_keys_and_hosts)
         if config.tls.insecure_skip_verify or not config.tls.has_ca:
             self._provider.trust = not config.tls.insecure_skip_verify
         else:
             self._ca_wanted = self._folder_of(config.tls.ca_source)
-            self._read_if_other(self._has_ca, self._ca_wanted != self._ca_read, self._read_ca)
+            self._read_if_needed(self._has_ca, self._ca_wanted != self._ca_read, self._read_ca)
 
     def refresh(self) -> list[str]:
-        """Read what changed, or has come; one that vanished or broke stays. Returns what is wrong."""
+        """Read files that are new or changed. If one is gone or not valid, the last content stays. Returns the
+        problems."""
         problems: list[str] = []
         keys, ca = (self._keys_wanted / KEY_FILE, self._keys_wanted / HOSTS_FILE), self._ca_wanted / CA_FILE
         try:
@@ -68,10 +69,10 @@ class ProviderFiles:
         return isinstance(self._provider.trust, ssl.SSLContext)
 
     def _folder_of(self, source: str | None) -> Path:
-        """None: of an operator of a release before, which mounts by the provider's name alone."""
+        """`source` is None with an operator of an earlier release, which mounts by the provider's name alone."""
         return self._folder if source is None else self._folder / source
 
-    def _read_if_other(self, has: bool, other: bool, read: Callable[[], None]) -> None:
+    def _read_if_needed(self, has: bool, other: bool, read: Callable[[], None]) -> None:
         if has and not other:
             return
         try:
@@ -81,7 +82,7 @@ class ProviderFiles:
                 raise
 
     def _read_keys_and_hosts(self) -> None:
-        """Both as the Secret has them at one moment. Raises KeyMissing."""
+        """Read both from one state of the Secret. Raises KeyMissing."""
         folder = self._keys_wanted
         path = folder / HOSTS_FILE
         while True:
@@ -99,7 +100,7 @@ class ProviderFiles:
         try:
             return parse_keys(content)
         except ValueError as error:
-            raise KeyMissing(f"the key of provider {self._provider.name} in {path} {error}") from None
+            raise KeyMissing(f"ModelProvider {self._provider.name}: {path} {error}") from None
 
     def _read_ca(self) -> None:
         path = self._ca_wanted / CA_FILE
@@ -107,7 +108,7 @@ class ProviderFiles:
         try:
             self._provider.trust = ssl.create_default_context(cadata=content)
         except (ssl.SSLError, ValueError) as error:
-            message = f"the CA of provider {self._provider.name} in {path} has no certificate in PEM: {error}"
+            message = f"ModelProvider {self._provider.name}: {path} has no PEM certificate for the CA: {error}"
             raise KeyMissing(message) from error
         self._ca_read = self._ca_wanted
 
@@ -116,12 +117,12 @@ class ProviderFiles:
         try:
             content = path.read_text()
         except FileNotFoundError as error:
-            message = f"the {what} of ModelProvider {name} is missing: create the object and key that its {field} names"
+            message = f"ModelProvider {name}: its {what} is missing: create the object and key that {field} names"
             raise KeyMissing(message) from error
         except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-            message = f"the {what} of provider {name} cannot be read from {path}: {why}"
-            raise KeyMissing(message) from None  # the cause might show what was read
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            message = f"ModelProvider {name}: its {what} cannot be read from {path}: {why}"
+            raise KeyMissing(message) from None  # the cause may quote the content
         if state is not None:
             self._states[path] = state
         return content
@@ -131,7 +132,7 @@ class ProviderFiles:
 
 
 def _read_hosts(path: Path) -> KeyHosts | None:
-    """None: the Secret does not say. What it says and nobody can read allows nothing."""
+    """None: the Secret has no `hosts`. If they cannot be read, no host is allowed."""
     try:
         return parse_hosts(path.read_text())
     except FileNotFoundError:
@@ -142,7 +143,7 @@ def _read_hosts(path: Path) -> KeyHosts | None:
 
 def _state(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino
+    return stat.st_mtime_ns, stat.st_ino

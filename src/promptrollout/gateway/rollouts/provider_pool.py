@@ -25,7 +25,7 @@ class ProviderPool:
     """The endpoints in use, each with one pool of connections, and their files: keys, and certificates of CAs."""
 
     def __init__(self, keys_dir: Path, networks: Networks | None = None) -> None:
-        """`networks`: where they may be."""
+        """`networks`: the addresses that they may have."""
         self._keys_dir = keys_dir
         self._networks = networks or Networks()
         self._known: dict[tuple[str, str, str], Endpoint] = {}
@@ -35,8 +35,8 @@ class ProviderPool:
         self._probe_due = 0.0
 
     def get(self, config: ProviderConfig) -> Endpoint:
-        """The endpoint with its keys. Raises KeyMissing; KeyNotBound and ProviderAddressRefused only where it is not in
-        use yet: what serves must be able to take a smaller weight over, and refuses each call itself."""
+        """The endpoint with its keys. Raises KeyMissing; KeyNotBound and ProviderAddressRefused only if it is not in
+        use yet: a rollout in service must be able to lower its weight, and its endpoint refuses each call itself."""
         key = (config.name, config.type, config.base_url)
         provider, known = self._known.get(key), True
         if provider is None:
@@ -52,39 +52,39 @@ class ProviderPool:
         return provider
 
     def circuit(self, uid: str, digest: str, model: str, config: ProviderConfig) -> Circuit:
-        """What an arm knows of a provider. It outlives changes of the configuration that keep the arm."""
+        """What an arm knows about a provider. It stays the same object as long as the arm does."""
         return self._circuits.setdefault((uid, digest, config.name, config.base_url, model), Circuit())
 
     def refresh_files(self) -> list[str]:
-        """Read the keys and CAs whose files changed; one that vanished or broke stays. Returns what is wrong."""
+        """Read the keys and CAs whose files changed. Returns the problems; the last valid content stays in use."""
         return [problem for files in self._files.values() for problem in files.refresh()]
 
     async def probe(self, targets: Iterable[Target], now: float) -> None:
-        """Every few seconds, ask endpoints that could not be reached, or whose circuit is open: few requests are sent
-        to them meanwhile, so hardly anything else would notice that they are back."""
+        """Every few seconds, probe endpoints that are unreachable or whose circuit is open: they get few requests, so
+        little else would show that they are back."""
         if now < self._probe_due:
             return
         waiting: dict[int, list[Target]] = {}
         for target in targets:
-            if target.circuit.probed_for:
+            if target.circuit.needs_probe:
                 waiting.setdefault(id(target.provider), []).append(target)
         if not waiting:
             return
 
-        async def ask(those: list[Target]) -> None:
-            answered = await those[0].provider.probe(those[0].config)
-            for target in those:
-                target.circuit.probed(answered)
+        async def probe(same_provider: list[Target]) -> None:
+            answered = await same_provider[0].provider.probe(same_provider[0].config)
+            for target in same_provider:
+                target.circuit.record_probe(answered)
 
-        await asyncio.gather(*map(ask, waiting.values()))
+        await asyncio.gather(*map(probe, waiting.values()))
         self._probe_due = now + PROBE_SECONDS
 
     def retries(self) -> dict[str, int]:
-        """Further tries of calls so far, by the provider's name."""
-        found: dict[str, int] = {}
+        """Retries of calls so far, by the provider's name."""
+        retries: dict[str, int] = {}
         for provider in self._known.values():
-            found[provider.name] = found.get(provider.name, 0) + provider.retries
-        return found
+            retries[provider.name] = retries.get(provider.name, 0) + provider.retries
+        return retries
 
     async def close_unused(self, used: set[int], now: float, after_seconds: float = 600.0) -> None:
         """Close the connections of endpoints (by `id`) that no configuration has used for a while."""

@@ -14,41 +14,42 @@ logger = logging.getLogger(__name__)
 
 
 class SigningKeys:
-    """By rollout. One whose object is deleted stays: the operator draws others, and nobody's vote is lost till then."""
+    """By rollout. The key of a deleted object stays in use: the operator makes a new one, and until then no feedback is
+    lost."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._found: dict[str, SigningKeySpec] = {}
+        self._keys: dict[str, SigningKeySpec] = {}
         self.listed = False
         """The first list is complete."""
         self.refused = False
-        """The last list was: this pod may not read them, or the cluster has no such kind."""
+        """The API server refused the last list: this pod may not read them, or the cluster has no such kind."""
 
     def get(self, rollout: str) -> SigningKeySpec | None:
-        return self._found.get(rollout)
+        return self._keys.get(rollout)
 
-    def is_here(self, rollout: str) -> bool | None:
-        """None: this pod cannot read such objects. As long as nobody answers it has what is on its disk."""
-        return None if self.refused else rollout in self._found
+    def has_key(self, rollout: str) -> bool | None:
+        """None: this pod may not read such objects. While the API server is down, the keys on its disk count."""
+        return None if self.refused else rollout in self._keys
 
     def load(self) -> None:
-        """What the disk has."""
+        """Read the keys on the disk."""
         for rollout, raw in self._store.load_signing_keys().items():
-            self.take(rollout, raw)
+            self.update(rollout, raw)
 
-    def take(self, rollout: str, raw: dict[str, Any]) -> SigningKeySpec | None:
-        """The keys if they are new and can be read."""
+    def update(self, rollout: str, raw: dict[str, Any]) -> SigningKeySpec | None:
+        """The rollout's key, if it is valid and another one than before."""
         try:
-            found = SigningKeySpec.model_validate(raw)
+            key = SigningKeySpec.model_validate(raw)
         except ValidationError as error:
-            # its input is a key
+            # without its input, which is a key
             field = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
-            logger.error("PromptSigningKey %s: %s cannot be read: the last one stays in use", rollout, field)
+            logger.error("PromptSigningKey %s: %s is not valid: the last key stays in use", rollout, field)
             return None
-        if found == self._found.get(rollout):
+        if key == self._keys.get(rollout):
             return None
-        self._found[rollout] = found
-        return found
+        self._keys[rollout] = key
+        return key
 
     def forget(self, rollout: str) -> None:
-        self._found.pop(rollout, None)
+        self._keys.pop(rollout, None)

@@ -1,1 +1,1 @@
-"""The sockets: apps, limits, probes, error formats, the metrics page. Knows all other rooms."""
+"""The sockets: apps, limits, probes, error formats, the metrics page. May import all other rooms."""

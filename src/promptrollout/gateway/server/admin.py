@@ -1,4 +1,4 @@
-"""The admin port: metrics, probes, what this pod has loaded, and reports that reached another pod."""
+"""The admin port: metrics, probes, what this pod serves, and usage reports that reached another pod."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from promptrollout.gateway.applications.usage import MAX_BYTES, POD_PATH, UsageR
 from promptrollout.gateway.http.errors import ClientGone
 from promptrollout.gateway.http.exchange import JSON, Bodies, Receive, Reply, Scope, Send, headers_of, read_body
 from promptrollout.gateway.metrics.counters import Counters
-from promptrollout.gateway.rollouts.registry import Registry
+from promptrollout.gateway.rollouts.pod_report import PodReporter
 from promptrollout.gateway.server.metrics_page import CONTENT_TYPE, PodState, exposition
 from promptrollout.llm.errors import CallerError, error_object
 
@@ -20,9 +20,9 @@ class AdminApp:
     """ASGI application of the port for the operator, Prometheus and the kubelet."""
 
     def __init__(
-        self, registry: Registry, counters: Counters, state: Callable[[], PodState], reports: UsageReports
+        self, reporter: PodReporter, counters: Counters, state: Callable[[], PodState], reports: UsageReports
     ) -> None:
-        self._registry = registry
+        self._reporter = reporter
         self._counters = counters
         self._state = state
         self._reports = reports
@@ -35,10 +35,10 @@ class AdminApp:
         if path == POD_PATH and scope["method"] == "POST":
             await self._report(scope, receive, reply)
         elif scope["method"] not in ("GET", "HEAD"):
-            await reply.whole(405, {"content-type": JSON}, error_object(405, "this port takes GET only"))
+            await reply.whole(405, {"content-type": JSON}, error_object(405, "the admin port accepts only GET"))
         elif path == "/rollouts":
             wanted = parse_qs(scope["query_string"].decode("latin-1")).get("name")
-            report = self._registry.report(wanted)
+            report = self._reporter.report(wanted)
             body = report.model_dump_json(by_alias=True, exclude_none=True).encode()
             await reply.whole(200, {"content-type": JSON}, body)
         elif path == "/metrics":
@@ -55,7 +55,7 @@ class AdminApp:
             await reply.whole(404, {"content-type": JSON}, error_object(404, "unknown URL"))
 
     async def _report(self, scope: Scope, receive: Receive, reply: Reply) -> None:
-        """What another pod passes on: the token's signature says that it may."""
+        """A usage report that another pod forwards; its token is signed, so no other authentication is needed."""
         try:
             payload = await read_body(headers_of(scope), receive, MAX_BYTES, Bodies().share())
             await self._reports.answer_pod(payload, reply)

@@ -1,4 +1,4 @@
-"""The serving port: its paths, limits on size and number of requests, one place where errors become answers."""
+"""The serving port: its paths, its limits on requests, and the one place where errors become answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from promptrollout.api.gateway import Limits as Limits
 from promptrollout.gateway.applications import ofrep, render, usage
 from promptrollout.gateway.applications.feedback import FEEDBACK_PATH, SCORES_PATH, VoteCounting
 from promptrollout.gateway.applications.ofrep import Ofrep
-from promptrollout.gateway.applications.render import Prompts
+from promptrollout.gateway.applications.render import PromptRenderer
 from promptrollout.gateway.applications.usage import UsageReports
 from promptrollout.gateway.assignment.assign import Headers
 from promptrollout.gateway.auth.authenticate import Authenticator
@@ -35,8 +35,8 @@ from promptrollout.gateway.metrics.counters import Counters
 from promptrollout.gateway.openapi import document
 from promptrollout.gateway.pipeline.serve import Requests
 from promptrollout.gateway.rollouts.registry import Registry
-from promptrollout.gateway.server.admission import Admission, Rates
-from promptrollout.gateway.server.error_format import Errors, errors_of
+from promptrollout.gateway.server.admission import Admission, RateLimiter
+from promptrollout.gateway.server.error_format import ErrorFormat, error_format_of
 from promptrollout.llm.errors import CallerError
 from promptrollout.llm.protocols import PROTOCOLS
 from promptrollout.llm.protocols.messages import ANTHROPIC_HEADER
@@ -70,13 +70,15 @@ class ServingApp:
         )
         self._bodies = Bodies()
         rate = limits.requests_per_minute_per_key
-        self._rates = None if rate is None else Rates(rate, limits.burst_per_key)
+        self._rates = None if rate is None else RateLimiter(rate, limits.burst_per_key)
         self.draining = False
-        """The pod is ending: callers are told to open their next connection elsewhere."""
-        self._requests = Requests(registry, counters, wall_clock=wall_clock, places=lambda: self.admission.pace.limit)
+        """The pod is stopping: answers close their connection, so that callers connect to another pod."""
+        self._requests = Requests(
+            registry, counters, wall_clock=wall_clock, places=lambda: self.admission.concurrency.limit
+        )
         votes = VoteCounting(registry, counters, wall_clock)
         self._endpoints: dict[str, Endpoint] = {FEEDBACK_PATH: votes.feedback, SCORES_PATH: votes.score}
-        self._prompts = Prompts(registry, counters, pod_ip, admin_port)
+        self._prompts = PromptRenderer(registry, counters, pod_ip, admin_port)
         self._ofrep = Ofrep(registry, self._prompts)
         self.reports = UsageReports(registry, counters)
 
@@ -85,8 +87,7 @@ class ServingApp:
         await self._requests.close()
 
     def overloaded(self) -> int:
-        """Whether the server shall refuse a request before anybody looks at it: 0, or after how many seconds to come
-        again."""
+        """Whether the server must refuse a request before it is read: 0 if not, else the seconds of Retry-After."""
         if not self.admission.refuses():
             return 0
         self._counters.rejected["overloaded"] += 1
@@ -100,16 +101,16 @@ class ServingApp:
             await self._dispatch(scope, receive, reply)
         except CallerError as error:
             self._counters.rejected[error.code] += 1
-            body = _errors(scope).error_body(error.status, str(error), error.code, error.param)
+            body = _error_format(scope).error_body(error.status, str(error), error.code, error.param)
             await reply.whole(error.status, {**error.headers, "content-type": JSON}, body)
         except ClientGone:
             self._counters.disconnects += 1
         except Exception:
-            # ours, whoever called: answered if that is still possible, logged with its trace, and counted
+            # an error of the gateway: answered if that is still possible, logged with its trace, and counted
             logger.exception("%s %s failed", scope["method"], scope["path"])
             self._counters.rejected["internal"] += 1
             if not reply.begun:
-                body = _errors(scope).error_body(500, "the gateway failed; its log says why", "internal")
+                body = _error_format(scope).error_body(500, "internal error of the gateway; see its log", "internal")
                 await reply.whole(500, {"content-type": JSON}, body)
 
     async def _dispatch(self, scope: Scope, receive: Receive, reply: Reply) -> None:
@@ -120,7 +121,7 @@ class ServingApp:
         if protocol := PROTOCOLS.get(path):
             _require(method, "POST")
             await self._answer(partial(self._requests.answer, protocol), caller, headers, receive, reply)
-        elif endpoint := self._endpoints.get(path) or self._of_applications(path):
+        elif endpoint := self._endpoints.get(path) or self._application_endpoint(path):
             _require(method, "POST")
             await self._answer(endpoint, caller, headers, receive, reply)
         elif path == MODELS_PATH:
@@ -130,7 +131,12 @@ class ServingApp:
             _require(method, "GET")
             name = path.removeprefix(f"{MODELS_PATH}/")
             if self._registry.find(name) is None:
-                raise CallerError(404, "model_not_found", f"no rollout {name[:253]!r} here", "model")
+                raise CallerError(
+                    404,
+                    "model_not_found",
+                    f"this gateway serves no rollout {name[:253]!r}; see GET {MODELS_PATH}",
+                    "model",
+                )
             await reply.whole(200, {"content-type": JSON}, orjson.dumps(_model(name, scope)))
         elif path == document.PATH:
             _require(method, "GET")
@@ -138,8 +144,8 @@ class ServingApp:
         else:
             raise CallerError(404, "unknown_url", f"unknown request URL: {method} {path[:200]}")
 
-    def _of_applications(self, path: str) -> Endpoint | None:
-        """What answers applications that call the model themselves."""
+    def _application_endpoint(self, path: str) -> Endpoint | None:
+        """The endpoint of a path for applications that call the model themselves."""
         if path.startswith(render.PREFIX) and path.endswith(render.SUFFIX):
             return partial(self._prompts.answer, path[len(render.PREFIX) : -len(render.SUFFIX)])
         if path == usage.PATH:
@@ -154,7 +160,7 @@ class ServingApp:
         self, endpoint: Endpoint, caller: Caller, headers: dict[str, bytes], receive: Receive, reply: Reply
     ) -> None:
         if self._rates is not None and caller is not ANYBODY:
-            self._rates.take(caller.name)
+            self._rates.spend(caller.name)
         with self._bodies.share() as share:
             payload = await read_body(headers, receive, self._limits.max_request_bytes, share)
             async with self.admission:
@@ -168,22 +174,22 @@ def _require(method: str, wanted: str) -> None:
 
 def _models(names: Iterable[str], scope: Scope) -> dict[str, object]:
     models = [_model(name, scope) for name in names]
-    if not _of_anthropic(scope):
+    if not _uses_anthropic(scope):
         return {"object": "list", "data": models}
     ends = {"first_id": models[0]["id"], "last_id": models[-1]["id"]} if models else {"first_id": None, "last_id": None}
     return {"data": models, "has_more": False, **ends}
 
 
 def _model(name: str, scope: Scope) -> dict[str, object]:
-    if _of_anthropic(scope):
+    if _uses_anthropic(scope):
         return {"type": "model", "id": name, "display_name": name, "created_at": "1970-01-01T00:00:00Z"}
     return {"id": name, "object": "model", "created": 0, "owned_by": "promptrollout"}
 
 
-def _errors(scope: Scope) -> Errors:
-    return errors_of(scope["path"], scope["headers"])
+def _error_format(scope: Scope) -> ErrorFormat:
+    return error_format_of(scope["path"], scope["headers"])
 
 
-def _of_anthropic(scope: Scope) -> bool:
-    """Whether the caller speaks Anthropic's protocol, where the path does not say."""
+def _uses_anthropic(scope: Scope) -> bool:
+    """Whether the caller uses Anthropic's protocol, on a path that both have."""
     return ANTHROPIC_HEADER in headers_of(scope)

@@ -1,4 +1,4 @@
-"""In whose shape a caller reads errors: by the path that it asks for, or where no protocol owns that by its headers."""
+"""The format in which a caller reads errors: that of the path's protocol, or where the path has none by its headers."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from promptrollout.llm.protocols.messages import ANTHROPIC_HEADER, MESSAGES
 _ANTHROPIC_HEADER: Final = ANTHROPIC_HEADER.encode()
 _BELOW_MESSAGES: Final = "/v1/messages/"
 _OWN: Final = frozenset({FEEDBACK_PATH, SCORES_PATH, usage.PATH})
-"""Paths of no other API: whoever asks for them knows our errors, with their code and field."""
+"""Paths of our own API: its callers read our errors, with code and field."""
 
 
-class Errors(Protocol):
-    """Writes errors; what is equal writes the same."""
+class ErrorFormat(Protocol):
+    """Writes the body of an error. Equal formats write equal bodies, so that these can be cached."""
 
     def __hash__(self) -> int: ...
 
     def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes: ...
 
 
-def errors_of(path: str, headers: Iterable[tuple[bytes, bytes]]) -> Errors:
-    """Who writes the errors of a request with this path and these headers, their names in lower case."""
+def error_format_of(path: str, headers: Iterable[tuple[bytes, bytes]]) -> ErrorFormat:
+    """The format for a request with this path and these headers (lower-case names)."""
     if protocol := PROTOCOLS.get(path):
         return protocol
     if path.startswith(ofrep.ROOT):
-        return ofrep.Errors.of(path)
+        return ofrep.OfrepErrors.of(path)
     if path.startswith(_BELOW_MESSAGES):
         return MESSAGES
     if path in _OWN or path.startswith(render.PREFIX):

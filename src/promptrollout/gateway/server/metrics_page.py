@@ -1,6 +1,6 @@
 """Prometheus' text format of all counters.
 
-Each series is copied at once, all of them first; then text is made, in pieces that let go of the event loop in between.
+All series are copied first, each in one step; then the text is made in pieces, and other requests run in between.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from promptrollout.api import names
 from promptrollout.gateway.applications.feedback import NotCounted
 from promptrollout.gateway.metrics.counters import Counters
 from promptrollout.gateway.metrics.text import Copy, series_lines, shard_lines
-from promptrollout.gateway.metrics.unreported_renders import PendingRenders
-from promptrollout.gateway.rollouts.live_rollout import Serving
+from promptrollout.gateway.metrics.unreported_renders import UnreportedRenders
+from promptrollout.gateway.rollouts.live_rollout import LiveRollout
 from promptrollout.llm.answers.schema_process import NOT_JUDGED
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LINES_PER_PIECE = 500
-"""Some 0.2 ms, for which no request goes on."""
+"""About 0.2 ms, in which no request runs."""
 SERIES_PER_PIECE = 16
-"""Copied at once; with shards some 0.5 ms."""
+"""Copied in one step; with shards about 0.5 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodState:
-    """What is exported of the process besides the counters."""
+    """State of the process that is exported besides the counters."""
 
-    servings: Iterable[Serving]
+    rollouts: Iterable[LiveRollout]
     retries: Mapping[str, int]
-    renders: PendingRenders
+    renders: UnreportedRenders
     api_contact_at: float | None
     """On the monotonic clock."""
     ready: bool
     concurrency_limit: int
-    """Requests that may be under way now."""
+    """Requests that may be in flight now."""
     caller_keys: int | None = None
-    """None: callers need none."""
+    """None: callers need no keys."""
     providers_down: Collection[str] = ()
-    """Names of those that cannot be reached, or fail nearly always."""
+    """Names of providers that are unreachable, or fail nearly always."""
     token_reviews_forbidden: bool = False
 
 
@@ -100,7 +100,7 @@ def _by(counted: Mapping[str, int]) -> Values:
 def _process_families(counters: Counters, state: PodState) -> Iterator[Metric]:
     """What the pod counts of itself."""
     gateway, rollout = "promptrollout_gateway", ("rollout_uid", "rollout")
-    servings = [((s.configuration.spec.rollout_uid, s.configuration.name), s) for s in state.servings]
+    servings = [((s.configuration.spec.rollout_uid, s.configuration.name), s) for s in state.rollouts]
     circuits = [((*of, *labels.values()), circuit) for of, s in servings for labels, circuit in s.circuits]
     circuit_labels = (*rollout, "arm", "version", "provider", "model")
     yield _counter(names.METRIC_UNASSIGNED, "Requests without a stickiness key.", rollout, counters.unassigned.items())

@@ -1,5 +1,7 @@
-"""What is wrong in this pod beyond one rollout: callers' keys that are missing, token reviews that are forbidden,
-providers that do not answer. Said in the log, and to the operator, who makes conditions of it."""
+"""Problems of this pod beyond one rollout: missing caller keys, forbidden token reviews, providers that are down.
+
+They are logged, and reported to the operator, which turns them into conditions.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +12,28 @@ from typing import Final
 from promptrollout.api.delivery import ADDRESS_REFUSED, KEY_NOT_BOUND, KEY_UNBOUND, PodProblem
 from promptrollout.api.text import first_few
 from promptrollout.gateway.auth.authenticate import Authenticator
-from promptrollout.gateway.rollouts.live_rollout import Serving
+from promptrollout.gateway.rollouts.live_rollout import LiveRollout
 from promptrollout.gateway.rollouts.load_errors import KeyNotBound, ProviderAddressRefused
-from promptrollout.gateway.rollouts.registry import Problem
+from promptrollout.gateway.rollouts.load_problems import LoadProblem
 
 logger = logging.getLogger(__name__)
 
 DOWN_AFTER_SECONDS: Final = 20.0
-"""A provider that fails for less is no news: the condition would come and go."""
+"""A provider that is down for less is not reported: the condition would flap."""
 SHOWN: Final = 5
-"""Rollouts of one provider that are named."""
+"""So many rollouts of a provider are named in the log."""
 MAX_PROBLEMS: Final = 16
 _CONFIGURED: Final = {
-    KEY_NOT_BOUND: "provider %s is not asked: `hosts` in the Secret of its key does not name the host of its baseURL",
-    ADDRESS_REFUSED: "provider %s is not asked: gateways may not connect to its address",
-    KEY_UNBOUND: "the key of provider %s may go to any host: name its hosts in the data key `hosts` of its Secret; "
-    "a later release will not send a key without",
+    KEY_NOT_BOUND: "provider %s gets no requests: `hosts` in its key's Secret does not name the host of its baseURL",
+    ADDRESS_REFUSED: "provider %s gets no requests: gateways may not connect to its address",
+    KEY_UNBOUND: "the key of provider %s may be sent to any host: name its hosts in `hosts` of its Secret; "
+    "a later release will require that",
 }
-"""In the order in which they are reported, the last one first to be left out."""
+"""In the order of the report; beyond MAX_PROBLEMS the last ones are left out."""
 
 
 class PodProblems:
-    """Looked at every second. `found` says what is wrong, for the report."""
+    """Updated every second; `current` are the problems for the report."""
 
     def __init__(self, authenticator: Authenticator, clock: Callable[[], float]) -> None:
         self._authenticator = authenticator
@@ -39,41 +41,42 @@ class PodProblems:
         self._down_since: dict[str, float] = {}
         self._configured: set[tuple[str, str]] = set()
 
-    def look(self, servings: Iterable[Serving], not_loaded: Iterable[Problem] = ()) -> None:
-        """Note which providers are down: out of reach for an arm, or failing so much that its circuit is open; and
-        which are configured so that nothing may be sent to them, or that their key may go anywhere."""
-        servings = list(servings)
-        configured = _configured(servings, not_loaded)
+    def update(self, rollouts: Iterable[LiveRollout], not_loaded: Iterable[LoadProblem] = ()) -> None:
+        """Find the providers that are down (unreachable for an arm, or its circuit is open), those that may get no
+        requests, and those whose key may be sent to any host."""
+        rollouts = list(rollouts)
+        configured = _configured(rollouts, not_loaded)
         for reason, name in sorted(configured - self._configured):
             logger.warning(_CONFIGURED[reason], name)
         self._configured = configured
         down: dict[str, set[str]] = {}
         used: set[str] = set()
-        for serving in servings:
-            for of, circuit in serving.circuits:
+        for rollout in rollouts:
+            for of, circuit in rollout.circuits:
                 used.add(of["provider"])
                 if circuit.unreachable or not circuit.closed:
-                    down.setdefault(of["provider"], set()).add(serving.configuration.name)
+                    down.setdefault(of["provider"], set()).add(rollout.configuration.name)
         now = self._clock()
         for name in down.keys() - self._down_since.keys():
             self._down_since[name] = now
-            logger.warning("provider %s does not answer as it should: rollouts %s", name, first_few(down[name], SHOWN))
+            logger.warning("provider %s is down: rollouts %s", name, first_few(down[name], SHOWN))
         for name in self._down_since.keys() - down.keys():
             seconds = now - self._down_since.pop(name)
             if name in used:
-                logger.info("provider %s answers again, after %.0f s", name, seconds)
+                logger.info("provider %s is up again after %.0f s", name, seconds)
             else:
-                logger.info("provider %s is not used any more; it did not answer for %.0f s", name, seconds)
+                logger.info("provider %s is not used any more; it was down for %.0f s", name, seconds)
 
     def down(self) -> list[str]:
-        """Names of providers, since whenever."""
+        """Names of the providers that are down, for however short a time."""
         return sorted(self._down_since)
 
-    def found(self) -> list[PodProblem]:
-        """What is wrong now, in a fixed order."""
+    def current(self) -> list[PodProblem]:
+        """The problems now, in a fixed order."""
         problems = [PodProblem(reason=reason, message=text) for reason, text in self._authenticator.problems()]
         now = self._clock()
-        refused = {name for reason, name in self._configured if reason != KEY_UNBOUND}  # not asked, so not down
+        # they get no requests, so they are not down
+        refused = {name for reason, name in self._configured if reason != KEY_UNBOUND}
         for name, since in sorted(self._down_since.items()):
             if now - since >= DOWN_AFTER_SECONDS and name not in refused:
                 problems.append(PodProblem(reason="ProviderDown", message=name))
@@ -83,19 +86,19 @@ class PodProblems:
         return problems[:MAX_PROBLEMS]
 
 
-def _configured(servings: Iterable[Serving], not_loaded: Iterable[Problem]) -> set[tuple[str, str]]:
-    """Reason and name of each provider whose configuration is at fault."""
-    found: set[tuple[str, str]] = set()
+def _configured(rollouts: Iterable[LiveRollout], not_loaded: Iterable[LoadProblem]) -> set[tuple[str, str]]:
+    """Reason and name of each provider with a problem in its configuration."""
+    problems: set[tuple[str, str]] = set()
     for problem in not_loaded:
         if isinstance(problem.error, KeyNotBound):
-            found.add((KEY_NOT_BOUND, problem.error.provider))
+            problems.add((KEY_NOT_BOUND, problem.error.provider))
         elif isinstance(problem.error, ProviderAddressRefused):
-            found.add((ADDRESS_REFUSED, problem.error.provider))
-    for endpoint in (endpoint for serving in servings for endpoint in serving.endpoints):
+            problems.add((ADDRESS_REFUSED, problem.error.provider))
+    for endpoint in (endpoint for rollout in rollouts for endpoint in rollout.endpoints):
         if endpoint.key_not_bound:
-            found.add((KEY_NOT_BOUND, endpoint.name))
+            problems.add((KEY_NOT_BOUND, endpoint.name))
         elif endpoint.key_unbound:
-            found.add((KEY_UNBOUND, endpoint.name))
+            problems.add((KEY_UNBOUND, endpoint.name))
         if endpoint.refused_at is not None:
-            found.add((ADDRESS_REFUSED, endpoint.name))
-    return found
+            problems.add((ADDRESS_REFUSED, endpoint.name))
+    return problems

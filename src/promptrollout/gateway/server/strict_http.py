@@ -1,4 +1,4 @@
-"""HTTP/1.1 as strictly as a proxy in front could read it: what two servers may read differently is refused."""
+"""HTTP/1.1, read strictly: a request that a proxy in front might read differently is refused."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from promptrollout.gateway.http.errors import Overloaded
 from promptrollout.gateway.http.exchange import BODY_SECONDS
-from promptrollout.gateway.server.error_format import Errors, errors_of
+from promptrollout.gateway.server.error_format import ErrorFormat, error_format_of
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-"""Of the request line and the headers together, without what the parser strips."""
+"""Request line and headers together, without what the parser strips."""
 MAX_HEADERS: Final = 128
 HEAD_SECONDS: Final = 20.0
 """From a request's first byte to the end of its headers; also from the connection to its first byte."""
 MAX_CONNECTIONS: Final = 8192
-"""Each takes some 13 KiB while it waits: idle ones of many proxies fit, a flood does not."""
+"""An idle one takes about 13 KiB: the idle connections of many proxies fit, a flood does not."""
 LINGER_SECONDS: Final = 1.0
 """After a refusal, whatever else is sent is read and dropped, until the caller closes the connection."""
 SHED_SECONDS: Final = 1.0
-"""A connection whose request was refused because the pod is full is read again after so long, as if its next request
-waited in the queue: no longer, since a proxy in front may send other callers' requests on it."""
+"""After a request was refused because the pod is full, its connection is read again after so long, as if the next
+request waited in the queue. Not later, since a proxy in front may send other callers' requests on it."""
 
-# once only: which of two would hold is a matter of taste, and taste differs between servers
+# headers that may come only once: of two, one server would use the first and another the last
 _SINGLE: Final = frozenset([b"host", b"content-length", b"transfer-encoding", b"authorization", b"content-type"])
 
 
 class Refused(Exception):
-    """The request breaks HTTP, or a limit on its head."""
+    """The request violates HTTP, or a limit on its head."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -40,25 +40,25 @@ class Refused(Exception):
 
 
 class StrictProtocol(HttpToolsProtocol):
-    """uvicorn's connection with limits on a request's head. A request that is refused ends its connection: nobody
-    knows where the next one would begin."""
+    """uvicorn's connection with limits on a request's head. A refused request closes its connection, since it is not
+    known where the next one would begin."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.url, self.headers = b"", []  # or uvicorn has none before the first request has begun
+        self.url, self.headers = b"", []  # uvicorn sets them only when the first request begins
         self._head_bytes = 0
         self._head_begun = False
         self._in_body = False
         self._refused: Refused | None = None
         self._overloaded: Callable[[], int] = getattr(self.app, "overloaded", _never)
         self._shedding = 0
-        """The Retry-After of a request that is refused as soon as it is whole; 0: of none."""
+        """Retry-After of the request that is refused as soon as its body has arrived; 0: none is."""
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
-            transport.write(_the_last(_overloaded_answer(errors_of("", []), 1)))
+            transport.write(_closing(_overloaded_answer(error_format_of("", []), 1)))
             transport.close()
             self._refused = Refused(503, "overloaded", "")
             return
@@ -70,9 +70,9 @@ class StrictProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._refused is not None:
-            return  # the answer is on its way, and the connection at its end
+            return  # the answer was sent, and the connection is closing
         if not self._in_body:
-            # before the parser sees them: it keeps an unfinished line for as long as it grows
+            # checked before the parser, which buffers an unfinished line without limit
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and b"\r\n\r\n" not in data:
                 self._refuse(_TOO_LARGE)
@@ -92,7 +92,7 @@ class StrictProtocol(HttpToolsProtocol):
         self._stop_timer()
         if (self.cycle is None or self.cycle.response_complete) and not self.pipeline:
             self._shedding = self._overloaded()
-        if self._shedding:  # no task, no reading of what it wants: a refusal must cost next to nothing
+        if self._shedding:  # no task is started and the body is dropped: a refusal must cost next to nothing
             self._head_timer = self.loop.call_later(BODY_SECONDS, self.transport.close)
             if self.expect_100_continue:
                 self._shed()
@@ -111,57 +111,63 @@ class StrictProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def _shed(self) -> None:
-        """Answer that this pod has enough to do, and keep the connection: to open a new one costs more."""
+        """Answer 503 and keep the connection: opening a new one costs more."""
         seconds, self._shedding = self._shedding, 0
         self._stop_timer()
         if self.transport.is_closing():
             return
-        answer = _overloaded_answer(self._errors(), seconds)
+        answer = _overloaded_answer(self._error_format(), seconds)
         if self.parser.should_keep_alive() and not self._in_body:
             self.transport.write(answer)
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
-            # a caller who cannot wait as he was told must not keep us from answering the others
+            # a caller that does not wait for Retry-After must not slow the answers to others
             self.flow.pause_reading()
             self.loop.call_later(SHED_SECONDS, self.flow.resume_reading)
         else:
             self._refused = Refused(503, "overloaded", "")
-            self.transport.write(_the_last(answer))
+            self.transport.write(_closing(answer))
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """The parser's or our own reason, in the shape of every other error."""
-        self._refuse(self._refused or Refused(400, "invalid_http", "this is no valid HTTP/1.1 request"))
+        """Answer with the parser's reason or ours, in the format of every other error."""
+        self._refuse(self._refused or Refused(400, "invalid_http", "this is not a valid HTTP/1.1 request"))
 
     def _check_head(self) -> None:
-        """What the parser leaves to us. It refuses by itself a content-length that comes twice or with a
-        transfer-encoding, folded lines, line ends without CR, control characters, odd sizes of chunks."""
+        """Check what the parser does not. The parser itself refuses a content-length that comes twice or with a
+        transfer-encoding, folded lines, line ends without CR, control characters and malformed chunk sizes."""
         headers = dict(self.headers)
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
-            self._note(_TOO_LARGE)
+            self._reject(_TOO_LARGE)
         if len(headers) < len(self.headers):
             names = [name for name, _ in self.headers if name in _SINGLE]
             if twice := {name.decode() for name in names if names.count(name) > 1}:
-                self._note(Refused(400, "invalid_http", f"headers that come twice: {', '.join(sorted(twice))}"))
+                self._reject(
+                    Refused(400, "invalid_http", f"headers that may come only once: {', '.join(sorted(twice))}")
+                )
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
-            self._note(Refused(400, "invalid_http", "this port takes HTTP/1.1"))
+            self._reject(Refused(400, "invalid_http", "this port supports only HTTP/1.1"))
         if self.parser.should_upgrade():
-            # the parser would take the body for the other protocol's
-            message = "this port takes HTTP/1.1 without Upgrade; with Java's HttpClient set version(HTTP_1_1)"
-            self._note(Refused(400, "upgrade_not_supported", message))
+            # the parser would read the body as the other protocol's
+            message = "this port supports HTTP/1.1 without Upgrade; with Java's HttpClient set version(HTTP_1_1)"
+            self._reject(Refused(400, "upgrade_not_supported", message))
         if b"host" not in headers and version == "1.1":
-            self._note(Refused(400, "invalid_http", "the header host is missing"))
+            self._reject(Refused(400, "invalid_http", "the header host is missing"))
         encoding = headers.get(b"transfer-encoding")
         if encoding is not None and (
             encoding.lower() != b"chunked" or b"content-length" in headers or version != "1.1"
         ):
-            self._note(Refused(400, "invalid_http", "transfer-encoding: only chunked, alone, and with HTTP/1.1"))
+            self._reject(
+                Refused(
+                    400, "invalid_http", "transfer-encoding must be chunked, without content-length, and with HTTP/1.1"
+                )
+            )
 
-    def _note(self, problem: Refused) -> None:
-        """Stop the parser. It swallows what is raised in its callbacks, so the reason is kept here."""
+    def _reject(self, problem: Refused) -> None:
+        """Stop the parser. It drops what its callbacks raise, so the reason is kept here."""
         self._refused = problem
         raise problem
 
@@ -176,22 +182,22 @@ class StrictProtocol(HttpToolsProtocol):
                 return
             cycle.disconnected = True  # its body is what is wrong: it gets this answer and no other
             cycle.message_event.set()
-        body = self._errors().error_body(problem.status, str(problem), problem.code)
+        body = self._error_format().error_body(problem.status, str(problem), problem.code)
         self.transport.write(_whole(problem.status, {"connection": "close"}, body))
-        # closed at once, what is still coming in would reset the connection, and the answer be lost on its way
+        # if it were closed at once, further input would reset the connection before the caller reads the answer
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
-    def _errors(self) -> Errors:
-        """Of the request's path, as far as that is known."""
-        return errors_of(self.url.partition(b"?")[0].decode("latin-1"), self.headers)
+    def _error_format(self) -> ErrorFormat:
+        """The error format of the request's path, as far as that is known."""
+        return error_format_of(self.url.partition(b"?")[0].decode("latin-1"), self.headers)
 
     def _head_is_late(self) -> None:
         self._head_timer = None
         if not self._head_begun:
-            self.transport.close()  # a connection on which nothing came
+            self.transport.close()  # a connection without a request
         elif not self.transport.is_closing():
-            self._refuse(Refused(408, "request_timeout", f"the headers were not here within {HEAD_SECONDS:.0f} s"))
+            self._refuse(Refused(408, "request_timeout", f"the headers did not arrive within {HEAD_SECONDS:.0f} s"))
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
@@ -204,23 +210,23 @@ def _never() -> int:
 
 
 def _whole(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
-    """An answer as it goes over the wire."""
+    """An answer as bytes."""
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     length = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     return STATUS_LINE[status] + head.encode() + length.encode() + body
 
 
-def _the_last(answer: bytes) -> bytes:
-    """The same on a connection that is closed behind it."""
+def _closing(answer: bytes) -> bytes:
+    """The same answer, if it is the last one on its connection."""
     return answer.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
 
 
 @lru_cache(maxsize=256)
-def _overloaded_answer(errors: Errors, seconds: int) -> bytes:
+def _overloaded_answer(error_format: ErrorFormat, seconds: int) -> bytes:
     error = Overloaded(seconds)
-    return _whole(error.status, error.headers, errors.error_body(error.status, str(error), error.code))
+    return _whole(error.status, error.headers, error_format.error_body(error.status, str(error), error.code))
 
 
 _TOO_LARGE: Final = Refused(
-    431, "headers_too_large", f"a request's head may have {MAX_HEAD_BYTES} bytes in {MAX_HEADERS} headers"
+    431, "headers_too_large", f"request line and headers may have {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} headers"
 )

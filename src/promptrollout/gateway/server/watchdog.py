@@ -1,4 +1,4 @@
-"""Ends a pod whose event loop hangs, with a trace that says where: its container starts anew, and others take over."""
+"""End a pod whose event loop hangs, with a trace of where: its container restarts, and other pods answer meanwhile."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _ARM_TIMES: Final = 15
 
 @contextmanager
 def ended_if_hung(seconds: float = HUNG_AFTER_SECONDS) -> Iterator[None]:
-    """The event loop, which must be running, puts the end off again and again. Who ends the process is a thread that
-    needs no interpreter lock: a library that keeps it does not keep this from working."""
+    """The running event loop postpones the end again and again. A thread that needs no interpreter lock ends the
+    process, so this also works if a library holds that lock."""
     loop = asyncio.get_running_loop()
     handle: asyncio.TimerHandle | None = None
 

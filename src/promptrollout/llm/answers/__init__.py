@@ -1,1 +1,1 @@
-"""What a model answered: choices, streams, usage, output schemas. Knows errors only."""
+"""What a model answered: choices, streams, usage, output schemas. Imports no other room."""

@@ -1,4 +1,4 @@
-"""What a provider's answer is to those who read it, whatever it comes over."""
+"""A provider's answer as its readers see it, whatever the transport."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Protocol
 
 
 class Memory(Protocol):
-    """What one answer may hold of the process's memory."""
+    """The memory that one answer may use."""
 
     def claim(self, more_bytes: int) -> None:
-        """Hold so much more. Raises an error of its owner's where there is no room."""
+        """Use so many bytes more. Raises an error of the implementation where there is no room."""
 
 
 class Answer(Protocol):
-    """The provider has begun to answer 200: the headers and the first bytes are here, the rest may follow."""
+    """A provider's answer with status 200: the headers and first bytes have arrived, the rest may follow."""
 
     deadline: float
-    """On `time.perf_counter`; the caller moves it by the time that a slow reader took."""
+    """On `time.perf_counter`; the caller extends it by the time that a slow reader took."""
 
     @property
     def content_type(self) -> str:
@@ -24,26 +24,26 @@ class Answer(Protocol):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the caller may see of them; lower-case names."""
+        """The headers that the caller may see; lower-case names."""
 
     @property
     def ended(self) -> bool:
-        """All of it was read."""
+        """Everything was read."""
 
     async def chunk(self) -> bytes:
         """The next bytes; empty at the end. Raises ProviderError."""
 
     async def read(self, memory: Memory) -> bytes:
-        """All of it. Raises ProviderError, or what `memory` raises."""
+        """The whole answer. Raises ProviderError, or what `memory` raises."""
 
     async def begin(self, max_bytes: int, memory: Memory) -> bytes:
-        """All of it, or the beginning where it is longer: `chunk` has the rest then. Raises as `read` does."""
+        """The whole answer, or its beginning if it is longer: `chunk` returns the rest. Raises as `read` does."""
 
     def replace(self, content: bytes) -> None:
-        """Give out this next, in the place of what was read."""
+        """Return this content from the next `chunk`, instead of what was read."""
 
     def hurry(self) -> None:
-        """Wait for the rest for a moment only."""
+        """Wait only briefly for the rest."""
 
     async def close(self) -> None:
-        """Give the connection back, or cut it where the answer is not read to its end: the provider stops working."""
+        """Release the connection, or close it if the answer was not read to its end, so that the provider stops."""

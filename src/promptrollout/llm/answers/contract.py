@@ -1,4 +1,4 @@
-"""Fourth step of a request's way: whether the answer keeps the version's output schema."""
+"""Check whether an answer conforms to the version's output schema."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ from promptrollout.llm.answers.schema_process import SchemaProcess
 from promptrollout.llm.answers.schema_visits import Visits, visits
 
 MAX_LOOP_WORK: Final = 1_000_000
-"""Of one answer, held against its schema in the event loop: keywords and characters, counted; 10 to 30 ms."""
+"""Of checking one answer in the event loop, in keywords and characters: 10 to 30 ms."""
 _PARSING: Final = 10
-"""Of each value, in keywords."""
+"""Cost of parsing a value, in keywords."""
 _KEYWORDS_PER_POSITION: Final = 200
-"""Any keyword may copy, hash or compare a text, at a small part of what it takes to match it."""
+"""Any keyword may copy, hash or compare a text, which costs a small part of matching it."""
 _UNUSUAL_NUMBER: Final = re.compile(r"(?:^|[\[:,\s])-?(?:[0-9.]{26}|[0-9.]{1,25}[eE][-+]?[0-9]{2})")
-"""One whose exponent may have two digits or more. To compare it exactly can take ten times as long as others."""
+"""A number whose exponent may have two digits or more: an exact comparison can take ten times as long."""
 _LOOKING_FOR_NUMBERS: Final = 3
-"""Of each character, in positions."""
+"""Cost of searching a character for such numbers, in positions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """An output schema, ready to be held against answers."""
+    """An output schema, ready to check answers."""
 
     schema: bytes
     validator: jsonschema_rs.Validator | None
-    """None: nobody knows how long it takes, so that it is not used in the event loop."""
+    """None: its running time is not bounded, so it is not used in the event loop."""
     visits: Visits | None
 
     def work(self, contents: Iterable[str]) -> int:
-        """At most so much is to be done for these texts. Only counted: the verdict must not depend on who is busy."""
+        """An upper bound of the work to check these texts. Counted, not timed: the verdict must not depend on the
+        load."""
         if self.visits is None:
             return MAX_LOOP_WORK + 1
         per_value = self.visits.keywords + _PARSING
@@ -64,21 +65,21 @@ def make_contract(schema: Any) -> Contract:
     try:
         CompileBudget().take(schema)
     except SchemaRefused:
-        return Contract(text, None, None)  # of a version that is served since before there was this bound
+        return Contract(text, None, None)  # a version from before this limit existed
     validator = answer_validator(schema)
-    found = visits(schema)
-    if found is not None and found.positions and _backtracks(schema):
-        found = None
-    return Contract(text, None if found is None else validator, found)
+    bounded = visits(schema)
+    if bounded is not None and bounded.positions and _backtracks(schema):
+        bounded = None
+    return Contract(text, None if bounded is None else validator, bounded)
 
 
-async def kept(
-    contract: Contract, choices: Iterable[Choice], process: SchemaProcess, busy: AbstractContextManager[None]
+async def check_contract(
+    contract: Contract, choices: Iterable[Choice], process: SchemaProcess, in_flight_mark: AbstractContextManager[None]
 ) -> bool | None:
-    """Whether every choice is JSON that matches. None: nothing to judge, or nobody could. `busy`: with whose answer.
+    """Whether every choice is JSON that matches the schema. None: not checked.
 
-    Judged are complete answers: what was cut at a length limit or by a filter, and calls of tools, say nothing about
-    the schema; nor is an answer judged that is longer than what is collected.
+    Only complete answers are checked: those that were cut by a length limit or a filter, and tool calls, say nothing
+    about the schema. Answers longer than what is collected are not checked either.
     """
     contents = [
         choice.content for choice in choices if choice.finish_reason == "stop" and choice.size <= MAX_CONTENT_BYTES
@@ -87,20 +88,20 @@ async def kept(
         return None
     if contract.validator is None or contract.work(contents) > MAX_LOOP_WORK:
         return await process.matches(contract.schema, [content.encode() for content in contents])
-    with busy:
+    with in_flight_mark:
         return all(matches(contract.validator, content) for content in contents)
 
 
 def matches(validator: jsonschema_rs.Validator, content: str | bytes) -> bool:
-    """Whether a text is JSON that matches."""
+    """Whether a text is JSON that matches the schema."""
     try:
         return validator.is_valid(orjson.loads(content))
-    except ValueError:  # no JSON, or nothing that the validator can hold
+    except ValueError:  # not JSON, or a value that the validator does not support
         return False
 
 
 def _backtracks(schema: Any) -> bool:
-    """It has a regular expression with look-around or back-references: those may take time beyond all proportion."""
+    """Whether it has a regular expression with look-around or back-references: these can take exponential time."""
     try:
         jsonschema_rs.validator_for(schema, offline=True, pattern_options=jsonschema_rs.RegexOptions())
     except (ValueError, jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError):

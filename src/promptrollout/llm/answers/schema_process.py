@@ -1,5 +1,5 @@
-"""Has answers held against schemas whose time nobody knows, in one process beside this: the validator keeps Python's
-interpreter lock, so that a thread of this process would stop everything else."""
+"""Check answers against schemas of unbounded running time, in a separate process: the validator holds Python's
+interpreter lock, so a thread of this process would block everything else."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ logger = logging.getLogger(__name__)
 
 NOT_JUDGED: Final = ("too_many_waiting", "no_cpu", "no_process", "not_compiled")
 MAX_WAITING: Final = 8
-"""Of one schema. More would hold places that other rollouts' requests need: those answers are not judged."""
+"""Per schema. Further answers are not checked: their requests would take places that other rollouts need."""
 PATIENCE_SECONDS: Final = 10.0
-"""By the clock, for a check: a worker that gets no CPU has said nothing about the answer."""
+"""Wall-clock limit of a check: a worker that gets no CPU says nothing about the answer."""
 _LOGGED_EACH: Final = 100
 _FAULTS_OF_THE_ANSWER: Final = frozenset({-signal.SIGPROF, -signal.SIGSEGV, -signal.SIGABRT})
-"""It used up its time, its stack or its memory."""
+"""The check used up its time, its stack or its memory."""
 
 
 class SchemaProcess:
     """Starts the worker when it is first needed, and again after it ended. One check at a time; schemas take turns, so
-    that one which uses up its time does not keep the others waiting for longer than that."""
+    that a slow one delays the others by one check at most."""
 
     def __init__(self, not_judged: Counter[str] | None = None) -> None:
         self._waiting: OrderedDict[bytes, deque[tuple[bytes, asyncio.Future[bool | None]]]] = OrderedDict()
         self._process: Process | None = None
         self._turns: asyncio.Task[None] | None = None
         self.killed = 0
-        """Checks that ended the worker."""
+        """Checks in which the kernel ended the worker."""
         self.not_judged: Counter[str] = Counter() if not_judged is None else not_judged
-        """Answers, by why (NOT_JUDGED)."""
+        """Answers that were not checked, by reason (NOT_JUDGED)."""
 
     async def matches(self, schema: bytes, texts: list[bytes]) -> bool | None:
-        """Whether all are JSON that matches. False too where that takes more than 100 ms of CPU; None: not judged."""
+        """Whether all texts are JSON that matches. False too if that takes more than 100 ms of CPU; None: not
+        checked."""
         queue = self._waiting.setdefault(schema, deque())
         if len(queue) >= MAX_WAITING:
             self.not_judged["too_many_waiting"] += 1
@@ -65,23 +66,23 @@ class SchemaProcess:
     async def _take_turns(self) -> None:
         while self._waiting:
             schema, queue = self._waiting.popitem(last=False)
-            asked, verdict = queue.popleft() if queue else (b"", None)
+            check, verdict = queue.popleft() if queue else (b"", None)
             if queue:
                 self._waiting[schema] = queue
-            if verdict is None or verdict.done():  # its request is gone
+            if verdict is None or verdict.done():  # its request was cancelled
                 continue
             try:
-                found = await self._ask(asked)
-            except Exception:  # no process can be started; or a fault of ours, for which nobody shall wait for ever
-                logger.exception("the process that checks output schemas cannot be used")
+                matches = await self._run(check)
+            except Exception:  # no process can be started, or an error of ours: no request may wait for ever
+                logger.exception("the process that checks output schemas failed")
                 await self._end()
                 self.not_judged["no_process"] += 1
-                found = None
+                matches = None
             if not verdict.done():
-                verdict.set_result(found)
+                verdict.set_result(matches)
 
-    async def _ask(self, asked: bytes) -> bool | None:
-        """A worker that somebody else ended is tried once more. Raises OSError where none can be started."""
+    async def _run(self, check: bytes) -> bool | None:
+        """Run one check; once more if the worker was ended from outside. Raises OSError if none can be started."""
         for _ in range(2):
             if self._process is None:
                 module = f"{__package__}.schema_worker"
@@ -93,16 +94,19 @@ class SchemaProcess:
             assert process.stdout is not None
             try:
                 async with asyncio.timeout(PATIENCE_SECONDS):
-                    process.stdin.write(asked)
+                    process.stdin.write(check)
                     answer = await process.stdout.read(1)
             except TimeoutError:
-                logger.warning("an output schema was not checked: no answer within %d s", PATIENCE_SECONDS)
+                logger.warning(
+                    "an answer was not checked against its schema: the check took longer than %d s",
+                    PATIENCE_SECONDS,
+                )
                 await self._end()
                 self.not_judged["no_cpu"] += 1
                 return None
             if answer:
                 if answer == NOT_COMPILED:
-                    logger.error("an output schema cannot be compiled: its answers are not checked")
+                    logger.error("an output schema cannot be compiled: answers are not checked against it")
                     self.not_judged["not_compiled"] += 1
                     return None
                 return answer == KEPT
@@ -111,9 +115,12 @@ class SchemaProcess:
             if status in _FAULTS_OF_THE_ANSWER:
                 self.killed += 1
                 if self.killed % _LOGGED_EACH == 1:
-                    logger.warning("checks of answers against their output schema used up their time: %d", self.killed)
+                    logger.warning(
+                        "checks against an output schema that exceeded their CPU or memory limit so far: %d",
+                        self.killed,
+                    )
                 return False
-            logger.warning("the process that checks output schemas ended with status %d", status)
+            logger.warning("the process that checks output schemas exited with status %d", status)
         self.not_judged["no_process"] += 1
         return None
 

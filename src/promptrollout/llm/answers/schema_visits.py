@@ -1,8 +1,8 @@
-"""How much there is at most to look at in an answer for each of its values: a bound that is found from the schema.
+"""An upper bound, from the schema alone, of the validation work for each value of an answer.
 
-A schema that applies two of its own to the same value within `anyOf`, and these two more, doubles the time of a
-validation with each level; so does a union that applies itself twice to a property. Counted is how often schemas are
-applied to one and the same value, over all ways that lead to it.
+A schema that applies two schemas to the same value within `anyOf`, each of which applies two more, doubles the time of
+a validation with each level; so does a union that applies itself twice to a property. The bound counts how often
+schemas are applied to one value, over all paths that lead to it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from promptrollout.api.schema_limits import ways_of
 MAX_VISITS: Final = 20_000
 _MAX_UNIQUE: Final = 20
 _MAX_STEPS: Final = 200_000
-"""Of finding the bound. What takes more has none."""
+"""Of computing the bound. A schema that takes more has none."""
 _MAX_ROUNDS: Final = 300
 
 _Counts = tuple[int, int]
@@ -25,12 +25,13 @@ _Counts = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Visits:
-    """Each is the largest number for any one value of an answer, whatever the answer is."""
+    """Each is the largest number for any value of any answer."""
 
     keywords: int
-    """Keywords looked at, and what stands in them."""
+    """Keywords that are evaluated, and the entries in them."""
     positions: int
-    """Places in regular expressions that a match can be at, and keywords that read a text, for each character of it."""
+    """For each character of a text: positions in regular expressions that a match can be at, and keywords that read
+    it."""
     numbers: bool = False
     """Numbers are compared exactly: the bound holds unless an answer has some with large exponents."""
 
@@ -47,15 +48,15 @@ def visits(schema: Any) -> Visits | None:
     if max(ways.values(), default=0) > MAX_VISITS:
         return None
     lists = _nested_lists(graph)
-    found = None if lists is None else _Bound(graph).found()
-    if found is None or lists is None:
+    bound = None if lists is None else _Bound(graph).bound()
+    if bound is None or lists is None:
         return None
     numbers = any(node.numbers for node in graph.nodes.values())
-    return Visits(found.keywords * max(1, lists), found.positions * max(1, lists), numbers)
+    return Visits(bound.keywords * max(1, lists), bound.positions * max(1, lists), numbers)
 
 
 def _nested_lists(graph: Graph) -> int | None:
-    """How many schemas with `uniqueItems` there are at most in each other: each of them reads all that is in its list.
+    """How many schemas with `uniqueItems` are nested at most: each of them reads everything in its list.
     None: no bound is known."""
     unique = [each for each, node in graph.nodes.items() if node.unique]
     if len(unique) > _MAX_UNIQUE:
@@ -65,10 +66,10 @@ def _nested_lists(graph: Graph) -> int | None:
         seen: set[int] = set()
         waiting = _inner(graph.nodes[start])
         while waiting:
-            found = id(waiting.pop())
-            if found in graph.nodes and found not in seen:
-                seen.add(found)
-                waiting += _inner(graph.nodes[found])
+            inner = id(waiting.pop())
+            if inner in graph.nodes and inner not in seen:
+                seen.add(inner)
+                waiting += _inner(graph.nodes[inner])
         if start in seen:
             return None
         most = max(most, 1 + sum(each in seen for each in unique))
@@ -81,7 +82,7 @@ def _inner(node: Node) -> list[Any]:
 
 
 class _TooMany(Exception):
-    """Steps, or visits."""
+    """More steps, or more visits, than allowed."""
 
 
 class _Bound:
@@ -91,9 +92,9 @@ class _Bound:
         self._applied: dict[int, list[tuple[Node, int]]] = {}
         self._largest: dict[int, _Counts] = {}
 
-    def found(self) -> Visits | None:
-        """By going through all schemas that are applied to values, again and again, until no number grows. They grow
-        for ever where a schema is applied to a value inside its own more than once."""
+    def bound(self) -> Visits | None:
+        """Goes through all schemas that are applied to values until no number grows. The numbers grow for ever if a
+        schema is applied more than once to a value inside its own."""
         try:
             starts = self._starts()
             for _ in range(_MAX_ROUNDS):
@@ -112,7 +113,7 @@ class _Bound:
         return None
 
     def _starts(self) -> list[int]:
-        """Schemas that are applied to a value as such, those further inside first."""
+        """Schemas that are applied to whole values, the innermost first."""
         order: list[int] = []
         waiting: list[Any] = [self._graph.root]
         seen: set[int] = set()
@@ -131,7 +132,8 @@ class _Bound:
         return order
 
     def _at_once(self, schema: Any) -> list[tuple[Node, int]]:
-        """What is applied to a value together with this schema, and how often. The graph has no cycles there."""
+        """The schemas that are applied to a value together with this one, and how often. The graph has no cycles
+        there."""
         below: dict[int, Counter[int]] = {}
         stack = [schema]
         while stack:

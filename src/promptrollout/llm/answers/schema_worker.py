@@ -1,7 +1,7 @@
-"""The process beside the pod's that holds answers against schemas whose time nobody knows; the kernel ends it in time.
+"""The worker process that checks answers against schemas of unbounded running time; the kernel limits its CPU time.
 
-It reads requests from its standard input and writes a byte for each to its standard output. It imports next to nothing
-of this project, since it starts anew whenever it was ended.
+It reads requests from its standard input and writes one byte for each to its standard output. It imports next to
+nothing of this project, since it starts again each time it was ended.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import orjson
 
 CHECK_CPU_SECONDS: Final = 0.1
 CPU_SECONDS_PER_BYTE: Final = 0.2 / 2**20
-"""Further on: to parse a megabyte of empty lists takes 60 ms, and says nothing against a version."""
+"""In addition: parsing a megabyte of empty lists takes 60 ms, which is not the version's fault."""
 COMPILE_CPU_SECONDS: Final = 1.0
 MEMORY_BYTES: Final = 384 * 1024 * 1024
 HEADER: Final = struct.Struct("<II")
-"""Bytes of the schema, number of texts. Then the schema, and each text behind its length."""
+"""Bytes of the schema, number of texts. Then the schema, and each text after its length."""
 LENGTH: Final = struct.Struct("<I")
 KEPT: Final = b"1"
 NOT_KEPT: Final = b"0"
@@ -32,7 +32,7 @@ _KNOWN: Final = 32
 
 def main() -> None:
     """Serve until the standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: it is for the pod's process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal it is for the pod's process
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
@@ -62,20 +62,20 @@ def _answer(known: OrderedDict[bytes, jsonschema_rs.Validator], schema: bytes, t
     _end_after(CHECK_CPU_SECONDS + CPU_SECONDS_PER_BYTE * sum(map(len, texts)))
     try:
         return KEPT if all(validator.is_valid(orjson.loads(text)) for text in texts) else NOT_KEPT
-    except (ValueError, MemoryError):  # no JSON, or nothing that the validator can hold
+    except (ValueError, MemoryError):  # not JSON, or a value that the validator does not support
         return NOT_KEPT
     finally:
         _end_after(0)
 
 
 def _end_after(cpu_seconds: float) -> None:
-    """Have this process ended by the kernel once it has used so much of a CPU; 0: not. No Python code is needed for it:
-    the validator lets none run."""
+    """Let the kernel end this process once it has used so much CPU; 0: no limit. This needs no Python code, since none
+    can run during a check."""
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
 
 
 def request(schema: bytes, texts: list[bytes]) -> bytes:
-    """What is written to the worker's standard input."""
+    """The bytes of a request to the worker."""
     parts = [HEADER.pack(len(schema), len(texts)), schema]
     for text in texts:
         parts += (LENGTH.pack(len(text)), text)

@@ -1,4 +1,4 @@
-"""What a call used, in tokens, and what that cost, in USD."""
+"""The usage of a call in tokens, and its cost in USD."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import Any, Final
 
 from promptrollout.api.provider import ModelPrice
 
-# no model takes or makes more in one call: a larger number is a broken answer, and one of them would own the mean
+# no model reads or writes more in one call: a larger number is a broken answer, which would dominate the mean
 MAX_TOKENS: Final = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one call, clipped to what is possible; `cached_input` and `written_input` are part of `input`."""
+    """Tokens of one call, clipped to plausible numbers; `cached_input` and `written_input` are part of `input`."""
 
     input: int
     cached_input: int
     output: int
     written_input: int = 0
-    """Put into the provider's cache, where it says so."""
+    """Input written to the provider's cache, if the provider reports it."""
 
     @staticmethod
-    def read(found: Any) -> Usage | None:
-        """From `usage` of a chat completion; None where there is none."""
-        if not isinstance(found, dict):
+    def read(usage: Any) -> Usage | None:
+        """From `usage` of a chat completion; None if it has none."""
+        if not isinstance(usage, dict):
             return None
-        prompt, completion = found.get("prompt_tokens"), found.get("completion_tokens")
+        prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
         if prompt is None and completion is None:
             return None
-        return Usage.of(prompt, found.get("prompt_tokens_details"), completion)
+        return Usage.of(prompt, usage.get("prompt_tokens_details"), completion)
 
     @staticmethod
     def of(tokens: Any, details: Any, output: Any) -> Usage:
-        """From what an API of OpenAI says, whatever that is."""
+        """From the values of an API of OpenAI, of any type."""
         total = _clipped(tokens)
         if not isinstance(details, dict):
             return Usage(total, 0, _clipped(output))
@@ -42,8 +42,8 @@ class Usage:
         return Usage(total, cached, _clipped(output), written)
 
     @staticmethod
-    def beside(tokens: Any, read: Any, written: Any, output: Any) -> Usage:
-        """From what Anthropic says, which counts its cache beside the other input."""
+    def with_separate_cache(tokens: Any, read: Any, written: Any, output: Any) -> Usage:
+        """From Anthropic's values, which count cached input separately from other input."""
         cached = _clipped(read)
         put = min(MAX_TOKENS - cached, _clipped(written))
         return Usage(min(MAX_TOKENS, _clipped(tokens) + cached + put), cached, _clipped(output), put)
@@ -77,7 +77,8 @@ class Price:
         )
 
     def saved_usd(self, usage: Usage) -> float:
-        """By the provider's cache. Never below 0, so that its sum is a counter: a cache may be priced above input."""
+        """USD saved by the provider's cache. Never below 0, so that its sum is a counter: cached input may cost
+        more."""
         return usage.cached_input * max(0.0, self.input_usd - self.cached_input_usd)
 
 

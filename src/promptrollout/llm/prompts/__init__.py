@@ -1,1 +1,1 @@
-"""A version's prompt: templates, their bounds, and how they are filled. Knows answers."""
+"""A version's prompt: templates, their limits, and how they are rendered. May import answers."""

@@ -1,6 +1,6 @@
-"""How large what a template makes may become: bounds that are looked at before anything is made.
+"""Limits on the size of what a template makes, checked before anything is made.
 
-Each raises RenderError. What takes time asks a clock, in `templates`.
+Each raises RenderError. The limit on time is in `templates`.
 """
 
 from __future__ import annotations
@@ -8,25 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable, ItemsView, KeysView, ValuesView
 from typing import Any, Final
 
-from promptrollout.llm.errors import Unfilled
+from promptrollout.llm.errors import PrepareError
 
 MAX_CHARACTERS: Final = 1024 * 1024
-"""Of the rendered text, and of any text on the way to it."""
+"""Of the rendered text, and of any intermediate text."""
 MAX_VALUES: Final = 100_000
-"""In lists and objects, those within each other counted together."""
+"""In lists and objects, nested ones included."""
 MAX_STRIPPED_CHARACTERS: Final = 32 * 1024
-"""Removing tags takes time by the square of the text."""
+"""Removing tags takes quadratic time."""
 _MAX_BITS: Final = 2048
 _MAX_PRECISION: Final = 20
 _MAX_STRIP_SET: Final = 64
 
 
-class RenderError(Unfilled):
-    """The template cannot be filled with these values."""
+class RenderError(PrepareError):
+    """The template cannot be rendered with these values."""
 
 
 def measure(value: Any) -> None:
-    """Raises RenderError for what is too large, everything counted as often as it is referred to."""
+    """Raises RenderError for a value that is too large; shared values count each time."""
     values = characters = 0
     stack = [value]
     while stack:
@@ -75,7 +75,7 @@ def split(text: str, sep: str | None = None, maxsplit: int = -1) -> list[str]:
 
 def check_strip_set(chars: Any = None) -> None:
     if isinstance(chars, str) and len(chars) > _MAX_STRIP_SET:
-        raise RenderError(f"at most {_MAX_STRIP_SET} different characters can be stripped")
+        raise RenderError(f"strip accepts at most {_MAX_STRIP_SET} different characters")
 
 
 def _check_trim(value: Any, chars: Any = None) -> None:
@@ -95,16 +95,16 @@ def _check_join(value: Any, d: Any = "", attribute: Any = None) -> None:
 
 def _check_round(value: Any, precision: Any = 0, method: Any = "common") -> None:
     if not isinstance(precision, int) or abs(precision) > _MAX_PRECISION:
-        raise RenderError(f"round takes at most {_MAX_PRECISION} digits")
+        raise RenderError(f"round accepts at most {_MAX_PRECISION} digits")
 
 
 def _check_striptags(value: Any) -> None:
     if len(str(value)) > MAX_STRIPPED_CHARACTERS:
-        raise RenderError(f"striptags takes at most {MAX_STRIPPED_CHARACTERS} characters")
+        raise RenderError(f"striptags accepts at most {MAX_STRIPPED_CHARACTERS} characters")
 
 
 def _check_tojson(value: Any) -> None:
-    """No indent: its size would be anybody's choice."""
+    """Accepts no indent, whose size would not be limited."""
 
 
 FILTER_CHECKS: Final[dict[str, Callable[..., None]]] = {

@@ -1,4 +1,4 @@
-"""A version's prompt: compiled once when its configuration loads, then filled with each request's variables."""
+"""A version's prompt: compiled when its configuration loads, then rendered with each request's variables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import orjson
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.llm.answers.contract import Contract, make_contract
-from promptrollout.llm.errors import CallerError, ErrorType, Unfilled
+from promptrollout.llm.errors import CallerError, ErrorType, PrepareError
 from promptrollout.llm.prompts.templates import Renderer, compile_renderer
 
 Body = dict[str, Any]
@@ -19,8 +19,8 @@ VARIABLES: Final = "prompt_variables"
 SYSTEM_ROLES: Final = ("system", "developer")
 
 
-class SystemMessageRefused(Unfilled):
-    """The request brings system messages, and the prompt takes none."""
+class SystemMessageRefused(PrepareError):
+    """The request has system messages, and the prompt does not allow any."""
 
     error_type: ErrorType = "system_message"
 
@@ -35,19 +35,19 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """What a version sets in the requests of one protocol, beside its messages."""
+    """What a version sets in the requests of one protocol, besides its messages."""
 
     fields: Mapping[str, Any]
-    """They win over the request's own."""
+    """They replace the request's own."""
     removed: frozenset[str] = frozenset()
-    """Fields of the request that one of ours takes the place of."""
+    """Fields of the request that one of the version's replaces."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Where the request has none of its own."""
+    """For fields that the request does not have."""
     answer_format: Mapping[str, Any] | None = None
-    """The form of the answer, for protocols that have a field inside of another for it."""
+    """The answer's format, for protocols that have it in a nested field."""
 
     def over(self, body: Body) -> Body:
-        """The request with the version's fields in it, the template's variables taken out."""
+        """The request with the version's fields, and without the template's variables."""
         request = {name: value for name, value in body.items() if name != VARIABLES and name not in self.removed}
         request.update(self.fields)
         for name, value in self.defaults.items():
@@ -58,27 +58,27 @@ class Overlay:
 
 @dataclass(frozen=True, slots=True)
 class CompiledPrompt:
-    """A version, ready to be filled."""
+    """A version, ready to be rendered."""
 
     spec: PromptSpec
     before: tuple[Part, ...]
-    """In front of the request's own messages."""
+    """Before the request's own messages."""
     after: tuple[Part, ...]
     contract: Contract | None
-    """What answers are held against."""
+    """What answers are checked against."""
     overlays: dict[str, Overlay] = field(default_factory=dict)
-    """By protocol, as far as they were asked for."""
+    """By protocol; made when first used."""
 
     def overlay(self, protocol: str, make: Callable[[PromptSpec], Overlay]) -> Overlay:
-        """What the version sets in this protocol's requests, made once."""
-        found = self.overlays.get(protocol)
-        if found is None:
-            found = self.overlays[protocol] = make(self.spec)
-        return found
+        """What the version sets in this protocol's requests; made once."""
+        overlay = self.overlays.get(protocol)
+        if overlay is None:
+            overlay = self.overlays[protocol] = make(self.spec)
+        return overlay
 
 
 def compile_prompt(spec: PromptSpec) -> CompiledPrompt:
-    """Parse everything that can be wrong. Raises ValueError naming the place."""
+    """Compile and check everything in a prompt. Raises ValueError, which names the place."""
     parts: list[Part] = []
     history_at: int | None = None
     for index, message in enumerate(spec.messages):
@@ -97,7 +97,7 @@ def compile_prompt(spec: PromptSpec) -> CompiledPrompt:
         except ValueError as error:
             raise ValueError(f"outputSchema: {error}") from error
     try:
-        # found per request, it would look like the caller's fault; in a request, all stands a few levels deeper
+        # detected in a request, it would look like the caller's error; there everything is nested a few levels deeper
         orjson.dumps([[[[spec.tools, spec.parameters and spec.parameters.extra, spec.output_schema]]]])
     except orjson.JSONEncodeError as error:
         raise ValueError(f"tools, parameters.extra or outputSchema cannot be sent as JSON: {error}") from error
@@ -105,7 +105,7 @@ def compile_prompt(spec: PromptSpec) -> CompiledPrompt:
 
 
 def messages_of(prompt: CompiledPrompt, body: Body) -> tuple[list[Body], list[Body]]:
-    """The version's messages, filled: those before and those after the request's own. Raises CallerError, Unfilled."""
+    """The version's rendered messages: before and after the request's own. Raises CallerError, PrepareError."""
     variables = variables_of(body)
     return (
         [{"role": part.role, "content": part.render(variables)} for part in prompt.before],
@@ -124,16 +124,16 @@ def variables_of(body: Body) -> Mapping[str, Any]:
 
 
 def parameters_of(spec: PromptSpec, *names: str) -> dict[str, Any]:
-    """Those of the version's parameters, as JSON has them, over its `extra`."""
+    """These parameters of the version as JSON values, on top of its `extra`."""
     parameters = spec.parameters
     if parameters is None:
         return {}
-    found: dict[str, Any] = dict(parameters.extra or {})
+    values: dict[str, Any] = dict(parameters.extra or {})
     for name in names:
         value = getattr(parameters, name)
         if value is not None:
-            found[name] = value if isinstance(value, int | list) else float(value)
-    return found
+            values[name] = value if isinstance(value, int | list) else float(value)
+    return values
 
 
 def takes_system(prompt: CompiledPrompt) -> bool:
@@ -153,7 +153,7 @@ def taken_from(prompt: CompiledPrompt, messages: list[Body]) -> list[Body]:
 
 
 def leading(messages: list[Body]) -> int:
-    """How many system messages stand at the beginning."""
+    """The number of system messages at the beginning."""
     for index, message in enumerate(messages):
         if message.get("role") not in SYSTEM_ROLES:
             return index

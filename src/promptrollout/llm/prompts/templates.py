@@ -1,10 +1,10 @@
-"""Templates as the gateway renders them: the environment of `api.template`, with a bound on everything that it can do.
+"""Templates as the gateway renders them: the environment of `api.template`, with limits on everything that it can do.
 
-A template is written by people who may change prompts, its variables by any caller. Neither may hold the event loop
-for long: whatever takes time asks a clock, and nothing is made before its size is known to be bounded. That holds
-together as follows: the variables are measured first; an expression can make a container only with a literal, `+`, or
-a filter, and none of them makes more than it was given, or it is measured; texts are measured wherever they can grow.
-Text from a request is only ever a value, never parsed.
+A template is written by people who may change prompts, its variables by any caller. Neither may block the event loop
+for long: every step checks a clock, and nothing is made before its size is known to be limited. The variables are
+measured first. An expression can make a container only with a literal, `+`, or a filter: none of these makes more than
+it was given, or the result is measured. Texts are measured wherever they can grow. Text from a request is always a
+value, and never parsed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.visitor import NodeTransformer
 
 from promptrollout.api.template import LOOP_METHODS, METHODS, PromptEnvironment, compile_template
-from promptrollout.llm.errors import Unfilled
+from promptrollout.llm.errors import PrepareError
 from promptrollout.llm.prompts.bounds import (
     FILTER_CHECKS,
     MAX_CHARACTERS,
@@ -38,7 +38,7 @@ from promptrollout.llm.prompts.bounds import (
 logger = logging.getLogger(__name__)
 
 MAX_RENDER_SECONDS: Final = 0.25
-"""Of CPU: a pod that has to wait for its share of a core must not refuse a harmless prompt."""
+"""Of CPU time: a pod that waits for its share of a core must not refuse a harmless prompt."""
 
 _LOOP_FIELDS: Final = LOOP_METHODS | frozenset(
     {"depth", "depth0", "first", "index", "index0", "last", "length", "nextitem", "previtem", "revindex", "revindex0"}
@@ -50,8 +50,8 @@ _ITERATING: Final = frozenset(
 Test = Callable[..., bool]
 
 
-class MissingVariable(Unfilled):
-    """The template names a variable that the request does not bring."""
+class MissingVariable(PrepareError):
+    """The template uses a variable that the request does not have."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -59,7 +59,7 @@ class MissingVariable(Unfilled):
 
 
 class _NamedUndefined(StrictUndefined):
-    """Fails like StrictUndefined, but says which name was missing."""
+    """Fails like StrictUndefined, but names the missing variable."""
 
     __slots__ = ()
 
@@ -83,7 +83,7 @@ class _NamedUndefined(StrictUndefined):
 
 
 class _Guards(NodeTransformer):
-    """Puts a guard, as a filter whose name no template can use, where Jinja would act without asking."""
+    """Adds a guard, as a filter whose name no template can use, where Jinja does not call the environment."""
 
     def _guarded(self, node: nodes.Node, guard: str) -> nodes.Filter:
         return nodes.Filter(node, guard, [], [], None, None, lineno=node.lineno)
@@ -100,7 +100,7 @@ class _Guards(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        # a slice is taken without asking the environment
+        # Jinja does not call the environment for a slice
         return self._guarded(node, "__timed") if isinstance(node.arg, nodes.Slice) else node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
@@ -115,17 +115,17 @@ class _Guards(NodeTransformer):
 
 
 class _GuardedEnvironment(PromptEnvironment):
-    """Every step looks at the clock, and at the size of what it is about to make."""
+    """Every step checks the clock, and the size of what it is about to make."""
 
     intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
     deadline: float = float("inf")
-    """On the clock, which is quick to read; only then is the CPU asked, which decides."""
+    """On the wall clock, which is quick to read. Only after it is the CPU time read, which decides."""
     cpu_deadline: float = float("inf")
 
     def __init__(self) -> None:
         super().__init__(undefined=_NamedUndefined)
         self.filters = {name: self._guarded_filter(name, function) for name, function in self.filters.items()}
-        self.filters["safe"] = lambda value: value  # nothing is escaped by itself
+        self.filters["safe"] = lambda value: value  # there is no autoescaping
         self.tests = {name: self._timed_test(cast(Test, function)) for name, function in self.tests.items()}
         self.filters |= {
             "__bounded": self._bounded,
@@ -189,7 +189,9 @@ class _GuardedEnvironment(PromptEnvironment):
             if isinstance(side, int):
                 check_bits(side)
             elif operator != "+" and not isinstance(side, float | Undefined):
-                raise RenderError(f"the operator {operator} is for numbers in prompts, not for {type(side).__name__}")
+                raise RenderError(
+                    f"the operator {operator} works only on numbers in prompts, not on {type(side).__name__}"
+                )
         if operator == "**":
             raise RenderError("the operator ** is not supported in prompts")
         if operator == "+" and not isinstance(left, int | float):
@@ -260,21 +262,21 @@ Renderer = Callable[[Mapping[str, Any]], str]
 
 
 def compile_renderer(text: str) -> Renderer:
-    """A function from variables to text; it raises MissingVariable or RenderError, and nothing else.
+    """A function from variables to text, which raises only MissingVariable or RenderError.
 
-    Raises ValueError, with line and fix, for what is no template.
+    Raises ValueError, with line and fix, for an invalid template.
     """
     compile_template(text)
     if "{" not in text:
         return lambda variables: text
     try:
-        return _Filled(_ENVIRONMENT.from_string(text), text)
+        return _SafeTemplate(_ENVIRONMENT.from_string(text), text)
     except (RecursionError, MemoryError, SyntaxError) as error:  # the guards nest a little deeper
         raise ValueError("nested too deeply: simplify the template") from error
 
 
-class _Filled:
-    """A template that is filled with variables."""
+class _SafeTemplate:
+    """A template that turns every failure into MissingVariable or RenderError."""
 
     __slots__ = ("_reported", "_template", "_text")
 
@@ -291,8 +293,8 @@ class _Filled:
         except (MissingVariable, RenderError):
             raise
         except Exception as error:
-            # whatever it is: an expression, or Jinja itself, met a value that it was not written for. Once, and
-            # without the message: values of callers may stand in it
+            # an expression, or Jinja itself, failed on an unexpected value. Logged once, and without the message, which
+            # may quote callers' values
             if not self._reported:
                 self._reported = True
                 logger.warning("the template %r failed with %s", self._text[:80], type(error).__name__)
@@ -317,7 +319,7 @@ def _render(template: Template, variables: Mapping[str, Any]) -> str:
             raise RenderError(f"the rendered prompt is longer than {MAX_CHARACTERS} characters")
         environment.check_clock()
     text = "".join(pieces)
-    # half of a surrogate pair can be written in a template, and sent to nobody
+    # a template can contain half of a surrogate pair, which cannot be sent
     if not text.isascii():
         text.encode()
     return text

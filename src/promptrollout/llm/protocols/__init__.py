@@ -1,4 +1,4 @@
-"""What callers speak: one module per protocol, and the table of paths. Another protocol is one file and one line."""
+"""The protocols of callers: one module each, and the table of paths. A new protocol is one file and one line."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -1,4 +1,4 @@
-"""A JSON Schema as Anthropic's structured outputs take it: a part of JSON Schema, in which objects are closed."""
+"""A JSON Schema for Anthropic's structured outputs, which support a part of JSON Schema with closed objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from promptrollout.llm.prompts.prompt import Body
 
 _DEFINITIONS: Final = ("$defs", "definitions")
 _FORMATS: Final = ("date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid")
-_WORDS: Final = ("title", "description")
+_TEXTS: Final = ("title", "description")
 _NUMBER: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _BOUNDS: Final = {
     "string": ("minLength", "maxLength", "pattern", "format"),
@@ -22,59 +22,59 @@ _BOUNDS: Final = {
     "null": (),
     "array": ("minItems", "maxItems", "uniqueItems"),
 }
-"""By type: what a description says where it cannot be said otherwise."""
+"""Keywords by type; those that are not supported are written into the description."""
 _APPLICATORS: Final = frozenset(
     {"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "patternProperties", "propertyNames", "prefixItems"}
     | {"dependentSchemas", "dependentRequired", "dependencies", "unevaluatedProperties", "unevaluatedItems"}
     | {"additionalItems", "contains", "minProperties", "maxProperties", "$dynamicRef", "$recursiveRef"}
 )
-"""Beside the properties of a closed object, or the items of an array, they could leave no answer that keeps both."""
+"""Next to the properties of a closed object, or the items of an array, they might allow no answer at all."""
 
 
-class _UnsayableError(Exception):
-    """There is nothing like it."""
+class _Unsupported(Exception):
+    """Structured outputs do not support this schema."""
 
 
-def sayable(schema: Body) -> Body | None:
-    """The schema without those bounds that cannot be said (lengths, ranges, patterns): they stand in its descriptions
-    instead, so that a model may keep them. What keeps `schema`, and has no property that it does not name, keeps this.
+def supported_schema(schema: Body) -> Body | None:
+    """The schema without unsupported bounds (lengths, ranges, patterns): these go into its descriptions, so that the
+    model can follow them. Every answer that matches `schema`, and has no property that it does not name, matches this.
 
-    None where a closed object would keep out what is let in on purpose (names that are not known, any JSON), where
-    schemas are combined, and where one refers to itself.
+    None if a closed object would exclude what the schema allows on purpose (unknown names, any JSON), if schemas are
+    combined, or if one refers to itself.
     """
     try:
-        found = _schema(schema)
+        supported = _schema(schema)
         named: dict[str, Body] = {}
-        pending = list(_refs(found))
-        while pending:
-            if (ref := pending.pop()) not in named:
+        refs = list(_refs(supported))
+        while refs:
+            if (ref := refs.pop()) not in named:
                 named[ref] = _schema(_definition(schema, ref))
-                pending += _refs(named[ref])
-        TopologicalSorter({ref: list(_refs(said)) for ref, said in named.items()}).prepare()
-    except (_UnsayableError, CycleError, RecursionError):
+                refs += _refs(named[ref])
+        TopologicalSorter({ref: list(_refs(definition)) for ref, definition in named.items()}).prepare()
+    except (_Unsupported, CycleError, RecursionError):
         return None
-    for ref, said in named.items():
+    for ref, definition in named.items():
         _, where, name = ref.split("/")
-        found.setdefault(where, {})[name] = said
-    return found
+        supported.setdefault(where, {})[name] = definition
+    return supported
 
 
 def _schema(schema: Any) -> Body:
     if not isinstance(schema, dict):
-        raise _UnsayableError
+        raise _Unsupported
     if isinstance(ref := schema.get("$ref"), str):
         return {"$ref": ref}
     for name in ("enum", "const"):
         if name in schema:
             values = schema[name] if name == "enum" else [schema[name]]
             if not isinstance(values, list) or any(isinstance(value, dict | list) for value in values):
-                raise _UnsayableError
-            return _worded(schema, {name: schema[name]})
+                raise _Unsupported
+            return _described(schema, {name: schema[name]})
     kind = schema.get("type")
     if isinstance(kind, list):
-        bare = {name: value for name, value in schema.items() if name not in _WORDS}
+        bare = {name: value for name, value in schema.items() if name not in _TEXTS}
         kinds = dict.fromkeys(one for one in kind if isinstance(one, str))
-        return _worded(schema, {"anyOf": [_schema({**bare, "type": one}) for one in kinds]})
+        return _described(schema, {"anyOf": [_schema({**bare, "type": one}) for one in kinds]})
     if kind == "object" or (kind is None and "properties" in schema):
         return _object(schema)
     if kind == "array" or (kind is None and "items" in schema):
@@ -82,19 +82,19 @@ def _schema(schema: Any) -> Body:
     if kind is None:
         return _union(schema)
     if not isinstance(kind, str) or kind not in _BOUNDS:
-        raise _UnsayableError
-    found: Body = {"type": kind}
+        raise _Unsupported
+    supported: Body = {"type": kind}
     if kind == "string" and schema.get("format") in _FORMATS:
-        found["format"] = schema["format"]
-    return _worded(schema, found)
+        supported["format"] = schema["format"]
+    return _described(schema, supported)
 
 
 def _union(schema: Body) -> Body:
     combined = _APPLICATORS & schema.keys()
     for name in ("anyOf", "oneOf"):
         if combined == {name} and isinstance(schema[name], list):
-            return _worded(schema, {"anyOf": [_schema(one) for one in schema[name]]})
-    raise _UnsayableError
+            return _described(schema, {"anyOf": [_schema(one) for one in schema[name]]})
+    raise _Unsupported
 
 
 def _object(schema: Body) -> Body:
@@ -103,48 +103,52 @@ def _object(schema: Body) -> Body:
     if properties is None and closed is False:
         properties = {}
     if not isinstance(properties, dict) or closed not in (None, False) or _APPLICATORS & schema.keys():
-        raise _UnsayableError
+        raise _Unsupported
     if not isinstance(required, list) or any(not isinstance(name, str) or name not in properties for name in required):
-        raise _UnsayableError
-    found: Body = {"type": "object", "properties": {name: _schema(each) for name, each in properties.items()}}
+        raise _Unsupported
+    supported: Body = {"type": "object", "properties": {name: _schema(each) for name, each in properties.items()}}
     if required:
-        found["required"] = required
-    return _worded(schema, {**found, "additionalProperties": False})
+        supported["required"] = required
+    return _described(schema, {**supported, "additionalProperties": False})
 
 
 def _array(schema: Body) -> Body:
     if _APPLICATORS & schema.keys():
-        raise _UnsayableError
-    found: Body = {"type": "array", "items": _schema(schema.get("items"))}
+        raise _Unsupported
+    supported: Body = {"type": "array", "items": _schema(schema.get("items"))}
     if (least := schema.get("minItems")) in (0, 1):
-        found["minItems"] = least
-    return _worded(schema, found)
+        supported["minItems"] = least
+    return _described(schema, supported)
 
 
-def _worded(schema: Body, found: Body) -> Body:
-    """What was found to say of the schema, with its words, and those of its bounds that are left."""
-    found |= {name: schema[name] for name in _WORDS if isinstance(schema.get(name), str)}
-    names = _BOUNDS.get(found.get("type", ""), ())
-    if bounds := {name: schema[name] for name in names if name in schema and name not in found}:
-        words = (found.get("description"), orjson.dumps(bounds).decode())
-        found["description"] = "\n\n".join(word for word in words if word)
-    return found
+def _described(schema: Body, supported: Body) -> Body:
+    """The supported schema with its title and description, and with the unsupported bounds in the description."""
+    supported |= {name: schema[name] for name in _TEXTS if isinstance(schema.get(name), str)}
+    names = _BOUNDS.get(supported.get("type", ""), ())
+    if bounds := {name: schema[name] for name in names if name in schema and name not in supported}:
+        words = (supported.get("description"), orjson.dumps(bounds).decode())
+        supported["description"] = "\n\n".join(word for word in words if word)
+    return supported
 
 
-def _refs(said: Body) -> Iterator[str]:
-    """What a schema refers to, as far as it was said."""
-    if "$ref" in said:
-        yield said["$ref"]
-    for each in (*said.get("properties", {}).values(), *said.get("anyOf", ()), *filter(None, [said.get("items")])):
+def _refs(supported: Body) -> Iterator[str]:
+    """The references in a supported schema."""
+    if "$ref" in supported:
+        yield supported["$ref"]
+    for each in (
+        *supported.get("properties", {}).values(),
+        *supported.get("anyOf", ()),
+        *filter(None, [supported.get("items")]),
+    ):
         yield from _refs(each)
 
 
 def _definition(schema: Body, ref: str) -> Any:
-    """What a reference into the schema's own definitions means."""
+    """The definition that a reference names, in the schema's own definitions."""
     parts = ref.split("/")
     if len(parts) != 3 or parts[0] != "#" or parts[1] not in _DEFINITIONS:
-        raise _UnsayableError
+        raise _Unsupported
     definitions = schema.get(parts[1])
     if not isinstance(definitions, dict) or parts[2] not in definitions:
-        raise _UnsayableError
+        raise _Unsupported
     return definitions[parts[2]]

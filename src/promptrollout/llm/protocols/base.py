@@ -1,4 +1,4 @@
-"""What the gateway asks of a protocol: who calls, how a prompt gets into a request, what an answer says, its errors."""
+"""A protocol of callers and providers: its stickiness fields, prompts, answers, streams and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from promptrollout.llm.errors import CallerError, ProviderError
 from promptrollout.llm.prompts.prompt import Body, CompiledPrompt, Overlay
 
 Fields = tuple[tuple[str, ...], ...]
-"""Paths into a body, in the order in which they are looked at."""
+"""Paths into a body, in order of precedence."""
 
 # never `prompt_cache_key`, which users share
 OPENAI_USER: Final[Fields] = (("safety_identifier",), ("user",), ("metadata", "user_id"))
@@ -24,34 +24,34 @@ OPENAI_CONVERSATION: Final[Fields] = (("conversation",), ("conversation", "id"),
 
 
 @dataclass(slots=True)
-class Whole:
-    """An answer that came as a whole, read."""
+class ParsedAnswer:
+    """An answer that did not stream, parsed."""
 
-    parsed: dict[str, Any]
+    body: dict[str, Any]
     choices: list[Choice]
     usage: Usage | None
     failure: str | None = None
-    """The provider says in a 200 that it failed."""
+    """The error that the provider reported in a 200."""
 
 
 class Protocol(ABC):
-    """One wire format. Callers speak it to the gateway, providers to whom it is native speak it too."""
+    """One wire format, of callers and of the providers to which it is native."""
 
     name: ClassVar[str]
-    """In the tables of providers and translations."""
+    """Its name in the tables of providers and translations."""
     user_fields: ClassVar[Fields]
-    """Where a body names its user; the first that is there counts."""
+    """Where a body names its user; the first one present counts."""
     conversation_fields: ClassVar[Fields]
     """Where a body names its conversation."""
     forwarded: ClassVar[tuple[str, ...]] = ()
-    """Headers of the caller that a provider of the same protocol gets too."""
+    """Headers of the caller that are forwarded to a provider of the same protocol."""
     compared: ClassVar[bool] = True
-    """Whether requests take part in the rollout; else stable answers them, outside the analysis."""
+    """Whether requests take part in the rollout. If not, stable answers them, outside the analysis."""
     read_in_whole: ClassVar[bool] = True
-    """Whether an answer that does not stream is read before it goes on; else a long one is not: see `usage_at`."""
+    """Whether an answer that does not stream is read before it is sent. If not, a long one is passed through."""
     sampled: ClassVar[bool] = True
-    """Whether requests are counted; else whichever arm is the user's is asked, and what becomes of it says nothing of
-    the arm, nor of its provider."""
+    """Whether requests are counted. If not, the user's arm answers, but the outcome says nothing about the arm or its
+    provider."""
 
     def rollout(self, body: Body) -> str:
         """The rollout that a request names. Raises CallerError."""
@@ -62,43 +62,43 @@ class Protocol(ABC):
 
     @abstractmethod
     def overlay(self, spec: PromptSpec) -> Overlay:
-        """What a version sets beside its messages. Raises Untranslatable for what this protocol cannot say."""
+        """What a version sets besides its messages. Raises Untranslatable for what this protocol does not support."""
 
     @abstractmethod
-    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
-        """The request with the version's prompt in it. Raises CallerError or Unfilled; leaves `body` as it is."""
+    def with_prompt(self, prompt: CompiledPrompt, body: Body) -> Body:
+        """The request with the version's prompt. Raises CallerError or PrepareError; does not change `body`."""
 
     @abstractmethod
     def leaves_format(self, body: Body) -> bool:
-        """Whether the caller left the format of the answer to the prompt: asked for none, or for none that says as much
-        as a schema does. Such an answer has the version's, and is held against it."""
+        """Whether the caller left the answer's format to the prompt: it asked for none, or for one without a schema.
+        The answer then has the version's schema, and is checked against it."""
 
     def without_format(self, body: Body) -> Body:
-        """The request without a format that the version's goes before; for providers that have no word for it."""
+        """The request without a format that the version's schema replaces, for providers that do not support it."""
         return body
 
     @abstractmethod
-    def read(self, payload: bytes) -> Whole | None:
-        """An answer as a whole; None if it is none of this protocol."""
+    def read(self, payload: bytes) -> ParsedAnswer | None:
+        """Parse a whole answer; None if it is not one of this protocol."""
 
-    def events_of(self, whole: Whole) -> bytes | None:
-        """The stream that says the same as this answer; None where it cannot be made."""
+    def as_stream(self, whole: ParsedAnswer) -> bytes | None:
+        """This answer as a stream; None if it cannot be expressed as one."""
         return None
 
     def usage_at(self, end: bytes) -> Usage | None:
-        """What the last few kilobytes of a long answer say of its tokens."""
+        """The usage in the last kilobytes of a long answer."""
         return None
 
     def reader(self, body: Body, *, collect_content: bool) -> StreamReader:
-        """For the stream that answers this request. Raises ProviderError where this protocol has no streams."""
-        raise ProviderError("bad_response", 502, "the provider answered with a stream where there are none")
+        """A reader for the stream that answers this request. Raises ProviderError if this protocol has no streams."""
+        raise ProviderError("bad_response", 502, "the provider sent an event stream where a JSON answer is expected")
 
     @abstractmethod
     def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
-        """What an error answer has for a body."""
+        """The body of an error answer."""
 
     def error_event(self, status: int, message: str, code: str | None, events: int) -> bytes:
-        """What a stream that has begun ends with where it fails; `events` were seen before."""
+        """The last event of a stream that fails after `events` events."""
         return b"data: " + self.error_body(status, message, code) + b"\n\n"
 
 

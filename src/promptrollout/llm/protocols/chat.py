@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.llm.answers.choices import MAX_CHOICES, MAX_COLLECTED, Choice, choices_of
-from promptrollout.llm.answers.json_text import written
+from promptrollout.llm.answers.json_text import dumped
 from promptrollout.llm.answers.streams import StreamError, StreamReader
 from promptrollout.llm.answers.usage import Usage
 from promptrollout.llm.errors import CallerError
@@ -20,17 +20,17 @@ from promptrollout.llm.prompts.prompt import (
     taken_from,
 )
 from promptrollout.llm.protocols.base import (
-    Whole,
+    ParsedAnswer,
     objects_of,
     parsed_answer,
 )
 from promptrollout.llm.protocols.openai import OpenAIProtocol, answer_schema
 
-# parameters that mean the same: ours replaces either
+# parameters with the same meaning: the version's replaces either
 _RIVALS: Final = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 
 _ABOUT: Final = ("id", "created", "model", "service_tier", "system_fingerprint")
-"""What each event of a stream says too."""
+"""Fields of the answer that each event of a stream has too."""
 
 
 class Chat(OpenAIProtocol):
@@ -51,7 +51,7 @@ class Chat(OpenAIProtocol):
         schema = answer_schema(spec.output_schema)
         return Overlay(fields, removed, answer_format={"type": "json_schema", "json_schema": schema})
 
-    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
+    def with_prompt(self, prompt: CompiledPrompt, body: Body) -> Body:
         before, after = messages_of(prompt, body)
         history = history_of(body)
         overlay = prompt.overlay(self.name, self.overlay)
@@ -71,25 +71,25 @@ class Chat(OpenAIProtocol):
         kept = "response_format" not in body or not self.leaves_format(body)
         return body if kept else {name: value for name, value in body.items() if name != "response_format"}
 
-    def read(self, payload: bytes) -> Whole | None:
+    def read(self, payload: bytes) -> ParsedAnswer | None:
         parsed = parsed_answer(payload, "choices")
         if parsed is None:
             return None
-        return Whole(parsed, choices_of(parsed), Usage.read(parsed.get("usage")))
+        return ParsedAnswer(parsed, choices_of(parsed), Usage.read(parsed.get("usage")))
 
-    def events_of(self, whole: Whole) -> bytes | None:
-        answer = whole.parsed
+    def as_stream(self, whole: ParsedAnswer) -> bytes | None:
+        answer = whole.body
         about = {name: answer[name] for name in _ABOUT if name in answer} | {"object": "chat.completion.chunk"}
         events: list[Body] = []
         for number, choice in enumerate(each for each in answer["choices"] if isinstance(each, dict)):
             index = choice.get("index", number)
             delta = _delta_of(choice.get("message"))
-            said = {"index": index, "delta": delta, "logprobs": choice.get("logprobs"), "finish_reason": None}
+            begun = {"index": index, "delta": delta, "logprobs": choice.get("logprobs"), "finish_reason": None}
             ended = {"index": index, "delta": {}, "finish_reason": choice.get("finish_reason") or "stop"}
-            events += ({**about, "choices": [said]}, {**about, "choices": [ended]})
+            events += ({**about, "choices": [begun]}, {**about, "choices": [ended]})
         if answer.get("usage"):
             events.append({**about, "choices": [], "usage": answer["usage"]})
-        pieces = [written(event) for event in events]
+        pieces = [dumped(event) for event in events]
         if None in pieces:
             return None
         return b"".join(b"data: %s\n\n" % piece for piece in (*pieces, b"[DONE]"))
@@ -99,7 +99,7 @@ class Chat(OpenAIProtocol):
 
 
 class ChatReader(StreamReader):
-    """Reads chunks. One that carries only the usage is kept back unless the caller asked for it: we did."""
+    """Reads chunks. One with only the usage is not forwarded unless the caller asked for it: the gateway did."""
 
     def __init__(self, *, forward_usage: bool, collect_content: bool) -> None:
         super().__init__()
@@ -109,39 +109,39 @@ class ChatReader(StreamReader):
 
     @property
     def complete(self) -> bool:
-        """The answer is whole: the end marker was seen, or each choice said why it ended."""
+        """The end marker was seen, or each choice has a finish reason."""
         return self.done or (bool(self._choices) and all(c.finish_reason for c in self._choices.values()))
 
     def choices(self) -> list[Choice]:
         return list(self._choices.values())
 
-    def note(self, found: dict[str, Any]) -> bool:
-        if usage := Usage.read(found.get("usage")):
+    def read_event(self, event: dict[str, Any]) -> bool:
+        if usage := Usage.read(event.get("usage")):
             self.usage = usage
-        choices = found.get("choices")
+        choices = event.get("choices")
         if not choices:
-            return self._forward_usage or not found.get("usage")
+            return self._forward_usage or not event.get("usage")
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
-                self._grow(choice)
+                self._add(choice)
         return True
 
-    def _grow(self, choice: dict[str, Any]) -> None:
+    def _add(self, choice: dict[str, Any]) -> None:
         index = choice.get("index")
         number = index if isinstance(index, int) else 0
-        growing = self._choices.get(number)
-        if growing is None:
+        known = self._choices.get(number)
+        if known is None:
             if len(self._choices) >= MAX_CHOICES:
-                raise StreamError(f"it has more than {MAX_CHOICES} choices")
-            growing = self._choices[number] = Choice()
+                raise StreamError(f"the answer has more than {MAX_CHOICES} choices")
+            known = self._choices[number] = Choice()
             if len(self._choices) > MAX_COLLECTED:
-                growing.leave()
-        if growing.add(choice.get("delta"), choice.get("finish_reason"), collect=self._collect_content):
+                known.skip()
+        if known.add(choice.get("delta"), choice.get("finish_reason"), collect=self._collect_content):
             self.begun = True
 
 
 def _delta_of(message: Any) -> Body:
-    """A whole message, as the one piece that it comes in."""
+    """A whole message as one delta."""
     delta = dict(message) if isinstance(message, dict) else {}
     if isinstance(calls := delta.get("tool_calls"), list):
         delta["tool_calls"] = [{"index": n, **call} for n, call in enumerate(calls) if isinstance(call, dict)]
@@ -159,7 +159,7 @@ def history_of(body: Body) -> list[Body]:
 
 
 def without_added_usage(request: Body, body: Body) -> Body:
-    """A stream's request with the caller's own `stream_options`, if any, for a provider that does not know ours."""
+    """A stream's request with the caller's `stream_options` only, for a provider that rejects the gateway's."""
     plain = {name: value for name, value in request.items() if name != "stream_options"}
     if "stream_options" in body:
         plain["stream_options"] = body["stream_options"]

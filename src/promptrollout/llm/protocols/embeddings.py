@@ -15,17 +15,17 @@ from promptrollout.llm.protocols.base import (
     OPENAI_CONVERSATION,
     OPENAI_USER,
     Fields,
+    ParsedAnswer,
     Protocol,
-    Whole,
     parsed_answer,
 )
 
-# nothing behind the vectors but this has braces in it
+# nothing else after the vectors has braces
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 
 class Embeddings(Protocol):
-    """There is no prompt in it, so nothing to compare: stable answers, outside the analysis."""
+    """Has no prompt, so there is nothing to compare: stable answers, outside the analysis."""
 
     name: ClassVar = "embeddings"
     user_fields: ClassVar[Fields] = OPENAI_USER
@@ -36,21 +36,21 @@ class Embeddings(Protocol):
     def overlay(self, spec: PromptSpec) -> Overlay:
         return Overlay({"model": spec.model})
 
-    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
+    def with_prompt(self, prompt: CompiledPrompt, body: Body) -> Body:
         return prompt.overlay(self.name, self.overlay).over(body)
 
     def leaves_format(self, body: Body) -> bool:
         return False
 
-    def read(self, payload: bytes) -> Whole | None:
+    def read(self, payload: bytes) -> ParsedAnswer | None:
         parsed = parsed_answer(payload, "data")
-        return None if parsed is None else Whole(parsed, [], Usage.read(parsed.get("usage")))
+        return None if parsed is None else ParsedAnswer(parsed, [], Usage.read(parsed.get("usage")))
 
     def usage_at(self, end: bytes) -> Usage | None:
-        """Behind the vectors, where every server that is known writes it."""
-        found = _USAGE.search(end)
+        """After the vectors, where all known servers have it."""
+        match = _USAGE.search(end)
         try:
-            return Usage.read(orjson.loads(found[1])) if found else None
+            return Usage.read(orjson.loads(match[1])) if match else None
         except orjson.JSONDecodeError:
             return None
 

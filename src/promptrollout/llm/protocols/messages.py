@@ -22,14 +22,14 @@ from promptrollout.llm.prompts.prompt import (
     taken_from,
     takes_system,
 )
-from promptrollout.llm.protocols.anthropic_schema import sayable
-from promptrollout.llm.protocols.base import Fields, OneChoiceReader, Protocol, Whole, parsed_answer
+from promptrollout.llm.protocols.anthropic_schema import supported_schema
+from promptrollout.llm.protocols.base import Fields, OneChoiceReader, ParsedAnswer, Protocol, parsed_answer
 from promptrollout.llm.protocols.chat import history_of
 
 ANTHROPIC_HEADER: Final = "anthropic-version"
-"""Anthropic's clients send it with each request."""
+"""Anthropic's clients send this header with each request."""
 DEFAULT_MAX_TOKENS: Final = 4096
-"""Anthropic wants a limit in each request: this one, where neither version nor caller sets any."""
+"""Anthropic requires a limit in each request: this one, if neither version nor caller sets one."""
 _FINISH: Final = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -67,14 +67,14 @@ class Messages(Protocol):
         fields["model"] = spec.model
         if spec.tools is not None:
             fields["tools"] = [tool_of(tool, f"tools[{index}]") for index, tool in enumerate(spec.tools)]
-        unwanted = fields.get("output_config") == {}  # a version says so of a model that has no structured outputs
-        schema = None if spec.output_schema is None or unwanted else sayable(spec.output_schema)
+        unwanted = fields.get("output_config") == {}  # set by versions whose model has no structured outputs
+        schema = None if spec.output_schema is None or unwanted else supported_schema(spec.output_schema)
         answer_format = None if schema is None else {"type": "json_schema", "schema": schema}
         if unwanted:
             del fields["output_config"]
         return Overlay(fields, defaults={"max_tokens": DEFAULT_MAX_TOKENS}, answer_format=answer_format)
 
-    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
+    def with_prompt(self, prompt: CompiledPrompt, body: Body) -> Body:
         before, after = messages_of(prompt, body)
         overlay = prompt.overlay(self.name, self.overlay)
         request = overlay.over(body)
@@ -89,7 +89,7 @@ class Messages(Protocol):
             *taken_from(prompt, history_of(body)),
             *(message for message in after if message["role"] not in SYSTEM_ROLES),
         ]
-        if overlay.answer_format is not None and self.leaves_format(body) and _takes_format(request):
+        if overlay.answer_format is not None and self.leaves_format(body) and _allows_format(request):
             config = request.get("output_config")
             beside = config if isinstance(config, dict) else {}
             request["output_config"] = {**beside, "format": overlay.answer_format}
@@ -99,16 +99,16 @@ class Messages(Protocol):
         config = body.get("output_config")
         return not (isinstance(config, dict) and config.get("format")) and not body.get("output_format")
 
-    def read(self, payload: bytes) -> Whole | None:
+    def read(self, payload: bytes) -> ParsedAnswer | None:
         parsed = parsed_answer(payload, "content")
         if parsed is None:
             return None
         choice = Choice()
         for block in parsed["content"]:
             if isinstance(block, dict):
-                choice.add(_said(block), None, collect=True)
+                choice.add(_as_message(block), None, collect=True)
         choice.add(None, finish_of(parsed.get("stop_reason")), collect=True)
-        return Whole(parsed, [choice], usage_of(parsed.get("usage")))
+        return ParsedAnswer(parsed, [choice], usage_of(parsed.get("usage")))
 
     def reader(self, body: Body, *, collect_content: bool) -> StreamReader:
         return MessagesReader(collect_content=collect_content)
@@ -128,24 +128,24 @@ class MessagesReader(OneChoiceReader):
         super().__init__(collect_content=collect_content)
         self._usage: Body = {}
 
-    def note(self, found: dict[str, Any]) -> bool:
-        kind = found.get("type")
+    def read_event(self, event: dict[str, Any]) -> bool:
+        kind = event.get("type")
         if kind == "content_block_delta":
-            delta = found.get("delta")
+            delta = event.get("delta")
             if isinstance(delta, dict):
-                self._add(_said(delta))
+                self._add(_as_message(delta))
         elif kind == "content_block_start":
-            block = found.get("content_block")
+            block = event.get("content_block")
             if isinstance(block, dict):
-                self._add(_said(block))
+                self._add(_as_message(block))
         elif kind == "message_start":
-            message = found.get("message")
+            message = event.get("message")
             self._count(message.get("usage") if isinstance(message, dict) else None)
         elif kind == "message_delta":
-            delta = found.get("delta")
+            delta = event.get("delta")
             reason = delta.get("stop_reason") if isinstance(delta, dict) else None
             self._choice.add(None, finish_of(reason), collect=False)
-            self._count(found.get("usage"))
+            self._count(event.get("usage"))
         elif kind == "message_stop":
             self.done = True
         return True
@@ -157,34 +157,34 @@ class MessagesReader(OneChoiceReader):
 
 
 def tool_of(tool: Any, path: str) -> Body:
-    """A tool of OpenAI's chat API as Anthropic has it. Raises Untranslatable."""
+    """A tool of OpenAI's chat API as one of Anthropic's. Raises Untranslatable."""
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         if isinstance(tool, dict) and "input_schema" in tool:
-            return tool  # as Anthropic has it already
-        raise Untranslatable(path, "only functions can be offered to Anthropic's API")
-    found: Body = {"name": function["name"], "input_schema": function.get("parameters") or {"type": "object"}}
+            return tool  # in Anthropic's format already
+        raise Untranslatable(path, "Anthropic's API supports only functions as tools")
+    translated: Body = {"name": function["name"], "input_schema": function.get("parameters") or {"type": "object"}}
     for name in ("description", "strict"):
         if function.get(name) is not None:
-            found[name] = function[name]
-    return found
+            translated[name] = function[name]
+    return translated
 
 
 def finish_of(stop_reason: Any) -> str | None:
-    """Why it stopped, in the chat API's words."""
+    """The stop reason, as the chat API names it."""
     return _FINISH.get(stop_reason, stop_reason) if isinstance(stop_reason, str) else None
 
 
-def usage_of(found: Any) -> Usage | None:
-    """Anthropic counts what is read from and written to its cache beside `input_tokens`."""
-    if not isinstance(found, dict) or (found.get("input_tokens") is None and found.get("output_tokens") is None):
+def usage_of(usage: Any) -> Usage | None:
+    """Anthropic counts cached tokens separately from `input_tokens`."""
+    if not isinstance(usage, dict) or (usage.get("input_tokens") is None and usage.get("output_tokens") is None):
         return None
-    read, written = found.get("cache_read_input_tokens"), found.get("cache_creation_input_tokens")
-    return Usage.beside(found.get("input_tokens"), read, written, found.get("output_tokens"))
+    cache_read, cache_written = usage.get("cache_read_input_tokens"), usage.get("cache_creation_input_tokens")
+    return Usage.with_separate_cache(usage.get("input_tokens"), cache_read, cache_written, usage.get("output_tokens"))
 
 
 def _system(prompt: CompiledPrompt, own: list[str], theirs: Any) -> Any:
-    """The version's system messages and the caller's, which goes where the prompt wants it."""
+    """The version's system messages and the caller's, as the prompt's `callerSystemMessage` says."""
     if theirs is not None and not isinstance(theirs, str | list):
         raise CallerError(400, "invalid_type", "system must be a text or a list of blocks", "system")
     if theirs and not takes_system(prompt):
@@ -194,14 +194,14 @@ def _system(prompt: CompiledPrompt, own: list[str], theirs: Any) -> Any:
     return "\n\n".join([*own, theirs] if theirs else own)
 
 
-def _takes_format(request: Body) -> bool:
+def _allows_format(request: Body) -> bool:
     """Whether a form of the answer can be asked for: not beside one, nor of an answer whose beginning is given."""
     messages = request["messages"]
     return MESSAGES.leaves_format(request) and not (messages and messages[-1].get("role") == "assistant")
 
 
-def _said(block: Body) -> Body:
-    """What a block or a delta of one carries, as a message of the chat API would say it."""
+def _as_message(block: Body) -> Body:
+    """A block or a delta as a message of the chat API."""
     kind = block.get("type")
     if kind in ("text", "text_delta"):
         return {"content": block.get("text")}

@@ -22,11 +22,11 @@ from promptrollout.llm.prompts.prompt import (
     taken_from,
     takes_system,
 )
-from promptrollout.llm.protocols.base import OneChoiceReader, Whole, objects_of, parsed_answer
+from promptrollout.llm.protocols.base import OneChoiceReader, ParsedAnswer, objects_of, parsed_answer
 from promptrollout.llm.protocols.openai import OpenAIProtocol, answer_schema
-from promptrollout.llm.protocols.signed_reasoning import without_told_reasoning
+from promptrollout.llm.protocols.signed_reasoning import without_translated_reasoning
 
-_UNSAID: Final = ("seed", "stop", "presence_penalty", "frequency_penalty")
+_UNSUPPORTED: Final = ("seed", "stop", "presence_penalty", "frequency_penalty")
 _ENDED: Final = ("response.completed", "response.incomplete")
 _FINISH: Final = {"max_output_tokens": "length", "content_filter": "content_filter"}
 
@@ -37,10 +37,10 @@ class Responses(OpenAIProtocol):
     name: ClassVar = "responses"
 
     def overlay(self, spec: PromptSpec) -> Overlay:
-        for name in _UNSAID:
+        for name in _UNSUPPORTED:
             if spec.parameters is not None and getattr(spec.parameters, name) is not None:
                 raise Untranslatable(
-                    f"parameters.{to_camel(name)}", "the prompt sets it, and the Responses API has nothing like it"
+                    f"parameters.{to_camel(name)}", "the prompt sets it, but the Responses API does not support it"
                 )
         fields = parameters_of(spec, "temperature", "top_p", "max_tokens")
         if (longest := fields.pop("max_tokens", None)) is not None:
@@ -50,16 +50,16 @@ class Responses(OpenAIProtocol):
             fields["tools"] = [_tool(tool) for tool in spec.tools]
         return Overlay(fields)
 
-    def fill(self, prompt: CompiledPrompt, body: Body) -> Body:
+    def with_prompt(self, prompt: CompiledPrompt, body: Body) -> Body:
         require_foreground(body)
-        body = without_told_reasoning(body)
+        body = without_translated_reasoning(body)
         before, after = messages_of(prompt, body)
         request = prompt.overlay(self.name, self.overlay).over(body)
         own = leading(before)
         instructions = [message["content"] for message in before[:own]]
-        # what the provider remembers of a conversation already begins with our examples
+        # a conversation that the provider stored already begins with the version's examples
         items = [] if body.get("previous_response_id") or body.get("conversation") else before[own:]
-        _put_in(request, prompt, instructions, items, after)
+        _with_messages(request, prompt, instructions, items, after)
         if prompt.spec.output_schema is not None and self.leaves_format(request):
             text = request.get("text")
             schema = {"type": "json_schema", **answer_schema(prompt.spec.output_schema)}
@@ -76,12 +76,12 @@ class Responses(OpenAIProtocol):
             return body
         return {**body, "text": {name: value for name, value in text.items() if name != "format"}}
 
-    def read(self, payload: bytes) -> Whole | None:
+    def read(self, payload: bytes) -> ParsedAnswer | None:
         parsed = parsed_answer(payload, "output")
         if parsed is None:
             return None
         failure = _message_of(parsed.get("error")) if parsed.get("status") == "failed" else None
-        return Whole(parsed, [_choice_of(parsed)], _usage(parsed.get("usage")), failure)
+        return ParsedAnswer(parsed, [_choice_of(parsed)], _usage(parsed.get("usage")), failure)
 
     def reader(self, body: Body, *, collect_content: bool) -> StreamReader:
         return ResponsesReader(collect_content=collect_content)
@@ -94,40 +94,40 @@ class Responses(OpenAIProtocol):
 class ResponsesReader(OneChoiceReader):
     """Reads events; the last one carries the response as a whole."""
 
-    def note(self, found: dict[str, Any]) -> bool:
-        kind = found.get("type")
+    def read_event(self, event: dict[str, Any]) -> bool:
+        kind = event.get("type")
         if kind == "response.output_text.delta":
-            self._add({"content": found.get("delta")})
+            self._add({"content": event.get("delta")})
         elif kind == "response.refusal.delta":
-            self._add({"refusal": found.get("delta")})
+            self._add({"refusal": event.get("delta")})
         elif kind in _ENDED:
-            response = found.get("response")
+            response = event.get("response")
             if isinstance(response, dict):
                 self.usage = _usage(response.get("usage"))
                 self._choice.add(None, _finish_of(response), collect=False)
             self.done = True
         elif kind == "response.output_item.added":
-            item = found.get("item")
+            item = event.get("item")
             if isinstance(item, dict) and str(item.get("type", "")).endswith("_call"):
                 self._add({"tool_calls": True})
         elif isinstance(kind, str) and kind.endswith(".delta"):
             self.begun = True  # reasoning, arguments, audio
         return True
 
-    def failure_of(self, found: dict[str, Any]) -> str | None:
-        kind = found.get("type")
+    def failure_of(self, event: dict[str, Any]) -> str | None:
+        kind = event.get("type")
         if kind == "error":
-            return _message_of(found)
+            return _message_of(event)
         if kind == "response.failed":
-            response = found.get("response")
+            response = event.get("response")
             return _message_of(response.get("error") if isinstance(response, dict) else None)
-        return super().failure_of(found)
+        return super().failure_of(event)
 
 
 def require_foreground(body: Body) -> None:
-    """Raises CallerError for an answer that nobody waits for."""
+    """Raises CallerError for a background answer, which would have to be fetched later."""
     if body.get("background"):
-        message = "background answers cannot be fetched here: leave background out"
+        message = "this gateway does not support background answers: leave background out"
         raise CallerError(400, "unsupported_value", message, "background")
 
 
@@ -139,18 +139,18 @@ def instructions_of(body: Body) -> str | None:
     return instructions
 
 
-def _put_in(
+def _with_messages(
     request: Body, prompt: CompiledPrompt, instructions: list[str], before: list[Body], after: list[Body]
 ) -> None:
-    """The version's messages and the caller's; the caller's system messages as the prompt wants them."""
+    """Put in the version's messages; the caller's system messages as the prompt's `callerSystemMessage` says."""
     theirs = instructions_of(request)
-    given = request.get("input")
-    items = items_of(given)
+    value = request.get("input")
+    items = items_of(value)
     if theirs and not takes_system(prompt):
         theirs = None
     kept = taken_from(prompt, items)
     if kept is not items:
-        given = items = kept
+        value = items = kept
     joined = "\n\n".join([*instructions, theirs] if theirs else instructions)
     if joined:
         request["instructions"] = joined
@@ -159,23 +159,23 @@ def _put_in(
     if before or after:
         first = leading(items)
         request["input"] = [*items[:first], *before, *items[first:], *after]
-    elif given is not None:
-        request["input"] = given
+    elif value is not None:
+        request["input"] = value
 
 
-def items_of(given: Any) -> list[Body]:
-    """The request's own input as a list. Raises CallerError."""
-    if given is None:
+def items_of(value: Any) -> list[Body]:
+    """The request's input as a list. Raises CallerError."""
+    if value is None:
         return []
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
-    if not isinstance(given, list):
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    if not isinstance(value, list):
         raise CallerError(400, "invalid_type", "input must be a text or a list of items", "input")
-    return objects_of(given, "input")
+    return objects_of(value, "input")
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """A tool of the chat API as this API has it."""
+    """A tool of the chat API as a tool of this API."""
     function = tool.get("function")
     return {"type": "function", **function} if isinstance(function, dict) else tool
 
@@ -197,7 +197,7 @@ def _choice_of(response: dict[str, Any]) -> Choice:
 
 
 def _finish_of(response: dict[str, Any]) -> str:
-    """Why it ended, in the chat API's words."""
+    """The finish reason, as the chat API names it."""
     if response.get("status") == "incomplete":
         details = response.get("incomplete_details")
         reason = details.get("reason") if isinstance(details, dict) else None
@@ -209,15 +209,15 @@ def _finish_of(response: dict[str, Any]) -> str:
     return "tool_calls" if called else "stop"
 
 
-def _usage(found: Any) -> Usage | None:
-    if not isinstance(found, dict) or (found.get("input_tokens") is None and found.get("output_tokens") is None):
+def _usage(usage: Any) -> Usage | None:
+    if not isinstance(usage, dict) or (usage.get("input_tokens") is None and usage.get("output_tokens") is None):
         return None
-    return Usage.of(found.get("input_tokens"), found.get("input_tokens_details"), found.get("output_tokens"))
+    return Usage.of(usage.get("input_tokens"), usage.get("input_tokens_details"), usage.get("output_tokens"))
 
 
 def _message_of(error: Any) -> str:
-    found = error.get("message") if isinstance(error, dict) else error
-    return str(found or "the provider says that it failed")
+    message = error.get("message") if isinstance(error, dict) else error
+    return str(message or "the provider reported a failure without a message")
 
 
 RESPONSES: Final = Responses()

@@ -1,4 +1,4 @@
-"""Reasoning that a model signed or encrypted for itself: no other model can read it, and some refuse it."""
+"""Reasoning that a model signed or encrypted for itself: no other model can read it, and some reject it."""
 
 from __future__ import annotations
 
@@ -9,37 +9,36 @@ from promptrollout.llm.prompts.prompt import Body
 _BLOCKS: Final = frozenset({"thinking", "redacted_thinking"})
 """Of a message in Anthropic's form."""
 _FIELDS: Final = frozenset({"thinking_blocks", "reasoning_details"})
-"""Of a chat message, as common proxies tell it."""
+"""Of a chat message, as common proxies name them."""
 _ITEM: Final = "reasoning"
 """Of a list of Responses items."""
 
+TRANSLATED_PREFIX: Final = "rs_told_"
+"""Prefix of the ids of translated reasoning items. They are for reading only: OpenAI would not find them if a caller
+sent them back."""
 
-TOLD: Final = "rs_told_"
-"""How ids of reasoning items begin that were translated: to be read, not to be sent back. OpenAI would look for them
-among its own, in vain."""
 
-
-def without_told_reasoning(body: Body) -> Body:
-    """The request without such items of an answer before."""
-    given = body.get("input")
-    if not isinstance(given, list) or not any(_was_told(item) for item in given):
+def without_translated_reasoning(body: Body) -> Body:
+    """The request without the translated reasoning items of earlier answers."""
+    items = body.get("input")
+    if not isinstance(items, list) or not any(_is_translated(item) for item in items):
         return body
-    return {**body, "input": [item for item in given if not _was_told(item)]}
+    return {**body, "input": [item for item in items if not _is_translated(item)]}
 
 
 def without_signed_reasoning(body: Body) -> Body:
-    """The request for another model than the one that answered before: what was said and called stays."""
+    """The request without signed reasoning, for another model than the one that answered: texts and tool calls stay."""
     changes: Body = {}
     for name in ("messages", "input"):
-        if isinstance(found := body.get(name), list):
-            kept = [_unsigned(item) for item in found if not (isinstance(item, dict) and item.get("type") == _ITEM)]
-            if kept != found:
+        if isinstance(items := body.get(name), list):
+            kept = [_unsigned(item) for item in items if not (isinstance(item, dict) and item.get("type") == _ITEM)]
+            if kept != items:
                 changes[name] = kept
     return {**body, **changes} if changes else body
 
 
-def _was_told(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("type") == _ITEM and str(item.get("id")).startswith(TOLD)
+def _is_translated(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("type") == _ITEM and str(item.get("id")).startswith(TRANSLATED_PREFIX)
 
 
 def _unsigned(item: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The language models behind the gateway: one module per kind of API. Another kind is one file and one line here."""
+"""The providers of language models: one module per kind of API. A new kind is one file and one line here."""
 
 from collections.abc import Mapping
 from typing import Final

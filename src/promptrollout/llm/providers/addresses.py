@@ -1,4 +1,4 @@
-"""What a gateway may connect to, looked at for every connection: names may point elsewhere by then."""
+"""The addresses that a gateway may connect to, checked for every connection, since a name may change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from promptrollout.api.networks import Networks
 
 
 class AddressRefused(OSError):
-    """No connection was tried. The text is the same for all addresses, so that several of them stay this error."""
+    """No connection was tried. The text is the same for all addresses, so that aiohttp keeps this type for several."""
 
     def __init__(self, address: str, why: str) -> None:
         super().__init__(errno.EACCES, "gateways may not connect to this address")
@@ -23,8 +23,8 @@ class AddressRefused(OSError):
 
 
 def socket_factory(networks: Networks) -> Callable[[Any], socket.socket]:
-    """Makes the socket for one address that a name has, or raises AddressRefused: it is asked right before each
-    connect, after the name was resolved, so no second answer of a name server comes in between."""
+    """A function that makes the socket for one resolved address, or raises AddressRefused. It runs right before each
+    connect, so no second DNS answer can come in between."""
 
     def make(info: Any) -> socket.socket:
         family, kind, protocol, _, place = info
@@ -36,12 +36,12 @@ def socket_factory(networks: Networks) -> Callable[[Any], socket.socket]:
     return make
 
 
-def asked_host(base_url: str) -> str:
-    """The host as it is resolved, or sent to a proxy: in ASCII, where others see other letters. Raises ValueError."""
+def ascii_host(base_url: str) -> str:
+    """The host as it is resolved or sent to a proxy, in ASCII. Raises ValueError."""
     return URL(base_url).raw_host or ""
 
 
 def refused_address(error: BaseException) -> AddressRefused | None:
-    """The refusal that a failed connection was; None: it failed otherwise."""
-    found = getattr(error, "os_error", error)
-    return found if isinstance(found, AddressRefused) else None
+    """The refusal that made a connection fail; None: it failed for another reason."""
+    cause = getattr(error, "os_error", error)
+    return cause if isinstance(cause, AddressRefused) else None

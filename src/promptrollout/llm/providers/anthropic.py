@@ -1,4 +1,4 @@
-"""Anthropic's API, and what speaks it."""
+"""Providers with Anthropic's API."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from promptrollout.api.provider import Auth
 from promptrollout.llm.providers.endpoint import Endpoint
 
 VERSION: Final = "2023-06-01"
-"""Of the API, in a header of each request, unless the caller names another."""
+"""Version of the API, in a header of each request unless the caller sets another."""
 _PATHS: Final = {"messages": "/messages", "count_tokens": "/messages/count_tokens"}
 
 
 class AnthropicProvider(Endpoint):
-    """Takes its key in a header of its own."""
+    """Gets its key in a header of its own."""
 
     kind: ClassVar = "Anthropic"
     paths: ClassVar[Mapping[str, str]] = _PATHS

@@ -1,4 +1,4 @@
-"""Third step of a request's way: call a provider over HTTP; try again while nothing was answered yet."""
+"""Call a provider over HTTP, and retry as long as it has not answered."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from promptrollout.api.delivery import ProviderConfig
 from promptrollout.api.networks import Networks
 from promptrollout.api.provider import RESERVED_HEADERS, Auth
 from promptrollout.llm.errors import ProviderError
-from promptrollout.llm.providers.addresses import asked_host, refused_address, socket_factory
+from promptrollout.llm.providers.addresses import ascii_host, refused_address, socket_factory
 from promptrollout.llm.providers.circuit import Circuit
 from promptrollout.llm.providers.failures import (
-    THE_WHOLE,
+    WHOLE_ANSWER,
     address_refused,
     broken,
     certificate_problem,
@@ -41,15 +41,15 @@ from promptrollout.proxy import proxy_of
 logger = logging.getLogger(__name__)
 
 PIECEWISE_BYTES: Final = 256 * 1024
-"""A larger request is written in pieces: in one, it would hold the event loop."""
+"""A larger request is written in pieces: in one piece it would block the event loop."""
 MAX_ERROR_BYTES: Final = 64 * 1024
 BACKOFF_FIRST_SECONDS: Final = 0.25
 BACKOFF_MAX_SECONDS: Final = 8.0
 RETRY_AFTER_MAX_SECONDS: Final = 60.0
-"""A provider that asks for a longer pause is not waited for: the caller gets its answer, with its Retry-After."""
+"""If a provider asks for a longer pause, the caller gets its error with its Retry-After."""
 COLD_AFTER_SECONDS: Final = 60.0
-"""An endpoint that has answered nothing for so long may have been scaled to zero."""
-SAID_AGAIN_SECONDS: Final = 60.0
+"""An endpoint that has not answered for so long may have been scaled to zero."""
+LOGGED_AGAIN_SECONDS: Final = 60.0
 LOADING_PAUSE_SECONDS: Final = 1.0
 LOADING_PAUSE_MAX_SECONDS: Final = 5.0
 
@@ -57,17 +57,17 @@ LOADING_PAUSE_MAX_SECONDS: Final = 5.0
 class Endpoint:
     """One endpoint with its connections and its keys.
 
-    What is particular to a kind of API: the paths of the protocols that it speaks, and how it takes its key.
+    Subclasses define a kind of API: the paths of its protocols, and how the key is sent.
     """
 
     kind: ClassVar[str]
     """As ModelProvider's `type`."""
     paths: ClassVar[Mapping[str, str]]
-    """Behind the base URL, by the protocol's name, the one first that others are translated into."""
+    """After the base URL, by protocol. Other protocols are translated to the first one."""
     auth: ClassVar[Auth] = Auth()
-    """How the key is sent, where the ModelProvider does not say."""
+    """How the key is sent, unless the ModelProvider configures it."""
     constant_headers: ClassVar[Mapping[str, str]] = {}
-    """What each request of this kind needs, unless the ModelProvider or the caller says otherwise."""
+    """Headers of each request, unless the ModelProvider or the caller sets them."""
 
     def __init__(
         self,
@@ -83,17 +83,17 @@ class Endpoint:
         self._key_hosts: KeyHosts | None = None
         self._key_may_go = True
         self.networks = networks or Networks()
-        self.literal_refusal = self.networks.refusal_of_host(asked_host(base_url))
-        """Why its address may not be called, where the base URL has one and no name. Of a name it is known when a
-        connection is made; where a proxy makes it, nobody here knows."""
+        self.literal_refusal = self.networks.refusal_of_host(ascii_host(base_url))
+        """Why its address may not be called, if the base URL has an address. A name is resolved when a connection is
+        made; a proxy resolves it itself, out of this gateway's sight."""
         self.refused_at: str | None = None
-        """Why its address may not be called, by the last try to connect."""
+        """Why the last try to connect was refused because of its address; None: it was not."""
         self.trust: ssl.SSLContext | bool = True
-        """For https: what its certificate is held against. True: the public authorities; False: nothing."""
+        """For https: what verifies its certificate. True: the public CAs; False: it is not verified."""
         self.in_flight = 0
         self.retries = 0
-        self.takes_stream_options = True
-        """False once a request was refused for the `stream_options` that we added, and taken without."""
+        self.supports_stream_options = True
+        """False once a request failed because of the `stream_options` that the gateway adds, and succeeded without."""
         self._query = ""
         self._own_headers: Mapping[str, str] = self.constant_headers
         self._key_header, self._key_prefix = _auth_parts(self.auth)
@@ -102,20 +102,20 @@ class Endpoint:
         self._proxy = proxy_of(base_url)
         self._clock = clock
         self._answered_at: float | None = None
-        self._said: dict[str, float] = {}
+        self._warned_at: dict[str, float] = {}
         self._address = urlsplit(base_url).netloc.rpartition("@")[2]
 
     def configure(self, config: ProviderConfig) -> None:
-        """Take over what all requests have in common."""
+        """Set what all requests have in common."""
         self._query = "?" + urlencode([(each.name, each.value) for each in config.query]) if config.query else ""
         self._key_header, self._key_prefix = _auth_parts(config.auth or self.auth)
-        further = {each.name.lower(): each.value for each in config.headers}
-        allowed = {name: value for name, value in further.items() if name not in RESERVED_HEADERS}
+        configured = {each.name.lower(): each.value for each in config.headers}
+        allowed = {name: value for name, value in configured.items() if name not in RESERVED_HEADERS}
         self._own_headers = {**self.constant_headers, **allowed}
 
     @property
     def key_hosts(self) -> KeyHosts | None:
-        """Where the keys may go; None: their Secret does not say."""
+        """The hosts that the keys may be sent to; None: their Secret does not name any."""
         return self._key_hosts
 
     @key_hosts.setter
@@ -125,12 +125,12 @@ class Endpoint:
 
     @property
     def key_not_bound(self) -> bool:
-        """It has keys, and their Secret names other hosts."""
+        """It has keys, but their Secret names only other hosts."""
         return not self._key_may_go and len(self.keys) > 0
 
     @property
     def key_unbound(self) -> bool:
-        """It has keys, and their Secret does not say where they may go."""
+        """It has keys, and their Secret names no hosts."""
         return self._key_hosts is None and len(self.keys) > 0
 
     async def call(
@@ -145,21 +145,22 @@ class Endpoint:
         wait_unreachable: bool = True,
         patience_seconds: float = RETRY_AFTER_MAX_SECONDS,
     ) -> HttpAnswer:
-        """Send a request to a path; return when the first bytes of a 200 are here. Raises ProviderError.
+        """Send a request to a path; return when the first bytes of a 200 have arrived. Raises ProviderError.
 
-        The total time runs from `since`, on `time.perf_counter`, when the caller's request came: who is asked in
-        somebody's place has what is left of it. Tried again, within it and the circuit's budget: connection failures,
-        429, 502, 503, 504; after a pause of at most `patience_seconds`. With `wait_unreachable` off, a provider that is
-        known to be out of reach is not: somebody else answers.
+        The total timeout runs from `since`, on `time.perf_counter`, when the caller's request came: a fallback has what
+        is left of it. Connection failures, 429, 502, 503 and 504 are retried, within the timeout and the circuit's
+        budget, after a pause of at most `patience_seconds`. With `wait_unreachable` off, an unreachable provider is not
+        retried, because another one answers.
         """
         started = time.perf_counter()
         deadline = (started if since is None else since) + config.timeouts.total_seconds
         if started >= deadline:
-            raise timed_out(self.name, THE_WHOLE)  # others had it all; nothing is said of this one
+            # the providers before used all of it, which says nothing about this one
+            raise timed_out(self.name, WHOLE_ANSWER)
         self._require_permission(circuit)
         if not circuit.allows():
             raise circuit_open(self.name, circuit)
-        circuit.asked(config.retry_budget_percent)
+        circuit.add_retry_budget(config.retry_budget_percent)
         cold_until = started + config.timeouts.cold_start_seconds if self._is_cold() else started
         tries = 0
         while True:
@@ -180,7 +181,7 @@ class Endpoint:
                     if (error.unreachable and not wait_unreachable) or pause > patience_seconds:
                         raise
                     tries += 1
-                    if now + pause >= deadline or not circuit.may_retry():
+                    if now + pause >= deadline or not circuit.spend_retry():
                         raise
                 if now + pause >= deadline:
                     raise
@@ -188,7 +189,7 @@ class Endpoint:
             await asyncio.sleep(pause)
 
     async def probe(self, config: ProviderConfig) -> bool:
-        """Whether the endpoint answers anything; that it answers this does not mean that it completes chats."""
+        """Whether the endpoint answers at all; completions may still fail."""
         timeout = aiohttp.ClientTimeout(total=config.timeouts.connect_seconds + 5.0)
         if self.key_not_bound or (self._proxy is not None and self.literal_refusal is not None):
             return False
@@ -210,13 +211,13 @@ class Endpoint:
             await self._session.close()
 
     def _require_permission(self, circuit: Circuit) -> None:
-        """Raises ProviderError where nothing may be sent. Nothing is learned of the version then, so it counts as a
-        provider that is out of reach: stable answers, and nobody decides on it."""
+        """Raises ProviderError if nothing may be sent. That says nothing about the version, so it counts as an
+        unreachable provider: stable answers, and it decides nothing."""
         if self.key_not_bound:
-            raise self._missed(circuit, key_not_bound(self.name), "`hosts` of its key's Secret does not name it")
+            raise self._unreached(circuit, key_not_bound(self.name), "`hosts` of its key's Secret does not name it")
         if self._proxy is not None and (why := self.literal_refusal) is not None:
             self.refused_at = why
-            raise self._missed(circuit, address_refused(self.name), f"is refused: {why}")
+            raise self._unreached(circuit, address_refused(self.name), f"is not allowed: {why}")
 
     def _is_cold(self) -> bool:
         return self._answered_at is None or self._clock() - self._answered_at > COLD_AFTER_SECONDS
@@ -237,7 +238,7 @@ class Endpoint:
         seconds = min(max(timeouts.first_byte_seconds, cold_until - now), deadline - now)
         response: aiohttp.ClientResponse | None = None
         answered = False
-        circuit.under_way += 1
+        circuit.in_flight += 1
         try:
             async with asyncio.timeout(seconds):
                 response = await self._sessions().post(
@@ -254,34 +255,34 @@ class Endpoint:
                     doubt = base_url_doubt(self.base_url)
                     refused = refusal(self.name, response.status, response.headers, body, self.keys.redacted, doubt)
                     refused.loading = response.status == 503 and time.perf_counter() < cold_until
-                    self._note(refused, response.status, circuit, key)
+                    self._record_refusal(refused, response.status, circuit, key)
                     raise refused
                 first = await response.content.readany()
-            circuit.answered()
+            circuit.record_answer()
             self.refused_at = None
             self.keys.works(key)
             self._answered_at = self._clock()
             answered = True
             return HttpAnswer(self.name, response, first, deadline, timeouts.idle_seconds)
         except aiohttp.ClientConnectorCertificateError as error:
-            message = f"provider {self.name} cannot be trusted: its certificate is not valid; see tls of ModelProvider"
+            message = f"provider {self.name} has a certificate that is not trusted; see tls of its ModelProvider"
             failure = ProviderError("connection", 502, message, unreachable=True)
-            raise self._missed(circuit, failure, f"certificate not trusted: {certificate_problem(error)}") from error
+            raise self._unreached(circuit, failure, f"certificate not trusted: {certificate_problem(error)}") from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             if (refused_here := refused_address(error)) is not None:
                 self.refused_at = refused_here.why
-                why = f"{refused_here.address} is refused: {refused_here.why}"
-                raise self._missed(circuit, address_refused(self.name), why) from error
+                why = f"{refused_here.address} is not allowed: {refused_here.why}"
+                raise self._unreached(circuit, address_refused(self.name), why) from error
             self.refused_at = None
             message = f"provider {self.name} cannot be reached: {reason(error)}"
-            # surely nothing was done for this request, so somebody else may answer it from the first failure on
+            # the provider did nothing for this request, so another one may answer it after the first failure
             failure = ProviderError("connection", 502, message, unreachable=True, retryable=True)
-            raise self._missed(circuit, failure, reason(error)) from error
+            raise self._unreached(circuit, failure, reason(error)) from error
         except TimeoutError as error:
-            # what it had was the rest of what others took: that says nothing of how long it needs
+            # after other providers it had only the rest of the time, which says nothing about its speed
             if seconds > min(timeouts.first_byte_seconds, timeouts.total_seconds) / 2:
-                circuit.silent()
-                self._failing(circuit, f"connected, and no first byte in {seconds:.0f} s")
+                circuit.record_silence()
+                self._failing(circuit, f"connected, but no first byte within {seconds:.0f} s")
             failure = timed_out(self.name, "the first byte")
             failure.unreachable = circuit.unreachable
             raise failure from error
@@ -289,53 +290,53 @@ class Endpoint:
             why = f"the proxy of the environment answered {error.status}"
             message = f"provider {self.name} cannot be reached: {why}"
             failure = ProviderError("connection", 502, message, unreachable=True, retryable=True)
-            raise self._missed(circuit, failure, why) from error
+            raise self._unreached(circuit, failure, why) from error
         except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
             raise ProviderError("bad_response", 502, f"provider {self.name} does not speak HTTP") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise self._missed(circuit, broken(self.name, error), reason(error)) from error
+            raise self._unreached(circuit, broken(self.name, error), reason(error)) from error
         finally:
-            circuit.under_way -= 1
+            circuit.in_flight -= 1
             if response is not None and not answered:
                 response.close()
 
-    def _note(self, refused: ProviderError, status: int, circuit: Circuit, key: str | None) -> None:
-        """What an answer that is an error says of the provider and of the key."""
+    def _record_refusal(self, refused: ProviderError, status: int, circuit: Circuit, key: str | None) -> None:
+        """Note what an error answer says about the provider and the key."""
         if refused.loading:
             return
         if status in DOWN_STATUS:
-            self._missed(circuit, refused, f"answered {status}")
+            self._unreached(circuit, refused, f"answered {status}")
         elif status >= 500:
-            circuit.erred()
+            circuit.record_error()
             self._failing(circuit, f"answered {status}")
         elif status == 429:
-            circuit.limited()
+            circuit.record_rate_limit()
             seconds = refused.retry_after_seconds
             self.keys.rest(key, LIMITED_SECONDS if seconds is None else min(seconds, LIMITED_MAX_SECONDS))
         else:
-            circuit.answered()  # whatever it is: somebody is there
+            circuit.record_answer()  # any other answer shows that the provider is up
             if status == UNAUTHORIZED:
                 self.keys.rest(key, REFUSED_SECONDS)
             if refused.of_the_key:
-                self._say("key", str(refused))
+                self._warn("key", str(refused))
 
-    def _missed(self, circuit: Circuit, error: ProviderError, why: str) -> ProviderError:
-        circuit.missed()
+    def _unreached(self, circuit: Circuit, error: ProviderError, why: str) -> ProviderError:
+        circuit.record_unreachable()
         error.unreachable = error.unreachable or circuit.unreachable
         self._failing(circuit, why)
         return error
 
     def _failing(self, circuit: Circuit, why: str) -> None:
-        """For operators, who may know the address."""
+        """Keep the reason for operators, who may see the address."""
         circuit.failure = f"{self._address}: {why}"
         if circuit.unreachable or not circuit.closed:
-            self._say("down", f"provider {self.name} at {circuit.failure}")
+            self._warn("down", f"provider {self.name} at {circuit.failure}")
 
-    def _say(self, about: str, text: str) -> None:
-        """Once in a while, however many requests meet it: somebody has to do something."""
-        now, said = self._clock(), self._said.get(about)
-        if said is None or now - said >= SAID_AGAIN_SECONDS:
-            self._said[about] = now
+    def _warn(self, about: str, text: str) -> None:
+        """Log a warning at most once in a while, however many requests have the problem."""
+        now, warned_at = self._clock(), self._warned_at.get(about)
+        if warned_at is None or now - warned_at >= LOGGED_AGAIN_SECONDS:
+            self._warned_at[about] = now
             logger.warning("%s", text)
 
     def _pause_seconds(self, tries: int, retry_after_seconds: float | None) -> float:
@@ -360,18 +361,18 @@ class Endpoint:
                     limit=0,
                     keepalive_timeout=30.0,
                     ttl_dns_cache=30,
-                    # the proxy is the environment's choice, so wherever it is, it may be asked
+                    # the environment names the proxy, so it may have any address
                     socket_factory=None if self._proxy is not None else socket_factory(self.networks),
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                # not aiohttp's reading of the environment: it takes credentials from ~/.netrc too
+                # aiohttp would also read credentials from ~/.netrc
                 trust_env=False,
             )
         return self._session
 
 
 def _auth_parts(auth: Auth) -> tuple[str, str]:
-    """The header's name, and what stands in front of the key."""
+    """The header's name, and the prefix of the key."""
     return auth.header.lower(), f"{auth.scheme} " if auth.scheme else ""
 
 

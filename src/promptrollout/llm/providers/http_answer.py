@@ -1,4 +1,4 @@
-"""What a provider answers, as it comes: read within its times and within what the pod may hold."""
+"""A provider's answer over HTTP: read within its timeouts and within the pod's memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import aiohttp
 
 from promptrollout.llm.answers.answer import Memory
 from promptrollout.llm.errors import ProviderError
-from promptrollout.llm.providers.failures import THE_WHOLE, broken, timed_out
+from promptrollout.llm.providers.failures import WHOLE_ANSWER, broken, timed_out
 from promptrollout.llm.providers.refusal import CONTROL
 
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 REST_SECONDS: Final = 0.5
-"""Behind the end marker of a stream."""
+"""For what follows the end marker of a stream."""
 
-# the account's, the connection's or our own: not for callers
+# about the account, the connection or this gateway: not for callers
 _OWN_HEADERS: Final = frozenset(
     {"alt-svc", "connection", "content-encoding", "content-length", "date", "keep-alive", "openai-organization"}
     | {
@@ -69,7 +69,7 @@ class HttpAnswer:
             async with asyncio.timeout(max(0.0, min(left, self._idle_seconds))):
                 return await content.readany()
         except TimeoutError as error:
-            what = THE_WHOLE if left <= self._idle_seconds else "the next piece of its answer"
+            what = WHOLE_ANSWER if left <= self._idle_seconds else "the next piece of its answer"
             raise timed_out(self._provider, what) from error
         except (aiohttp.ClientError, OSError) as error:
             raise broken(self._provider, error) from error
@@ -78,7 +78,7 @@ class HttpAnswer:
         payload = await self.begin(MAX_ANSWER_BYTES, memory)
         if not self.ended:
             raise ProviderError(
-                "bad_response", 502, f"provider {self._provider} answered more than {MAX_ANSWER_BYTES} bytes"
+                "bad_response", 502, f"the answer of provider {self._provider} is longer than {MAX_ANSWER_BYTES} bytes"
             )
         return payload
 
@@ -110,6 +110,6 @@ class HttpAnswer:
 
 @lru_cache(maxsize=1024)
 def _shown(name: str) -> str | None:
-    """A header of an answer as the caller sees it; None: it does not."""
+    """The name of a header as callers see it; None: they do not get it."""
     name = name.lower()
     return None if name in _OWN_HEADERS or name.startswith(("cf-", "access-control-")) else name

@@ -1,4 +1,4 @@
-"""To which hosts a provider's key may go: the data key `hosts` of its Secret, projected beside the key."""
+"""The hosts that a provider's key may be sent to: the data key `hosts` of its Secret, mounted beside the key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from promptrollout.api.networks import literal_address
-from promptrollout.llm.providers.addresses import asked_host
+from promptrollout.llm.providers.addresses import ascii_host
 
 MAX_HOSTS: Final = 64
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -21,7 +21,7 @@ _ENTRY: Final = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<host>[^:\[\]]+))(?:
 class _Host:
     name: str
     port: int | None
-    """None: any."""
+    """None: any port."""
 
     def matches(self, host: str, port: int | None) -> bool:
         if self.port is not None and self.port != port:
@@ -33,23 +33,23 @@ class _Host:
 
 @dataclass(frozen=True, slots=True)
 class KeyHosts:
-    """What one Secret says."""
+    """The hosts of one Secret."""
 
     hosts: tuple[_Host, ...]
     problem: str = "does not name it"
-    """What is wrong where it does not allow a URL, after the name of the data key."""
+    """Why it does not allow a URL; follows the name of the data key in messages."""
 
     def allow(self, base_url: str) -> bool:
         """Whether the key may be sent to this URL."""
         parts = urlsplit(base_url)
-        host = _canonical(asked_host(base_url).rstrip("."))
+        host = _canonical(ascii_host(base_url).rstrip("."))
         port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
         return any(each.matches(host, port) for each in self.hosts)
 
 
 def parse_hosts(content: str) -> KeyHosts:
-    """`host`, `host:port`, `*.domain` or `*.domain:port`, with commas or line ends between. Raises ValueError, which
-    names the entry by its number: a Secret's content is for nobody's log."""
+    """`host`, `host:port`, `*.domain` or `*.domain:port`, separated by commas or line ends. Raises ValueError, which
+    names an entry only by its number, so that no log quotes the Secret."""
     entries = [entry.strip().lower() for entry in re.split(r"[,\n]", content) if entry.strip()]
     if not entries or len(entries) > MAX_HOSTS:
         raise ValueError(f"must name one to {MAX_HOSTS} hosts")
@@ -63,11 +63,11 @@ def _host(number: int, entry: str) -> _Host:
         pass
     else:
         return _Host(str(bare), None)
-    found = _ENTRY.fullmatch(entry)
-    name = (found["six"] or found["host"]).rstrip(".") if found else ""
-    if found is None or not (found["six"] or _NAME.fullmatch(name)):
+    match = _ENTRY.fullmatch(entry)
+    name = (match["six"] or match["host"]).rstrip(".") if match else ""
+    if match is None or not (match["six"] or _NAME.fullmatch(name)):
         raise ValueError(f"entry {number} is not a host, host:port or *.domain (no scheme, no path)")
-    return _Host(_canonical(name), int(found["port"]) if found["port"] else None)
+    return _Host(_canonical(name), int(match["port"]) if match["port"] else None)
 
 
 def _canonical(host: str) -> str:

@@ -1,4 +1,4 @@
-"""The keys of one provider: used in turn; one that was refused rests."""
+"""The keys of one provider: used in turn; a rejected one rests."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Final
 
 MAX_KEYS: Final = 64
 REFUSED_SECONDS: Final = 60.0
-"""A key that is none (401) rests so long; it may be new, and not known everywhere yet."""
+"""A rejected key (401) rests so long: it may be new, and not known everywhere yet."""
 LIMITED_SECONDS: Final = 10.0
-"""A key whose rate is used up (429) rests so long, unless the provider says how long."""
+"""A rate-limited key (429) rests so long, unless the provider sends Retry-After."""
 LIMITED_MAX_SECONDS: Final = 60.0
 
 
 class KeyRing:
-    """Round robin over the keys that do not rest; over the one whose rest ends first where all do."""
+    """Round robin over the keys that do not rest. If all rest, the one whose rest ends first."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -27,15 +27,15 @@ class KeyRing:
         return len(self._keys)
 
     def __repr__(self) -> str:
-        return f"KeyRing({len(self._keys)} keys)"  # a log must never have one
+        return f"KeyRing({len(self._keys)} keys)"  # a key must never be logged
 
     def replace(self, keys: Sequence[str]) -> None:
-        """Use these from now on; those that stay go on resting."""
+        """Use these keys from now on; those that were there before continue to rest."""
         self._keys = tuple(dict.fromkeys(keys))
         self._resting_until = {key: until for key, until in self._resting_until.items() if key in self._keys}
 
     def next(self) -> str | None:
-        """The key for the next try; None where none is needed."""
+        """The key for the next try; None if none is needed."""
         keys = self._keys
         if len(keys) < 2:
             return keys[0] if keys else None
@@ -47,12 +47,12 @@ class KeyRing:
         return min(in_turn, key=lambda key: max(now, self._resting_until.get(key, now)))
 
     def rest(self, key: str | None, seconds: float) -> None:
-        """Use others for so long, if there are any."""
+        """Use other keys for so long, if there are any."""
         if key is not None and key in self._keys:
             self._resting_until[key] = self._clock() + seconds
 
     def works(self, key: str | None) -> None:
-        """It was taken: it rests no longer."""
+        """The provider accepted the key: it no longer rests."""
         if self._resting_until and key is not None:
             self._resting_until.pop(key, None)
 
@@ -63,14 +63,14 @@ class KeyRing:
         return any(self._resting_until.get(key, now) <= now for key in self._keys)
 
     def redacted(self, text: str) -> str:
-        """The text without any of the keys: some providers repeat what they were sent."""
+        """The text without the keys: some providers repeat what they were sent."""
         for key in self._keys:
             text = text.replace(key, "[key]")
         return text
 
 
 def parse_keys(content: str) -> list[str]:
-    """One key a line. Raises ValueError, which does not say what it was given."""
+    """One key per line. Raises ValueError, which does not quote the content."""
     keys = [line.strip() for line in content.splitlines() if line.strip()]
     if not keys or len(keys) > MAX_KEYS or not all(key.isascii() and key.isprintable() for key in keys):
         raise ValueError(f"must have one to {MAX_KEYS} lines, each a key of printable ASCII")

@@ -1,4 +1,4 @@
-"""Whatever speaks OpenAI's API: OpenAI, vLLM, Ollama, Bedrock's compatible endpoint, other gateways."""
+"""Providers with OpenAI's API: OpenAI, vLLM, Ollama, Bedrock's compatible endpoint, other gateways."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PATHS: Final = {"chat": "/chat/completions", "responses": "/responses", "embedd
 
 
 class OpenAIProvider(Endpoint):
-    """Takes its key as a Bearer token, like most."""
+    """Gets its key as a Bearer token."""
 
     kind: ClassVar = "OpenAI"
     paths: ClassVar[Mapping[str, str]] = _PATHS

@@ -1,4 +1,4 @@
-"""What an answer that is an error means: for the caller, for whoever counts, and for another try."""
+"""What a provider's error answer means: for the caller, for the counters, and for a retry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 from promptrollout.llm.errors import ErrorType, ProviderError, upstream_error
 
 DOWN_STATUS: Final = frozenset([502, 503, 504])
-"""What a proxy or load balancer answers in the place of a provider that is down."""
+"""The answers of a proxy or load balancer for a provider that is down."""
 UNAUTHORIZED: Final = 401
 FORBIDDEN: Final = 403
 AUTH_CODE: Final = "provider_auth"
@@ -19,7 +19,7 @@ _NO_SUCH_PATH: Final = frozenset([404, 405])
 _RETRIED_STATUS: Final = DOWN_STATUS | {429}
 _SHOWN_HEADERS: Final = ("retry-after", "x-request-id")
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-"""In the value of a header it cannot be sent on, and was meant for no good."""
+"""A header with such characters cannot be forwarded."""
 _SHOWN_CHARACTERS: Final = 4096
 
 
@@ -31,20 +31,20 @@ def refusal(
     redacted: Callable[[str], str],
     doubt: str | None = None,
 ) -> ProviderError:
-    """The error to raise; `redacted` takes out what the caller must not see of the provider's words. `doubt`: what is
-    likely wrong with the base URL, which a 404 confirms."""
+    """The error to raise. `redacted` removes from the provider's texts what the caller must not see. `doubt`: what is
+    probably wrong with the base URL, if a 404 confirms it."""
     error = upstream_error(body)
-    said, code, param = (
-        redacted(found)[:_SHOWN_CHARACTERS] if isinstance(found := error.get(field), str) else None
+    text, code, param = (
+        redacted(value)[:_SHOWN_CHARACTERS] if isinstance(value := error.get(field), str) else None
         for field in ("message", "code", "param")
     )
-    message = (f"provider {provider} answered {status}" + ("" if said is None else f": {said}"))[:_SHOWN_CHARACTERS]
+    message = (f"provider {provider} answered {status}" + ("" if text is None else f": {text}"))[:_SHOWN_CHARACTERS]
     error_type: ErrorType
     refused_key = status == UNAUTHORIZED or (status == FORBIDDEN and not _moderated(error))
     if refused_key:
-        # ours is meant, not the caller's: passed on as it is, it would look like the gateway's own 401
+        # about the gateway's key, not the caller's: a 401 would look like the gateway's own
         error_type, shown, code = "provider_4xx", 502, AUTH_CODE
-        message = f"{message}; it refused the gateway's key: see apiKeySecretRef of ModelProvider {provider}"
+        message = f"{message}; it rejected the gateway's key: see apiKeySecretRef of ModelProvider {provider}"
     elif status == 429:
         error_type, shown = "rate_limited", 429
     elif 400 <= status < 500:
@@ -75,13 +75,13 @@ def refusal(
 
 
 def _moderated(error: Mapping[str, Any]) -> bool:
-    """OpenRouter's 403 is about the input, where it has its moderation's reasons with it."""
+    """A 403 of OpenRouter that has reasons of its moderation is about the input, not about the key."""
     metadata = error.get("metadata")
     return isinstance(metadata, dict) and "reasons" in metadata
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header: a number or a date."""
+    """The seconds of a Retry-After header, which is a number or a date."""
     if value is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""How callers of one protocol reach providers that speak another: a pair of functions and a translator of streams."""
+"""Translations from a caller's protocol to a provider's: a function each for request, answer and stream."""
 
 from collections.abc import Mapping
 from typing import Final

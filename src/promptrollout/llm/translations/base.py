@@ -1,4 +1,4 @@
-"""What a translation between two protocols consists of."""
+"""A translation between two protocols."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Translation:
     """From a caller's protocol to a provider's, and back."""
 
     request: Callable[[Body], Body]
-    """Raises Untranslatable, CallerError. Leaves what it takes as it is."""
+    """Raises Untranslatable, CallerError. Does not change its argument."""
     answer: Callable[[dict[str, Any], Body], dict[str, Any]]
-    """To this request of the caller. Raises ValueError for what cannot be said in the caller's protocol."""
+    """The answer to this request of the caller. Raises ValueError if the caller's protocol cannot express it."""
     stream: Callable[[Body], StreamTranslator]
-    """For the answer to this request of the caller."""
+    """For the streamed answer to this request of the caller."""

@@ -1,4 +1,4 @@
-"""Anthropic's content blocks, which follow each other, out of what OpenAI's chat streams may interleave."""
+"""Anthropic's content blocks, one after the other, from OpenAI's chat streams, which may interleave them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from promptrollout.llm.answers.streams import StreamError
 from promptrollout.llm.prompts.prompt import Body
 
 MAX_CHARACTERS: Final = 32 * 1024 * 1024
-"""Of the arguments of calls that are not known to be whole."""
+"""Of the arguments of tool calls that are not known to be complete."""
 MAX_TRIED_CHARACTERS: Final = 4 * 1024 * 1024
-"""Of all attempts to find out whether a call is whole while others wait behind it; beyond, they wait for the end."""
+"""Parsed to test whether a call is complete while others wait for it; beyond this they wait for the end."""
 
 
 @dataclass(eq=False, slots=True)
 class _Block:
     start: Body
     call: str | None
-    """Which call it is; None: text."""
+    """The number of the tool call; None: text."""
     pieces: list[str] = field(default_factory=list)
-    """Of a call: all of its arguments; of text: what is not sent yet."""
+    """Of a call: all of its arguments; of text: what was not sent yet."""
     sent: int = 0
-    """So many pieces."""
+    """How many pieces were sent."""
     closed: bool = False
 
-    def whole(self) -> bool:
-        """Whether nothing can follow. Text is whole once something stands behind it."""
+    def complete(self) -> bool:
+        """Whether nothing can follow. Text is complete once another block follows it."""
         if self.call is None:
             return True
         if not self.pieces or not self.pieces[-1].rstrip().endswith("}"):
@@ -41,31 +41,31 @@ class _Block:
 
 
 class Blocks:
-    """The first block is open and goes on as it comes; what belongs to later ones waits until it is whole. Calls that
-    come one after the other, as nearly always, wait for nothing."""
+    """The first block is open and is sent as it comes; later ones wait until it is complete. Calls that come one after
+    the other, as they nearly always do, do not wait."""
 
     def __init__(self) -> None:
         self._waiting: deque[_Block] = deque()
-        """The open one first."""
+        """The open block first."""
         self._calls: dict[str, _Block] = {}
         self._last: str | None = None
-        """The call that was spoken of last."""
+        """The number of the last call."""
         self._index = -1
-        """Of the open block."""
+        """The index of the open block."""
         self._characters = 0
         self._tried = 0
-        """Characters of such attempts."""
+        """Characters parsed in tests for completeness."""
 
     def text(self, text: str, out: list[bytes]) -> None:
-        """More of what is said."""
+        """Add text."""
         if not self._waiting or self._waiting[-1].call is not None:
             self._add(_Block({"type": "text", "text": ""}, None), out)
-        self._take(self._waiting[-1], text, out)
+        self._append(self._waiting[-1], text, out)
 
     def call(self, call: Body, out: list[bytes]) -> None:
-        """A call, or more of one. Raises StreamError."""
-        given = call.get("function")
-        function = given if isinstance(given, dict) else {}
+        """Add a tool call, or more of its arguments. Raises StreamError."""
+        parsed = call.get("function")
+        function = parsed if isinstance(parsed, dict) else {}
         number = self._number(call)
         if (block := self._calls.get(number)) is None:
             start: Body = {"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": {}}
@@ -73,15 +73,15 @@ class Blocks:
             self._add(block, out)
         self._last = number
         if isinstance(arguments := function.get("arguments"), str) and arguments:
-            self._take(block, arguments, out)
+            self._append(block, arguments, out)
 
     def close(self, out: list[bytes]) -> None:
-        """All that waits: nothing more comes."""
+        """Send everything that waits: the stream has ended."""
         while self._waiting:
             self._drop(out)
 
     def _number(self, call: Body) -> str:
-        """Some providers do not number their calls."""
+        """The number of a call; some providers send none."""
         number, own_id = call.get("index"), call.get("id")
         if isinstance(number, int):
             return str(number)
@@ -96,28 +96,28 @@ class Blocks:
         else:
             self._advance(out)
 
-    def _take(self, block: _Block, piece: str, out: list[bytes]) -> None:
+    def _append(self, block: _Block, piece: str, out: list[bytes]) -> None:
         if block.closed:
             if piece.strip():
-                raise StreamError("the arguments of a call go on behind their end")
+                raise StreamError("a tool call has more arguments after their end")
             return
         block.pieces.append(piece)
         self._characters += len(piece)
         if self._characters > MAX_CHARACTERS:
-            raise StreamError(f"the arguments of calls are longer than {MAX_CHARACTERS} characters")
+            raise StreamError(f"the arguments of tool calls are longer than {MAX_CHARACTERS} characters")
         if block is self._waiting[0]:
             self._send(out)
             self._advance(out)
 
     def _advance(self, out: list[bytes]) -> None:
-        while len(self._waiting) > 1 and self._is_whole(self._waiting[0]):
+        while len(self._waiting) > 1 and self._is_complete(self._waiting[0]):
             self._drop(out)
 
-    def _is_whole(self, block: _Block) -> bool:
+    def _is_complete(self, block: _Block) -> bool:
         if self._tried > MAX_TRIED_CHARACTERS and block.call is not None:
             return False
         self._tried += sum(map(len, block.pieces))
-        return block.whole()
+        return block.complete()
 
     def _drop(self, out: list[bytes]) -> None:
         """Close the open block, open the next."""
@@ -135,7 +135,7 @@ class Blocks:
         self._send(out)
 
     def _send(self, out: list[bytes]) -> None:
-        """What the open block has that is not sent yet."""
+        """Send what the open block has that was not sent yet."""
         block = self._waiting[0]
         for piece in block.pieces[block.sent :]:
             delta = {"type": "text_delta", "text": piece}
@@ -149,5 +149,5 @@ class Blocks:
 
 
 def event(kind: str, **fields: Any) -> bytes:
-    """One of Anthropic's."""
+    """One event of Anthropic's API."""
     return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps({"type": kind, **fields}) + b"\n\n"

@@ -1,4 +1,4 @@
-"""Answers of OpenAI's chat API, whole and streamed, as Anthropic says them."""
+"""Answers of OpenAI's chat API, whole and streamed, translated to Anthropic's Messages API."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _STOPS: Final = {
 }
 
 
-def answer(found: dict[str, Any], _: Body) -> dict[str, Any]:
+def answer(completion: dict[str, Any], _: Body) -> dict[str, Any]:
     """The first choice as a message. Raises ValueError."""
-    choice = next(iter(listed(found["choices"])), {})
-    said = choice.get("message")
-    message: Body = said if isinstance(said, dict) else {}
+    choice = next(iter(listed(completion["choices"])), {})
+    choice_message = choice.get("message")
+    message: Body = choice_message if isinstance(choice_message, dict) else {}
     content: list[Body] = []
     for text in (message.get("content"), message.get("refusal")):
         if isinstance(text, str) and text:
@@ -30,24 +30,24 @@ def answer(found: dict[str, Any], _: Body) -> dict[str, Any]:
     for call in listed(message.get("tool_calls")):
         function = call.get("function")
         if not isinstance(function, dict):
-            raise ValueError("a call of a tool names no function")
-        given = arguments(function.get("arguments"))
-        content.append({"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": given})
+            raise ValueError("a tool call has no function")
+        parsed = arguments(function.get("arguments"))
+        content.append({"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": parsed})
     stop_reason = "refusal" if message.get("refusal") else _STOPS.get(str(choice.get("finish_reason")), "end_turn")
     return {
-        "id": found.get("id"),
+        "id": completion.get("id"),
         "type": "message",
         "role": "assistant",
-        "model": found.get("model"),
+        "model": completion.get("model"),
         "content": content,
         "stop_reason": stop_reason,
         "stop_sequence": None,
-        "usage": _usage(found.get("usage")),
+        "usage": _usage(completion.get("usage")),
     }
 
 
 class MessagesStream:
-    """Chunks of a chat completion as Anthropic's events. Of several choices the first is told."""
+    """Chunks of a chat completion as Anthropic's events. Of several choices only the first is translated."""
 
     def __init__(self, body: Body) -> None:
         self._started = False
@@ -56,11 +56,11 @@ class MessagesStream:
         self._refused = False
         self._usage: Body = _usage(None)
 
-    def event(self, found: dict[str, Any]) -> bytes:
-        out = [] if self._started else [self._start(found)]
-        if isinstance(found.get("usage"), dict):
-            self._usage = _usage(found["usage"])
-        for choice in listed(found.get("choices")):
+    def event(self, event: dict[str, Any]) -> bytes:
+        out = [] if self._started else [self._start(event)]
+        if isinstance(event.get("usage"), dict):
+            self._usage = _usage(event["usage"])
+        for choice in listed(event.get("choices")):
             if not choice.get("index"):
                 self._choice(choice, out)
         return b"".join(out)
@@ -76,13 +76,13 @@ class MessagesStream:
         out.append(event("message_stop"))
         return b"".join(out)
 
-    def _start(self, found: dict[str, Any]) -> bytes:
+    def _start(self, chunk: dict[str, Any]) -> bytes:
         self._started = True
         message: Body = {
-            "id": found.get("id"),
+            "id": chunk.get("id"),
             "type": "message",
             "role": "assistant",
-            "model": found.get("model"),
+            "model": chunk.get("model"),
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
@@ -91,8 +91,8 @@ class MessagesStream:
         return event("message_start", message=message)
 
     def _choice(self, choice: Body, out: list[bytes]) -> None:
-        given = choice.get("delta")
-        delta = given if isinstance(given, dict) else {}
+        parsed = choice.get("delta")
+        delta = parsed if isinstance(parsed, dict) else {}
         for name in ("content", "refusal"):
             if isinstance(text := delta.get(name), str) and text:
                 self._refused = self._refused or name == "refusal"
@@ -103,15 +103,15 @@ class MessagesStream:
             self._stop_reason = _STOPS.get(str(reason), "end_turn")
 
 
-def _usage(found: Any) -> Body:
-    """OpenAI counts its cache within `prompt_tokens`, Anthropic beside `input_tokens`."""
-    details = found.get("prompt_tokens_details") if isinstance(found, dict) else None
-    prompt = count(found, "prompt_tokens")
+def _usage(usage: Any) -> Body:
+    """OpenAI counts cached tokens within `prompt_tokens`, Anthropic separately from `input_tokens`."""
+    details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
+    prompt = count(usage, "prompt_tokens")
     read = min(prompt, count(details, "cached_tokens"))
     written = min(prompt - read, count(details, "cache_write_tokens"))
     return {
         "input_tokens": prompt - read - written,
         "cache_creation_input_tokens": written,
         "cache_read_input_tokens": read,
-        "output_tokens": count(found, "completion_tokens"),
+        "output_tokens": count(usage, "completion_tokens"),
     }

@@ -1,4 +1,4 @@
-"""What all translations need: fields that are taken, dropped or refused by name, and what answers are made of."""
+"""Helpers of all translations: fields that are translated, dropped or refused by name, and parts of answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from promptrollout.llm.errors import Untranslatable
 from promptrollout.llm.prompts.prompt import VARIABLES, Body
 
 Field = Callable[[Any, Body], None]
-"""Puts what a field's value says into the other protocol's request."""
+"""Translates a field's value into the other protocol's request."""
 
 _NOTHING: Final[tuple[Any, ...]] = (None, False, "", [], {})
 _USUAL: Final[Mapping[str, Any]] = {
@@ -21,11 +21,11 @@ _USUAL: Final[Mapping[str, Any]] = {
     "citations": {"enabled": False},
     "transformations": {"oversized_image": "downsize"},
 }
-"""What fields ask for where nobody sends them."""
+"""The defaults of fields: such a value asks for nothing."""
 
 
 def translate(body: Body, fields: Mapping[str, Field], dropped: Collection[str], api: str) -> Body:
-    """The request in the other protocol. Raises Untranslatable for a field that is neither known nor empty."""
+    """The request in the other protocol. Raises Untranslatable for an unknown field, unless it is empty."""
     request: Body = {}
     for name, value in body.items():
         if value is None or name in dropped:
@@ -35,36 +35,38 @@ def translate(body: Body, fields: Mapping[str, Field], dropped: Collection[str],
         elif (field := fields.get(name)) is not None:
             field(value, request)
         else:
-            raise Untranslatable(name, f"{api} has nothing like it")
+            raise Untranslatable(name, f"{api} does not support it")
     return request
 
 
-def understood(found: Body, path: str, api: str, taken: Collection[str], dropped: Collection[str] = ()) -> None:
-    """Raises Untranslatable for a field of an object inside the request that is neither taken nor dropped, unless it
-    asks for nothing: what nobody looks at would change the answer without a word."""
-    for name in found.keys() - taken:
-        value = found[name]
+def require_supported(
+    fields: Body, path: str, api: str, translated: Collection[str], dropped: Collection[str] = ()
+) -> None:
+    """Raises Untranslatable for a field of an object that is neither translated nor dropped, unless it asks for
+    nothing: ignoring it would change the answer silently."""
+    for name in fields.keys() - translated:
+        value = fields[name]
         if name not in dropped and value not in _NOTHING and value != _USUAL.get(name):
-            raise Untranslatable(f"{path}.{name}", f"{api} has nothing like it")
+            raise Untranslatable(f"{path}.{name}", f"{api} does not support it")
 
 
 def same(name: str) -> Field:
-    """A field that means the same under this name."""
+    """A field with the same meaning under this name."""
 
-    def put(value: Any, request: Body) -> None:
+    def copy(value: Any, request: Body) -> None:
         request[name] = value
 
-    return put
+    return copy
 
 
 def only(name: str, values: Collection[Any], api: str) -> Field:
-    """A field of which the other protocol knows the usual values alone, without saying so."""
+    """A field without counterpart in the other protocol, of which only these values mean the same there."""
 
-    def put(value: Any, request: Body) -> None:
+    def check(value: Any, request: Body) -> None:
         if value not in values:
-            raise Untranslatable(name, f"{api} has nothing like {str(value)[:100]}")
+            raise Untranslatable(name, f"{api} does not support {str(value)[:100]}")
 
-    return put
+    return check
 
 
 def objects(values: Any, path: str) -> Iterator[tuple[Body, str]]:
@@ -78,30 +80,30 @@ def objects(values: Any, path: str) -> Iterator[tuple[Body, str]]:
 
 
 def text(value: Any, path: str) -> str:
-    """Raises Untranslatable for what is no text."""
+    """Raises Untranslatable for a value that is not a text."""
     if not isinstance(value, str):
         raise Untranslatable(path, "must be a text")
     return value
 
 
 def arguments(value: Any) -> dict[str, Any]:
-    """A call's arguments as an object. Raises ValueError."""
-    found = orjson.loads(value) if value else {}
-    if not isinstance(found, dict):
-        raise ValueError("a call's arguments are no object")
-    return found
+    """The arguments of a tool call as an object. Raises ValueError."""
+    parsed = orjson.loads(value) if value else {}
+    if not isinstance(parsed, dict):
+        raise ValueError("the arguments of a tool call are not a JSON object")
+    return parsed
 
 
 def dumped(value: Any) -> str:
-    """A call's arguments as a text. Raises ValueError."""
+    """The arguments of a tool call as a text. Raises ValueError."""
     try:
         return orjson.dumps(value or {}).decode()
     except orjson.JSONEncodeError as error:
-        raise ValueError("a call's arguments are nested too deeply") from error
+        raise ValueError("the arguments of a tool call are nested too deeply") from error
 
 
 def dumped_in_stream(value: Any) -> str:
-    """A call's arguments as a text. Raises StreamError."""
+    """The arguments of a tool call as a text. Raises StreamError."""
     try:
         return dumped(value)
     except ValueError as error:
@@ -109,18 +111,18 @@ def dumped_in_stream(value: Any) -> str:
 
 
 def listed(values: Any) -> list[Body]:
-    """The objects of what may be a list."""
+    """The objects of a value that may be a list."""
     return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
 
 
 def cached_input(usage: Any) -> tuple[int, int, int]:
-    """The input tokens of an answer of Anthropic's, and those of them that were read from the cache and written to it:
-    Anthropic counts these beside `input_tokens`, OpenAI within."""
+    """All input tokens of Anthropic's usage, and those of them that were read from its cache and written to it.
+    Anthropic counts these separately from `input_tokens`, OpenAI within them."""
     read, written = count(usage, "cache_read_input_tokens"), count(usage, "cache_creation_input_tokens")
     return count(usage, "input_tokens") + read + written, read, written
 
 
-def count(found: Any, name: str) -> int:
-    """A number of tokens; 0 where there is none."""
-    value = found.get(name) if isinstance(found, dict) else None
+def count(usage: Any, name: str) -> int:
+    """A number of tokens; 0 if it is missing or not valid."""
+    value = usage.get(name) if isinstance(usage, dict) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

@@ -1,4 +1,4 @@
-"""Anthropic's answers, whole and streamed, as OpenAI's chat API says them."""
+"""Anthropic's answers, whole and streamed, translated to OpenAI's chat API."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from promptrollout.llm.translations.fields import cached_input, count, dumped, d
 _REASONS: Final = ("stop", "length", "tool_calls", "content_filter")
 
 
-def answer(found: dict[str, Any], _: Body) -> dict[str, Any]:
+def answer(message_body: dict[str, Any], _: Body) -> dict[str, Any]:
     """A message as a chat completion with one choice."""
-    said: list[str] = []
+    texts: list[str] = []
     reasoning: list[str] = []
     calls: list[Body] = []
-    for block in listed(found["content"]):
+    for block in listed(message_body["content"]):
         kind = block.get("type")
         if kind == "text":
-            said.append(str(block.get("text") or ""))
+            texts.append(str(block.get("text") or ""))
         elif kind == "thinking":
             reasoning.append(str(block.get("thinking") or ""))
         elif kind == "tool_use":
             function = {"name": block.get("name"), "arguments": dumped(block.get("input"))}
             calls.append({"id": block.get("id"), "type": "function", "function": function})
-    message: Body = {"role": "assistant", "content": "".join(said) if said or not calls else None, "refusal": None}
+    message: Body = {"role": "assistant", "content": "".join(texts) if texts or not calls else None, "refusal": None}
     if reasoning:
         message["reasoning_content"] = "".join(reasoning)
     if calls:
@@ -38,15 +38,15 @@ def answer(found: dict[str, Any], _: Body) -> dict[str, Any]:
         "index": 0,
         "message": message,
         "logprobs": None,
-        "finish_reason": _finish_reason(found.get("stop_reason")),
+        "finish_reason": _finish_reason(message_body.get("stop_reason")),
     }
     return {
-        "id": found.get("id"),
+        "id": message_body.get("id"),
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": found.get("model"),
+        "model": message_body.get("model"),
         "choices": [choice],
-        "usage": _usage(found.get("usage")),
+        "usage": _usage(message_body.get("usage")),
     }
 
 
@@ -57,21 +57,21 @@ class ChatStream:
         self._usage_wanted = wants_usage(body)
         self._frame: Body = {}
         self._calls: dict[str, int] = {}
-        """Numbers of the calls, by the index of their block."""
-        self._unsaid: dict[str, Any] = {}
-        """Arguments of the calls that no delta told of yet, by the same index."""
+        """Numbers of the tool calls, by the index of their block."""
+        self._pending_inputs: dict[str, Any] = {}
+        """Arguments of tool calls without deltas so far, by the same index."""
         self._usage: Body = {}
 
-    def event(self, found: dict[str, Any]) -> bytes:
-        kind = found.get("type")
+    def event(self, event: dict[str, Any]) -> bytes:
+        kind = event.get("type")
         if kind == "content_block_delta":
-            return self._delta(found)
+            return self._delta(event)
         if kind == "content_block_start":
-            return self._block(found)
-        if kind == "content_block_stop" and (index := str(found.get("index"))) in self._unsaid:
-            return self._arguments(index, dumped_in_stream(self._unsaid.pop(index)))
+            return self._block(event)
+        if kind == "content_block_stop" and (index := str(event.get("index"))) in self._pending_inputs:
+            return self._arguments(index, dumped_in_stream(self._pending_inputs.pop(index)))
         if kind == "message_start":
-            message = found.get("message")
+            message = event.get("message")
             message = message if isinstance(message, dict) else {}
             self._count(message.get("usage"))
             self._frame = {
@@ -82,8 +82,8 @@ class ChatStream:
             }
             return self._chunk({"role": "assistant", "content": ""})
         if kind == "message_delta":
-            self._count(found.get("usage"))
-            delta = found.get("delta")
+            self._count(event.get("usage"))
+            delta = event.get("delta")
             reason = delta.get("stop_reason") if isinstance(delta, dict) else None
             return self._chunk({}, _finish_reason(reason)) if reason else b""
         return b": ping\n\n" if kind == "ping" else b""
@@ -97,20 +97,20 @@ class ChatStream:
             last = _sent({**self._frame, "choices": [], "usage": _usage(self._usage)})
         return last + b"data: [DONE]\n\n"
 
-    def _block(self, found: dict[str, Any]) -> bytes:
-        block = found.get("content_block")
+    def _block(self, event: dict[str, Any]) -> bytes:
+        block = event.get("content_block")
         if not isinstance(block, dict):
             return b""
         if block.get("type") == "tool_use":
-            index = str(found.get("index"))
+            index = str(event.get("index"))
             number = self._calls.setdefault(index, len(self._calls))
-            self._unsaid[index] = block.get("input")
+            self._pending_inputs[index] = block.get("input")
             call = {"index": number, "id": block.get("id"), "type": "function"}
             return self._chunk({"tool_calls": [{**call, "function": {"name": block.get("name"), "arguments": ""}}]})
         return self._chunk({"content": block["text"]}) if block.get("text") else b""
 
-    def _delta(self, found: dict[str, Any]) -> bytes:
-        delta = found.get("delta")
+    def _delta(self, event: dict[str, Any]) -> bytes:
+        delta = event.get("delta")
         kind = delta.get("type") if isinstance(delta, dict) else None
         if not isinstance(delta, dict):
             return b""
@@ -118,9 +118,9 @@ class ChatStream:
             return self._chunk({"content": delta.get("text")})
         if kind == "thinking_delta":
             return self._chunk({"reasoning_content": delta.get("thinking")})
-        if kind == "input_json_delta" and (index := str(found.get("index"))) in self._calls:
+        if kind == "input_json_delta" and (index := str(event.get("index"))) in self._calls:
             if delta.get("partial_json"):
-                self._unsaid.pop(index, None)
+                self._pending_inputs.pop(index, None)
             return self._arguments(index, delta.get("partial_json"))
         return b""
 
@@ -137,14 +137,14 @@ class ChatStream:
 
 
 def _finish_reason(stop_reason: Any) -> str:
-    found = finish_of(stop_reason)
-    return found if found in _REASONS else "stop"
+    reason = finish_of(stop_reason)
+    return reason if reason in _REASONS else "stop"
 
 
-def _usage(found: Any) -> Body | None:
-    if not isinstance(found, dict) or not found:
+def _usage(usage: Any) -> Body | None:
+    if not isinstance(usage, dict) or not usage:
         return None
-    (prompt, read, written), completion = cached_input(found), count(found, "output_tokens")
+    (prompt, read, written), completion = cached_input(usage), count(usage, "output_tokens")
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

@@ -1,4 +1,4 @@
-"""Anthropic's answers, whole and streamed, as OpenAI's Responses API says them."""
+"""Anthropic's answers, whole and streamed, translated to OpenAI's Responses API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import orjson
 from promptrollout.llm.answers.streams import StreamError
 from promptrollout.llm.prompts.prompt import Body
 from promptrollout.llm.protocols.messages import finish_of
-from promptrollout.llm.protocols.signed_reasoning import TOLD
+from promptrollout.llm.protocols.signed_reasoning import TRANSLATED_PREFIX
 from promptrollout.llm.translations.blocks import MAX_CHARACTERS
 from promptrollout.llm.translations.fields import cached_input, count, dumped, dumped_in_stream, listed
 
@@ -20,24 +20,24 @@ _REASONS: Final = {"length": "max_output_tokens", "content_filter": "content_fil
 """Why a response is incomplete."""
 
 ITEM_CHARACTERS: Final = 1000
-"""That an item of the output takes besides its text."""
+"""Counted for each item of the output, besides its text."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """An item of text: what its parts are, and the events that tell of them."""
+    """A kind of text item: its parts, and the events for them."""
 
     item: Body
     prefix: str
-    """Of its id."""
+    """Prefix of its id."""
     parts: str
-    """The item's field."""
+    """The item's field for its parts."""
     part: Body
     beside_text: Body
-    """What events with text have too."""
+    """Further fields of events with text."""
     index: str
     events: tuple[str, str, str, str]
-    """A part begins, some text, the whole text, the part ends."""
+    """Names of the events: a part begins, some text, the whole text, the part ends."""
 
 
 _MESSAGE: Final = _Kind(
@@ -56,7 +56,7 @@ _MESSAGE: Final = _Kind(
 )
 _REASONING: Final = _Kind(
     item={"type": "reasoning"},
-    prefix=TOLD,
+    prefix=TRANSLATED_PREFIX,
     parts="summary",
     part={"type": "summary_text"},
     beside_text={},
@@ -74,27 +74,27 @@ _KINDS: Final = {
     "thinking": (_REASONING, "thinking"),
     "thinking_delta": (_REASONING, "thinking"),
 }
-"""By the type of a block or a delta of one: the kind, and where its text is."""
+"""By the type of a block or a delta: its kind, and the field with its text."""
 
 
-def answer(found: dict[str, Any], body: Body) -> dict[str, Any]:
+def answer(message_body: dict[str, Any], body: Body) -> dict[str, Any]:
     """A message as a response to this request. Raises ValueError."""
     output: list[Body] = []
     open_kind: _Kind | None = None
-    for block in listed(found["content"]):
-        kind, said = _text_of(block)
-        if kind is not None and said:
+    for block in listed(message_body["content"]):
+        kind, text = _text_of(block)
+        if kind is not None and text:
             if kind is not open_kind:
-                output.append(_text_item(kind, found.get("id"), len(output), "completed"))
-            output[-1][kind.parts].append({**kind.part, "text": said})
+                output.append(_text_item(kind, message_body.get("id"), len(output), "completed"))
+            output[-1][kind.parts].append({**kind.part, "text": text})
             open_kind = kind
         elif block.get("type") == "tool_use":
-            call = _call_item(block, found.get("id"), len(output), "completed")
+            call = _call_item(block, message_body.get("id"), len(output), "completed")
             output.append(call | {"arguments": dumped(block.get("input"))})
             open_kind = None
     now = int(time.time())
-    response = {**_frame(found, body, now), "output": output, "usage": _usage(found.get("usage"))}
-    return response | _ending(found.get("stop_reason"), output, now)
+    response = {**_frame(message_body, body, now), "output": output, "usage": _usage(message_body.get("usage"))}
+    return response | _ended(message_body.get("stop_reason"), output, now)
 
 
 class ResponseStream:
@@ -103,59 +103,59 @@ class ResponseStream:
     def __init__(self, body: Body) -> None:
         self._body = body
         self._events = 0
-        self._kept = 0
+        self._characters = 0
         self._frame: Body | None = None
-        """What the response says from the beginning."""
+        """The fields of the response that are known from the beginning."""
         self._output: list[Body] = []
         self._kind: _Kind | None = None
-        """Of the item of text that is open."""
+        """The kind of the open text item."""
         self._part: list[str] | None = None
-        """Pieces of its part that is open."""
+        """Pieces of its open part."""
         self._place: Body = {}
-        """Of that part."""
+        """Where that part is."""
         self._call: list[str] | None = None
-        """Pieces of the arguments of the call that is open."""
+        """Pieces of the arguments of the open tool call."""
         self._input: Any = None
-        """Of that call, as far as it was told at once."""
+        """The input of that call, if it came without deltas."""
         self._stop_reason: Any = None
         self._usage: Body = {}
 
-    def event(self, found: dict[str, Any]) -> bytes:
-        kind = found.get("type")
+    def event(self, event: dict[str, Any]) -> bytes:
+        kind = event.get("type")
         if kind == "ping":
             return b": ping\n\n"
         out: list[bytes] = []
         if self._frame is None:
-            self._begin(found.get("message"), out)
+            self._begin(event.get("message"), out)
         if kind == "content_block_delta":
-            self._add(found.get("delta"), out)
+            self._add(event.get("delta"), out)
         elif kind == "content_block_start":
-            self._add(found.get("content_block"), out)
+            self._add(event.get("content_block"), out)
         elif kind == "content_block_stop":
             self._end_part(out)
         elif kind == "message_delta":
-            delta = found.get("delta")
+            delta = event.get("delta")
             self._stop_reason = delta.get("stop_reason") if isinstance(delta, dict) else None
-            self._count(found.get("usage"))
+            self._count(event.get("usage"))
         return b"".join(out)
 
     def error(self, message: str, code: str) -> bytes:
-        """Without our code: a response has those of OpenAI's list alone."""
+        """The code is left out: a response may only have OpenAI's own codes."""
         out: list[bytes] = []
         if self._frame is None:
             self._begin(None, out)
         if self._output and self._output[-1]["status"] == "in_progress":
             self._output[-1]["status"] = "incomplete"
-        self._tell(out, "response.failed", response=self._response() | _failure(message))
+        self._emit(out, "response.failed", response=self._response() | _failure(message))
         return b"".join(out)
 
     def end(self) -> bytes:
         out: list[bytes] = []
         if self._frame is None:
             self._begin(None, out)
-        ending = _ending(self._stop_reason, self._output, int(time.time()))
+        ending = _ended(self._stop_reason, self._output, int(time.time()))
         self._end_item(out)
-        self._tell(out, f"response.{ending['status']}", response=self._response() | ending)
+        self._emit(out, f"response.{ending['status']}", response=self._response() | ending)
         return b"".join(out)
 
     def _begin(self, message: Any, out: list[bytes]) -> None:
@@ -163,25 +163,25 @@ class ResponseStream:
         self._count(message.get("usage"))
         self._frame = _frame(message, self._body, int(time.time()))
         response = {**self._frame, "output": [], "usage": None}
-        self._tell(out, "response.created", response=response)
-        self._tell(out, "response.in_progress", response=response)
+        self._emit(out, "response.created", response=response)
+        self._emit(out, "response.in_progress", response=response)
 
     def _add(self, block: Any, out: list[bytes]) -> None:
-        """A block, or a delta of one."""
+        """Add a block, or a delta of one."""
         if not isinstance(block, dict):
             return
-        kind, said = _text_of(block)
+        kind, text = _text_of(block)
         if kind is not None:
-            if said:
-                self._say(kind, said, out)
+            if text:
+                self._add_text(kind, text, out)
         elif block.get("type") == "tool_use":
             item = _call_item(block, self._id, self._begin_item(out), "in_progress")
             self._call, self._input = [], block.get("input")
             self._add_item(item, out)
         elif block.get("type") == "input_json_delta" and self._call is not None:
-            self._call_with(block.get("partial_json"), out)
+            self._add_arguments(block.get("partial_json"), out)
 
-    def _say(self, kind: _Kind, said: str, out: list[bytes]) -> None:
+    def _add_text(self, kind: _Kind, text: str, out: list[bytes]) -> None:
         if kind is not self._kind:
             item = _text_item(kind, self._id, self._begin_item(out), "in_progress")
             self._kind = kind
@@ -190,57 +190,57 @@ class ResponseStream:
         if self._part is None:
             self._part = []
             self._place = {**self._at, kind.index: len(self._output[-1][kind.parts])}
-            self._tell(out, begins, **self._place, part={**kind.part, "text": ""})
-        self._keep(len(said))
-        self._part.append(said)
-        self._tell(out, delta, **self._place, delta=said, **kind.beside_text)
+            self._emit(out, begins, **self._place, part={**kind.part, "text": ""})
+        self._count_characters(len(text))
+        self._part.append(text)
+        self._emit(out, delta, **self._place, delta=text, **kind.beside_text)
 
-    def _keep(self, characters: int) -> None:
-        """The last event has all of it again. Raises StreamError for more than any answer has."""
-        self._kept += characters
-        if self._kept > MAX_CHARACTERS:
+    def _count_characters(self, characters: int) -> None:
+        """Count characters that are kept for the last event. Raises StreamError if there are too many."""
+        self._characters += characters
+        if self._characters > MAX_CHARACTERS:
             raise StreamError(f"the answer is longer than {MAX_CHARACTERS} characters")
 
     def _end_part(self, out: list[bytes]) -> None:
         if self._kind is None or self._part is None:
             return
-        said = "".join(self._part)
-        part = {**self._kind.part, "text": said}
+        text = "".join(self._part)
+        part = {**self._kind.part, "text": text}
         _, _, whole, ends = self._kind.events
-        self._tell(out, whole, **self._place, text=said, **self._kind.beside_text)
-        self._tell(out, ends, **self._place, part=part)
+        self._emit(out, whole, **self._place, text=text, **self._kind.beside_text)
+        self._emit(out, ends, **self._place, part=part)
         self._output[-1][self._kind.parts].append(part)
         self._part = None
 
-    def _call_with(self, arguments: Any, out: list[bytes]) -> None:
+    def _add_arguments(self, arguments: Any, out: list[bytes]) -> None:
         if self._call is not None and isinstance(arguments, str) and arguments:
-            self._keep(len(arguments))
+            self._count_characters(len(arguments))
             self._call.append(arguments)
-            self._tell(out, "response.function_call_arguments.delta", **self._at, delta=arguments)
+            self._emit(out, "response.function_call_arguments.delta", **self._at, delta=arguments)
 
     def _end_call(self, out: list[bytes]) -> None:
         if self._call is None:
             return
         if not self._call:  # told at once, or there are none
-            self._call_with(dumped_in_stream(self._input), out)
+            self._add_arguments(dumped_in_stream(self._input), out)
         item = self._output[-1]
         item["arguments"] = "".join(self._call)
         done = {"arguments": item["arguments"], "name": item["name"]}
-        self._tell(out, "response.function_call_arguments.done", **self._at, **done)
+        self._emit(out, "response.function_call_arguments.done", **self._at, **done)
         self._call = None
 
     def _begin_item(self, out: list[bytes]) -> int:
-        """Where in the output another item goes."""
+        """The index of the next item."""
         self._end_item(out)
         return len(self._output)
 
     def _add_item(self, item: Body, out: list[bytes]) -> None:
-        self._keep(ITEM_CHARACTERS)
+        self._count_characters(ITEM_CHARACTERS)
         self._output.append(item)
-        self._tell(out, "response.output_item.added", output_index=len(self._output) - 1, item=item)
+        self._emit(out, "response.output_item.added", output_index=len(self._output) - 1, item=item)
 
     def _end_item(self, out: list[bytes]) -> None:
-        """Not before something comes after it: only then it is known whether it was cut."""
+        """End the open item. Only when something follows is it known that it was not cut."""
         if self._kind is None and self._call is None:
             return
         self._end_part(out)
@@ -249,7 +249,7 @@ class ResponseStream:
         item = self._output[-1]
         if item["status"] == "in_progress":
             item["status"] = "completed"
-        self._tell(out, "response.output_item.done", output_index=len(self._output) - 1, item=item)
+        self._emit(out, "response.output_item.done", output_index=len(self._output) - 1, item=item)
 
     @property
     def _id(self) -> Any:
@@ -257,7 +257,7 @@ class ResponseStream:
 
     @property
     def _at(self) -> Body:
-        """Of the item that is open."""
+        """Fields that identify the open item."""
         return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
 
     def _response(self) -> Body:
@@ -267,14 +267,14 @@ class ResponseStream:
         if isinstance(usage, dict):
             self._usage.update({name: value for name, value in usage.items() if value is not None})
 
-    def _tell(self, out: list[bytes], kind: str, **fields: Any) -> None:
+    def _emit(self, out: list[bytes], kind: str, **fields: Any) -> None:
         event = {"type": kind, "sequence_number": self._events, **fields}
         self._events += 1
         out.append(b"event: " + kind.encode() + b"\ndata: " + orjson.dumps(event) + b"\n\n")
 
 
 def _frame(message: Body, body: Body, created: int) -> Body:
-    """What a response says of itself and of its request: of the caller's own, not of what the version adds."""
+    """The fields of a response about itself and the caller's request, without what the version adds."""
     return {
         "id": message.get("id"),
         "object": "response",
@@ -301,8 +301,8 @@ def _frame(message: Body, body: Body, created: int) -> Body:
     }
 
 
-def _ending(stop_reason: Any, output: list[Body], now: int) -> Body:
-    """How a response ended; notes it in the last item, if that was cut."""
+def _ended(stop_reason: Any, output: list[Body], now: int) -> Body:
+    """How a response ended. Marks the last item if it was cut."""
     reason = _REASONS.get(finish_of(stop_reason) or "")
     if reason is None:
         return {"status": "completed", "completed_at": now}
@@ -316,11 +316,11 @@ def _failure(message: str) -> Body:
 
 
 def _text_of(block: Body) -> tuple[_Kind | None, str]:
-    """What a block or a delta says, if it is one of text."""
+    """The kind and the text of a block or a delta; no kind if it has no text."""
     block_type = block.get("type")
     kind, name = _KINDS.get(block_type, (None, "")) if isinstance(block_type, str) else (None, "")
-    said = block.get(name)
-    return kind, said if isinstance(said, str) else ""
+    text = block.get(name)
+    return kind, text if isinstance(text, str) else ""
 
 
 def _text_item(kind: _Kind, answer_id: Any, index: int, status: str) -> Body:
@@ -339,15 +339,15 @@ def _call_item(block: Body, answer_id: Any, index: int, status: str) -> Body:
 
 
 def _item_id(prefix: str, answer_id: Any, index: int) -> str:
-    """OpenAI, who may get the item back from the caller, takes at most 64 characters with this prefix."""
+    """At most 64 characters with this prefix: OpenAI requires that when the caller sends the item back."""
     return prefix + hashlib.blake2b(f"{answer_id}/{index}".encode(), digest_size=16).hexdigest()
 
 
-def _usage(found: Any) -> Body | None:
-    """Anthropic does not tell apart what was thought."""
-    if not isinstance(found, dict) or not found:
+def _usage(usage: Any) -> Body | None:
+    """Anthropic does not count reasoning separately."""
+    if not isinstance(usage, dict) or not usage:
         return None
-    (prompt, read, written), completion = cached_input(found), count(found, "output_tokens")
+    (prompt, read, written), completion = cached_input(usage), count(usage, "output_tokens")
     return {
         "input_tokens": prompt,
         "input_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},

@@ -110,6 +110,7 @@ class Loader:
         canary = (metadata["uid"], served.digest if served is not None else "")
         return Facts(
             name=key.name,
+            namespace=key.namespace,
             uid=metadata["uid"],
             generation=metadata.get("generation", 0),
             spec=spec,
