@@ -15,7 +15,7 @@ import pytest
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE, Settings
 from tests.integration.cluster import Kubectl
-from tests.integration.story import PATIENCE_SECONDS
+from tests.rollout_story import PATIENCE_SECONDS
 
 #: Set to a directory, the tests use (and keep) a sandbox there: saves the start while working on a test. With several
 #: workers (`make test`) each has its own below it.

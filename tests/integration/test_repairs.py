@@ -105,7 +105,7 @@ def test_a_canary_is_not_moved_to_another_gateway(story: Story) -> None:
     story.wait(lambda: story.delivery()["spec"]["gateway"] == "other", "the move")
     assert [(r["weight"], r["stable"]) for r in story.reports()] == [(0, story.digest("v1"))]
     status = story.until(lambda s: condition(s, "Delivered")["status"] == "True")
-    assert "serves it until" not in status["message"]
+    assert "keeps serving it until" not in status["message"]
 
 
 @contextmanager
