@@ -98,7 +98,7 @@ def test_a_canary_is_not_moved_to_another_gateway(story: Story) -> None:
     with story.users():
         story.apply("v2", steps=LONG).at_weight(50)
         story.apply("v2", steps=LONG, gatewayRef={"name": "other"})
-        story.until(lambda s: "gateway default serves it until no canary runs, then other" in s["message"])
+        story.until(lambda s: "gateway default keeps serving it until the canary ends, then other" in s["message"])
         assert story.delivery()["spec"]["gateway"] == "default"
         story.behave(v1={}, v2={"errorRate": 1.0})
         story.rolled_back("v2")

@@ -210,8 +210,8 @@ def _objectives_twice(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -
     for path, slo, objective in _slo_objectives(rollout, ours):
         name = str(objective.get("name"))
         if name in seen:
-            reason = f"objective {name} of PromptSLO {slo} is declared in {seen[name]} too"
-            yield Problem(path, f"{reason}; rename one of them")
+            reason = f"the objective {name} of PromptSLO {slo} is also declared in {seen[name]}: rename one of them"
+            yield Problem(path, reason)
         seen[name] = f"PromptSLO {slo}"
 
 
@@ -253,8 +253,8 @@ def _unpriced(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterat
     for path, objective in costs[:1]:
         yield Problem(
             path,
-            f"the objective {objective} is on CostPerRequest, and ModelProvider {name} has no price for the model "
-            f"{model}: add a row for exactly this name to its spec.prices, or remove the objective",
+            f"objective {objective} needs a price for the model {model}: "
+            f"add it to spec.prices of ModelProvider {name}, or remove the objective",
         )
 
 

@@ -1,4 +1,4 @@
-"""The operator's process: put the parts together, start them in order, stop them without half a write."""
+"""The operator's process: build the parts, start them in order, stop them after their last write."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from promptrollout.operator.cluster.queue import Key, WorkQueue
 from promptrollout.operator.cluster.store import Store
 from promptrollout.operator.cluster.watches import Watches
 from promptrollout.operator.cluster.workers import Workers
-from promptrollout.operator.config import Config, MetricsSource, Surroundings
+from promptrollout.operator.config import Config, MetricsSource, PodEnvironment
 from promptrollout.operator.controllers import controllers
 from promptrollout.operator.delivery.acknowledge import Acknowledger
 from promptrollout.operator.evidence.analyses import Analyses
@@ -38,15 +38,15 @@ Object = dict[str, Any]
 WORKERS = 8
 SHUTDOWN_SECONDS = 10.0
 WATCHES_DEAD_SECONDS = 120.0
-"""Watches that have been down for so long while lists are answered: a restart may help, and somebody must know."""
+"""Watches down for so long while lists are answered make it unhealthy: a restart may help."""
 STUCK_SECONDS = 300.0
-"""A key that has waited so long for a worker: the workers hang, and a restart helps."""
+"""A key that waits so long for a worker makes it unhealthy: the workers hang."""
 
 
 class Operator:
     """One operator process."""
 
-    def __init__(self, config: Config, where: Surroundings, client: ApiClient) -> None:
+    def __init__(self, config: Config, where: PodEnvironment, client: ApiClient) -> None:
         self._config = config
         self._where = where
         self._client = client
@@ -135,7 +135,7 @@ class Operator:
         return True
 
     async def _shut_down(self) -> None:
-        """Workers finish what they are at: a status without its delivery is made good after a restart, but later."""
+        """Workers finish their reconcile: a status without its delivery would only be completed after the restart."""
         self._queue.close()
         if self._workers:
             _, late = await asyncio.wait(self._workers, timeout=SHUTDOWN_SECONDS)
@@ -150,7 +150,7 @@ class Operator:
         for source in self._sources.values():
             source.close()
 
-    # ------------------------------------------------------------ knowing
+    # ------------------------------------------------------------ changes
 
     def _pods_in(self, namespace: str) -> int:
         """Only gateways' pods are watched."""
@@ -188,7 +188,7 @@ class Operator:
         elif item is None and controller.forget is not None:
             await controller.forget(key)
 
-    # ------------------------------------------------------------ being watched
+    # ------------------------------------------------------------ health and metrics
 
     def _refresh(self) -> None:
         self._metrics.queue_depth.set(self._queue.depth)
@@ -199,19 +199,19 @@ class Operator:
         if dead:
             return f"ended: {', '.join(dead)}"
         if self._queue.lag_seconds > STUCK_SECONDS:
-            return f"the oldest key has waited for {self._queue.lag_seconds:.0f} s"
+            return f"the oldest object has waited for {self._queue.lag_seconds:.0f} s"
         if self._lists.listed_at is not None and not self._lists.api_server_fails:
             age = time.monotonic() - self._lists.listed_at
             dead = [path for path, seconds in self._watches_down().items() if seconds > WATCHES_DEAD_SECONDS]
             if dead and age < 4 * WATCHLESS_SECONDS:
-                return f"the API server answers, and these watches keep failing: {first_few(dead, 3)}"
+                return f"the API server answers, but these watches keep failing: {first_few(dead, 3)}"
             if age > 4 * RELIST_SECONDS:
                 return f"the last complete list is {age:.0f} s old"
         return ""
 
     def _unready(self) -> str:
         if not self._workers:
-            return "objects are not all known yet"
+            return "not all objects are listed yet"
         down = self._watches_down()
         return f"these watches are down: {first_few(down, 3)}" if down else ""
 
@@ -220,7 +220,7 @@ class Operator:
 
 
 def _log_end(task: asyncio.Task[None]) -> None:
-    """These tasks never end by themselves before the operator is told to stop."""
+    """These tasks must not end before the operator stops."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("task %s ended: %r", task.get_name(), error, exc_info=error)
 
@@ -241,7 +241,7 @@ def _source(source: MetricsSource, metrics: Metrics) -> Source:
     )
 
 
-async def serve(config: Config, where: Surroundings) -> None:
+async def serve(config: Config, where: PodEnvironment) -> None:
     """The whole process: until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

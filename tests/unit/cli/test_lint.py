@@ -229,7 +229,7 @@ def test_objective_of_an_slo_must_not_repeat_the_rollouts_own() -> None:
         "spec": {"objectives": [{"name": "cost", "signal": "ErrorRate", "max": "0.1"}]},
     }
     (error,) = errors(yaml.safe_dump_all([body, slo]))
-    assert "objective cost of PromptSLO support-quality is declared in spec.analysis.objectives too" in error
+    assert "objective cost of PromptSLO support-quality is also declared in spec.analysis.objectives" in error
 
 
 def warnings(*bodies: Manifest) -> list[str]:
@@ -299,11 +299,11 @@ def test_an_objective_on_cost_needs_a_price_for_exactly_the_model() -> None:
     assert said(body) == []  # a provider that is not given may well have it
     assert said(body, priced) == []
     (error,) = said(body, other)
-    assert "spec.analysis.objectives[0]: the objective cost is on CostPerRequest, and ModelProvider" in error
-    assert f"has no price for the model {template['model']}: add a row for exactly this name" in error
+    assert "spec.analysis.objectives[0]: objective cost needs a price for the model" in error
+    assert f"for the model {template['model']}: add it to spec.prices of ModelProvider" in error
     body["spec"]["analysis"] = {"sloRefs": [{"name": "shared"}]}
     (error,) = said(body, other, contract("PromptSLO", "shared", objectives=[cost]))
-    assert "spec.analysis.sloRefs[0]: the objective cost of PromptSLO shared is on CostPerRequest" in error
+    assert "spec.analysis.sloRefs[0]: objective cost of PromptSLO shared needs a price for the model" in error
     body["spec"].pop("template")
     body["spec"]["versionRef"] = {"name": "first"}
     assert (

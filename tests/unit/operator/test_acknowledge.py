@@ -251,7 +251,7 @@ async def test_pods_are_believed_more_than_a_status_from_a_backup(
     async with Asked() as asked:
         await until(lambda: asked.changed)
         answer = asked.answer()
-        assert (answer.complete, answer.highest, answer.taken, answer.acknowledged) == (False, highest, taken, 0)
+        assert (answer.complete, answer.highest, answer.conflicting, answer.acknowledged) == (False, highest, taken, 0)
         assert answer.laggards
         a_pod.says = report(2)
         await until(lambda: asked.answer().complete)

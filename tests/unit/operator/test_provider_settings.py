@@ -100,7 +100,7 @@ def test_a_cost_objective_needs_the_fallbacks_price_too() -> None:
     spec = rollout_spec(template=PROMPT | {"fallbacks": FALLBACKS}, analysis=cost)
     unpriced = store_with(an_object("ModelProvider", "second", SECOND | {"prices": []}))
     (problem,) = texts(resolve("ns", "app", spec, None, unpriced, {"default"}).desired)
-    assert "ModelProvider second has no price for the model big" in problem
+    assert "needs a price for the model big: add it to spec.prices of ModelProvider second" in problem
     priced = store_with(an_object("ModelProvider", "second", SECOND))
     assert resolve("ns", "app", spec, None, priced, {"default"}).desired.problems == ()
 

@@ -108,7 +108,7 @@ async def test_a_gateway_is_changed_when_no_canary_runs() -> None:
     world.edit(SPEC | CANARY | OTHER)
     await world.reconcile(3)
     assert world.api.objects["PromptDelivery", "app"]["spec"]["gateway"] == "default"
-    assert world.status().message.endswith("; gateway default serves it until no canary runs, then other")
+    assert world.status().message.endswith("; gateway default keeps serving it until the canary ends, then other")
     world.edit(SPEC | OTHER)
     await world.reconcile(4)
     assert world.status().stage == "Idle"
@@ -167,7 +167,7 @@ async def test_a_sequence_that_pods_have_with_other_content_is_passed_over_once(
     before = world.api.objects["PromptDelivery", "app"]["spec"]
     known = before["sequence"] + ahead
     laggard = Laggard(pod="p", reason="serves something else")
-    world.pods.said = Acknowledgement(False, 0, 1, (laggard,), highest=known, taken=known)
+    world.pods.said = Acknowledgement(False, 0, 1, (laggard,), highest=known, conflicting=known)
     await world.reconcile(3)
     assert world.api.objects["PromptDelivery", "app"]["spec"] == before | {"sequence": known + 1}
     assert world.status().delivery is not None

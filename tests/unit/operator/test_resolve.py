@@ -79,7 +79,7 @@ def test_an_object_in_the_place_of_the_copy() -> None:
     foreign = a_copy()
     del foreign["metadata"]["labels"]
     (problem,) = texts(resolved(store_with(foreign)).desired)
-    assert "is in the way" in problem
+    assert "exists, but is not the operator's copy" in problem
     different = a_copy()
     different["spec"] = PROMPT | {"model": "large"}
     found = resolved(store_with(different)).desired
@@ -125,7 +125,7 @@ def test_slos_are_merged_and_must_not_say_the_same_name_twice() -> None:
     )
     assert set(objectives(resolved(store, analysis={"sloRefs": [{"name": "one"}]}))) == {"cost", "error-rate"}
     (problem,) = texts(resolved(store, analysis={"sloRefs": [{"name": "one"}, {"name": "two"}]}).desired)
-    assert problem.startswith("spec.analysis.sloRefs[1] (PromptSLO two): the objective cost is declared in")
+    assert problem.startswith("spec.analysis.sloRefs[1] (PromptSLO two): the objective cost is also declared in")
 
 
 JUDGE = {"name": "judge", "signal": "JudgeScore", "dimension": "tone", "min": "4"}
@@ -165,11 +165,11 @@ def test_cost_needs_a_price_for_exactly_this_model(analysis: dict[str, Any], pat
     store = store_with(an_object("PromptSLO", "slo", {"objectives": [COST]}))
     found = resolved(store, analysis=analysis, template=PROMPT | {"model": model}).desired
     assert texts(found) == (
-        f"{path}: the objective cost is on CostPerRequest, and ModelProvider model has no price for the model {model}: "
-        "add a row for exactly this name to its spec.prices, or remove the objective",
+        f"{path}: objective cost needs a price for the model {model}: "
+        "add it to spec.prices of ModelProvider model, or remove the objective",
     )
     assert found.snapshot is None
-    # without that objective, or without analysis, nobody needs a price
+    # without that objective, or without analysis, no price is needed
     assert resolved(template=PROMPT | {"model": model}).desired.problems == ()
     assert resolved(store, analysis=analysis | {"mode": "None"}, template=PROMPT | {"model": model}).desired.snapshot
     assert resolved(store, analysis=analysis).desired.problems == ()

@@ -9,7 +9,7 @@ from promptrollout.api.rollout import Decision
 from promptrollout.operator.cluster.events import event_of, recent
 from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.cluster.store import Store
-from promptrollout.operator.config import ConfigError, load, surroundings
+from promptrollout.operator.config import ConfigError, load, pod_environment
 from promptrollout.operator.delivery import copies
 from promptrollout.operator.delivery.confirmations import Acknowledgement
 from promptrollout.operator.delivery.status import delivery_status, is_complete
@@ -33,7 +33,7 @@ OF = {
     [
         ("metricsSources: [{name: default}]", "metricsSources.0.url"),
         ("metricsSources: [{name: a, url: 'http://x', namespaceLabel: a-b}]", "metricsSources.0.namespaceLabel"),
-        ("metricsSources: [{name: a, url: 'http://x'}, {name: a, url: 'http://y'}]", "the name a stands twice"),
+        ("metricsSources: [{name: a, url: 'http://x'}, {name: a, url: 'http://y'}]", "the name a is used twice"),
         ("metricSources: []", "metricSources"),
         ("metricsSources: [{name: a, url: 'http://x', bearerTokenFile: token}]", "metricsSources.0.bearerTokenFile"),
         (
@@ -70,7 +70,7 @@ def test_a_configuration_as_the_chart_renders_it(tmp_path: Path) -> None:
     )
     config = load(file)
     assert (config.metrics_sources[0].url, config.log_level) == ("http://prometheus:9090", "info")
-    assert surroundings({"POD_NAME": "p", "PROMPTROLLOUT_BIND_ADDRESS": "127.0.0.9"}).bind_address == "127.0.0.9"
+    assert pod_environment({"POD_NAME": "p", "PROMPTROLLOUT_BIND_ADDRESS": "127.0.0.9"}).bind_address == "127.0.0.9"
 
 
 def decision(at: str = "2026-11-21T09:00:00Z", **fields: Any) -> Decision:

@@ -17,7 +17,7 @@ from promptrollout.operator.cluster.api import KINDS, WATCHED
 from promptrollout.operator.cluster.metrics import Metrics
 from promptrollout.operator.cluster.watch_health import GRACE_SECONDS, WatchHealth
 from promptrollout.operator.cluster.watches import Watches
-from promptrollout.operator.config import Config, surroundings
+from promptrollout.operator.config import Config, pod_environment
 
 PATH = "/apis/promptrollout.dev/v1alpha1/promptrollouts"
 
@@ -178,7 +178,7 @@ async def test_refused_watches_are_down_until_they_are_answered(server: ApiServe
 
 
 def an_operator(health: WatchHealth) -> Operator:
-    operator = Operator(Config(), surroundings({}), client=None)  # type: ignore[arg-type]
+    operator = Operator(Config(), pod_environment({}), client=None)  # type: ignore[arg-type]
     operator._watches = SimpleNamespace(health=health)  # type: ignore[assignment]
     operator._workers = [SimpleNamespace(done=lambda: False)]  # type: ignore[list-item]
     return operator
@@ -224,6 +224,6 @@ async def test_unhealthy_when_watches_keep_failing_though_the_api_server_answers
     operator._lists.listed_at = time.monotonic() - 5 * lists.WATCHLESS_SECONDS
     assert operator._unhealthy() == "", "no list is answered either: an outage, and a restart would not help"
     operator._lists.listed_at = time.monotonic()
-    assert operator._unhealthy() == f"the API server answers, and these watches keep failing: {PATH}"
+    assert operator._unhealthy() == f"the API server answers, but these watches keep failing: {PATH}"
     health.answered(PATH, 200)
     assert operator._unhealthy() == ""

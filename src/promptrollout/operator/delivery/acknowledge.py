@@ -42,14 +42,14 @@ class _Gateway:
     task: asyncio.Task[None] | None = None
     reported: Reported | None = None
     died_in: dict[str, list[DiedIn]] = field(default_factory=dict)
-    """By pod: what its process before was at work for when it died."""
+    """By pod: what its last process worked on when it died."""
     readers: KeyReaders = field(default_factory=KeyReaders)
     pods_changed: bool = False
-    """A new pod may have something to say though nothing is open."""
+    """A new pod is asked even if nothing is open."""
 
 
 class Acknowledger:
-    """Keeps asking until every ready pod confirms, remembers what was complete, and asks rarely whether it still is."""
+    """Asks until every ready pod confirms, remembers the result, and checks it again once a minute."""
 
     def __init__(
         self, store: Store, changed: Callable[[Key], None], clock: Callable[[], float] = time.monotonic
@@ -79,7 +79,7 @@ class Acknowledger:
         regularly: bool,
         known: tuple[int, int] | None,
     ) -> None:
-        """Want to know whether all ready pods confirm what is `expected`. `known`: acknowledged and total, if
+        """Ask until all ready pods confirm what is `expected`. `known`: acknowledged and total, if
         the delivery's status says that it is complete; trusted until pods say otherwise: it may be of a backup."""
         place = self._gateways.setdefault((namespace, gateway), _Gateway())
         before = place.awaited.get(rollout)
@@ -96,7 +96,7 @@ class Acknowledger:
             place.task = asyncio.create_task(self._keep_asking(namespace, gateway, place), name=f"ask {gateway}")
 
     def answer(self, namespace: str, gateway: str, rollout: str, uid: str, sequence: int) -> Acknowledgement | None:
-        """None while nobody was asked about that very sequence."""
+        """None while no pod was asked about this sequence."""
         place = self._gateways.get((namespace, gateway))
         awaited = place.awaited.get(rollout) if place else None
         if awaited is None or (awaited.expected.sequence, awaited.expected.uid) != (sequence, uid):
@@ -104,12 +104,12 @@ class Acknowledger:
         return awaited.answer
 
     def reported(self, namespace: str, gateway: str) -> Reported | None:
-        """What the gateway's pods said when they were last asked; None: none was, or none answered."""
+        """Problems that the gateway's pods last reported; None: no pod has answered."""
         place = self._gateways.get((namespace, gateway))
         return place.reported if place else None
 
     def died_in(self, namespace: str, gateway: str) -> Mapping[str, Collection[DiedIn]]:
-        """By pod: what its process before was at work for when it died."""
+        """By pod: what its last process worked on when it died."""
         place = self._gateways.get((namespace, gateway))
         return place.died_in if place else {}
 
@@ -119,7 +119,7 @@ class Acknowledger:
                 place.awaited.pop(rollout, None)
 
     def forget_gateway(self, namespace: str, gateway: str) -> None:
-        """It is gone, or an object made anew has its name: what its pods said is not true of others."""
+        """It is gone, or was recreated: what its pods reported does not hold for others."""
         place = self._gateways.pop((namespace, gateway), None)
         if place is not None and place.task is not None:
             place.task.cancel()
@@ -169,7 +169,7 @@ class Acknowledger:
             except TimeoutError:
                 continue
         if self._store.get("PromptGateway", namespace, gateway) is None:
-            self._gateways.pop((namespace, gateway), None)  # else its conditions go on saying what the pods said last
+            self._gateways.pop((namespace, gateway), None)  # else its conditions would keep the pods' last report
 
     async def _round(self, namespace: str, gateway: str, place: _Gateway, names: set[str]) -> None:
         """Ask every ready pod once and settle what can be settled."""
@@ -189,7 +189,7 @@ class Acknowledger:
         for name, expected in asked.items():
             before = place.awaited.get(name)
             if before is None or before.expected != expected:
-                continue  # while pods were asked, something else came to be expected of them
+                continue  # meanwhile something else is expected of the pods
             keys_read = place.readers.all_read(reports, name, now)
             after = before.answered(name, pods, reports, keys_read, self._clock())
             place.awaited[name] = after

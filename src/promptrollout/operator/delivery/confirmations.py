@@ -16,7 +16,7 @@ VERIFY_SECONDS = 10.0
 DOUBT_SECONDS = 2.0
 """A pod that serves something else than it confirmed is believed after so long: it may just be starting."""
 HEAVY_REQUESTS = 100
-"""Of all pods in their window: below, the part that one unit has says nothing."""
+"""Of all pods in their window: with fewer, one unit's share is not judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """How far one sequence of one delivery has come."""
+    """How many pods confirmed one sequence of a delivery."""
 
     complete: bool
     acknowledged: int
@@ -49,12 +49,12 @@ class Acknowledgement:
     """None: no pod was asked, or none answered."""
     unassigned_share_percent: int | None = None
     heavy_key_share_percent: int | None = None
-    """Of the requests of all pods: what the heaviest unit has at least. None as above."""
+    """Of the requests of all pods: the least share of the heaviest unit. None as above."""
     highest: int = 0
     """The highest sequence that any pod knows for this rollout."""
     unserved: int = 0
-    """Pods that answer, and serve nothing of it."""
-    taken: int = 0
+    """Pods that answer, and do not serve the rollout."""
+    conflicting: int = 0
     """The highest sequence under which any pod serves something else than what is expected."""
     pods_read_keys: bool | None = None
     """Of its PromptSigningKey: see signing_keys.KeyReaders."""
@@ -147,7 +147,7 @@ class Awaited:
 
 
 def differs(expected: Expected, report: PodReport | str, name: str) -> bool | None:
-    """Does this pod serve something else than what is expected? None: it did not answer, or knows nothing yet."""
+    """Does this pod serve something else than expected? None: it did not answer, or has not loaded yet."""
     if isinstance(report, str) or not report.loaded:
         return None
     found = rollout_of(report, name)
@@ -162,11 +162,11 @@ def rollout_of(report: PodReport | str, name: str) -> RolloutReport | str:
 
 
 def judge(expected: Expected, pods: list[Object], reports: list[RolloutReport | str]) -> Acknowledgement:
-    """What the answers of all ready pods amount to. No ready pod at all is not complete."""
+    """The result of the answers of all ready pods. Without a ready pod it is not complete."""
     laggards: list[Laggard] = []
     unreachable: list[bool] = []
     shares: list[int] = []
-    highest = taken = unserved = 0
+    highest = conflicting = unserved = 0
     for pod, report in zip(pods, reports, strict=True):
         name = str(pod["metadata"]["name"])
         if isinstance(report, str):
@@ -175,7 +175,7 @@ def judge(expected: Expected, pods: list[Object], reports: list[RolloutReport | 
         highest = max(highest, report.sequence)
         unserved += report.stable == NO_DIGEST
         if not _serves(expected, report):
-            taken = max(taken, report.sequence)
+            conflicting = max(conflicting, report.sequence)
         unreachable.append(report.canary_provider_unreachable)
         shares.append(report.unassigned_share_percent)
         if reason := _missing(expected, report):
@@ -191,13 +191,12 @@ def judge(expected: Expected, pods: list[Object], reports: list[RolloutReport | 
         heavy_key_share_percent=_heaviest([report for report in reports if not isinstance(report, str)]),
         highest=highest,
         unserved=unserved,
-        taken=taken,
+        conflicting=conflicting,
     )
 
 
 def _heaviest(reports: list[RolloutReport]) -> int | None:
-    """In percent, rounded up: whatever pods a unit's requests went to, they are one unit's. A few requests say nothing
-    of the traffic."""
+    """The largest share of one unit, in percent, rounded up, over all pods; 0 with too few requests."""
     if not reports:
         return None
     total = sum(report.assigned_requests for report in reports)
@@ -210,7 +209,7 @@ def _heaviest(reports: list[RolloutReport]) -> int | None:
 
 
 def _missing(expected: Expected, report: RolloutReport) -> str:
-    """Why a report is no confirmation; empty if it is one.
+    """Why a report does not confirm; empty if it does.
 
     The sequence alone is not enough: after a restore, or when the delivery was deleted, pods know higher ones.
     """

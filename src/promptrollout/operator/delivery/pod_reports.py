@@ -52,4 +52,4 @@ class PodReports:
         except (aiohttp.ClientError, OSError) as error:
             return f"cannot be reached: {type(error).__name__}"
         except ValidationError:
-            return "its answer cannot be read by this operator"
+            return "its report cannot be read: it may run another release"

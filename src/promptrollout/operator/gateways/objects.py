@@ -1,4 +1,4 @@
-"""The objects of a PromptGateway: what its serving pods need, and nothing that the `restricted` standard refuses."""
+"""The objects of a PromptGateway: what its pods need, within the `restricted` Pod Security Standard."""
 
 from __future__ import annotations
 
@@ -223,14 +223,14 @@ def _volumes(files: Files, callers: SecretName | None) -> list[Object]:
         {"name": _FILE_VOLUME, "projected": {"sources": _sources(files)}},
     ]
     if callers is not None:
-        # optional: without it nobody is let in, but the pod starts and says so
+        # optional: without it every caller is rejected, but the pod starts and reports it
         found.append({"name": _CALLERS_VOLUME, "secret": {"secretName": callers.name, "optional": True}})
     return found
 
 
 def _sources(files: Files) -> list[Object]:
     """Keys come as files: neither operator nor gateway may read Secrets through the API. A missing one is optional, so
-    that it keeps no pod from starting; the pod says which file it lacks."""
+    that pods start, and report which file is missing."""
     return [
         {
             "secret" if isinstance(ref, SecretKeyRef) else "configMap": {

@@ -1,4 +1,4 @@
-"""Status of what people declare and rollouts use: versions, providers, SLOs. Valid or not, and why."""
+"""Status of PromptVersions, ModelProviders and PromptSLOs: valid or not, and why."""
 
 from __future__ import annotations
 
@@ -108,22 +108,22 @@ def provider_verdict(item: Object, store: Store) -> Verdict:
         rollouts = first_few(others, 5)
         urls = ", ".join(sorted(set().union(*others.values())))
         text = (
-            f"spec.baseURL: what {rollouts} serve was rolled out with {urls}, and stays there until another version is "
-            f"rolled out, which is asked at {spec.base_url}. Better give another endpoint a name of its own"
+            f"spec.baseURL: {rollouts} still use {urls} until their next version. "
+            "Give another endpoint a ModelProvider of its own"
         )
         return False, ConditionReason.SERVED_ELSEWHERE, text
-    prices = f"{len(spec.prices)} model prices" if spec.prices else "no prices: its requests are unpriced"
+    prices = f"{len(spec.prices)} model prices" if spec.prices else "no prices: the cost of its requests is unknown"
     doubt = base_url_doubt(spec.base_url)
     return True, ConditionReason.VALID, f"{spec.base_url}, {prices}" + (f"; spec.baseURL {doubt}" if doubt else "")
 
 
 def tls_verdict(item: Object) -> dict[ConditionType, Verdict]:
-    """Nobody should trust whoever answers without its being seen."""
+    """Shows in the status that an endpoint's certificate is not verified."""
     spec = item.get("spec") or {}
     if not str(spec.get("baseURL", "")).startswith("https:"):
         return {}
     if (spec.get("tls") or {}).get("insecureSkipVerify"):
-        text = "spec.tls.insecureSkipVerify: prompts and keys go to whoever answers: give its CA instead"
+        text = "spec.tls.insecureSkipVerify: prompts and keys can be intercepted. Set the endpoint's CA instead"
         return {ConditionType.TLS_VERIFIED: (False, ConditionReason.INSECURE_SKIP_VERIFY, text)}
     return {ConditionType.TLS_VERIFIED: (True, ConditionReason.VERIFIED, "the endpoint's certificate is verified")}
 

@@ -179,7 +179,7 @@ def _spec(key: Key, item: Object, record: Record, delivery: DeliverySpec | None)
 
 def _gateway_note(key: Key, record: Record, spec: RolloutSpec, held: str) -> str:
     """Says that a change of spec.gatewayRef waits; logged when it changes."""
-    note = f"gateway {held} serves it until no canary runs, then {spec.gateway_ref.name}" if held else ""
+    note = f"gateway {held} keeps serving it until the canary ends, then {spec.gateway_ref.name}" if held else ""
     if note and note != record.noted:
         logger.info("%s: spec.gatewayRef was changed: %s", key, note)
     record.noted = note

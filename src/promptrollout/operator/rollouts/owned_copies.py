@@ -1,4 +1,4 @@
-"""Keep a rollout's copies of versions on the API server: made before use, brought back, marked, collected."""
+"""A rollout's copies of versions on the API server: created before use, restored, marked, deleted."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class _Refusal:
 class OwnedCopies:
     """Methods raise ApiException, ApiUnavailable and Stale.
 
-    A copy that the API server refuses is a problem of the rollout and no more: what runs must go on being watched. It
-    is tried again at growing intervals.
+    A copy that the API server refuses is a problem of the rollout, and what runs is still watched. It is tried again at
+    growing intervals.
     """
 
     def __init__(self, api: Api, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
@@ -55,7 +55,7 @@ class OwnedCopies:
         self._prompts.pop(key, None)
 
     def still_refused(self, key: Key, names: Collection[str]) -> float | None:
-        """Only these copies are wanted and refused now. How long until one is tried again; None if there is none."""
+        """Forget refusals of all other copies. Seconds until one of these is tried again; None if none was refused."""
         refused = {name: refusal for name, refusal in self._refused.pop(key, {}).items() if name in names}
         if not refused:
             return None
@@ -63,8 +63,8 @@ class OwnedCopies:
         return max(0.0, min(refusal.not_before for refusal in refused.values()) - self._clock())
 
     async def restore(self, key: Key, status: RolloutStatus, delivery: DeliverySpec | None) -> dict[str, SpecProblem]:
-        """Copies in use that someone deleted come back, from memory or from the delivery. Returns what is refused, and
-        why, by name."""
+        """Recreate copies in use that were deleted, from memory or from the delivery. Returns what is refused, and why,
+        by name."""
         refused: dict[str, SpecProblem] = {}
         for version in (status.stable, status.canary, status.previous):
             if version is None:
@@ -77,7 +77,7 @@ class OwnedCopies:
                 continue
             prompt = known.get(version.version) or prompt_in(delivery, version)
             if prompt is not None:
-                logger.info("%s: the copy %s was deleted and is made again", key, version.version)
+                logger.info("%s: the copy %s was deleted, recreating it", key, version.version)
                 refused |= await self.create(key, (prompt,))
         return refused
 
@@ -106,7 +106,7 @@ class OwnedCopies:
         return refused
 
     def _refusal(self, key: Key, name: str, error: ApiException) -> SpecProblem:
-        """Note it for later. Raises `error` where nothing will be allowed ever again."""
+        """Keep it for the next try. Raises `error` if no later try can succeed."""
         if error.status == 401 or namespace_is_terminating(error):
             raise error
         known = self._refused.setdefault(key, {})
@@ -114,12 +114,12 @@ class OwnedCopies:
         seconds = min(BACKOFF_SECONDS[1], BACKOFF_SECONDS[0] * 2 ** min(failures, 16))
         reason = str(error.reason)[:512]
         text = (
-            f"PromptVersion {name}, the copy that is to be served, cannot be created: HTTP {error.status}: {reason}: "
-            "change the quota, policy or webhook that refuses it"
+            f"PromptVersion {name}, the operator's copy, cannot be created: HTTP {error.status}: {reason}. "
+            "Change the quota, policy or webhook that refuses it"
         )
         problem = Problem("", text)
         known[name] = _Refusal(problem, failures + 1, self._clock() + seconds)
-        logger.warning("%s: %s; again in %.0f s", key, text, seconds)
+        logger.warning("%s: %s; retry in %.0f s", key, text, seconds)
         return problem
 
     async def mark_promoted(self, key: Key, status: RolloutStatus) -> None:

@@ -15,7 +15,7 @@ from promptrollout.operator.cluster.queue import Key, WorkQueue
 from promptrollout.operator.cluster.store import Store
 from promptrollout.operator.delivery.acknowledge import Acknowledger
 from promptrollout.operator.evidence.analyses import Analyses
-from promptrollout.operator.evidence.requests import Measured, Question
+from promptrollout.operator.evidence.requests import EvidenceRequest, ObjectiveQueries
 from promptrollout.operator.rollouts.canaries import Canaries
 from promptrollout.operator.rollouts.load import Loader
 from promptrollout.operator.rollouts.owned_copies import OwnedCopies
@@ -65,10 +65,10 @@ class RolloutReconciler:
         result = plan(loaded.facts, int(loaded.now))
 
         item = await self._writer.status(key, item, record, result)
-        self._canaries.note(key.namespace, loaded.gateway, key.name, result.status)
+        self._canaries.update(key.namespace, loaded.gateway, key.name, result.status)
         self._request_evidence(key, item, result, source)
         if result.wants_contact:
-            self._analyses.make_contact(key, source)
+            self._analyses.check_source(key, source)
         await self._writer.delivery(key, item, record, loaded, result)
         await self._writer.evict(key, result.evict)
         await self._copies.mark_promoted(key, result.status)
@@ -88,28 +88,28 @@ class RolloutReconciler:
         self._analyses.forget(key)
         self._copies.forget(key)
         self._acknowledger.forget(key.namespace, key.name)
-        self._canaries.note(key.namespace, "", key.name, None)
+        self._canaries.update(key.namespace, "", key.name, None)
         self._metrics.set_rollout(key.namespace, key.name, None)
 
     def _request_evidence(self, key: Key, item: Object, result: Plan, source: str | None) -> None:
         status, until, intent = result.status, result.status.clock.evaluated_until, result.delivery
         snapshot = status.snapshot if result.wants_evidence else None
         if until is None or snapshot is None or source is None or intent is None:
-            self._analyses.drop(key)
+            self._analyses.stop(key)
             return
-        question = Question(
+        question = EvidenceRequest(
             uid=item["metadata"]["uid"],
             source=source,
             interval_seconds=snapshot.interval_seconds,
             stable_version=short_digest(intent.stable.digest),
             canary_version=short_digest(intent.canary.digest) if intent.canary else "",
             alone=intent.canary is None,
-            objectives=tuple(Measured.of(objective) for objective in snapshot.objectives),
+            objectives=tuple(ObjectiveQueries.of(objective) for objective in snapshot.objectives),
             exposed_at=status.clock.exposed_at or 0,
             rollout=key.name,
             namespace=key.namespace,
         )
-        self._analyses.want(key, question, until)
+        self._analyses.request(key, question, until)
 
     def _wake_at(self, key: Key, record: Record, result: Plan, now: float) -> None:
         times = []

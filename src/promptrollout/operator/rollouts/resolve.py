@@ -38,8 +38,8 @@ _problems: OncePerModel[PromptSpec, list[PromptProblem]] = OncePerModel(prompt_p
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """`missing_copies`: prompts whose owned copy does not exist yet and must be created before they are used; `note`:
-    what the objects ask for and do not get, though nothing is wrong with them."""
+    """`missing_copies`: prompts whose owned copy must be created before they are used; `note`: objectives that are
+    declared, valid, and left out."""
 
     desired: Desired
     missing_copies: tuple[PromptSpec, ...] = ()
@@ -47,7 +47,7 @@ class Resolved:
     note: str = ""
 
     def without(self, refused: Mapping[str, SpecProblem]) -> Resolved:
-        """What is left if the API server refuses these copies: nothing new may begin, what runs goes on."""
+        """The same if the API server refuses these copies: nothing new starts, what runs continues."""
         if not refused:
             return self
         desired = self.desired
@@ -115,8 +115,8 @@ def _metrics_source(
     if spec.analysis.mode == "Metrics":
         known = ", ".join(sorted(sources)) or "none"
         reason = (
-            f"PromptGateway {name} names the metrics source {source}, which the operator does not have (it has: "
-            f"{known}): change spec.metricsSource, or add it to the operator's configuration"
+            f"PromptGateway {name}: the operator has no metrics source {source} (it has: {known}). "
+            "Change spec.metricsSource, or the operator's configuration"
         )
         problems.append(Problem("spec.gatewayRef.name", reason))
     return None
@@ -191,8 +191,7 @@ def _own_copy(
         held = prompt_of(existing)
         if not is_copy(existing, rollout) or held is None or digest_if_any(held) != digest:
             reason = (
-                f"PromptVersion {name} is in the way: the operator keeps its copy under this name, and that object is "
-                "not its own or differs: delete or rename it"
+                f"PromptVersion {name} exists, but is not the operator's copy or differs from it: delete or rename it"
             )
             problems.append(Problem(path, reason))
             return None
@@ -210,7 +209,7 @@ def _snapshot(
     store: Store,
     problems: list[SpecProblem],
 ) -> tuple[Snapshot, str]:
-    """With what is to be said of objectives that it leaves out."""
+    """With a note on objectives that are left out."""
     canary, analysis = spec.strategy.canary, spec.analysis
     analyse = analysis.mode == "Metrics"
     objectives, note = _objectives(namespace, spec, prompt, stable, store, problems) if analyse else ([], "")
@@ -245,7 +244,7 @@ def _objectives(
     def declare(origin: str, path: str, objective: Objective) -> None:
         if objective.name in declared:
             first = declared[objective.name][0]
-            reason = f"the objective {objective.name} is declared in {first} too: rename one of them"
+            reason = f"the objective {objective.name} is also declared in {first}: rename one of them"
             problems.append(Problem(origin, reason))
             return
         try:
@@ -276,7 +275,7 @@ def _objectives(
     found = [objective for _, objective in declared.values()]
     note = ""
     if prompt.output_schema is None:
-        # nothing is checked, so nothing can be measured: the objective would wait for ever
+        # without a check nothing is measured: the objective would hold the rollout for ever
         left_out = [objective.name for objective in found if objective.signal == "ContractFailureRate"]
         found = [objective for objective in found if objective.signal != "ContractFailureRate"]
         if left_out:
@@ -286,13 +285,13 @@ def _objectives(
     queries = sum(len(query) for each in found if each.custom for query in each.custom.queries.values())
     if queries > MAX_QUERIES_LENGTH:
         reason = (
-            f"the queries of signal Custom have {queries} characters together, at most {MAX_QUERIES_LENGTH}: they are "
-            "kept in the rollout's status. Shorten them, or remove some"
+            f"queries of signal Custom have {queries} characters in total, {MAX_QUERIES_LENGTH} are allowed: "
+            "shorten or remove some"
         )
         problems.append(Problem("spec.analysis", reason))
     if len(found) > MAX_OBJECTIVES:
         reason = (
-            f"{len(found)} objectives with those that are always on, at most {MAX_OBJECTIVES}: remove some, or an SLO"
+            f"{len(found)} objectives, including built-in ones, {MAX_OBJECTIVES} are allowed: remove some, or an SLO"
         )
         problems.append(Problem("spec.analysis", reason))
     return found[:MAX_OBJECTIVES], note
@@ -305,7 +304,7 @@ def _check_price(
     store: Store,
     problems: list[SpecProblem],
 ) -> None:
-    """Without a price nothing is known of the cost: the objective would wait for ever, or see part of the cost."""
+    """Without a price the cost is unknown: the objective would hold the rollout for ever, or miss part of the cost."""
     costs = ((origin, each.name) for origin, each in declared.values() if each.signal == "CostPerRequest")
     first = next(costs, None)
     if first is None:
@@ -318,14 +317,14 @@ def _check_price(
             continue  # said already
         if model not in {row.get("model") for row in (item.get("spec") or {}).get("prices") or []}:
             reason = (
-                f"the objective {first[1]} is on CostPerRequest, and ModelProvider {provider} has no price for the "
-                f"model {model}: add a row for exactly this name to its spec.prices, or remove the objective"
+                f"objective {first[1]} needs a price for the model {model}: "
+                f"add it to spec.prices of ModelProvider {provider}, or remove the objective"
             )
             problems.append(Problem(first[0], reason))
 
 
 def _always_on(found: list[Objective], prompt: PromptSpec, stable: PromptSpec | None) -> list[Objective]:
-    """Errors and contract failures are watched whatever is declared."""
+    """Errors and contract failures are always watched."""
     signals, names = {objective.signal for objective in found}, {objective.name for objective in found}
     versus = VersusStable(max_increase_percent=ALWAYS_ON_INCREASE_PERCENT)
     added = []
@@ -334,7 +333,7 @@ def _always_on(found: list[Objective], prompt: PromptSpec, stable: PromptSpec | 
     if "ContractFailureRate" not in signals and prompt.output_schema is not None:
         name = _free("contract-failure-rate", names)
         if stable is not None and stable.output_schema is None:
-            # there is nothing to compare a first schema with
+            # stable has no schema, so nothing to compare with
             added.append(Objective(name=name, signal="ContractFailureRate", max=CONTRACT_MAX_SHARE))
         else:
             added.append(Objective(name=name, signal="ContractFailureRate", versus_stable=versus))
