@@ -77,7 +77,7 @@ def test_what_is_wrong_with_a_declaration_is_an_event_too(story: Story) -> None:
     for item, reason, says in (
         (ours("PromptVersion", "broken", prompt), "InvalidSpec", "spec.messages[0].content: line 1"),
         (ours("PromptSLO", "broken", {"objectives": [judge]}), "InvalidSpec", "do not export JudgeScore"),
-        (ours("ModelProvider", "trusting", provider), "InsecureSkipVerify", "give its CA instead"),
+        (ours("ModelProvider", "trusting", provider), "InsecureSkipVerify", "Set the endpoint's CA instead"),
     ):
         story.kubectl.apply(item)
 
@@ -230,4 +230,4 @@ def test_what_only_pods_know_is_in_the_gateways_conditions_and_events(story: Sto
         story.wait(lambda wanted=wanted: said("Authenticated") == wanted, reason)  # type: ignore[misc]
     told = story.kubectl("get", "events", "--field-selector", "involvedObject.kind=PromptGateway", "-o", "json")
     assert '"reason": "NoKeys"' in told
-    assert "chart's value gateway.tokenReviewers" in told
+    assert "set gateway.tokenReviewers in the chart" in told
