@@ -263,8 +263,8 @@ def completions_url(url: str) -> str:
         raise ValueError(f"url: {url!r} is not an HTTP address: use one like http://127.0.0.1:8080")
     if not _is_loopback(parts.hostname):
         raise ValueError(
-            f"url: {parts.hostname} is not a loopback address; the traffic generator loads only this machine. "
-            "Use 127.0.0.1, ::1 or localhost (kubectl port-forward reaches a cluster's gateway)"
+            f"url: {parts.hostname} is not a loopback address, and traffic is sent to this machine only. "
+            "Use localhost, for a cluster's gateway with kubectl port-forward"
         )
     path = parts.path.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1")
     return parts._replace(path=f"{path}/v1/chat/completions", query="", fragment="").geturl()

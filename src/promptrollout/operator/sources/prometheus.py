@@ -267,8 +267,8 @@ class Source:
             return None
         if label not in entry["metric"] and all(label not in each["metric"] for each in answer):
             raise UnlabelledError(
-                f"no series of {metric} carries the label {label}, which tells pods of other namespaces apart: "
-                "have the scrape job attach it, or set namespaceLabel of this source (empty: trust all pods)"
+                f"no series of {metric} carries the label {label} of the pod's namespace: "
+                "let the scrape job attach it, or set namespaceLabel (empty: trust all pods)"
             )
         return str(entry["metric"].get(label, ""))
 

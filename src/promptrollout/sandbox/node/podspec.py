@@ -50,8 +50,8 @@ def image_entrypoint(image: str) -> list[str]:
     if last == "simulated-model":
         return [sys.executable, "-m", "promptrollout.sandbox.model"]
     raise ImageError(
-        f'Failed to pull image "{image}": the sandbox has no container runtime; it runs only images whose'
-        " repository ends in /promptrollout or /simulated-model (use `make kind-demo` for others)"
+        f'Failed to pull image "{image}": the sandbox runs only images named'
+        " .../promptrollout or .../simulated-model. Use `make kind-demo` for others"
     )
 
 

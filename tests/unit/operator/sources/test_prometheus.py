@@ -149,7 +149,7 @@ async def test_a_series_that_cannot_be_read_is_left_out_and_said_once(
 
 async def test_a_store_without_the_label_is_said_or_configured(prometheus: FakePrometheus, source: Source) -> None:
     prometheus.series["m"] = [scraped("ua", kubernetes_namespace="ns")]
-    with pytest.raises(SourceError, match=r"carries the label namespace, which .* set namespaceLabel"):
+    with pytest.raises(SourceError, match=r"carries the label namespace .* set namespaceLabel"):
         await source.window("m", {"ua": "ns"}, 60, 30)
     for label in ("kubernetes_namespace", ""):
         other = Source("default", prometheus.url, Metrics(), timeout=1, namespace_label=label)
