@@ -51,17 +51,17 @@ _OF_ALL: Final[Codes] = {
     "503": ("overloaded", "authentication_unavailable"),
 }
 _WHY: Final = {
-    "400": "The request is at fault; `param` names the field.",
-    "401": "The gateway asks its callers for keys, and this one is missing or unknown.",
-    "404": "Nobody here has it, or it is not for this key.",
-    "405": "Another method is meant.",
-    "408": "The request was not here in time.",
+    "400": "The request is not valid; `param` names the field.",
+    "401": "The gateway requires a key, and it is missing or unknown.",
+    "404": "This gateway does not have it, or this key may not use it.",
+    "405": "The URL does not support this method.",
+    "408": "The request did not arrive in time.",
     "413": "The request is over the gateway's limit.",
-    "415": "Compressed requests are not taken.",
+    "415": "Compressed requests are not supported.",
     "429": "Too many requests with this key.",
     "431": "The request's head is too large.",
-    "500": "A fault of the gateway; its log says which.",
-    "503": "This pod is overloaded, or nobody can say now whose token it is.",
+    "500": "An internal error of the gateway; see its log.",
+    "503": "This pod is overloaded, or the token cannot be reviewed now.",
 }
 _UNFILLED: Final = ("invalid_type", "prompt_variable_missing", "prompt_render_failed", "system_message_refused")
 
@@ -102,10 +102,10 @@ _DIGEST: Final[Schema] = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
 _PROMPT: Final[Mapping[str, Schema]] = {
     "provider": {"type": "string", "description": "The ModelProvider's name."},
     "model": _TEXT,
-    "messages": {**_OBJECTS, "description": "The version's, filled, and the request's own."},
+    "messages": {**_OBJECTS, "description": "The version's messages, rendered, and the request's own."},
     "parameters": {"type": "object", "description": "As OpenAI's chat completions name them, whatever the provider."},
-    "tools": {**_OBJECTS, "description": "Where the version has some."},
-    "response_format": {"type": "object", "description": "Where the version has an `outputSchema`."},
+    "tools": {**_OBJECTS, "description": "If the version has some."},
+    "response_format": {"type": "object", "description": "If the version has an `outputSchema`."},
 }
 _NOT_ALWAYS: Final = ("tools", "response_format")
 
@@ -127,7 +127,7 @@ def _answered(kind: str, reasons: Iterable[str], why: str) -> Schema:
     counted = obj(object={"const": kind}, counted={"const": True})
     reason = {"enum": list(reasons), "description": why}
     not_counted = obj(object={"const": kind}, counted={"const": False}, reason=reason)
-    return {"oneOf": [counted, not_counted], "description": "Whether it counts, and why not."}
+    return {"oneOf": [counted, not_counted], "description": "Whether it was counted, or why not."}
 
 
 def _rendered() -> Schema:
@@ -140,16 +140,16 @@ def _rendered() -> Schema:
         **_PROMPT,
         "usage_token": {
             "type": ["string", "null"],
-            "description": "To report with, once; null where nothing is to be reported.",
+            "description": "For the usage report, once; null if nothing has to be reported.",
         },
         "cache_seconds": {
             "type": ["integer", "null"],
-            "description": "So long the prompt may be used; null without `evidenceSource: Reported`.",
+            "description": "How long the prompt may be used; null without `evidenceSource: Reported`.",
         },
     }
     return {
         **obj(_required(properties, *_NOT_ALWAYS), **properties),
-        "description": "The prompt of this user's version, in OpenAI's words.",
+        "description": "The prompt of this user's version, in OpenAI's format.",
     }
 
 
@@ -159,8 +159,8 @@ def _evaluation() -> Schema:
         version=VERSION,
         digest=_DIGEST,
         rolloutUID=_TEXT,
-        cacheSeconds={"type": "integer", "description": "With `evidenceSource: Reported`: so long it may be used."},
-        usageToken={"type": "string", "description": "To report with at `/v1/usage`, once."},
+        cacheSeconds={"type": "integer", "description": "With `evidenceSource: Reported`: how long it may be used."},
+        usageToken={"type": "string", "description": "For one usage report at `/v1/usage`."},
     )
     reason = {
         "enum": list(get_args(ofrep.Reason)),
@@ -172,7 +172,7 @@ def _evaluation() -> Schema:
 
 def _flag_error() -> Schema:
     codes = sorted({*ofrep.CODES.values(), ofrep.GENERAL})
-    key = {"type": "string", "description": "Of the flag, where one was asked for."}
+    key = {"type": "string", "description": "The flag, if one was asked for."}
     return obj(["errorCode", "errorDetails"], key=key, errorCode={"enum": codes}, errorDetails=_TEXT)
 
 
@@ -200,7 +200,7 @@ def schemas() -> dict[str, Schema]:
         **_schemas_read(),
         "RenderRequest": {
             "type": "object",
-            "description": "Who the user is, is found as for a chat. Other fields are ignored.",
+            "description": "The user is identified as for a chat completion. Other fields are ignored.",
             "properties": {"messages": MESSAGES, "prompt_variables": VARIABLES, "user": USER},
         },
         "FeedbackAnswer": _vote("feedback"),
@@ -215,7 +215,7 @@ def schemas() -> dict[str, Schema]:
         "Evaluation": _evaluation(),
         "Evaluations": obj(flags={"type": "array", "items": flag}),
         "FlagError": {**_flag_error(), "description": "OpenFeature's error."},
-        "FlagsFailure": {**obj(errorDetails=_TEXT), "description": "OpenFeature's error where it is the server's."},
+        "FlagsFailure": {**obj(errorDetails=_TEXT), "description": "OpenFeature's error for a failure of the server."},
     }
 
 
@@ -225,8 +225,8 @@ def schemas() -> dict[str, Schema]:
 def paths() -> dict[str, Schema]:
     """By path; all are POST."""
     who = [
-        header(USER_HEADER, "Who stays on one arm, with `stickiness.by: User`."),
-        header(CONVERSATION_HEADER, "What stays on one arm, with `stickiness.by: Conversation`."),
+        header(USER_HEADER, "The stickiness unit, with `stickiness.by: User`."),
+        header(CONVERSATION_HEADER, "The stickiness unit, with `stickiness.by: Conversation`."),
     ]
     voted = ("invalid_vote", "invalid_response_id")
     rendered = {**answer("The prompt.", ref("schemas", "RenderedPrompt")), "headers": _RENDERED_HEADERS}
@@ -279,7 +279,10 @@ def paths() -> dict[str, Schema]:
                 "EvaluationRequest",
                 {
                     "200": {**answer("The user's prompts.", ref("schemas", "Evaluations")), "headers": _TAGGED},
-                    "304": {"description": "As If-None-Match has them.", "headers": _TAGGED},
+                    "304": {
+                        "description": "Unchanged since the answer that If-None-Match names.",
+                        "headers": _TAGGED,
+                    },
                 }
                 | _ofrep_refusals(one=False),
                 required=False,
