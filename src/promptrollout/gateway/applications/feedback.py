@@ -46,17 +46,17 @@ class _Vote(BaseModel):
 
 
 class Feedback(_Vote):
-    """A thumb, or whether the answer was edited before it was used: one of the two at least."""
+    """A rating, or whether the answer was edited before it was used: at least one of the two."""
 
     model_config = ConfigDict(
         json_schema_extra={"anyOf": [_required("rating", "string"), _required("edited", "boolean")]}
     )
 
     response_id: _Id
-    """`id` of the answer, as the caller got it; or the `usage_token` of a rendered prompt."""
+    """`id` of the answer, unchanged; or the `usage_token` of a rendered prompt."""
     rating: Rating | None = None
     edited: Annotated[bool, Field(strict=True)] | None = None
-    """An answer that had to be edited is negative, one that was taken as it came positive: if there is no thumb."""
+    """Without a rating: an answer that was edited counts as negative, one used unchanged as positive."""
 
     @property
     def rating_or_edited(self) -> Rating | None:
@@ -66,18 +66,18 @@ class Feedback(_Vote):
 
 
 class Score(_Vote):
-    """A number that somebody gives an answer, or a conversation: either of the two ids, not both."""
+    """A number for an answer, or for a conversation: send either of the two ids, not both."""
 
     model_config = ConfigDict(
         json_schema_extra={"oneOf": [_required("response_id", "string"), _required("conversation_id", "string")]}
     )
 
     name: LabelValue
-    """Of the score. Beside those of the rollout's objectives a version counts only so many more: `too_many_scores`."""
+    """Name of the score. Besides those of the objectives a version has a limited number: `too_many_scores`."""
     value: Annotated[float, Field(strict=True, ge=0, le=MAX_SCORE, allow_inf_nan=False)]
     """Not below 0: sums of scores are counters, which never fall."""
     response_id: _Id | None = None
-    """`id` of the answer, as the caller got it."""
+    """`id` of the answer, unchanged."""
     conversation_id: _Id | None = None
     """The response id of any of the conversation's answers: it says which version answered, and when."""
 
@@ -93,7 +93,7 @@ class VoteCounting:
         """Hashes of counted votes, oldest first."""
 
     async def feedback(self, headers: Headers, payload: bytes, reply: Reply) -> None:
-        """Answer one thumb. Raises CallerError."""
+        """Answer one feedback request. Raises CallerError."""
         vote = read(Feedback, payload, INVALID_VOTE)
         rating_or_edited = vote.rating_or_edited
         if rating_or_edited is None:
@@ -108,7 +108,7 @@ class VoteCounting:
         await _answer(reply, "feedback", self._count(rollout, answer, vote.response_id, "feedback", count))
 
     async def score(self, headers: Headers, payload: bytes, reply: Reply) -> None:
-        """Answer one score. Raises CallerError."""
+        """Answer one score request. Raises CallerError."""
         vote = read(Score, payload, INVALID_VOTE)
         if (vote.response_id is None) == (vote.conversation_id is None):
             raise CallerError(400, INVALID_VOTE, "send either response_id or conversation_id, not both", "response_id")

@@ -43,16 +43,16 @@ Seconds = Annotated[float, Field(strict=True, ge=0, le=_MAX_SECONDS, allow_inf_n
 
 
 class Report(BaseModel):
-    """What became of a rendered prompt. Unknown fields are ignored."""
+    """The outcome of a rendered prompt. Unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
 
     token: Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
     """`usage_token` of the rendered prompt."""
     outcome: Literal["success", "error", "refusal", "truncated", "empty", "abandoned"] = "success"
-    """`abandoned`: it was not sent to a model, or nobody waited for the answer."""
+    """`abandoned`: it was not sent to a model, or its answer was not awaited."""
     usage: dict[str, Any] | None = None
-    """As the provider gave it: OpenAI's or Anthropic's."""
+    """The provider's `usage`, unchanged: OpenAI's or Anthropic's."""
     latency_seconds: Seconds | None = None
     """To the last byte of the model's answer. Absent: the time since the prompt was rendered."""
     first_token_seconds: Seconds | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from promptrollout.api.names import HEADER_TENANT
-from promptrollout.gateway.auth.caller_keys import ANYBODY, Caller, CallerKeys
+from promptrollout.gateway.auth.caller_keys import ANONYMOUS, Caller, CallerKeys
 from promptrollout.gateway.auth.token_reviews import FIX, ServiceAccountRule, TokenReviews, looks_like_token
 from promptrollout.gateway.http.errors import Unauthenticated
 
@@ -56,7 +56,7 @@ class Authenticator:
         them, and sets the caller's tenant. Raises Unauthenticated, AuthenticationUnavailable."""
         credential = _credential(headers)
         if self.keys is None and self.tokens is None:
-            return ANYBODY
+            return ANONYMOUS
         if not credential:
             raise Unauthenticated("missing_api_key", "no API key: send Authorization: Bearer, x-api-key or api-key")
         caller = self.keys.find(credential) if self.keys is not None and len(credential) <= MAX_KEY_BYTES else None

@@ -36,8 +36,8 @@ class Caller:
         return self.rollouts is None or rollout in self.rollouts
 
 
-ANYBODY: Final = Caller("")
-CALLER: Final = ContextVar("caller", default=ANYBODY)
+ANONYMOUS: Final = Caller("")
+CALLER: Final = ContextVar("caller", default=ANONYMOUS)
 """The caller of the present request. The registry checks it, so that no endpoint can forget to."""
 
 

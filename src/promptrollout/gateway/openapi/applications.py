@@ -1,6 +1,6 @@
 """Votes, rendered prompts, their reports and OpenFeature's protocol in the OpenAPI document.
 
-What requests may have comes from the models that read them; what answers have is held against this by tests.
+Requests are described by the models that read them; tests check the answers against this document.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ _UNFILLED: Final = ("invalid_type", "prompt_variable_missing", "prompt_render_fa
 
 
 def _refusals(**codes: tuple[str, ...]) -> Schema:
-    """In OpenAI's shape; `codes` are those beside what all paths have, by `_<status>`."""
-    own = {status.removeprefix("_"): found for status, found in codes.items()}
+    """Refusals in OpenAI's format; `codes` are those besides the ones of all paths, by `_<status>`."""
+    own = {status.removeprefix("_"): values for status, values in codes.items()}
     return {
         status: refusal(status, _WHY[status], _with_code(*own.get(status, ()), *_OF_ALL.get(status, ())))
         for status in sorted({*_OF_ALL, *own})
@@ -81,17 +81,17 @@ def _with_code(*codes: str) -> Schema:
 
 
 def _ofrep_refusals(*, one: bool) -> Schema:
-    """In OpenFeature's shape; `one`: of a single flag."""
+    """Refusals in OpenFeature's format; `one`: of a single flag."""
     codes = {"400": sorted({*ofrep.CODES.values(), ofrep.GENERAL} - {"FLAG_NOT_FOUND"}), "404": ["FLAG_NOT_FOUND"]}
-    found = {}
+    refusals = {}
     for status in sorted({*_OF_ALL, "404"} if one else _OF_ALL):
         if status >= "500":
             schema = ref("schemas", "FlagsFailure")
         else:
             code = {"type": "object", "properties": {"errorCode": {"enum": codes.get(status, [ofrep.GENERAL])}}}
             schema = {"allOf": [ref("schemas", "FlagError"), code]}
-        found[status] = refusal(status, _WHY[status].partition("; `param`")[0].rstrip(".") + ".", schema)
-    return found
+        refusals[status] = refusal(status, _WHY[status].partition("; `param`")[0].rstrip(".") + ".", schema)
+    return refusals
 
 
 # ---------------------------------------------------------------- answers
@@ -177,15 +177,15 @@ def _flag_error() -> Schema:
 
 
 def _schemas_read() -> dict[str, Schema]:
-    """Of the models that read requests."""
-    _, found = models_json_schema(
+    """The schemas of the models that read requests."""
+    _, definitions = models_json_schema(
         [(model, "validation") for model in _READ], ref_template="#/components/schemas/{model}"
     )
-    return {name: _untitled(schema) for name, schema in found["$defs"].items()}
+    return {name: _untitled(schema) for name, schema in definitions["$defs"].items()}
 
 
 def _untitled(schema: Any) -> Any:
-    """Without the titles that pydantic makes of names."""
+    """The schema without the titles that pydantic makes from names."""
     if isinstance(schema, list):
         return [_untitled(each) for each in schema]
     if not isinstance(schema, dict):
@@ -194,7 +194,7 @@ def _untitled(schema: Any) -> Any:
 
 
 def schemas() -> dict[str, Schema]:
-    """By name, for the document's components."""
+    """The schemas by name, for the document's components."""
     flag = {"oneOf": [ref("schemas", "Evaluation"), ref("schemas", "FlagError")]}
     return {
         **_schemas_read(),
@@ -223,7 +223,7 @@ def schemas() -> dict[str, Schema]:
 
 
 def paths() -> dict[str, Schema]:
-    """By path; all are POST."""
+    """The operations by path; all are POST."""
     who = [
         header(USER_HEADER, "The stickiness unit, with `stickiness.by: User`."),
         header(CONVERSATION_HEADER, "The stickiness unit, with `stickiness.by: Conversation`."),
@@ -232,7 +232,7 @@ def paths() -> dict[str, Schema]:
     rendered = {**answer("The prompt.", ref("schemas", "RenderedPrompt")), "headers": _RENDERED_HEADERS}
     silent = _refusals(_400=("invalid_type", "invalid_token"), _503=("other_pod_silent",))
     silent["503"]["description"] += " Or the pod that rendered the prompt does not answer: report again."
-    found = {
+    operations = {
         FEEDBACK_PATH: _operation(
             "postFeedback",
             "What a user says of an answer",
@@ -290,7 +290,7 @@ def paths() -> dict[str, Schema]:
             "parameters": [header("If-None-Match", "`ETag`s of answers that the caller has.")],
         },
     }
-    return {path: {"post": operation} for path, operation in found.items()}
+    return {path: {"post": operation} for path, operation in operations.items()}
 
 
 _RENDERED_HEADERS: Final[Schema] = {

@@ -277,16 +277,16 @@ def document() -> Schema:
 
 def _answered(protocol: str) -> Schema:
     about = _ANSWERED[protocol]
-    found = answer("The answer.", ref("schemas", f"{protocol}Answer"))
+    success = answer("The answer.", ref("schemas", f"{protocol}Answer"))
     if about.streams:
-        found["content"][_STREAM] = {}  # a schema there would be read as that of each event
-    found["headers"] = WHAT_ANSWERED
+        success["content"][_STREAM] = {}  # a schema there would be read as that of each event
+    success["headers"] = WHAT_ANSWERED
     error = ref("schemas", about.error)
     return {
         "operationId": about.operation,
         "summary": about.summary,
         "requestBody": json_body(ref("schemas", f"{protocol}Request")),
-        "responses": {"200": found, **{status: refusal(status, why, error) for status, why in _REFUSALS.items()}},
+        "responses": {"200": success, **{status: refusal(status, why, error) for status, why in _REFUSALS.items()}},
     }
 
 
@@ -311,8 +311,8 @@ def _model() -> Schema:
 def _of_either(*statuses: str) -> Schema:
     """Refusals in the shape that the caller's headers ask for."""
     error = {"oneOf": [ref("schemas", "Error"), ref("schemas", "MessagesError")]}
-    found = {status: refusal(status, _REFUSALS[status], error) for status in (*statuses, "503", "5XX")}
-    return {**found, "4XX": refusal("400", "The request is no HTTP as it should be.", error)}
+    refusals = {status: refusal(status, _REFUSALS[status], error) for status in (*statuses, "503", "5XX")}
+    return {**refusals, "4XX": refusal("400", "The request is not valid HTTP.", error)}
 
 
 DOCUMENT: Final = orjson.dumps(document())
