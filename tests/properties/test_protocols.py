@@ -105,7 +105,7 @@ def test_an_answer_is_read_and_told_or_is_none(answer: dict[str, Any], blocks: l
             for (_, native), translation in TRANSLATIONS.items():
                 if native == name:
                     try:
-                        orjson.dumps(translation.answer(whole.parsed, {}))
+                        orjson.dumps(translation.answer(whole.body, {}))
                     except ValueError:
                         continue
 
