@@ -2,14 +2,19 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# tests mostly wait: as many run side by side, each file in one of them; each that needs a sandbox starts its own
+WORKERS ?= 4
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 LOCK   := requirements/dev.txt
 # charts has a page only where a chart brings a README
-FROM_CODE := docs/reference/fields docs/reference/metrics.md docs/reference/commands.md
+FROM_CODE := docs/reference/fields $(patsubst %,docs/reference/%.md,metrics commands events conditions)
 PAGES  := README.md CHANGELOG.md docs tests/README.md examples benchmarks charts
 
 .DEFAULT_GOAL := help
 .PHONY: help demo kind-demo test node-test e2e kind-e2e unit clients mutation check generate lock fmt clean
 .SUFFIXES:
+# without bytecode each worker and each process that a test starts would compile everything again
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,8 +39,8 @@ demo: $(VENV)/.installed ## start the sandbox, canary a good and a bad prompt ch
 kind-demo: $(VENV)/.installed ## the same at full size: on a kind cluster, in containers (needs docker, kind, kubectl, helm)
 	@examples/kind/kind-demo
 
-test: check $(VENV)/.clients ## static checks, then all tests (starts one sandbox)
-	@$(BIN)/pytest $(ARGS)
+test: check $(VENV)/.clients ## static checks, then all tests (in WORKERS=4 processes with a sandbox each)
+	@$(PYTEST) $(ARGS)
 
 node-test: $(VENV)/.installed ## chart and quickstart on a real node in namespaces of its own (Linux, root, apt; skips otherwise)
 	@$(BIN)/pytest tests/node $(ARGS)
@@ -46,11 +51,11 @@ e2e: $(VENV)/.installed ## demo and contract on the cluster of KUBECONFIG, which
 kind-e2e: $(VENV)/.installed ## the same on a kind cluster that it makes and deletes (needs docker, kind, helm; skips otherwise)
 	@$(BIN)/pytest tests/e2e --kind $(ARGS)
 
-unit: $(VENV)/.installed ## the tests without I/O, in seconds
-	@$(BIN)/pytest tests/unit tests/properties $(ARGS)
+unit: $(VENV)/.installed ## the tests without a cluster, in a minute or two
+	@$(PYTEST) tests/unit tests/properties $(ARGS)
 
 clients: $(VENV)/.clients ## real SDKs and schemathesis against a gateway on a port
-	@$(BIN)/pytest tests/clients $(ARGS)
+	@$(PYTEST) tests/clients $(ARGS)
 
 mutation: $(VENV)/.installed ## mutate a sample of the engine's code, report how much of it the unit tests notice (10 minutes)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/mutation.txt

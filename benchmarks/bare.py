@@ -178,7 +178,7 @@ async def _connected(port: int, connections: int, load: Load) -> list[Caller]:
     callers = []
     for number in range(connections):
         request = request_of(f"user-{number}")
-        callers.append((await loop.create_connection(lambda r=request: Caller(load, r), "127.0.0.1", port))[1])  # type: ignore[misc]
+        callers.append((await loop.create_connection(lambda r=request: Caller(load, r), "127.0.0.1", port))[1])
     return callers
 
 
@@ -220,7 +220,7 @@ async def open_loop(
             caller = idle.pop()
             future = caller.ask()
             pending.add(future)
-            future.add_done_callback(lambda done, c=caller: over(done, c))  # type: ignore[misc]
+            future.add_done_callback(lambda done, c=caller: over(done, c))
         await asyncio.sleep(0.001)
     load.end()
     if pending:

@@ -17,11 +17,18 @@ ENGINE = Path("src/promptrollout/engine")
 MUTANTS = "mutants" / ENGINE
 MODULES = (
     *("lifecycle.analysis", "lifecycle.conditions", "lifecycle.draft", "lifecycle.moves", "lifecycle.plan"),
-    *("lifecycle.verbs", "objectives.definitions", "objectives.mean", "objectives.mean_state", "objectives.rate"),
+    *(
+        "lifecycle.progress",
+        "lifecycle.verbs",
+        "objectives.definitions",
+        "objectives.mean",
+        "objectives.mean_state",
+        "objectives.rate",
+    ),
     *("objectives.rate_state", "objectives.sample_ratio", "statistics.bernoulli", "statistics.common_cause"),
     *("statistics.contrast", "statistics.dispersion", "statistics.evidence", "statistics.logspace"),
 )
-WRITERS = re.compile(r"(_text|x_by|x_listed|x_named|x_whereto)__mutmut_")
+WRITERS = re.compile(r"_text__mutmut_")
 KILLED = (1, 3, 24, 36, 152, 255, -24)
 """Exit codes of mutmut's workers: a test failed, or the time was up."""
 

@@ -15,10 +15,14 @@ from tests.integration.cluster import Kubectl
 Status = dict[str, Any]
 
 
+PATIENCE_SECONDS = 120.0
+"""How long anything may take that comes at all: seconds on a quiet machine, ten times that on a busy one."""
+
+
 class RolloutStory:
     """Versions are named by a word; `manifest` makes the rollout with one of them."""
 
-    def __init__(self, kubectl: Kubectl, system: Kubectl, name: str, *, patience: float = 40.0) -> None:
+    def __init__(self, kubectl: Kubectl, system: Kubectl, name: str, *, patience: float = PATIENCE_SECONDS) -> None:
         """`system`: in the operator's namespace; `patience`: seconds that something may take."""
         self.kubectl, self.system = kubectl, system
         self.namespace = str(kubectl.namespace)
@@ -57,7 +61,7 @@ class RolloutStory:
                 raise AssertionError(f"not within {seconds} s:\n{self.describe()}\n{self.operator_log()}")
             time.sleep(0.1)
 
-    def wait(self, read: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+    def wait(self, read: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
         deadline = time.monotonic() + seconds
         while True:
             value = read()

@@ -8,12 +8,13 @@ import hashlib
 import json
 from typing import Any
 
-from promptrollout.api.command import Command
+from promptrollout.api.command import Command, MalformedCommand
 from promptrollout.api.delivery import Laggard, Stickiness, VersionRef
 from promptrollout.api.rollout import RolloutSpec, RolloutStatus, Snapshot, Step
 from promptrollout.api.slo import Objective
 from promptrollout.engine.lifecycle.facts import Delivered, DeliveryIntent, Desired, Facts, Plan, Pods
 from promptrollout.engine.lifecycle.plan import plan
+from promptrollout.engine.lifecycle.reasons import Problem
 from promptrollout.engine.statistics.dispersion import SHARDS
 from promptrollout.engine.statistics.evidence import Arm, Counts, Evidence, Interval
 
@@ -68,16 +69,19 @@ class World:
         self.desired: VersionRef | None = version("v1")
         self.baseline: VersionRef | None = None
         self.problems: tuple[str, ...] = ()
+        """Each `path: reason and fix`."""
         self.paused = False
         self.frozen: str | None = None
         self.overridden = False
         self.unserved = 0
         self.promoted: VersionRef | None = None
-        self.command: Command | str | None = None
+        self.command: Command | MalformedCommand | None = None
         self.pods = ["pod-a", "pod-b"]
         self.deaf: set[str] = set()
         """Pods that never confirm."""
         self.metrics_available = True
+        self.metrics_problem = "connection refused"
+        """What the operator says of metrics that are not available."""
         self.contact: bool | None = None
         """Whether the metrics source answers when it is asked before a raise; None: it did so a moment ago."""
         self.asked = 0
@@ -207,7 +211,7 @@ class World:
 
     def evidence(self) -> Evidence:
         if not self.metrics_available:
-            return Evidence(available=False, problem="connection refused", lost=True, confirmed=False)
+            return Evidence(available=False, problem=self.metrics_problem, lost=True, confirmed=False)
         confirmed = self.contact is None
         since = self.status.clock.evaluated_until
         if since is None:
@@ -240,11 +244,12 @@ class World:
     def facts(self) -> Facts:
         return Facts(
             name="app",
+            namespace="shop",
             uid=self.uid,
             generation=1,
             spec=SPEC.model_copy(update={"paused": self.paused, "stickiness": self.stickiness}),
             status=self.status,
-            desired=Desired(self.desired, self.baseline, self.rules, self.problems),
+            desired=Desired(self.desired, self.baseline, self.rules, tuple(problem(each) for each in self.problems)),
             delivered=self.delivered(),
             promoted=self.promoted,
             evidence=self.evidence(),
@@ -262,6 +267,11 @@ class World:
     def at(self) -> tuple[str | None, int]:
         """Stage and weight that pods were last sent."""
         return self.status.stage, self.intent.weight if self.intent else 0
+
+
+def problem(text: str) -> Problem:
+    path, _, reason = text.partition(": ")
+    return Problem(path, reason)
 
 
 def sharded(n: float, rate: float) -> Arm:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -54,7 +54,7 @@ class Case(Strict):
     def onset(self) -> int:
         """First interval in which the canary is what the truth says."""
         s = self.scenario
-        of = {"ErrorRate": s.errors, "Latency": s.latency, "CostPerRequest": s.cost, "JudgeScore": s.judge}.get(
+        of: Any = {"ErrorRate": s.errors, "Latency": s.latency, "CostPerRequest": s.cost, "JudgeScore": s.judge}.get(
             self.judged
         )
         return 0 if of is None else of.onset

@@ -19,6 +19,7 @@ import uvloop
 
 from promptrollout.api.networks import Networks
 from promptrollout.gateway.process import Gateway, Settings, collect_seldom, server_of
+from promptrollout.listen import listening_socket
 
 LOOPBACK = Networks.of(["127.0.0.0/8"])
 SYSTEM = "You are the support assistant of a shop. Answer in one short sentence and never promise a refund. " * 8
@@ -67,18 +68,15 @@ async def gateway(provider_url: str, rollouts: int) -> None:
             Path(state),
             Path(state),
             networks=LOOPBACK,
-            port=free_port(),
-            admin_port=free_port(),
         )
         found = Gateway(settings)
         for number in range(rollouts):
             await found.registry.apply(f"app-{number}", delivery(number, provider_url))
-        servers = [
-            server_of(found.serving_app, "127.0.0.1", settings.port, 1),
-            server_of(found.admin_app, "127.0.0.1", settings.admin_port, 1),
-        ]
-        print(f"http://127.0.0.1:{settings.port} http://127.0.0.1:{settings.admin_port}", flush=True)
-        await asyncio.gather(*(server.serve() for server in servers))
+        apps = found.serving_app, found.admin_app
+        sockets = [listening_socket("127.0.0.1", 0) for _ in apps]
+        print(*(f"http://127.0.0.1:{each.getsockname()[1]}" for each in sockets), flush=True)
+        serving = (server_of(app, 1).serve([each]) for app, each in zip(apps, sockets, strict=True))
+        await asyncio.gather(*serving)
 
 
 class Floor:
@@ -108,13 +106,13 @@ class Floor:
 
 
 async def floor(provider_url: str) -> None:
-    port = free_port()
-    server = server_of(Floor(provider_url), "127.0.0.1", port, 1)
-    print(f"http://127.0.0.1:{port}", flush=True)
-    await server.serve()
+    listener = listening_socket("127.0.0.1", 0)
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    await server_of(Floor(provider_url), 1).serve([listener])
 
 
 def free_port() -> int:
+    """For a process that opens its port itself."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

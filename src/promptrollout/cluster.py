@@ -30,6 +30,7 @@ __all__ = [
     "connect_with_token",
     "custom_path",
     "namespace",
+    "namespace_is_terminating",
     "request",
     "text",
     "watch",
@@ -43,6 +44,9 @@ EventType = Literal["ADDED", "MODIFIED", "DELETED", "SYNCED"]
 APPLY_PATCH: Final = "application/apply-patch+yaml"
 MERGE_PATCH: Final = "application/merge-patch+json"
 STRATEGIC_MERGE_PATCH: Final = "application/strategic-merge-patch+json"
+
+NAMESPACE_TERMINATING: Final = "NamespaceTerminating"
+"""Cause in the Status of a refused create, as the API server's NamespaceLifecycle admission gives it."""
 
 PAGE_SIZE: Final = 500
 RELIST_SECONDS: Final = 60.0
@@ -278,16 +282,23 @@ async def _send(
         return response
     async with response:
         payload = await response.read()
-    error = ApiError(status=response.status, reason=_message(payload) or response.reason)
+    error = ApiError(status=response.status, reason=str(_status(payload).get("message") or "") or response.reason)
     error.body = payload.decode(errors="replace")
     error.headers = response.headers
     raise error
 
 
-def _message(payload: bytes) -> str:
-    """What the API server says is wrong, if it says it in a Status object."""
+def namespace_is_terminating(error: ApiException) -> bool:
+    """The namespace is being deleted: nothing new will ever be allowed in it."""
+    details = _status(error.body).get("details")
+    causes = details.get("causes") if isinstance(details, dict) else None
+    return any(isinstance(cause, dict) and cause.get("reason") == NAMESPACE_TERMINATING for cause in causes or ())
+
+
+def _status(payload: bytes | str | None) -> Object:
+    """The Status object of an answer that is an error; empty without one."""
     try:
-        details = orjson.loads(payload)
+        status = orjson.loads(payload or b"")
     except orjson.JSONDecodeError:
-        return ""
-    return str(details.get("message") or "") if isinstance(details, dict) else ""
+        return {}
+    return status if isinstance(status, dict) else {}

@@ -92,7 +92,7 @@ class World:
         self.run(self.gateway.registry.apply("support", delivery(self.sequence, **changes)))
 
 
-def eventually(condition: Callable[[], bool], within_seconds: float = 5.0) -> float:
+def eventually(condition: Callable[[], bool], within_seconds: float = 30.0) -> float:
     """Wait for what another thread does; after how many seconds it was so."""
     began = time.perf_counter()
     while not condition():

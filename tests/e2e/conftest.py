@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tests.e2e import kind
 from tests.e2e.places import GATEWAY, ROOT, Place, moved, operator_deployment, place_of
 from tests.e2e.story import FIRST, QuickstartStory
 from tests.integration.cluster import Kubectl
+from tests.progress import Progress, printed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,21 +22,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def progress(request: pytest.FixtureRequest) -> kind.Progress:
-    """Prints at once, whatever pytest captures: the set-up takes minutes."""
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    started = time.monotonic()
-
-    def say(message: str) -> None:
-        with capture.global_and_fixture_disabled():
-            print(f"\ne2e, {time.monotonic() - started:.0f} s: {message}", end="", flush=True)
-
-    return say
+def progress(request: pytest.FixtureRequest) -> Progress:
+    return printed(request.config, "e2e")
 
 
 @pytest.fixture(scope="session")
 def kubeconfig(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, progress: kind.Progress
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, progress: Progress
 ) -> Iterator[str]:
     if request.config.getoption("--kind"):
         if problem := kind.unavailable():
@@ -63,7 +55,7 @@ def system(kubeconfig: str, place: Place) -> Kubectl:
 
 
 @pytest.fixture(scope="session")
-def kubectl(kubeconfig: str, place: Place, progress: kind.Progress) -> Iterator[Kubectl]:
+def kubectl(kubeconfig: str, place: Place, progress: Progress) -> Iterator[Kubectl]:
     """In a new namespace with the quickstart's provider, model and gateway; deleted at the end."""
     name = f"e2e-{secrets.token_hex(4)}"
     made = Kubectl(kubeconfig, name)

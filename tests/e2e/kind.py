@@ -7,17 +7,16 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from promptrollout.sandbox.assets.inventory import find_kubectl
+from tests.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "promptrollout.local/promptrollout:demo"
 """The one that examples/kind/install sets in the chart."""
 _TOOLS = ("docker", "kind", "helm", "bash")
-
-Progress = Callable[[str], None]
 
 
 def unavailable() -> str:

@@ -25,8 +25,12 @@ class Kubectl:
     def run(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Exit code, output and error output, whatever they are."""
         return subprocess.run(
-            [*self._command, *arguments], input=stdin, capture_output=True, text=True, timeout=120, check=False
+            [*self._command, *arguments], input=stdin, capture_output=True, text=True, timeout=240, check=False
         )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """A call that goes on, with its output as it comes."""
+        return subprocess.Popen([*self._command, *arguments], stdout=subprocess.PIPE, text=True)
 
     def __call__(self, *arguments: str, stdin: str | None = None) -> str:
         """Output of a call that must succeed."""

@@ -1,9 +1,10 @@
-"""One sandbox for the whole test session, and a namespace of its own for each test."""
+"""One sandbox for each process that runs tests, and a namespace of its own for each test."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE, Settings
 from tests.integration.cluster import Kubectl
+from tests.integration.story import PATIENCE_SECONDS
 
-#: Set to a directory, the tests use (and keep) a sandbox there: saves the start while working on a test.
+#: Set to a directory, the tests use (and keep) a sandbox there: saves the start while working on a test. With several
+#: workers (`make test`) each has its own below it.
 KEEP_VARIABLE = "PROMPTROLLOUT_TEST_SANDBOX"
 
 
@@ -24,7 +27,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """Control plane, node, Prometheus and simulated model; the operator comes with the fixture `operator`."""
     settings = Settings(install_operator=False, token_max_age_seconds=5.0)
     if kept := os.environ.get(KEEP_VARIABLE):
-        box = Sandbox(Path(kept), settings)
+        box = Sandbox(Path(kept, os.environ.get("PYTEST_XDIST_WORKER", "")), settings)
         box.up()
         yield box
         return
@@ -52,10 +55,10 @@ def no_operator(sandbox: Sandbox) -> Iterator[None]:
         yield
         return
     system("scale", deployment, "--replicas=0")
-    system("wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=operator", "--timeout=60s")
+    system("wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=operator", "--timeout=180s")
     yield
     system("scale", deployment, "--replicas=1")
-    system("rollout", "status", deployment, "--timeout=60s")
+    system("rollout", "status", deployment, "--timeout=180s")
 
 
 @pytest.fixture
@@ -66,9 +69,9 @@ def namespace(sandbox: Sandbox) -> Iterator[str]:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     # the controller manager makes it; after an outage of the API server it takes its time, and no pod is taken before
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while kubectl.run("get", "serviceaccount", "default", "-n", name).returncode:
-        assert time.monotonic() < deadline, "the namespace has no default ServiceAccount after 30 s"
+        assert time.monotonic() < deadline, f"the namespace has no default ServiceAccount after {PATIENCE_SECONDS} s"
         time.sleep(0.1)
     yield name
     # the namespace controller takes its time; names are unique, so nobody has to wait for it
@@ -82,10 +85,27 @@ def kubectl(sandbox: Sandbox, namespace: str) -> Kubectl:
 
 
 @pytest.fixture
+def resumed() -> Iterator[Callable[[int], None]]:
+    """Stop processes, and let them go on at the end whatever happened."""
+    stopped: list[int] = []
+
+    def stop(pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        stopped.append(pid)
+
+    yield stop
+    for pid in stopped:
+        try:
+            os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            continue
+
+
+@pytest.fixture
 def eventually() -> Callable[..., Any]:
     """`eventually(lambda: value, seconds=10)`: the first truthy value, or a failure showing the last one."""
 
-    def wait(read: Callable[[], Any], seconds: float = 15.0, every: float = 0.1) -> Any:
+    def wait(read: Callable[[], Any], seconds: float = PATIENCE_SECONDS, every: float = 0.1) -> Any:
         deadline = time.monotonic() + seconds
         while True:
             value = read()

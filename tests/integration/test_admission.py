@@ -66,7 +66,7 @@ def people(installed: Sandbox, kubectl: Kubectl, namespace: str, eventually: Cal
     for user in ("alice", "bob"):
         found.grant(user, "promptrollout-edit")
     # a policy that was just applied is not yet in force: for more than 15 s where the API server starves
-    eventually(lambda: "you may not use Secret" in found.apply("alice", provider(key=("probe", "k"))), seconds=90)
+    eventually(lambda: "you may not use Secret" in found.apply("alice", provider(key=("probe", "k"))))
     return found
 
 
@@ -84,7 +84,7 @@ def strict(people: People, eventually: Callable[..., Any]) -> Iterator[People]:
     people.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all([policy, binding]))
     refused = "gateways may not connect to this address"
     probe = provider("probe", baseURL="http://127.0.0.1/v1")
-    eventually(lambda: refused in people.apply("alice", probe, "--dry-run=server"), seconds=90)
+    eventually(lambda: refused in people.apply("alice", probe, "--dry-run=server"))
     yield people
     people.kubectl("delete", "validatingadmissionpolicybinding", people.namespace)
 

@@ -31,7 +31,7 @@ def cli(operator: Sandbox, namespace: str) -> Run:
             [sys.executable, "-m", "promptrollout", *arguments, "-n", namespace],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
             env={**os.environ, "KUBECONFIG": operator.kubeconfig, **environ},
         )
@@ -41,7 +41,7 @@ def cli(operator: Sandbox, namespace: str) -> Run:
 
 def test_verbs_and_status_in_a_rollouts_life(story: Story, cli: Run) -> None:
     story.apply("v1").healthy("v1")
-    done = cli("status", "app", "--wait", "--digest", story.digest("v1"), "--timeout", "30s")
+    done = cli("status", "app", "--wait", "--digest", story.digest("v1"), "--timeout", "180s")
     assert done.returncode == 0, done.stderr
     # nobody listens there: a cluster on this machine is reached without a proxy, as by kubectl
     refused = cli("abort", "app", HTTPS_PROXY="http://127.0.0.1:9", NO_PROXY="example.com")
@@ -108,15 +108,15 @@ def test_emergency_works_with_the_operator_stopped(story: Story, cli: Run) -> No
         assert timed_out.returncode == 0, timed_out.stderr
         done = cli("emergency", "stable", "app", "--reason", "harmful answers")
         assert done.returncode == 0, done.stderr
-        story.wait(lambda: all(report["overridden"] for report in story.reports()), "every pod on stable", 5)
+        story.wait(lambda: all(report["overridden"] for report in story.reports()), "every pod on stable")
     finally:
         os.kill(stopped, signal.SIGCONT)
     story.until(lambda s: s["phase"] == "Degraded")
     assert cli("emergency", "clear", "app").returncode == 0
-    story.wait(lambda: not any(report["overridden"] for report in story.reports()), "the override is gone", 5)
+    story.wait(lambda: not any(report["overridden"] for report in story.reports()), "the override is gone")
     again = cli("emergency", "clear", "app")
     assert again.returncode == 1
-    assert "no override of app" in again.stderr
+    assert "has no override" in again.stderr
 
 
 def test_lists_and_objects(story: Story, cli: Run) -> None:

@@ -66,7 +66,7 @@ def test_the_example_of_callers_lets_in_whom_it_says(story: Story) -> None:
 
     story.wait(lambda: status("") == 401, "a gateway that asks for keys")
     # pods of before, which asked for none, may still answer
-    story.kubectl("rollout", "status", "deployment/default-gateway", "--timeout=60s")
+    story.kubectl("rollout", "status", "deployment/default-gateway", "--timeout=180s")
     story.wait(lambda: status("shop-key-for-the-example-only") == 200, "an answer to the key")
     assert status("shop-key-for-the-example-onlx") == 401
 

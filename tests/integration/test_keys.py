@@ -73,13 +73,13 @@ def test_a_key_goes_only_to_the_hosts_that_its_secret_names(story: Story) -> Non
     story.kubectl.apply(secret(**{"api-key": "sk-test", "hosts": "127.0.0.1"}))
     story.healthy("v1")
     assert ask(story).startswith("chatcmpl-P")
-    story.wait(lambda: condition(story, "ProviderKeysBound").get("status") == "True", "the condition", seconds=90)
+    story.wait(lambda: condition(story, "ProviderKeysBound").get("status") == "True", "the condition")
 
 
 def test_without_hosts_the_key_is_sent_and_the_gateway_says_so(story: Story) -> None:
     story.given(replicas=1, v1={}).apply("v1").healthy("v1")
     assert ask(story).startswith("chatcmpl-P")
-    story.wait(lambda: condition(story, "ProviderKeysBound").get("reason") == "ProviderKeyUnbound", "it", seconds=90)
+    story.wait(lambda: condition(story, "ProviderKeysBound").get("reason") == "ProviderKeyUnbound", "it")
 
 
 class Elsewhere(BaseHTTPRequestHandler):
@@ -130,7 +130,7 @@ def test_a_provider_of_the_same_name_sends_the_key_of_the_one_before_nowhere(
         story.kubectl("delete", "modelprovider", "model")
         story.kubectl.apply(mine, provider)
         story.apply("v2", steps=[{"weight": 50, "minDurationSeconds": 60}])
-        story.wait(lambda: len(sent) > 20, "requests of the canary", seconds=90)
+        story.wait(lambda: len(sent) > 20, "requests of the canary")
     assert set(sent) == {"Bearer sk-mine"}
     arms = story.delivery()["spec"]
     assert arms["stable"]["provider"]["baseURL"] != arms["canary"]["provider"]["baseURL"] == url

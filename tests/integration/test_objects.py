@@ -300,7 +300,7 @@ REFUSALS: tuple[Refusal, ...] = (
         "history twice",
         version,
         _set("messages", 2, to={"placeholder": "history"}),
-        "placeholder: history may stand at most once",
+        "placeholder: history may appear at most once",
     ),
     ("no messages", version, _set("messages", to=[]), "spec.messages"),
     (

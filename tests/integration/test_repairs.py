@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from promptrollout.operator.delivery.acknowledge import DOUBT_SECONDS
+from promptrollout.operator.delivery.confirmations import DOUBT_SECONDS
 from promptrollout.sandbox.sandbox import Sandbox
 from tests.integration.cluster import Kubectl
 from tests.integration.story import Status, Story, ours
@@ -42,7 +42,7 @@ def no_operator(story: Story) -> Iterator[None]:
         yield
     finally:
         story.system("scale", "deployment/promptrollout-operator", "--replicas=1")
-        story.system("rollout", "status", "deployment/promptrollout-operator", "--timeout=30s")
+        story.system("rollout", "status", "deployment/promptrollout-operator", "--timeout=180s")
 
 
 def test_pods_are_asked_after_a_restore_from_backup(story: Story) -> None:
@@ -98,13 +98,13 @@ def test_a_canary_is_not_moved_to_another_gateway(story: Story) -> None:
     with story.users():
         story.apply("v2", steps=LONG).at_weight(50)
         story.apply("v2", steps=LONG, gatewayRef={"name": "other"})
-        story.until(lambda s: "gateway default serves it until no canary runs, then other" in s["message"])
+        story.until(lambda s: "gateway default keeps serving it until the canary ends, then other" in s["message"])
         assert story.delivery()["spec"]["gateway"] == "default"
         story.behave(v1={}, v2={"errorRate": 1.0})
         story.rolled_back("v2")
     story.wait(lambda: story.delivery()["spec"]["gateway"] == "other", "the move")
     assert [(r["weight"], r["stable"]) for r in story.reports()] == [(0, story.digest("v1"))]
-    status = story.until(lambda s: condition(s, "Delivered")["status"] == "True", 60)
+    status = story.until(lambda s: condition(s, "Delivered")["status"] == "True")
     assert "serves it until" not in status["message"]
 
 

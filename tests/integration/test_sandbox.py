@@ -236,14 +236,27 @@ while True:
     eventually(lambda: "200 403" in kubectl("logs", "caller"))
 
 
-def test_logs_tail_follow_and_previous(kubectl: Kubectl, eventually: Eventually) -> None:
-    code = "import time\nfor i in range(5): print('line', i)\ntime.sleep(1.5)\nprint('end')\nraise SystemExit(3)"
+def test_logs_tail_follow_and_previous(
+    kubectl: Kubectl, sandbox: Sandbox, namespace: str, eventually: Eventually
+) -> None:
+    code = """
+import os, time
+for i in range(5): print('line', i)
+go_on = os.environ["TMPDIR"] + "/go-on"
+while not os.path.exists(go_on): time.sleep(0.05)
+os.remove(go_on)
+print('end')
+raise SystemExit(3)
+"""
     kubectl.apply(pod("talker", code))
     eventually(lambda: phase(kubectl, "talker") == "Running")
     eventually(lambda: "line 4" in kubectl.run("logs", "talker").stdout)
     assert kubectl("logs", "talker", "--tail", "2") == "line 3\nline 4\n"
-    followed = kubectl("logs", "talker", "--follow", "--tail", "1")
-    assert followed == "line 4\nend\n"
+    with kubectl.start("logs", "talker", "--follow", "--tail", "1") as followed:
+        assert followed.stdout is not None
+        assert followed.stdout.readline() == "line 4\n"
+        (sandbox.layout.pods / f"{namespace}_talker" / "root" / "tmp" / "go-on").touch()
+        assert followed.stdout.read() == "end\n"
     eventually(lambda: container_status(kubectl, "talker")["restartCount"] == 1)
     assert kubectl("logs", "talker", "--previous", "--tail", "1") == "end\n"
 
@@ -287,7 +300,7 @@ def test_pods_end_gracefully_or_by_force(
 ) -> None:
     stubborn = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up')\ntime.sleep(600)"
     kubectl.apply(
-        pod("polite", SERVE, spec={"terminationGracePeriodSeconds": 30}),
+        pod("polite", SERVE, spec={"terminationGracePeriodSeconds": 300}),
         pod("stubborn", stubborn, spec={"terminationGracePeriodSeconds": 2}),
     )
     for name, word in (("polite", "listening"), ("stubborn", "up")):
@@ -295,10 +308,10 @@ def test_pods_end_gracefully_or_by_force(
     pids = [sandbox.pid(namespace, name) for name in ("polite", "stubborn")]
     started = time.monotonic()
     kubectl("delete", "pod", "polite")
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 60, "who ends by itself does not use up its 300 s"
     started = time.monotonic()
     kubectl("delete", "pod", "stubborn")
-    assert 1.9 < time.monotonic() - started < 5.0
+    assert 1.9 < time.monotonic() - started < 60, "killed after its 2 s"
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     eventually(lambda: not (sandbox.layout.pods / f"{namespace}_polite").exists())
 
@@ -307,12 +320,12 @@ def test_a_forced_deletion_kills_at_once(
     kubectl: Kubectl, sandbox: Sandbox, namespace: str, eventually: Eventually
 ) -> None:
     stubborn = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up')\ntime.sleep(600)"
-    kubectl.apply(pod("stubborn", stubborn, spec={"terminationGracePeriodSeconds": 60}))
+    kubectl.apply(pod("stubborn", stubborn, spec={"terminationGracePeriodSeconds": 300}))
     eventually(lambda: kubectl.run("logs", "stubborn").stdout)
     first = sandbox.pid(namespace, "stubborn")
     kubectl("delete", "pod", "stubborn", "--wait=false")
     kubectl("delete", "pod", "stubborn", "--force", "--grace-period=0")
-    eventually(lambda: not Path(f"/proc/{first}").exists(), seconds=5)
+    eventually(lambda: not Path(f"/proc/{first}").exists(), seconds=60)
     kubectl.apply(pod("stubborn", stubborn))
     eventually(lambda: running_pid(sandbox, namespace, "stubborn") not in (None, first))
 
@@ -430,7 +443,7 @@ def test_services_share_traffic_among_ready_pods_and_prometheus_finds_them(
     kubectl: Kubectl, sandbox: Sandbox, namespace: str, eventually: Eventually
 ) -> None:
     kubectl.apply(deployment("web", 2), service("web"))
-    kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    kubectl("rollout", "status", "deployment/web", "--timeout=180s")
     url = eventually(lambda: sandbox.gateways().get(f"{namespace}/web"))
     assert sandbox.gateway_url(namespace, "web") == url
     assert len({read(url + "/who") for _ in range(10)}) == 2
@@ -458,7 +471,7 @@ def test_pods_outlive_an_outage_of_the_api_server(
     kubectl: Kubectl, sandbox: Sandbox, namespace: str, eventually: Eventually
 ) -> None:
     kubectl.apply(deployment("web", 2), service("web"))
-    kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    kubectl("rollout", "status", "deployment/web", "--timeout=180s")
     url = sandbox.gateway_url(namespace, "web")
     first, second = (item["metadata"]["name"] for item in kubectl.json("get", "pods")["items"])
     pids = {name: sandbox.pid(namespace, name) for name in (first, second)}
@@ -473,10 +486,10 @@ def test_pods_outlive_an_outage_of_the_api_server(
     finally:
         sandbox.start_apiserver()
     eventually(lambda: container_status(kubectl, first)["restartCount"] == 1)
-    kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    kubectl("rollout", "status", "deployment/web", "--timeout=180s")
     assert sandbox.pid(namespace, second) == pids[second]
     kubectl.apply(deployment("web", 3))
-    kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    kubectl("rollout", "status", "deployment/web", "--timeout=180s")
 
 
 def test_images_other_than_ours_are_refused_even_with_a_command(kubectl: Kubectl, eventually: Eventually) -> None:

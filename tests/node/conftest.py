@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from promptrollout.sandbox.assets import inventory
-from promptrollout.sandbox.assets.build import Progress
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE
 from tests.node import binaries, machine
 from tests.node.cluster import NodeKubectl, NodeUsers
 from tests.node.images import ROOT, Images
 from tests.node.node import Node, environment
+from tests.progress import Progress, printed
 from tests.users import stats_after
 
 _REQUESTS_PER_SECOND = 120.0
@@ -38,15 +37,7 @@ class Prepared:
 
 @pytest.fixture(scope="session")
 def progress(request: pytest.FixtureRequest) -> Progress:
-    """Prints at once, whatever pytest captures: the set-up takes minutes."""
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    started = time.monotonic()
-
-    def say(message: str) -> None:
-        with capture.global_and_fixture_disabled():
-            print(f"\nnode-test, {time.monotonic() - started:.0f} s: {message}", end="", flush=True)
-
-    return say
+    return printed(request.config, "node-test")
 
 
 @pytest.fixture(scope="session")

@@ -179,3 +179,23 @@ async def test_a_server_that_does_not_answer_is_named_with_the_time_it_was_given
                     cluster.ApiUnavailable, match=rf"no connection to {client.configuration.host} within"
                 ):
                     await cluster.request(client, "GET", PATH)
+
+
+@pytest.mark.parametrize(
+    ("details", "terminating"),
+    [
+        ({"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]}, True),
+        ({"causes": [{"reason": "FieldValueInvalid"}]}, False),
+        ({}, False),
+        (None, False),
+    ],
+)
+def test_a_namespace_that_is_deleted_is_known_by_the_cause_and_not_by_the_message(
+    details: dict[str, Any] | None, terminating: bool
+) -> None:
+    error = cluster.ApiException(status=403, reason="being terminated")
+    status = {"kind": "Status", "message": "x is forbidden: it is being terminated", "details": details}
+    error.body = json.dumps(status)
+    assert cluster.namespace_is_terminating(error) is terminating
+    error.body = "being terminated"
+    assert not cluster.namespace_is_terminating(error)

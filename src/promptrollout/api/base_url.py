@@ -30,7 +30,7 @@ def base_url_doubt(base_url: str) -> str | None:
     if parts.path.endswith("/v1/v1"):
         return "ends in /v1/v1; write /v1 once"
     if parts.hostname in _NEED_V1 and "v1" not in parts.path.split("/"):
-        return f"has no /v1, and all paths of {parts.hostname} begin so; write https://{parts.hostname}/v1"
+        return f"has no /v1, and all paths of {parts.hostname} begin with it; write https://{parts.hostname}/v1"
     return None
 
 

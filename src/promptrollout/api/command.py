@@ -1,7 +1,9 @@
 """A person's verb, as it travels in one annotation of a PromptRollout."""
 
+import hashlib
 import json
 import uuid
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
@@ -33,12 +35,25 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
-def parse_command(annotations: dict[str, str]) -> Command | str | None:
-    """The command of a rollout's annotations; a sentence if it is malformed; None if there is none."""
+@dataclass(frozen=True, slots=True)
+class MalformedCommand:
+    """An annotation that is no command."""
+
+    text: str
+    problem: str
+    """The field and the reason."""
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()[:32]
+
+
+def parse_command(annotations: dict[str, str]) -> Command | MalformedCommand | None:
+    """The command of a rollout's annotations; None without one."""
     text = annotations.get(ANNOTATION_COMMAND)
     if not text:
         return None
     try:
         return Command.model_validate_json(text)
     except ValidationError as error:
-        return f"annotation {ANNOTATION_COMMAND}: {first_problem(error)}; write it with `promptrollout`"
+        return MalformedCommand(text, first_problem(error))

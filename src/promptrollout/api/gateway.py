@@ -17,6 +17,9 @@ class Resources(Model):
     """Limits of the container."""
 
 
+AuthMode = Literal["None", "Keys", "ServiceAccounts", "KeysAndServiceAccounts"]
+
+
 class Limits(Model):
     """What a pod accepts before it answers 413, 429 or 503."""
 
@@ -65,7 +68,7 @@ class Auth(Model):
         ),
     )
 
-    mode: Literal["None", "Keys", "ServiceAccounts", "KeysAndServiceAccounts"] = "None"
+    mode: AuthMode = "None"
     """`None`: no authentication. `Keys`: keys whose hashes are in a Secret. `ServiceAccounts`: tokens of Kubernetes
     ServiceAccounts, which the API server reviews."""
     keys_secret_ref: SecretName | None = None
@@ -82,7 +85,7 @@ class GatewaySpec(Model):
         (
             "!has(self.limits) || !has(self.limits.requestsPerMinutePerKey) || (has(self.auth) && has(self.auth.mode) "
             "&& self.auth.mode != 'None')",
-            "limits.requestsPerMinutePerKey needs auth.mode: without keys nobody can tell the callers apart",
+            "limits.requestsPerMinutePerKey needs auth.mode: without it callers cannot be told apart",
         ),
     )
 

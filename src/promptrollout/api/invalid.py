@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 _FIXES: Final[Mapping[str, str]] = {
-    "extra_forbidden": "unknown field: remove it or mend its name",
+    "extra_forbidden": "unknown field: remove it or correct its name",
     "missing": "required: add it",
 }
 _BRANCH: Final = re.compile(r"[A-Z]\w*|.*\[.*|constrained-\w+")

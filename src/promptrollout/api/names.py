@@ -26,17 +26,6 @@ FIELD_MANAGER_OPERATOR: Final = "promptrollout-operator"
 FIELD_MANAGER_STATUS: Final = "promptrollout-operator-status"
 FIELD_MANAGER_CLI: Final = "promptrollout-cli"
 
-# a gateway pod's ports; the admin port stays outside service meshes
-PORT_HTTP: Final = 8080
-PORT_ADMIN: Final = 9090
-# where a gateway pod finds provider keys: <this>/<ModelProvider name>/<hash of the reference>/api-key
-PROVIDER_KEYS_DIR: Final = "/var/run/promptrollout/providers"
-# and the hashes of its callers' keys: <this>/<caller's name>
-CALLER_KEYS_DIR: Final = "/var/run/promptrollout/callers"
-STATE_DIR: Final = "/var/lib/promptrollout"
-# CIDRs with commas between: where providers may be, by the operator's configuration
-ENV_ALLOWED_NETWORKS: Final = "PROMPTROLLOUT_ALLOWED_PROVIDER_NETWORKS"
-ENV_REFUSED_NETWORKS: Final = "PROMPTROLLOUT_REFUSED_PROVIDER_NETWORKS"
 # the configuration formats that a gateway of this release reads (PromptDelivery spec.formatVersion)
 FORMAT_VERSION: Final = 1
 

@@ -75,7 +75,7 @@ class PromptSpec(Model):
     rules: ClassVar = (
         (
             "self.messages.filter(m, has(m.placeholder)).size() <= 1",
-            "placeholder: history may stand at most once",
+            "placeholder: history may appear at most once",
         ),
         (
             "self.messages.map(m, has(m.content) ? m.content.size() : 0).sum() <= 196608",
@@ -104,7 +104,9 @@ class PromptSpec(Model):
 
 class VersionStatus(Model):
     observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """The generation of the spec that this status describes."""
     digest: Digest | None = None
+    """Digest of the spec."""
     conditions: Conditions = []
 
 

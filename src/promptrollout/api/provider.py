@@ -174,6 +174,7 @@ class ProviderSpec(Model):
 
 class ProviderStatus(Model):
     observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """The generation of the spec that this status describes."""
     conditions: Conditions = []
 
 

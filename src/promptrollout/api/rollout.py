@@ -180,13 +180,19 @@ class Snapshot(Model):
     objectives: Annotated[list[Objective], Field(max_length=40)]
     """Those of the rollout and of its SLOs, and the two that are always on."""
     interval_seconds: int
-    """Of the spec, as are the next six."""
+    """As in the spec."""
     bake_seconds: int
+    """As in the spec."""
     max_duration_seconds: int
+    """As in the spec."""
     on_timeout: Literal["Hold", "Rollback"]
+    """As in the spec."""
     on_insufficient_traffic: Literal["RequireApproval", "Hold", "Rollback"]
+    """As in the spec."""
     on_metrics_loss: Literal["Hold", "ReduceToFirstStep", "Withdraw"] = "Hold"
+    """As in the spec."""
     metrics_loss_seconds: int = 600
+    """As in the spec."""
     analyse: bool
     """False with `analysis.mode: None`."""
     stickiness: Stickiness = Stickiness()
@@ -236,12 +242,17 @@ class Decision(Model):
     type: Literal["Normal", "Warning"] = "Normal"
     """Type of the Event."""
     revision: int
-    """Revision of the rollout at that time, as are the next four."""
+    """Revision of the rollout."""
     attempt: int = 1
+    """Attempt of the version."""
     step: Annotated[str, Field(max_length=16)] = ""
+    """The step, such as `2/4`."""
     weight: int
+    """Percent of users on the canary when it was decided."""
     message: Annotated[str, Field(max_length=1024)]
     """What happened, in words."""
+    command: Annotated[str, Field(max_length=64)] | None = None
+    """With reason CommandRefused: the id of the command."""
     window_seconds: int | None = None
     """Length of the evidence: from the canary's first request to the end of the last interval used."""
     evidence: Annotated[list[ObjectiveStatus], Field(max_length=41)] = []

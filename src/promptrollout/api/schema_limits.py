@@ -43,7 +43,7 @@ def compile_cost(schema: Any) -> int:
     if any(node.unevaluated for node in graph.nodes.values()):
         if any(node.unknown for node in graph.nodes.values()):
             raise SchemaRefused(
-                "unevaluated… is not supported beside $dynamicRef, an inner $id, or a $ref that is no path in this "
+                "unevaluated… is not supported beside $dynamicRef, an inner $id, or a $ref that is not a path in this "
                 "schema: use additionalProperties or items"
             )
         cost += _UNEVALUATED_COST * max(ways.values(), default=0)
@@ -76,6 +76,6 @@ def ways_of(graph: Graph) -> dict[int, int]:
             levels[current] = 1 + max((levels.get(each, 1) for each in below), default=0)
             if levels[current] > MAX_SAME_VALUE_LEVELS:
                 raise SchemaRefused(
-                    f"more than {MAX_SAME_VALUE_LEVELS} of $ref, allOf, anyOf and the like in each other: simplify it"
+                    f"more than {MAX_SAME_VALUE_LEVELS} levels of $ref, allOf, anyOf and the like: simplify it"
                 )
     return ways

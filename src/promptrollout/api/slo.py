@@ -1,6 +1,6 @@
 """PromptSLO: objectives on quality, cost, latency and errors, reusable by several rollouts."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -45,7 +45,11 @@ LabelValue = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-zA-
 
 # ---------------------------------------------------------------- Custom
 
-_ARM = "each query must select one arm: put {{ version }} and {{ variant }} into its label matchers"
+QUERIES_SELECT_ARM: Final = (
+    "each query must select one arm: put {{ version }} and {{ variant }} into its label matchers"
+)
+VALUE_SELECTS_ARM: Final = "value must select one arm: use {{ version }} and {{ variant }} in it"
+"""Rules that `lint` finds the faulty query of."""
 
 
 def _selects_arm(*queries: str) -> tuple[str, str]:
@@ -53,7 +57,7 @@ def _selects_arm(*queries: str) -> tuple[str, str]:
     parts = [
         rf"self.{query}.matches(r'\{{\{{ *{name} *\}}\}}')" for query in queries for name in ("version", "variant")
     ]
-    return " && ".join(parts), _ARM
+    return " && ".join(parts), QUERIES_SELECT_ARM
 
 
 class CustomRatio(Model):
@@ -90,7 +94,7 @@ class Custom(Model):
         ),
         (
             "!has(self.value) || (" + _selects_arm("value")[0] + ")",
-            "value must select one arm: use {{ version }} and {{ variant }} in it",
+            VALUE_SELECTS_ARM,
         ),
     )
 
@@ -289,6 +293,7 @@ class SLOSpec(Model):
 
 class SLOStatus(Model):
     observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """The generation of the spec that this status describes."""
     conditions: Conditions = []
 
 

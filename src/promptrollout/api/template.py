@@ -134,7 +134,7 @@ def _parsed(text: str) -> nodes.Template:
             if count == MAX_NODES:
                 raise ValueError(f"more than {MAX_NODES} statements and expressions: simplify the template")
         if _loop_levels(tree) > _MAX_LOOP_LEVELS:
-            raise ValueError(f"more than {_MAX_LOOP_LEVELS} loops in each other: simplify the template")
+            raise ValueError(f"more than {_MAX_LOOP_LEVELS} nested loops: simplify the template")
         _ENVIRONMENT.compile(tree)
     except TemplateSyntaxError as error:
         raise ValueError(
@@ -298,7 +298,7 @@ def prompt_problems(spec: PromptSpec) -> list[Problem]:
     for index, fallback in enumerate(spec.fallbacks or ()):
         place = fallback.provider_ref.name, fallback.model
         if place in known:
-            found.append((f"fallbacks[{index}]", "this provider and model are asked before already: remove it"))
+            found.append((f"fallbacks[{index}]", "this provider and model are already asked before: remove it"))
         known.add(place)
     return found
 

@@ -57,12 +57,12 @@ class Target:
         except ApiException:
             return f"{API_VERSION} is unknown to this cluster: install the chart (see docs/get-started/install.md)"
         names = ", ".join(item["metadata"]["name"] for item in found["items"][:10]) or "none"
-        return f"no PromptRollout {name} in namespace {self.namespace} (there: {names}); choose another with -n"
+        return f"no PromptRollout {name} in namespace {self.namespace} (it has: {names}); choose another with -n"
 
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """What kubectl's flags of the same names say; empty where absent."""
+    """The values of kubectl's flags of the same names; empty where absent."""
 
     namespace: str
     context: str
@@ -79,9 +79,13 @@ def cluster_command(function: Callable[Concatenate[Flags, P], Awaitable[int | No
     """A click callback from an async function: adds kubectl's flags, runs it, and turns what it returns into the exit
     code and what it raises into one line of text."""
 
-    @click.option("-n", "--namespace", default="", metavar="NAME", help="Default: the kubeconfig context's.")
-    @click.option("--context", default="", metavar="NAME", help="Of the kubeconfig; default: its current one.")
-    @click.option("--kubeconfig", default="", metavar="FILE", help="Default: $KUBECONFIG, then ~/.kube/config.")
+    @click.option(
+        "-n", "--namespace", default="", metavar="NAME", help="Namespace. Default: that of the kubeconfig's context."
+    )
+    @click.option("--context", default="", metavar="NAME", help="Context of the kubeconfig. Default: the current one.")
+    @click.option(
+        "--kubeconfig", default="", metavar="FILE", help="Kubeconfig file. Default: $KUBECONFIG, then ~/.kube/config."
+    )
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         flags = Flags(*(str(kwargs.pop(name)) for name in ("namespace", "context", "kubeconfig")))

@@ -19,7 +19,7 @@ def emergency() -> None:
 
 @emergency.command()
 @click.argument("name")
-@click.option("--reason", default="", metavar="TEXT", help="Kept in the override object.")
+@click.option("--reason", default="", metavar="TEXT", help="Reason, kept in the override object.")
 @cluster_command
 async def stable(flags: Flags, name: str, reason: str) -> None:
     """Send all users of rollout NAME to its stable version."""
@@ -27,8 +27,8 @@ async def stable(flags: Flags, name: str, reason: str) -> None:
         await _known(target, name)
         await _write(target, override(name, reason))
         click.echo(
-            f"rollout {name}: override written; every gateway pod that reaches the API server answers from stable now. "
-            f"Take it away with: promptrollout emergency clear {name} -n {target.namespace}"
+            f"rollout {name}: override written: gateway pods that reach the API server send all users to stable. "
+            f"End it with: promptrollout emergency clear {name} -n {target.namespace}"
         )
 
 
@@ -36,7 +36,7 @@ async def stable(flags: Flags, name: str, reason: str) -> None:
 @click.argument("name")
 @cluster_command
 async def clear(flags: Flags, name: str) -> None:
-    """Take the override of rollout NAME away."""
+    """Remove the override of rollout NAME."""
     async with flags.target() as target:
         try:
             item = await cluster.request(target.client, "GET", _path(target))
@@ -45,14 +45,14 @@ async def clear(flags: Flags, name: str) -> None:
                 raise
             item = {}
         if name not in (item.get("data") or {}):
-            raise click.ClickException(f"no override of {name} in namespace {target.namespace}")
+            raise click.ClickException(f"rollout {name} in namespace {target.namespace} has no override")
         removal = {"data": {name: None}, "metadata": {"annotations": {_reason(name): None}}}
         await _patch(target, removal)
-        click.echo(f"rollout {name}: override removed; traffic is split again as the rollout says")
+        click.echo(f"rollout {name}: override removed: users are split by the rollout's weight again")
 
 
 def override(name: str, reason: str) -> Object:
-    """What sends everybody to stable. It has no owner: it must outlive a rollout that is replaced."""
+    """The object that sends everybody to stable. It has no owner: it must outlive a rollout that is replaced."""
     metadata: Object = {"name": OVERRIDES_NAME, "labels": {LABEL_OVERRIDE: "true"}}
     if reason:
         metadata["annotations"] = {_reason(name): reason}
@@ -60,7 +60,7 @@ def override(name: str, reason: str) -> Object:
 
 
 def _reason(name: str) -> str:
-    """The annotation that keeps why; a rollout's name has at most 52 characters, so it fits."""
+    """The annotation that keeps the reason; a rollout's name has at most 52 characters, so it fits."""
     return f"{GROUP}/reason-{name}"
 
 
@@ -102,4 +102,4 @@ async def _known(target: Target, name: str) -> None:
     try:
         await target.rollout(name)
     except ApiException as error:
-        click.echo(f"rollout {name} could not be read ({error.reason}); the override is written all the same", err=True)
+        click.echo(f"rollout {name} could not be read ({error.reason}); the override is written anyway", err=True)

@@ -1,4 +1,4 @@
-"""What `simulate` and `plan` are given: manifests and extras, with errors a person can act on."""
+"""The inputs of `simulate` and `plan`: manifests and extras, with errors that say what to do."""
 
 import importlib
 import sys
@@ -16,7 +16,7 @@ from promptrollout.cli.manifests import Manifest, files_below, read
 from promptrollout.simulation.rules import Body, rules_of
 
 COLUMNS = 80
-"""Of a pipe or a file, which have no width of their own."""
+"""Columns of a pipe or a file."""
 
 
 def files_option(function: click.decorators.FC) -> click.decorators.FC:
@@ -60,7 +60,7 @@ def rules_in(files: Sequence[Path], name: str | None) -> tuple[str, Snapshot]:
 
 
 def require(package: str) -> None:
-    """Say how to get it, rather than where it was missed."""
+    """Say how to install a missing package, instead of a traceback."""
     try:
         importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -69,7 +69,7 @@ def require(package: str) -> None:
 
 @contextmanager
 def working(what: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-    """Shows on a terminal that something takes its time; what it yields is called after each of `total` parts."""
+    """Shows progress on a terminal; call what it yields after each of `total` parts."""
     counted = () if total is None else (BarColumn(), MofNCompleteColumn())
     columns = (SpinnerColumn(), TextColumn("{task.description}"), *counted, TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:

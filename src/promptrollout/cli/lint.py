@@ -1,4 +1,4 @@
-"""`promptrollout lint`: manifests checked without a cluster, by the very schemas and parsers that a cluster uses."""
+"""`promptrollout lint`: manifests checked without a cluster, by the same schemas and parsers as in a cluster."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,11 +37,11 @@ class Finding(NamedTuple):
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--strict", is_flag=True, help="Warnings fail, too.")
+@click.option("--strict", is_flag=True, help="Exit with 1 on warnings, too.")
 @click.option(
     "--requests-per-minute",
     type=click.FloatRange(min=0, min_open=True),
-    help="Warn about objectives that this traffic never decides, as `plan` does.",
+    help="Warn about objectives that this traffic cannot decide, as `plan` does.",
 )
 def lint(files: tuple[str, ...], strict: bool, requests_per_minute: float | None) -> None:
     """Check manifests without a cluster: FILEs, directories, or `-` for standard input.
@@ -75,7 +75,7 @@ def check(documents: Sequence[Manifest | Unreadable]) -> Iterator[Finding]:
             yield Finding(document.source, document.line, "", "", document.reason, True)
             continue
         if not isinstance(document.body, dict) or not document.body.get("kind"):
-            reason = "is missing, so this is no Kubernetes object; add apiVersion and kind"
+            reason = "is missing, so this is not a Kubernetes object; add apiVersion and kind"
             yield Finding(document.source, document.line(()), "", "kind", reason, True)
             continue
         if not _is_ours(document.body):
@@ -89,7 +89,7 @@ def check(documents: Sequence[Manifest | Unreadable]) -> Iterator[Finding]:
             first = seen[identity]
             place = f"{first.source}:{first.line(())}"
             warnings.append(
-                Problem(("metadata", "name"), f"is in {place} too, and the one applied last wins; rename or remove one")
+                Problem(("metadata", "name"), f"is in {place} too, and the last one applied wins; rename or remove one")
             )
         seen.setdefault(identity, document)
         for is_error, problems in ((True, errors), (False, warnings)):
@@ -171,7 +171,7 @@ def _documents(name: str) -> Iterator[Manifest | Unreadable]:
         except OSError as error:
             raise click.ClickException(f"{path}: {error.strerror}") from error
         except UnicodeDecodeError:
-            yield Unreadable(str(path), 1, "no text in UTF-8; save it as such")
+            yield Unreadable(str(path), 1, "not UTF-8; save it as UTF-8")
             continue
         for document in read(str(path), text):
             # a directory may hold other YAML and JSON, such as Helm values

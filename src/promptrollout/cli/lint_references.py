@@ -60,7 +60,7 @@ def content_problems(kind: str, spec: dict[str, Any]) -> Iterator[Problem]:
 
 
 def references(kind: str, spec: dict[str, Any]) -> Iterator[Reference]:
-    """Every object that this one cannot do without."""
+    """The objects that this one needs."""
     for path, prompt in _prompts(kind, spec):
         yield Reference((*path, "providerRef", "name"), "ModelProvider", prompt["providerRef"]["name"])
         for index, fallback in enumerate(prompt.get("fallbacks") or ()):
@@ -143,12 +143,12 @@ def _keys_secret(spec: dict[str, Any]) -> str:
 
 
 def _callers(gateway: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:
-    """Entries of the given Secret of callers' keys that the gateway's pods could not use. Never shows one."""
+    """Entries of the given Secret of callers' keys that the gateway's pods could not use. Never shows a key."""
     name = _keys_secret(gateway["spec"])
     path = ("spec", "auth", "keysSecretRef", "name")
     for entries, no_texts in _secrets(gateway, ours, name):
         for caller in no_texts:
-            yield Problem(path, f"Secret {name}: data.{caller} is no text in base64; put plain text in stringData")
+            yield Problem(path, f"Secret {name}: data.{caller} is not text in base64; put plain text in stringData")
         for caller, text in entries.items():
             try:
                 _, hashes = parse_entry(str(caller), str(text))
@@ -162,7 +162,7 @@ def _callers(gateway: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterato
 def _secrets(
     manifest: dict[str, Any], ours: Sequence[dict[str, Any]], name: str
 ) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """What the given Secrets of this name and the manifest's namespace have, and which of it is no text."""
+    """Entries of the given Secrets of this name in the manifest's namespace, and which of them are not text."""
     for secret in ours:
         if secret.get("kind") != "Secret" or metadata_of(secret).get("name") != name:
             continue
@@ -186,7 +186,7 @@ def _key_hosts(provider: dict[str, Any], ours: Sequence[dict[str, Any]]) -> tupl
     for entries, _ in _secrets(provider, ours, name):
         if "hosts" not in entries:
             text = (
-                f"Secret {name} has no data key hosts, which a later release requires; name there where its key may go"
+                f"Secret {name} has no data key hosts, which a later release requires; list the hosts of its key there"
             )
             warnings.append(Problem(path, text))
             continue
@@ -210,13 +210,13 @@ def _objectives_twice(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -
     for path, slo, objective in _slo_objectives(rollout, ours):
         name = str(objective.get("name"))
         if name in seen:
-            reason = f"objective {name} of PromptSLO {slo} is declared in {seen[name]} too"
-            yield Problem(path, f"{reason}; rename one of them")
+            reason = f"the objective {name} of PromptSLO {slo} is also declared in {seen[name]}: rename one of them"
+            yield Problem(path, reason)
         seen[name] = f"PromptSLO {slo}"
 
 
 def _unsupported(manifest: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:
-    """What the prompt's provider cannot be told: the operator refuses it in these words."""
+    """What the provider's API does not support. The operator refuses it with the same message."""
     for path, prompt in _prompts(manifest["kind"], manifest["spec"]):
         try:
             parsed = PromptSpec.model_validate(prompt)
@@ -229,7 +229,7 @@ def _unsupported(manifest: dict[str, Any], ours: Sequence[dict[str, Any]]) -> It
 
 
 def _unpriced(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterator[Problem]:
-    """Without a price nothing is known of the cost: the operator refuses the first objective on it, in these words."""
+    """Without a price the cost is unknown: the operator refuses the first objective on it with the same message."""
     prompt = _prompt_of(rollout, ours)
     name = ((prompt or {}).get("providerRef") or {}).get("name")
     providers = list(_named(rollout, ours, "ModelProvider", name)) if prompt and name else []
@@ -253,8 +253,8 @@ def _unpriced(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]) -> Iterat
     for path, objective in costs[:1]:
         yield Problem(
             path,
-            f"the objective {objective} is on CostPerRequest, and ModelProvider {name} has no price for the model "
-            f"{model}: add a row for exactly this name to its spec.prices, or remove the objective",
+            f"objective {objective} needs a price for the model {model}: "
+            f"add it to spec.prices of ModelProvider {name}, or remove the objective",
         )
 
 
@@ -274,7 +274,7 @@ def _objectives_left_out(rollout: dict[str, Any], ours: Sequence[dict[str, Any]]
         where = f"spec.outputSchema of PromptVersion {rollout['spec']['versionRef']['name']}"
     if prompt is None or prompt.get("outputSchema") is not None:
         return
-    reason = f"is on ContractFailureRate, and there is no {where}: the operator leaves it out and judges without it"
+    reason = f"is on ContractFailureRate, but there is no {where}: the operator leaves it out"
     fix = "add the schema, or remove the objective"
     for index, objective in enumerate(rollout["spec"]["analysis"].get("objectives", ())):
         if objective["signal"] == "ContractFailureRate":
@@ -293,8 +293,8 @@ def _everybody_exposed(spec: dict[str, Any]) -> Iterator[Problem]:
         if step.get("weight") == 100:
             yield Problem(
                 ("spec", "strategy", "canary", "steps", index, "weight"),
-                "100 exposes everybody, and nobody is left on stable: nothing can be compared any more; remove the "
-                "step (100 % follows the last one, and bakeSeconds keeps stable loaded for a way back)",
+                "100 sends everybody to the canary, so nothing can be compared with stable; remove the step (100 % "
+                "follows the last one, and bakeSeconds keeps stable loaded)",
             )
 
 
@@ -309,8 +309,8 @@ def _steps_below_an_interval(spec: dict[str, Any]) -> Iterator[Problem]:
         if seconds < interval:
             yield Problem(
                 ("spec", "strategy", "canary", "steps", index, "minDurationSeconds"),
-                f"{seconds} s are less than analysis.intervalSeconds ({interval}), and a step takes one interval at "
-                f"least; write {interval} or more, or shorten the interval",
+                f"{seconds} s are less than analysis.intervalSeconds ({interval}), the shortest possible step; write "
+                f"{interval} or more, or shorten the interval",
             )
 
 
@@ -356,6 +356,6 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _same_namespace(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """An absent namespace is whatever `kubectl apply -n` will say: it matches any."""
+    """Without a namespace it is that of `kubectl apply -n`: it matches any."""
     spaces = [metadata_of(each).get("namespace") for each in (one, other)]
     return None in spaces or spaces[0] == spaces[1]

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from promptrollout.api.base_url import BASE_URL_PROBLEM, base_url_problem
 from promptrollout.api.crds import KINDS, PRESERVE, RULES, kind_schema
 from promptrollout.api.provider import RESERVED_HEADERS
+from promptrollout.api.slo import QUERIES_SELECT_ARM, VALUE_SELECTS_ARM
 
 Schema = Mapping[str, Any]
 Path = tuple[str | int, ...]
@@ -75,7 +76,7 @@ def schema_of(kind: str) -> Schema | None:
 
 
 def schema_problems(kind: str, manifest: Mapping[str, Any]) -> list[Problem]:
-    """Everything that the schema and the rules of `kind` have against the manifest. Its status is not looked at."""
+    """Violations of the schema and the rules of `kind`. The status is not checked."""
     schema = schema_of(kind)
     if schema is None:
         return [Problem(("kind",), f"{kind} is unknown; {_nearest(kind, SCHEMAS)}")]
@@ -275,9 +276,9 @@ def _selects_arm(query: str) -> bool:
 
 def _culprit(message: str, value: Any) -> Path:
     """Which of several queries a rule is about."""
-    if message.startswith("value must select one arm"):
+    if message == VALUE_SELECTS_ARM:
         return ("value",)
-    if message.startswith("each query must select one arm"):
+    if message == QUERIES_SELECT_ARM:
         return next(((name,) for name, query in value.items() if not _selects_arm(query)), ())
     return ()
 
@@ -308,7 +309,7 @@ CEL: Final[dict[str, Callable[[Any], bool]]] = {
     "this mode needs keysSecretRef: the Secret with the hashes of the callers' keys": lambda s: (
         s.get("mode") not in ("Keys", "KeysAndServiceAccounts") or "keysSecretRef" in s
     ),
-    "limits.requestsPerMinutePerKey needs auth.mode: without keys nobody can tell the callers apart": lambda s: (
+    "limits.requestsPerMinutePerKey needs auth.mode: without it callers cannot be told apart": lambda s: (
         "requestsPerMinutePerKey" not in s.get("limits", ()) or s.get("auth", {}).get("mode", "None") != "None"
     ),
     # an objective
@@ -368,16 +369,12 @@ CEL: Final[dict[str, Callable[[Any], bool]]] = {
     ),
     "maxDecrease must be above 0": lambda s: _share(s, "maxDecrease", float("inf")),
     "custom has exactly one of ratio, mean and value": lambda s: len({"ratio", "mean", "value"} & s.keys()) == 1,
-    "each query must select one arm: put {{ version }} and {{ variant }} into its label matchers": lambda s: all(
-        map(_selects_arm, s.values())
-    ),
-    "value must select one arm: use {{ version }} and {{ variant }} in it": lambda s: (
-        "value" not in s or _selects_arm(s["value"])
-    ),
+    QUERIES_SELECT_ARM: lambda s: all(map(_selects_arm, s.values())),
+    VALUE_SELECTS_ARM: lambda s: "value" not in s or _selects_arm(s["value"]),
     # a prompt
     "a message has either role and content, or placeholder": lambda s: ("placeholder" in s) != ("role" in s),
     "role and content go together": lambda s: ("role" in s) == ("content" in s),
-    "placeholder: history may stand at most once": lambda s: sum("placeholder" in m for m in s["messages"]) <= 1,
+    "placeholder: history may appear at most once": lambda s: sum("placeholder" in m for m in s["messages"]) <= 1,
     "all messages together may have at most 192 KiB": lambda s: _messages_length(s) <= MAX_MESSAGES_LENGTH,
     # a provider
     BASE_URL_PROBLEM: lambda s: base_url_problem(s) is None,

@@ -13,14 +13,14 @@ from promptrollout import __version__
 COMMANDS: Final[tuple[tuple[str, str, str], ...]] = (
     ("status", "promptrollout.cli.status:status", "Show a rollout, or list all of them."),
     ("promote", "promptrollout.cli.verbs:promote", "End a pause, or skip a step's time; --full skips evidence too."),
-    ("abort", "promptrollout.cli.verbs:abort", "Take the canary back and reject its version."),
+    ("abort", "promptrollout.cli.verbs:abort", "Roll the canary back and reject its version."),
     ("retry", "promptrollout.cli.verbs:retry", "Try a rejected version again."),
-    ("pause", "promptrollout.cli.verbs:pause", "Let nothing advance; a breach still rolls back."),
+    ("pause", "promptrollout.cli.verbs:pause", "Hold a rollout; a breach still rolls back."),
     ("resume", "promptrollout.cli.verbs:resume", "End `pause`."),
-    ("undo", "promptrollout.cli.verbs:undo", "Go back to the version before, and reject the present one."),
+    ("undo", "promptrollout.cli.verbs:undo", "Go back to the previous version, and reject the current one."),
     ("emergency", "promptrollout.cli.emergency:emergency", "Send everybody to stable, even with the operator down."),
     ("lint", "promptrollout.cli.lint:lint", "Check manifests without a cluster."),
-    ("plan", "promptrollout.cli.plan:plan", "Say what a rollout can see with the traffic that there is."),
+    ("plan", "promptrollout.cli.plan:plan", "Say what a rollout can detect with a given traffic."),
     ("simulate", "promptrollout.cli.simulate:simulate", "Run a rollout against synthetic, recorded or past metrics."),
     ("demo", "promptrollout.cli.demo:demo", "Watch a good and a bad prompt change in a sandbox."),
     ("sandbox", "promptrollout.cli.sandbox:sandbox", "Run a local control plane with the operator in it."),
@@ -29,11 +29,11 @@ COMMANDS: Final[tuple[tuple[str, str, str], ...]] = (
 )
 
 EXTRAS: Final = {"cryptography": "sandbox", "matplotlib": "simulate", "numpy": "simulate"}
-"""What brings the packages that what runs in a cluster does without."""
+"""The extra that installs a package, where it is not one of the cluster's."""
 
 
 def not_installed(package: str) -> click.ClickException:
-    """How to get a package, rather than where it was missed."""
+    """How to install a package, instead of a traceback."""
     return click.ClickException(
         f"this needs {package}, which is not installed: pip install '.[{EXTRAS.get(package, 'simulate')}]'"
     )

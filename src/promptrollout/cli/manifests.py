@@ -31,7 +31,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Something that is no manifest, and why."""
+    """A file or document that is not a manifest, and why."""
 
     source: str
     line: int
@@ -50,7 +50,7 @@ def read(source: str, text: str) -> Iterator[Manifest | Unreadable]:
     try:
         loader = BoundedLoader(text)
     except yaml.YAMLError as error:
-        yield Unreadable(source, 1, f"no YAML: {' '.join(str(error).split())}")
+        yield Unreadable(source, 1, f"not YAML: {' '.join(str(error).split())}")
         return
     try:
         while loader.check_node():
@@ -59,7 +59,7 @@ def read(source: str, text: str) -> Iterator[Manifest | Unreadable]:
                 break
             lines: dict[tuple[str | int, ...], int] = {}
             for line, key in _measure(node, (), lines):
-                yield Unreadable(source, line, f"{key} is there twice in one object; remove one")
+                yield Unreadable(source, line, f"{key} appears twice in one object; remove one")
             body = loader.construct_document(node)
             if body is None:
                 continue
@@ -71,9 +71,9 @@ def read(source: str, text: str) -> Iterator[Manifest | Unreadable]:
             yield Manifest(source, body, lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        yield Unreadable(source, mark.line + 1 if mark else 1, f"no YAML: {error.problem or error.context}")
+        yield Unreadable(source, mark.line + 1 if mark else 1, f"not YAML: {error.problem or error.context}")
     except (yaml.YAMLError, ValueError) as error:
-        yield Unreadable(source, 1, f"no YAML: {' '.join(str(error).split())}")
+        yield Unreadable(source, 1, f"not YAML: {' '.join(str(error).split())}")
     finally:
         loader.dispose()
 

@@ -11,7 +11,7 @@ import uvloop
 
 from promptrollout.cluster import ClusterError
 from promptrollout.operator.app import serve
-from promptrollout.operator.config import ConfigError, load, surroundings
+from promptrollout.operator.config import ConfigError, load, pod_environment
 
 
 @click.command()
@@ -37,6 +37,6 @@ def operator(config_file: Path) -> None:
     logging.getLogger("kopf._cogs.clients").setLevel(logging.CRITICAL)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(config, surroundings()))
+            runner.run(serve(config, pod_environment()))
     except ClusterError as error:
         raise click.ClickException(str(error)) from error

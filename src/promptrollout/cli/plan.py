@@ -1,4 +1,4 @@
-"""`promptrollout plan`: what a rollout's steps can see with the traffic that there is, before anyone applies it."""
+"""`promptrollout plan`: what a rollout's steps can detect with its traffic, before it is applied."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from promptrollout.cli.inputs import console, files_option, name_option, require
 @click.command()
 @files_option
 @name_option
-@click.option("--requests-per-minute", type=click.FloatRange(min=0, min_open=True), help="Of both versions together.")
+@click.option(
+    "--requests-per-minute", type=click.FloatRange(min=0, min_open=True), help="Requests of both versions together."
+)
 @click.option("--error-rate", type=click.FloatRange(0, 1), help="Stable's share of failed requests.")
 @click.option("--cost-usd", type=click.FloatRange(min=0, min_open=True), help="Stable's mean cost of a request.")
 @click.option("--cost-cv", type=click.FloatRange(min=0), help="Standard deviation of a request's cost over its mean.")
@@ -24,12 +26,12 @@ from promptrollout.cli.inputs import console, files_option, name_option, require
     "--assume",
     multiple=True,
     metavar="OBJECTIVE=VALUE[,cv=X][,sampled=SHARE]",
-    help="Stable's share or mean of any objective; cv for means; sampled: share of requests that give a sample.",
+    help="Stable's share or mean of an objective; cv for means; sampled: share of requests that give a sample.",
 )
 @click.option(
     "--recorded",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Take traffic and values from metrics that `simulate --prometheus --record` kept.",
+    help="Use traffic and values of metrics that `simulate --prometheus --record` kept.",
 )
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def plan(
@@ -43,7 +45,7 @@ def plan(
     recorded: Path | None,
     output: str,
 ) -> None:
-    """Say what each step can catch with this traffic, how long a good version takes, and what is never decided.
+    """Say what each step can detect with this traffic, how long a good version takes, and what stays undecided.
 
     What is not said of stable is assumed, and stated in the output.
     """
@@ -54,7 +56,7 @@ def plan(
     from promptrollout.simulation.report import forecast_view
 
     if (requests_per_minute is None) == (recorded is None):
-        raise click.UsageError("give --requests-per-minute, or --recorded with metrics that say it")
+        raise click.UsageError("give --requests-per-minute, or --recorded with recorded metrics")
     title, rules = rules_in(files, name)
     try:
         known = {}
@@ -70,7 +72,7 @@ def plan(
             given = assumed.from_recorded(read(recorded), rules, known)
         else:
             given = assumed.assumed(rules, requests_per_minute or 0.0, known)
-        with working("looking at what each step can catch, for up to two minutes"):
+        with working("computing what each step can catch, up to two minutes"):
             found = forecast(rules, given)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
@@ -91,7 +93,7 @@ def _assumption(text: str) -> tuple[str, Any]:
         numbers = {}
     objective = parts[0][0]
     if not numbers or set(numbers) - {objective, "cv", "sampled"} or not all(x >= 0 for x in numbers.values()):
-        raise ValueError(f"--assume {text}: write OBJECTIVE=VALUE, and perhaps ,cv=X and ,sampled=SHARE")
+        raise ValueError(f"--assume {text}: write OBJECTIVE=VALUE, optionally with ,cv=X and ,sampled=SHARE")
     if not 0 < numbers.get("sampled", 1.0) <= 1:
         raise ValueError(f"--assume {text}: sampled is a share above 0 and up to 1")
     return objective, Baseline(numbers[objective], numbers.get("cv", 1.0), numbers.get("sampled", 1.0))

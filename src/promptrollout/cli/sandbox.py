@@ -54,7 +54,7 @@ def up(directory: Path | None, scrape_interval: str, operator: bool, values: tup
         else:
             click.echo("The sandbox is already up.")
             if values:
-                again = f"to have it started with --values, end it first: promptrollout sandbox down{argument}"
+                again = f"to start it with --values, stop it first: promptrollout sandbox down{argument}"
                 click.echo(f"It stays as it is; {again}", err=True)
     click.echo(f'Connect with: eval "$(promptrollout sandbox env{argument})"')
 

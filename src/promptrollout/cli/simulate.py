@@ -1,4 +1,4 @@
-"""`promptrollout simulate`: the rollout that would have been, by the operator's own `plan`."""
+"""`promptrollout simulate`: what a rollout would do, by the operator's own `plan`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Moment(click.ParamType[int]):
         try:
             return int(datetime.fromisoformat(str(value)).timestamp())
         except ValueError:
-            self.fail(f"{value!r} is no time: write for example 2026-11-21T10:00:00Z", param, ctx)
+            self.fail(f"{value!r} is not a time: write for example 2026-11-21T10:00:00Z", param, ctx)
 
 
 @click.command()
@@ -45,27 +45,36 @@ class Moment(click.ParamType[int]):
 @name_option
 @click.option("--scenario", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Synthetic metrics.")
 @click.option(
-    "--recorded", "recording", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSON lines."
+    "--recorded",
+    "recording",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Recorded metrics: JSON lines.",
 )
 @click.option("--prometheus", "url", metavar="URL", help="Historical metrics; needs the six options below.")
-@click.option("--from", "start", type=Moment(), help="When the canary met its first users.")
+@click.option("--from", "start", type=Moment(), help="When the canary got its first users.")
 @click.option("--to", "end", type=Moment())
-@click.option("--uid", help="The PromptRollout's metadata.uid.")
+@click.option("--uid", help="metadata.uid of the PromptRollout.")
 @click.option("--stable", help="First ten characters of the stable version's digest, the label `version`.")
-@click.option("--canary", help="The same of the canary's.")
-@click.option("-n", "--namespace", default="", help="The rollout's, where the series carry the label namespace.")
+@click.option("--canary", help="The same of the canary.")
+@click.option("-n", "--namespace", default="", help="Namespace of the rollout, if the series have the label namespace.")
 @click.option(
-    "--record", type=click.Path(dir_okay=False, path_type=Path), help="Keep what --prometheus had for --recorded."
+    "--record", type=click.Path(dir_okay=False, path_type=Path), help="Save what --prometheus returned, for --recorded."
 )
-@click.option("--runs", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Of a scenario.")
+@click.option(
+    "--runs", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Number of runs of a scenario."
+)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option(
-    "--confirm-seconds", type=click.IntRange(0, 3600), default=0, show_default=True, help="Pods take so long."
+    "--confirm-seconds",
+    type=click.IntRange(0, 3600),
+    default=0,
+    show_default=True,
+    help="How long pods take to confirm a configuration.",
 )
 @click.option(
     "--promote-after-seconds",
     type=click.IntRange(1, 2_592_000),
-    help="A person ends each pause without durationSeconds so long after it began; default: nobody does.",
+    help="End each pause without durationSeconds after this time. Default: never.",
 )
 @click.option(
     "--plot",
@@ -88,7 +97,7 @@ def simulate(
     output: str,
     **history: Any,
 ) -> None:
-    """Run a rollout against metrics that are not its own: made up, recorded, or of the past.
+    """Run a rollout against synthetic, recorded or past metrics.
 
     One run prints the timeline that the rollout would have had; more runs of a scenario print the chance of each
     outcome, the time to it, and the bad requests let through. Formats: docs/how-to/simulate.md.
@@ -96,13 +105,13 @@ def simulate(
     if sum(source is not None for source in (scenario, recording, url)) != 1:
         raise click.UsageError("give exactly one of --scenario, --recorded and --prometheus")
     if scenario is None and runs > 1:
-        raise click.UsageError("--runs belongs to --scenario: what was recorded is the same every time")
+        raise click.UsageError("--runs needs --scenario: recorded metrics give the same run every time")
     if plot is not None:
         require("matplotlib")
         if plot.suffix not in (".html", ".png", ".svg"):
             raise click.UsageError(f"--plot {plot}: write to a name that ends in .html, .png or .svg")
         if not plot.parent.is_dir():
-            raise click.ClickException(f"--plot {plot}: there is no directory {plot.parent}; create it")
+            raise click.ClickException(f"--plot {plot}: directory {plot.parent} does not exist; create it")
     title, rules = rules_in(files, name)
     if promote_after_seconds is not None:
         rules = _attended(rules, promote_after_seconds)
@@ -132,7 +141,7 @@ def simulate(
 
 
 def _attended(rules: Snapshot, seconds: int) -> Snapshot:
-    """Somebody promotes every pause that waits for a person."""
+    """A person promotes every pause that has no duration."""
     steps = [
         step.model_copy(update={"pause": Pause(duration_seconds=seconds)})
         if step.pause is not None and step.pause.duration_seconds is None
@@ -145,7 +154,7 @@ def _attended(rules: Snapshot, seconds: int) -> Snapshot:
 def _synthetic(
     path: Path, rules: Snapshot, seed: int, confirm_seconds: int
 ) -> tuple[Snapshot, Play, Callable[[], list[str]]]:
-    """Objectives that the scenario says nothing of are left out, and that is said."""
+    """Objectives whose signal the scenario does not have are left out, with a warning."""
     require("numpy")
     import numpy as np
 
@@ -165,11 +174,10 @@ def _synthetic(
     kept = [objective for objective in rules.objectives if objective.signal in drawn]
     left_out = [objective for objective in rules.objectives if objective.signal not in drawn]
     if not kept and rules.analyse:
-        raise ValueError(f"{path}: the scenario says nothing of any objective's signal ({', '.join(sorted(drawn))})")
+        raise ValueError(f"{path}: the scenario has no objective's signal (it has {', '.join(sorted(drawn))})")
     rules = rules.model_copy(update={"objectives": kept})
     notes = [
-        f"the scenario says nothing of {objective.signal}: the objective {objective.name} is left out"
-        for objective in left_out
+        f"the scenario has no {objective.signal}: the objective {objective.name} is left out" for objective in left_out
     ]
 
     def play(number: int, looks: bool) -> Run:

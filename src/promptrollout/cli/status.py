@@ -20,12 +20,19 @@ PIPE_WIDTH: Final = 160
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("-A", "--all-namespaces", is_flag=True, help="Without NAME: the rollouts of every namespace.")
+@click.option("-A", "--all-namespaces", is_flag=True, help="Without NAME: list the rollouts of all namespaces.")
 @click.option("-w", "--watch", is_flag=True, help="Follow until interrupted.")
-@click.option("--wait", is_flag=True, help="Until Healthy (exit 0) or Degraded (exit 1); exit 2 at --timeout.")
-@click.option("--digest", default="", metavar="D", help="With --wait: of the version meant; first 10 characters do.")
-@click.option("--timeout", default="10m", show_default=True, metavar="TIME", help="With --wait: 90s, 10m, 2h.")
-@click.option("-o", "--output", type=click.Choice(["json", "yaml"]), help="The object itself.")
+@click.option("--wait", is_flag=True, help="Wait until Healthy (exit 0) or Degraded (exit 1); exit 2 at --timeout.")
+@click.option(
+    "--digest",
+    default="",
+    metavar="D",
+    help="With --wait: digest of the version to wait for; 10 characters are enough.",
+)
+@click.option(
+    "--timeout", default="10m", show_default=True, metavar="TIME", help="With --wait: how long, such as 90s, 10m or 2h."
+)
+@click.option("-o", "--output", type=click.Choice(["json", "yaml"]), help="Print the object.")
 @cluster_command
 async def status(
     flags: Flags,
@@ -43,9 +50,9 @@ async def status(
     if (watch or wait) and not name:
         raise click.UsageError("--watch and --wait need the NAME of a rollout")
     if watch and (wait or output):
-        raise click.UsageError("--watch goes with neither --wait nor --output")
+        raise click.UsageError("--watch cannot be combined with --wait or --output")
     if digest and not wait:
-        raise click.UsageError("--digest goes with --wait")
+        raise click.UsageError("--digest needs --wait")
     seconds = parse_seconds(timeout)
     async with flags.target() as target:
         if name and wait:
@@ -69,12 +76,12 @@ def parse_seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise click.BadParameter(f"{text!r} is no positive time; write 90s, 10m or 2h", param_hint="--timeout")
+        raise click.BadParameter(f"{text!r} is not a positive time; write 90s, 10m or 2h", param_hint="--timeout")
     return seconds
 
 
 def outcome(rollout: Object, digest: str) -> tuple[int | None, str]:
-    """What a rollout has come to for the version of `digest` (or whatever the spec asks for): exit code and why.
+    """The result of the rollout for the version of `digest` (or what the spec asks for): exit code and why.
 
     The code is None while it is open. A phase counts only once the operator has seen the present spec.
     """
@@ -82,13 +89,13 @@ def outcome(rollout: Object, digest: str) -> tuple[int | None, str]:
     parsed = PromptRollout.model_validate(rollout)
     current = parsed.status
     if current is None or current.phase is None:
-        return None, "the operator has not seen it yet"
+        return None, "the operator has not reported on it yet"
     if wanted:
         for rejected in current.rejected:
             if short_digest(rejected.digest) == wanted[:10] and rejected.digest[7:].startswith(wanted):
                 return EXIT_FAILED, f"{short_digest(rejected.digest)} was rejected: {rejected.reason}"
     if (current.observed_generation or 0) < parsed.metadata.generation:
-        return None, "the operator has not seen the latest change yet"
+        return None, "the operator has not processed the latest change yet"
     stable = current.stable.digest[7:] if current.stable else ""
     if current.phase == "Healthy" and stable.startswith(wanted):
         return 0, f"Healthy on {stable[:10]}"
@@ -111,7 +118,7 @@ async def _wait(target: Target, name: str, digest: str, seconds: float, output: 
                 if kind == "SYNCED":
                     continue
                 if kind == "DELETED":
-                    raise click.ClickException(f"rollout {name} was deleted meanwhile")
+                    raise click.ClickException(f"rollout {name} was deleted while waiting")
                 latest = item
                 code, why = outcome(item, digest)
                 if why != said:

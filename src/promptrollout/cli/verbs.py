@@ -8,15 +8,15 @@ import click
 
 from promptrollout import cluster
 from promptrollout.api.command import Command, Verb, new_id
+from promptrollout.api.decisions import DecisionReason
 from promptrollout.api.names import API_VERSION, FIELD_MANAGER_CLI
 from promptrollout.api.rollout import Decision
 from promptrollout.cli.connection import EXIT_FAILED, EXIT_TIMEOUT, Flags, Object, Target, cluster_command
 
 WAIT_SECONDS: Final = 10.0
-REFUSED: Final = "CommandRefused"
 
 _name = click.argument("name")
-_reason = click.option("--reason", default="", metavar="TEXT", help="Recorded with the decision.")
+_reason = click.option("--reason", default="", metavar="TEXT", help="Reason, recorded with the decision.")
 _wait = click.option(
     "--wait/--no-wait", default=True, show_default=True, help=f"Wait up to {WAIT_SECONDS:.0f} s for the answer."
 )
@@ -39,36 +39,36 @@ async def promote(flags: Flags, name: str, reason: str, wait: bool, full: bool) 
 
 @_verb
 async def abort(flags: Flags, name: str, reason: str, wait: bool) -> int:
-    """Take the canary back to weight 0 at once. Its version stays rejected until `retry`."""
+    """Set the canary's weight to 0 at once. Its version stays rejected until `retry`."""
     return await command(flags, "abort", name, reason, wait)
 
 
 @_verb
 async def retry(flags: Flags, name: str, reason: str, wait: bool) -> int:
-    """Try the rejected version again: from no evidence, at a stricter level."""
+    """Try the rejected version again, without earlier evidence and at a stricter level."""
     return await command(flags, "retry", name, reason, wait)
 
 
 @_verb
 async def pause(flags: Flags, name: str, reason: str, wait: bool) -> int:
-    """Let nothing advance until `resume`. A breach still rolls back."""
+    """Hold the rollout until `resume`. A breach still rolls back."""
     return await command(flags, "pause", name, reason, wait)
 
 
 @_verb
 async def resume(flags: Flags, name: str, reason: str, wait: bool) -> int:
-    """End `pause`. (A pause step is ended by `promote`.)"""
+    """End `pause`. To end a pause step, use `promote`."""
     return await command(flags, "resume", name, reason, wait)
 
 
 @_verb
 async def undo(flags: Flags, name: str, reason: str, wait: bool) -> int:
-    """Go back to the version before. The present one stays rejected until `retry`; the spec is not touched."""
+    """Go back to the previous version. The current one stays rejected until `retry`. The spec is not changed."""
     return await command(flags, "undo", name, reason, wait)
 
 
 async def command(flags: Flags, verb: Verb, name: str, reason: str, wait: bool) -> int:
-    """Write the verb and report what became of it; returns the exit code."""
+    """Write the verb and report its result; returns the exit code."""
     async with flags.target() as target:
         rollout, user = await asyncio.gather(target.rollout(name), target.user())
         given = bound(rollout, verb, user, reason)
@@ -82,7 +82,7 @@ async def command(flags: Flags, verb: Verb, name: str, reason: str, wait: bool) 
                 status = await handled(target, name, given.id)
         except TimeoutError:
             click.echo(
-                f"{verb} is written, but no operator took it up within {WAIT_SECONDS:.0f} s; it acts when one does. "
+                f"{verb} is written, but no operator handled it within {WAIT_SECONDS:.0f} s; it acts later. "
                 f"To send everybody to stable without the operator: promptrollout emergency stable {name}",
                 err=True,
             )
@@ -121,11 +121,11 @@ async def write(target: Target, rollout: Object, given: Command) -> None:
 
 
 async def handled(target: Target, name: str, identity: str) -> Object:
-    """The first status that knows the command's id."""
+    """The first status that contains the command's id."""
     path = target.rollout_path()
     async for kind, item in cluster.watch(target.client, path, field_selector=f"metadata.name={name}"):
         if kind == "DELETED":
-            raise click.ClickException(f"rollout {name} was deleted meanwhile")
+            raise click.ClickException(f"rollout {name} was deleted while waiting")
         status: Object = item.get("status") or {}
         if identity in status.get("handledCommands", ()):
             return status
@@ -133,16 +133,15 @@ async def handled(target: Target, name: str, identity: str) -> Object:
 
 
 def news(status: Object, known: set[str]) -> list[Decision]:
-    """Decisions taken since, oldest first."""
+    """Decisions since then, oldest first."""
     history = [Decision.model_validate(entry) for entry in status.get("history", ())]
     return [decision for decision in reversed(history) if decision.id not in known]
 
 
 def report(verb: Verb, name: str, given: Command, decisions: list[Decision]) -> int:
     """Print the refusal, or what was decided; returns the exit code."""
-    opening = f"{verb} by {given.by}" if given.by else verb
     for decision in decisions:
-        if decision.reason == REFUSED and decision.message.startswith(opening):
+        if decision.reason == DecisionReason.COMMAND_REFUSED and decision.command == given.id:
             click.echo(f"rollout {name}: {decision.message}", err=True)
             return EXIT_FAILED
     for decision in decisions:

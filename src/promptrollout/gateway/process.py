@@ -18,17 +18,19 @@ import uvicorn
 from kubernetes.aio.client import ApiClient
 
 from promptrollout import cluster
-from promptrollout.api.names import (
+from promptrollout.api.gateway import GatewaySpec
+from promptrollout.api.networks import Networks
+from promptrollout.api.pod_settings import (
     CALLER_KEYS_DIR,
     PORT_ADMIN,
     PORT_HTTP,
     PROVIDER_KEYS_DIR,
     STATE_DIR,
+    PodSettings,
 )
-from promptrollout.api.networks import Networks
 from promptrollout.gateway.auth.authenticate import Auth, authenticator_for
 from promptrollout.gateway.auth.caller_keys import CallerKeys
-from promptrollout.gateway.auth.token_reviews import CHECK_SECONDS, TokenReviews
+from promptrollout.gateway.auth.token_reviews import CHECK_SECONDS, ServiceAccountRule, TokenReviews
 from promptrollout.gateway.metrics.counters import Counters
 from promptrollout.gateway.rollouts.last_good import Store
 from promptrollout.gateway.rollouts.loader import Loader
@@ -54,7 +56,7 @@ _POLL_SECONDS: Final = 0.1
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings in the pod's Deployment."""
+    """The pod's settings with what the process makes of them; `of` reads them."""
 
     gateway: str
     namespace: str
@@ -66,7 +68,7 @@ class Settings:
     """The addresses that providers may have."""
     auth: Auth = field(default_factory=Auth)
     limits: Limits = field(default_factory=Limits)
-    drain_seconds: int = 30
+    drain_seconds: int = GatewaySpec.model_fields["drain_seconds"].default
     bind_address: str = ""
     """Empty: all addresses."""
     pod_ip: str = ""
@@ -74,6 +76,29 @@ class Settings:
     port: int = PORT_HTTP
     admin_port: int = PORT_ADMIN
     endpoint_lag_seconds: float = ENDPOINT_LAG_SECONDS
+
+    @classmethod
+    def of(cls, pod: PodSettings, api_server: str = "", bind_address: str = "") -> Settings:
+        """`api_server`: its host, where no provider may be."""
+        allowed, refused = pod.allowed_provider_networks, pod.refused_provider_networks
+        callers = tuple(
+            ServiceAccountRule(one.namespace, one.name, one.tenant, frozenset(one.rollouts) if one.rollouts else None)
+            for one in pod.auth_service_accounts
+        )
+        return cls(
+            gateway=pod.gateway,
+            namespace=pod.namespace,
+            pod=pod.pod_name,
+            pod_ip=pod.pod_ip,
+            state_dir=pod.state_dir,
+            provider_keys_dir=pod.provider_keys_dir,
+            caller_keys_dir=pod.caller_keys_dir,
+            networks=Networks.of(allowed, refused, api_server),
+            auth=Auth(pod.auth_mode, pod.auth_audience, callers or (ServiceAccountRule(pod.namespace),)),
+            limits=pod.limits,
+            drain_seconds=pod.drain_seconds,
+            bind_address=bind_address,
+        )
 
 
 class _Server(uvicorn.Server):

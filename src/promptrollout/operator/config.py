@@ -1,4 +1,4 @@
-"""The operator's configuration: one YAML file, read once at start, and what the pod tells through its environment."""
+"""The operator's configuration: one YAML file, read once at start, and the pod's environment variables."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from pydantic.alias_generators import to_camel
 from promptrollout import __version__
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.meta import HeaderName, Name
-from promptrollout.api.names import ENV_ALLOWED_NETWORKS, ENV_BIND_ADDRESS, ENV_REFUSED_NETWORKS, PORT_ADMIN
+from promptrollout.api.names import ENV_BIND_ADDRESS
 from promptrollout.api.networks import CIDR
+from promptrollout.api.pod_settings import PORT_ADMIN, variable
 
 FilePath = Annotated[str, Field(pattern=r"^/", max_length=1024)]
 
@@ -40,7 +41,7 @@ OWN_PARAMETERS = {"query", "time", "start", "end", "step", "timeout"}
 
 
 class MetricsSource(_Section):
-    """A Prometheus-compatible store. Gateways name one; nobody else chooses where queries go."""
+    """A Prometheus-compatible store. A gateway names one; only this file says where queries go."""
 
     name: Name
     url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$", max_length=1024)]
@@ -62,17 +63,17 @@ class MetricsSource(_Section):
     ] = {}
     """Sent with every query, such as partial_response (Thanos) or deny_partial_response (VictoriaMetrics)."""
     namespace_label: Annotated[str, Field(pattern=r"^([a-zA-Z_][a-zA-Z0-9_]*)?$", max_length=128)] = "namespace"
-    """The label that the store attaches to say where a pod was scraped. Empty: it attaches none, and what pods of any
-    namespace say of a rollout is believed."""
+    """The label that the store attaches to say where a pod was scraped. Empty: it attaches none, and pods of any
+    namespace are trusted."""
 
     @model_validator(mode="after")
     def _one_authorization(self) -> MetricsSource:
-        given = {
+        authorizations = {
             "the header Authorization": any(name.lower() == "authorization" for name in self.headers),
             "bearerTokenFile": self.bearer_token_file,
             "basicAuth": self.basic_auth,
         }
-        if len(several := [name for name, value in given.items() if value]) > 1:
+        if len(several := [name for name, value in authorizations.items() if value]) > 1:
             raise ValueError(f"give {several[0]} or {several[1]}, not both")
         return self
 
@@ -107,27 +108,27 @@ class Config(_Section):
     gateway_cluster_role: Annotated[str, Field(min_length=1, max_length=253)] = "promptrollout-gateway"
     """Bound for the ServiceAccount of each PromptGateway in its namespace."""
     allowed_provider_networks: Annotated[list[CIDR], Field(max_length=64)] = []
-    """Where gateways may connect to though it is refused by default: loopback, link-local and the like."""
+    """Networks that gateways may connect to although they are refused by default, such as loopback."""
     refused_provider_networks: Annotated[list[CIDR], Field(max_length=64)] = []
-    """Where they may not, besides."""
+    """Further networks that they may not connect to."""
     settle_seconds: Annotated[float, Field(ge=0, le=60)] = 2.0
-    """How long after an interval's end its last scrapes are waited for; never more than a quarter of the interval."""
+    """Time to wait for an interval's last scrapes; never more than a quarter of the interval."""
 
     @property
     def gateway_environment(self) -> dict[str, str]:
-        """What pods of gateways are told of it: nothing by default, so that no upgrade replaces them for it."""
+        """Variables of gateway pods; none by default, so that an upgrade does not replace pods."""
         networks = {
-            ENV_ALLOWED_NETWORKS: self.allowed_provider_networks,
-            ENV_REFUSED_NETWORKS: self.refused_provider_networks,
+            "allowed_provider_networks": self.allowed_provider_networks,
+            "refused_provider_networks": self.refused_provider_networks,
         }
-        return {name: ",".join(found) for name, found in networks.items() if found}
+        return {variable(name): ",".join(found) for name, found in networks.items() if found}
 
     @field_validator("metrics_sources")
     @classmethod
     def _names_are_unique(cls, sources: list[MetricsSource]) -> list[MetricsSource]:
         names = [source.name for source in sources]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"the name {twice[0]} stands twice: names of sources are unique")
+            raise ValueError(f"the name {twice[0]} is used twice: each metrics source needs its own")
         return sources
 
     @field_validator("log_level", mode="before")
@@ -137,8 +138,8 @@ class Config(_Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the pod's environment says."""
+class PodEnvironment:
+    """From the variables of the operator's own pod."""
 
     pod: str
     namespace: str
@@ -147,9 +148,9 @@ class Surroundings:
     port: int
 
 
-def surroundings(environ: Mapping[str, str] | None = None) -> Surroundings:
+def pod_environment(environ: Mapping[str, str] | None = None) -> PodEnvironment:
     environ = os.environ if environ is None else environ
-    return Surroundings(
+    return PodEnvironment(
         pod=environ.get("POD_NAME") or environ.get("HOSTNAME") or "operator",
         namespace=environ.get("POD_NAMESPACE", ""),
         bind_address=environ.get(ENV_BIND_ADDRESS, ""),

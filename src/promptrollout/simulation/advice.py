@@ -1,4 +1,4 @@
-"""What cannot be decided with a given traffic, and the change that would help: the words of `plan` and of `lint`."""
+"""What a given traffic cannot decide, and which change would help: the texts of `plan` and of `lint`."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from promptrollout.simulation.undecidable import (
 )
 
 MOST_WEIGHT = 90
-"""Above, too little traffic is left on stable to compare with."""
+"""At higher weights stable has too little traffic left to compare with."""
 MOST_MARGIN_PERCENT = 1_000
 
 
@@ -44,7 +44,7 @@ def never_decided(rules: Snapshot, given: Assumed) -> Iterator[Doubt]:
 
 def _samples(rules: Snapshot, objective: Objective, given: Assumed, step: WeightStep) -> Doubt | None:
     """minSamples are not reached in time."""
-    # the gate of a mean counts from the rollout's start, minSamples from the step's: the stricter is what people see
+    # a mean's gate counts from the rollout's start, minSamples from the step's: the stricter one is reported
     needed = max(objective.min_samples, gate_of(objective))
     patience = patience_seconds(rules, step)
     per_second = given.samples(objective, 1.0, step.weight)[0]
@@ -90,7 +90,7 @@ def _proof(rules: Snapshot, objective: Objective, given: Assumed, step: WeightSt
     def at_margin(percent: int) -> bool:
         return seconds_to_pass(rules, _widened(objective, percent, unit), given, step.weight, patience) <= patience
 
-    # beyond half of the traffic a comparison with stable gains nothing
+    # above half of the traffic a comparison with stable does not improve
     most = min(50, _most_weight(rules, step))
     if (weight := _least(at_weight, step.weight + 1, most)) is not None:
         remedies.append(f"a weight of {weight} %")
@@ -125,7 +125,7 @@ def _most_weight(rules: Snapshot, step: WeightStep) -> int:
 
 
 def _least(holds: Callable[[int], bool], low: int, high: int) -> int | None:
-    """The smallest number from `low` to `high` for which it holds, if it holds for all above; None if for none."""
+    """The smallest number from `low` to `high` for which it holds, if it holds for all above it; None without one."""
     if low > high or not holds(high):
         return None
     while low < high:

@@ -1,4 +1,4 @@
-"""What a rollout's traffic is assumed to be before anybody has seen it: how much, how bad, how spread. Needs numpy."""
+"""Assumptions about a rollout's traffic before it is measured: how much, how bad, how spread. Needs numpy."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ DEFAULTS: Mapping[str, Baseline] = {
     "TokensPerRequest": Baseline(1_000.0),
     "CacheHitRate": Baseline(0.5, spread=0.5),
 }
-"""What is assumed of stable where nobody says otherwise; the output states it."""
+"""Defaults for stable; the output states them."""
 AT_ONCE = 100
 """Intervals that are drawn together."""
 OTHER_RATE, OTHER_MEAN = Baseline(0.02), Baseline(1.0)
@@ -60,7 +60,7 @@ class Assumed:
         return self.requests_per_minute / 60 * self.baselines[objective.name].sampled
 
     def samples(self, objective: Objective, seconds: float, weight: int) -> tuple[float, float]:
-        """Expected on canary and stable in so many seconds. A `value` of signal Custom gives one each an interval."""
+        """Expected samples on canary and stable within `seconds`. A Custom `value` gives one an interval."""
         if objective.custom is not None and objective.custom.form == "value":
             n = seconds / self.interval_seconds
             return (n if weight > 0 else 0.0), (n if weight < 100 else 0.0)
@@ -76,7 +76,7 @@ def assumed(rules: Snapshot, requests_per_minute: float, known: Mapping[str, Bas
     strangers = set(known) - {o.name for o in objectives} - {o.signal for o in objectives}
     if strangers := strangers - DEFAULTS.keys():
         names = ", ".join(o.name for o in objectives)
-        raise ValueError(f"there is no objective {', '.join(sorted(strangers))} in this rollout (there is {names})")
+        raise ValueError(f"this rollout has no objective {', '.join(sorted(strangers))} (it has {names})")
     baselines = {}
     for objective in objectives:
         given = known.get(objective.name, known.get(objective.signal))
@@ -108,7 +108,7 @@ def from_recorded(recorded: Recorded, rules: Snapshot, said: Mapping[str, Baseli
                 values = (c.stable.n, c.stable.total, c.stable.total_squared, c.canary.n + c.stable.n)
                 sums[name] = [a + b for a, b in zip(sums.get(name, [0.0] * 4), values, strict=True)]
     if not requests:
-        raise ValueError("no requests were recorded: there is nothing to assume from")
+        raise ValueError("the recording has no requests: traffic cannot be assumed from it")
     known: dict[str, Baseline] = {}
     for name, (n, total, squared, both) in sums.items():
         if n <= 0:
@@ -123,13 +123,13 @@ def from_recorded(recorded: Recorded, rules: Snapshot, said: Mapping[str, Baseli
 
 
 def worse(objective: Objective, base: float, ratio: float) -> float:
-    """`ratio` times as bad as `base`; a share of requests ends at all of them."""
+    """`ratio` times as bad as `base`; a share of requests is at most 1."""
     value = base / ratio if signal_of(objective).direction == "less_is_worse" else base * ratio
     return min(value, 1.0) if signal_of(objective).kind == "rate" else value
 
 
 def worst_ratio(objective: Objective, base: float) -> float:
-    """The worst that is looked for: a total failure of a rate, twenty times the cost."""
+    """The worst case that is searched: a total failure of a rate, twenty times the cost."""
     if signal_of(objective).kind == "rate" and signal_of(objective).direction == "more_is_worse":
         return 1 / base if base > 0 else math.inf
     return 20.0
@@ -179,7 +179,7 @@ class GoodVersion:
         self._rng, self._objectives, self._given = rng, objectives, given
         self._weight = -1
         self._ahead: dict[str, list[Counts]] = {}
-        """Drawn for the weight in force and not asked for yet: many at once are quicker."""
+        """Drawn in advance for the present weight: many at once are quicker."""
 
     def counts(self, k: int, weight: int) -> Strata:
         if weight != self._weight:

@@ -1,17 +1,17 @@
-"""YAML of people whom nobody knows: refused before its aliases or its depth take all memory or time."""
+"""Untrusted YAML: refused before its aliases or its depth exhaust memory or time."""
 
 from typing import Any, Final
 
 import yaml
 
 MOST_BY_ALIASES: Final = 100_000
-"""Nodes that all aliases of a stream may add. What is written out is bounded by the length of the text."""
+"""Nodes that all aliases of a stream may add. Other nodes are bounded by the length of the text."""
 MOST_LEVELS: Final = 100
 """Of nested lists and mappings, aliases followed."""
 
 
 class BoundedLoader(yaml.SafeLoader):
-    """As kubectl reads YAML: what looks like a date stays text. Raises a yaml.MarkedYAMLError at what is too much."""
+    """As kubectl reads YAML: dates stay text. Raises yaml.MarkedYAMLError if there is too much."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -48,12 +48,12 @@ class BoundedLoader(yaml.SafeLoader):
     def _follow(self, node: yaml.Node, event: yaml.Event) -> None:
         """Count what an alias stands for."""
         if node not in self._shapes:
-            raise _refused("an alias stands within what it names: write out what is meant", event)
+            raise _refused("an alias refers to a value that contains it: write the value out", event)
         nodes, levels = self._shapes[node]
         self._nodes += nodes
         self._by_aliases += nodes
         if self._by_aliases > MOST_BY_ALIASES:
-            raise _refused(f"aliases stand for more than {MOST_BY_ALIASES:,} values: write out what is meant", event)
+            raise _refused(f"aliases stand for more than {MOST_BY_ALIASES:,} values: write the values out", event)
         self._deepest = max(self._deepest, self._level + 1 + levels)
         self._refuse_depth(event)
 
@@ -69,7 +69,7 @@ BoundedLoader.yaml_implicit_resolvers = {
 
 
 def load(text: str) -> Any:
-    """The only document of a text. ValueError says why there is none."""
+    """The only document of a text. ValueError if it is not valid."""
     try:
         return yaml.load(text, BoundedLoader)
     except (yaml.YAMLError, ValueError) as error:

@@ -299,7 +299,7 @@ def factors(rng: Generator, users: Users | None, relative: float, buckets: Bucke
 def readable(rng: Generator, scenario: Scenario) -> Counted:
     """By interval: the first interval whose increments are read at its end; -1 if nothing is.
 
-    NaN: carried to the next reading, for both arms. A carry that is too old is dropped, and so is what nobody scraped.
+    NaN: carried to the next reading, for both arms. A carry that is too old is dropped, as is what was never scraped.
     """
     gaps, times = scenario.gaps, BASELINE + scenario.intervals
     missing = rng.random(times) < gaps.nan_share

@@ -1,4 +1,4 @@
-"""The answer of `promptrollout plan`: what each step can catch, how long a good version takes, what stays open."""
+"""The answer of `promptrollout plan`: what each step can catch, how long a good version takes, what stays undecided."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from promptrollout.simulation.world import Run, simulate
 
 GOOD_RUNS = 9
 ENOUGH_HELD = 3
-"""If the first so many good versions all do not arrive, no further ones are waited for."""
+"""If this many good versions in a row do not reach 100 %, no more are simulated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def good_version(rules: Snapshot, given: Assumed) -> tuple[float, str]:
     attended = [step for step in rules.steps if step.pause is None or step.pause.duration_seconds is not None]
     pauses = sum(step.pause.duration_seconds or 0 for step in attended if step.pause is not None)
     plain = rules.model_copy(update={"steps": attended, "bake_seconds": 0})
-    # one less than there may be: it is to end with what it waits for, and not with the end of its time
+    # one interval less than maxDurationSeconds: the run ends with what it waits for, not with the end of its time
     intervals = (rules.max_duration_seconds + pauses) // rules.interval_seconds - 1
     runs: list[Run] = []
     for number in range(GOOD_RUNS):
@@ -78,6 +78,6 @@ def good_version(rules: Snapshot, given: Assumed) -> tuple[float, str]:
         if len(runs) == ENOUGH_HELD and all(run.outcome == "Held" for run in runs):
             break
     held = [run.why for run in runs if run.outcome == "Held"]
-    # what is rolled back although it is good says nothing of the time that one takes
+    # a good version that is rolled back by chance says nothing about the time to 100 %
     times = [run.seconds if run.outcome == "Promoted" else math.inf for run in runs if run.outcome != "RolledBack"]
     return (median(times) if times else math.inf), (held[0] if held else "")

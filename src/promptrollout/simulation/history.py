@@ -1,4 +1,4 @@
-"""Historical metrics: what a Prometheus still has of a rollout, read by the operator's own reader."""
+"""Historical metrics of a rollout, read from Prometheus by the operator's own reader."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from promptrollout.engine.lifecycle.moves import BASELINE_INTERVALS
 from promptrollout.operator.cluster.metrics import Metrics
 from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.evidence.analyses import Analyses
-from promptrollout.operator.evidence.requests import Measured, Question
+from promptrollout.operator.evidence.requests import EvidenceRequest, ObjectiveQueries
 from promptrollout.operator.sources.lanes import SourceError
 from promptrollout.operator.sources.prometheus import Source
 from promptrollout.simulation.recorded import RecordedInterval, line_of
 
 SOURCE = "history"
 TIMEOUT_SECONDS = 60
-"""A window of a hundred intervals is more than the operator ever asks for at once."""
+"""Longer windows than the operator ever asks for at once."""
 
 
 def question_of(
     rules: Snapshot, uid: str, stable: str, canary: str, exposed_at: int, name: str, namespace: str
-) -> Question:
+) -> EvidenceRequest:
     """`uid`: of the PromptRollout; `stable` and `canary`: the label `version`, ten characters of a digest."""
-    return Question(
+    return EvidenceRequest(
         uid=uid,
         source=SOURCE,
         interval_seconds=rules.interval_seconds,
         stable_version=stable,
         canary_version=canary,
-        objectives=tuple(Measured.of(objective) for objective in rules.objectives),
+        objectives=tuple(ObjectiveQueries.of(objective) for objective in rules.objectives),
         exposed_at=exposed_at,
         rollout=name,
         namespace=namespace,
@@ -54,7 +54,7 @@ def history(
         source.close()
 
 
-async def _read(source: Source, question: Question, start: int, end: int) -> list[RecordedInterval]:
+async def _read(source: Source, question: EvidenceRequest, start: int, end: int) -> list[RecordedInterval]:
     width = question.interval_seconds
     position = start // width * width - BASELINE_INTERVALS * width
     last = end // width * width
@@ -62,7 +62,7 @@ async def _read(source: Source, question: Question, start: int, end: int) -> lis
     key = Key("PromptRollout", question.namespace, question.rollout)
     lines: list[RecordedInterval] = []
     while position < last:
-        analyses.want(key, question, position)
+        analyses.request(key, question, position)
         await analyses.look()
         evidence = analyses.evidence(key, position, SOURCE)
         if not evidence.available:

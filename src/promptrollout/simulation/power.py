@@ -13,7 +13,7 @@ import numpy as np
 
 from promptrollout.api.rollout import Snapshot
 from promptrollout.api.slo import Objective
-from promptrollout.engine.lifecycle.analysis import Line, levels
+from promptrollout.engine.lifecycle.analysis import ObjectiveFold, levels
 from promptrollout.engine.lifecycle.moves import BASELINE_INTERVALS
 from promptrollout.engine.objectives.signals import signal_of
 from promptrollout.engine.statistics.evidence import Counts
@@ -21,15 +21,15 @@ from promptrollout.simulation.assumed import Assumed, drawn, worst_ratio
 from promptrollout.simulation.undecidable import weight_steps
 
 CHANCE = 0.8
-"""With which a regression is to be caught."""
+"""Chance with which a regression should be caught."""
 RUNS = 100
 LOOKS_PER_STEP = 12
-"""A longer step is looked at so often, in longer intervals: a little less often than it really is."""
+"""A longer step is evaluated this often, in longer intervals: slightly less often than in reality."""
 PRECISION = 1.03
-"""Of the ratios that are found."""
+"""Relative precision of the ratios."""
 PASS_RUNS = 21
 PASS_LOOKS = 250
-"""At distances that grow by a twentieth."""
+"""Each distance is a twentieth longer than the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +86,29 @@ class Detection:
         canary, stable = zip(*n, strict=True)
         baseline = self.given.baselines[self.objective.name]
         rng = np.random.default_rng([1, run])
-        at, line = levels(self.rules, 1), Line(self.objective, None)
+        at, fold = levels(self.rules, 1), ObjectiveFold(self.objective, None)
         if run not in self._primed:
             self._primed[run] = primed(self.objective, self.given, run)
-        line.state, step = self._primed[run], 0
+        fold.state, step = self._primed[run], 0
         for look, counts in zip(looks, drawn(rng, self.objective, baseline, canary, stable, ratio), strict=True):
             if look.step != step:
-                step, line.step_samples = look.step, 0
-            line.take([counts], look.weight, promotable=True, outage=False)
-            if line.test.breached(line.state, at):
+                step, fold.step_samples = look.step, 0
+            fold.add([counts], look.weight, promotable=True, outage=False)
+            if fold.test.breached(fold.state, at):
                 return look.step
         return len(self.rules.steps)
 
 
 def primed(objective: Objective, given: Assumed, run: int) -> Any:
     """A test's state at the first exposure: it knows stable from the intervals before."""
-    line = Line(objective, None)
+    fold = ObjectiveFold(objective, None)
     n_c, n_s = given.samples(objective, given.interval_seconds, 0)
     rng = np.random.default_rng([0, run])
     count = BASELINE_INTERVALS
     before = drawn(rng, objective, given.baselines[objective.name], [n_c] * count, [n_s] * count, 1.0)
     for counts in before:
-        line.take([counts], 100, promotable=False, outage=False)
-    return line.state
+        fold.add([counts], 100, promotable=False, outage=False)
+    return fold.state
 
 
 def _looks(rules: Snapshot) -> list[_Look]:
@@ -136,19 +136,19 @@ def seconds_to_pass(
     baseline = given.baselines[objective.name]
     times = []
     for run in range(PASS_RUNS):
-        line = Line(objective, None)
-        line.state = primed(objective, given, run)
+        fold = ObjectiveFold(objective, None)
+        fold.state = primed(objective, given, run)
         rng = np.random.default_rng([2, run])
-        times.append(_first_pass(line, drawn(rng, objective, baseline, canary, stable, 1.0), weight, at, ends))
+        times.append(_first_pass(fold, drawn(rng, objective, baseline, canary, stable, 1.0), weight, at, ends))
         if 2 * sum(map(math.isinf, times)) > PASS_RUNS:
             return math.inf
     return median(times)
 
 
-def _first_pass(line: Line, counts: Sequence[Counts], weight: int, at: Any, ends: Sequence[float]) -> float:
+def _first_pass(fold: ObjectiveFold, counts: Sequence[Counts], weight: int, at: Any, ends: Sequence[float]) -> float:
     for each, end in zip(counts, ends, strict=True):
-        line.take([each], weight, promotable=True, outage=False)
-        judgement = line.test.judge(line.state, at)
+        fold.add([each], weight, promotable=True, outage=False)
+        judgement = fold.test.judge(fold.state, at)
         if judgement.non_inferior and not judgement.common_cause:
             return end
     return math.inf

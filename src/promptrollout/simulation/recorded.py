@@ -81,7 +81,7 @@ class RecordedInterval(_Line):
 
     @property
     def exposed(self) -> bool:
-        """Whether the canary met anybody."""
+        """Whether the canary served anybody."""
         if self.weight is not None:
             return self.weight > 0
         return any(part.canary.n > 0 for parts in self.counts.values() for part in parts)
@@ -93,31 +93,31 @@ class TooLong(ValueError):
     def __init__(self, line: RecordedInterval, exposed_at: int) -> None:
         super().__init__(
             f"starts at {line.start}, more than {MOST_INTERVALS:,} intervals after the canary's first exposure at "
-            f"{exposed_at}: keep one rollout in a file, and correct what is no time of it"
+            f"{exposed_at}: keep one rollout in a file, and correct wrong times"
         )
         self.line = line
 
 
 class Recorded:
-    """Recorded intervals as traffic. `exposed_at` is the start of the first in which the canary met anybody."""
+    """Recorded intervals as traffic. `exposed_at` is the start of the first in which the canary served anybody."""
 
     def __init__(self, lines: Sequence[RecordedInterval]) -> None:
         """ValueError if they are of several lengths, twice the same, without any canary, or too far apart."""
         if not lines:
-            raise ValueError("nothing was recorded: not one interval")
+            raise ValueError("the recording is empty: it has no interval")
         lengths = sorted({line.end - line.start for line in lines})
         if len(lengths) > 1:
-            raise ValueError(f"intervals of {lengths[0]} s and of {lengths[1]} s: record all of one length")
+            raise ValueError(f"intervals of {lengths[0]} s and of {lengths[1]} s: record all with the same length")
         self.interval_seconds = lengths[0]
         first = next((line for line in sorted(lines, key=lambda line: line.start) if line.exposed), None)
         if first is None:
-            raise ValueError("the canary met nobody in any interval: its weight or its counts are 0 in all of them")
+            raise ValueError("the canary served no users: its weight or its counts are 0 in every interval")
         self.exposed_at = first.start
         if late := next((x for x in lines if x.start - first.start >= MOST_INTERVALS * self.interval_seconds), None):
             raise TooLong(late, first.start)
         self._lines = {(line.start - first.start) // self.interval_seconds: line for line in lines}
         if len(self._lines) < len(lines):
-            raise ValueError("an interval is there twice: keep one line for each start")
+            raise ValueError("an interval is recorded twice: keep one line for each start")
         self.intervals = max(self._lines) + 1
         self.objectives = sorted({name for line in lines for name in line.counts})
         self.missing = self.intervals - sum(k >= 0 for k in self._lines)
@@ -140,23 +140,22 @@ class Recorded:
         return k in self._lines and self._lines[k].provider == "canary-down"
 
     def warnings(self, objectives: Iterable[str]) -> Iterator[str]:
-        """After a replay: what its reader must know. `objectives`: those of the rules."""
+        """After a replay: warnings for its reader. `objectives`: those of the rules."""
         wanted = set(objectives)
         for name in sorted(wanted.difference(self.objectives)):
             yield f"the objective {name} was not recorded: it has no evidence"
         for name in sorted(set(self.objectives) - wanted):
-            yield f"{name} was recorded, and the rollout has no such objective: it is not looked at"
+            yield f"{name} was recorded, but the rollout has no such objective: it is ignored"
         if self.missing:
             yield f"{self.missing} of {self.intervals} intervals have no line: nothing was measured in them"
         if any(line.weight is None for line in self._lines.values()):
-            yield "the weight at which the metrics were recorded is not known: the counts are used as they are"
+            yield "the recording has no weights: the counts are used unscaled"
         if self.differences:
             k = min(self.differences)
             weight, recorded = self.differences[k]
             yield (
-                f"from {k * self.interval_seconds} s on the rollout would have had {weight} % where {recorded} % was "
-                f"recorded ({len(self.differences)} intervals in all): metrics at another weight are not known, so the "
-                "recorded counts are used as they are, unscaled"
+                f"from {k * self.interval_seconds} s on the rollout would be at {weight} %, but {recorded} % is "
+                f"recorded ({len(self.differences)} intervals in all): the recorded counts are used unscaled"
             )
 
 

@@ -1,4 +1,4 @@
-"""How simulations and forecasts look on a terminal and in a pipe: nothing is wider than 80 columns."""
+"""Simulations and forecasts on a terminal and in a pipe: nothing is wider than 80 columns."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -104,7 +104,7 @@ def summary_view(name: str, found: Summary, rules: Snapshot, warnings: Iterable[
             _pair(toll.total, partial(_amount, objective, rules)),
             _pair(toll.excess, partial(_amount, objective, rules)),
         )
-    note = "Median, and in brackets what nine of ten runs do not exceed. Requests are the canary's."
+    note = "Median, and in brackets the 90th percentile over the runs. Requests are the canary's."
     parts: list[RenderableType] = [Text(name), Text(), table, Text(), tolls, Text(), Text(note)]
     if found.reasons:
         why = ", ".join(f"{cause} {count:,}" for cause, count in found.reasons.items())
@@ -151,7 +151,7 @@ def forecast_view(name: str, rules: Snapshot, given: Assumed, found: Forecast) -
     parts.append(
         Text(
             "Catches: the smallest value of a canary, bad from its first user on, that is rolled back by the end of "
-            f"the step with {100 * CHANCE:.0f} % chance. Requests are taken as independent of each other."
+            f"the step with {100 * CHANCE:.0f} % chance. Requests are assumed to be independent."
         )
     )
     parts += [Text(), Text(good_text(rules, found)), *_warned(map(str, found.doubts))]
@@ -167,7 +167,7 @@ def good_text(rules: Snapshot, found: Forecast) -> str:
     else:
         text = (
             f"A version as good as stable reaches 100 % after {duration(found.good_seconds)} (median); "
-            f"its steps take {duration(found.planned_seconds)} at least."
+            f"its steps need at least {duration(found.planned_seconds)}."
         )
     if found.person_pauses:
         text += f" Pauses for a person ({found.person_pauses}) are not counted."

@@ -1,4 +1,4 @@
-"""From manifests to the rules that the operator would roll out by: resolved by its own code, without a cluster."""
+"""From manifests to the rules that the operator would use: resolved by its own code, without a cluster."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,15 +7,17 @@ from pydantic import ValidationError
 
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.rollout import RolloutSpec, Snapshot
+from promptrollout.engine.lifecycle.messages import problem_text
+from promptrollout.engine.lifecycle.reasons import MissingObject, SpecProblem
 from promptrollout.operator.cluster.store import Store
 from promptrollout.operator.rollouts.resolve import resolve
 
 Body = Mapping[str, Any]
 
 KINDS = ("PromptRollout", "PromptVersion", "PromptSLO", "PromptGateway", "ModelProvider")
-"""That are looked at."""
+"""The kinds that matter here."""
 NAMESPACE = "simulated"
-"""All given objects are taken to be in one."""
+"""All given objects count as of this one."""
 
 
 def rollouts_in(bodies: Sequence[Body]) -> list[str]:
@@ -31,26 +33,33 @@ def rules_of(bodies: Sequence[Body], name: str | None = None) -> tuple[str, Snap
     for body in bodies:
         for field in ("metadata", "spec"):
             if body.get("kind") in KINDS and not isinstance(body.get(field), Mapping | None):
-                raise ValueError(f"{field} of a {body['kind']} is no mapping; `promptrollout lint` says more")
+                raise ValueError(f"{field} of a {body['kind']} is not a mapping; run `promptrollout lint`")
     names = rollouts_in(bodies)
     if not names:
-        raise ValueError("there is no PromptRollout in the given files: add one with -f")
+        raise ValueError("the given files have no PromptRollout: add one with -f")
     if name is None and len(names) > 1:
         raise ValueError(f"{len(names)} rollouts in the given files ({', '.join(names)}): choose one with --name")
     if name is not None and name not in names:
-        raise ValueError(f"there is no PromptRollout {name} in the given files (there is {', '.join(names)})")
+        raise ValueError(f"the given files have no PromptRollout {name} (they have {', '.join(names)})")
     body = next(b for b in bodies if b.get("kind") == "PromptRollout" and name in (None, _name(b)))
     try:
         spec = RolloutSpec.model_validate(body.get("spec") or {})
     except ValidationError as error:
-        raise ValueError(f"spec.{first_problem(error)}; `promptrollout lint` says more") from error
+        raise ValueError(f"spec.{first_problem(error)}; run `promptrollout lint`") from error
     store = _store(bodies, spec)
     sources = {str((item.get("spec") or {}).get("metricsSource", "default")) for item in store.all("PromptGateway")}
     desired = resolve(NAMESPACE, _name(body), spec, None, store, sources).desired
     if desired.problems or desired.snapshot is None:
-        reasons = "; ".join(desired.problems).replace(f" in {NAMESPACE}: create it", " in the given files: add it")
+        reasons = "; ".join(_problem(each) for each in desired.problems)
         raise ValueError(f"PromptRollout {_name(body)}: {reasons}")
     return _name(body), desired.snapshot
+
+
+def _problem(problem: SpecProblem) -> str:
+    """There is no namespace here: a missing object must be among the files."""
+    if isinstance(problem, MissingObject):
+        return f"{problem.path}: there is no {problem.kind} {problem.name} in the given files: add it"
+    return problem_text(problem)
 
 
 def _store(bodies: Sequence[Body], spec: RolloutSpec) -> Store:

@@ -16,7 +16,7 @@ from promptrollout.simulation import bounded_yaml
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Multiple = Annotated[float, Field(ge=0, le=1_000)]
-"""Of stable's value; 1 is no difference."""
+"""Multiple of stable's value; 1 is no difference."""
 Onset = Annotated[int, Field(ge=0, le=100_000)]
 """First interval in which the canary differs."""
 
@@ -70,7 +70,7 @@ class Errors(Strict):
     canary_multiple: Multiple = 1
     onset: Onset = 0
     common_spike: Spike | None = None
-    """Hits both arms."""
+    """Affects both arms."""
     cycle: Cycle | None = None
     """Of both arms' rate."""
     shocks: Annotated[float, Field(ge=0, lt=1)] = 0
@@ -81,7 +81,7 @@ class Errors(Strict):
 
 
 class Users(Strict):
-    """Users who stay on their arm, each with habits of their own. Absent: requests are independent."""
+    """Users who stay on their arm, each with own habits. Absent: requests are independent."""
 
     count: Annotated[int, Field(ge=1, le=1_000_000)]
     zipf_exponent: Annotated[float, Field(ge=0, le=5)] = 0.8
@@ -130,7 +130,7 @@ class Judge(Strict):
     mean: Annotated[float, Field(gt=1, lt=5)] = 4
     standard_deviation: Annotated[float, Field(gt=0, lt=2)] = 0.8
     canary_difference: Annotated[float, Field(gt=-4, lt=4)] = 0
-    """Canary's mean minus stable's."""
+    """The canary's mean minus stable's."""
     onset: Onset = 0
     stable_delay_seconds: Annotated[float, Field(ge=0)] = 0
     canary_delay_seconds: Annotated[float, Field(ge=0)] = 0
@@ -145,12 +145,12 @@ class Judge(Strict):
 
 
 class Feedback(Strict):
-    """Thumbs. News travels with exponential delays."""
+    """Thumbs, which arrive with exponential delays."""
 
     share: Share = 0.05
-    """Of answers that get any."""
+    """Share of answers that get feedback."""
     negative_share: Share = 0.3
-    """Of stable's feedback, once all of it has come."""
+    """Bad share of stable's feedback, once all of it has arrived."""
     canary_multiple: Multiple = 1
     onset: Onset = 0
     bad_delay_seconds: Annotated[float, Field(ge=0)] = 0
@@ -180,7 +180,7 @@ class Gaps(Strict):
     nan_share: Share = 0
     """Of intervals, for each signal by itself, that cannot be read."""
     prometheus_outages: Annotated[list[Window], Field(max_length=20)] = []
-    """Prometheus is away: it answers nothing, and never saw these intervals."""
+    """Prometheus is down: it answers no query and has no data for these intervals."""
     pod_restarts: PodRestarts | None = None
     canary_provider_outage: Window | None = None
     """The canary's provider alone is down: its requests fail until that is noticed, then stable answers them."""
@@ -205,11 +205,11 @@ class Scenario(Strict):
     actions: Actions | None = None
     gaps: Gaps = Gaps()
     sample_ratio: Annotated[float, Field(gt=0, le=2)] = 1
-    """Units that reach the canary, over those that its weight asks for; 1 is no mismatch."""
+    """Units that reach the canary, divided by those that its weight asks for; 1 is no mismatch."""
 
 
 def load(path: Path) -> Scenario:
-    """The scenario in a YAML file. ValueError with file, field and reason if it is none."""
+    """The scenario in a YAML file. ValueError with file, field and reason if the file is not one."""
     try:
         return Scenario.model_validate(bounded_yaml.load(path.read_text("utf-8")))
     except ValidationError as error:

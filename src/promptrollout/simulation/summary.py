@@ -74,7 +74,7 @@ def summary(runs: Sequence[Run]) -> Summary:
 def cause(run: Run) -> str:
     """Of a rollback: the objective in breach, or else the decision's reason."""
     breached = next((row.name for row in run.rows if row.verdict == "Breach"), None)
-    return breached or next((m.reason for m in run.timeline if m.message == run.why), "")
+    return breached or run.reason
 
 
 def chance(count: int, runs: int) -> Chance:

@@ -1,4 +1,4 @@
-"""What a canary cost the users that met it: bad requests, and how many of them stable would have spared."""
+"""What a canary cost its users: bad requests, and how many of them stable would have avoided."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

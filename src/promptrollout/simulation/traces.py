@@ -1,7 +1,6 @@
-"""A run's evidence as numbers over time, read off the engine's tests from the outside."""
+"""A run's evidence as numbers over time, computed by the engine's tests."""
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,12 +8,14 @@ from promptrollout.api.rollout import ObjectiveStatus, Snapshot
 from promptrollout.engine.lifecycle.analysis import levels
 from promptrollout.engine.objectives.definitions import make_test
 from promptrollout.engine.objectives.judgement import Levels, ObjectiveTest
+from promptrollout.engine.objectives.signals import signal_of
 from promptrollout.simulation.world import Look
 
 MOST = 4.0
-"""Evidence of ten thousand to one is as good as any."""
+"""Stronger evidence than ten thousand to one is shown as that."""
 HALVINGS = 12
-_INTERVAL = re.compile(r"([+-]?)\$?([\d,.]+(?:e[+-]?\d+)?) to ([+-]?)\$?([\d,.]+(?:e[+-]?\d+)?)\s*([a-z ]*)")
+_UNITS = {"share": ("points", 100.0), "usd": ("USD", 1.0)}
+"""As people read them: the name of the unit, and how many of it the signal's is. Others are as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Point:
 class Trace:
     objective: str
     unit: str
-    """Of the difference: `points`, or `USD`."""
+    """Of the difference: `points`, `USD`, or the signal's own."""
     breach_threshold: float
     promotion_threshold: float
     points: tuple[Point, ...]
@@ -46,21 +47,22 @@ def traces(rules: Snapshot, looks: tuple[Look, ...], attempt: int = 1) -> list[T
     found = []
     for objective in rules.objectives:
         test = make_test(objective)
+        own = signal_of(objective).unit
+        unit, scale = _UNITS.get(own, (own, 1.0))
         rows = [(look.seconds, row) for look in looks for row in look.rows if row.name == objective.name]
-        points = tuple(_point(test, at, seconds, row) for seconds, row in rows)
-        unit = next((u for u in (interval(row.difference)[2] for _, row in rows) if u), "")
+        points = tuple(_point(test, at, scale, seconds, row) for seconds, row in rows)
         found.append(Trace(objective.name, unit, -math.log10(at.breach), -math.log10(at.promote), points))
     return found
 
 
-def _point(test: ObjectiveTest, at: Levels, seconds: int, row: ObjectiveStatus) -> Point:
+def _point(test: ObjectiveTest, at: Levels, scale: float, seconds: int, row: ObjectiveStatus) -> Point:
     state = test.decode(row.checkpoint) if row.checkpoint else test.start()
 
     def passes(level: float) -> bool:
         judgement = test.judge(state, Levels(breach=10**-MOST, promote=level))
         return judgement.non_inferior and not judgement.common_cause
 
-    low, high, _ = interval(row.difference)
+    low, high = (None, None) if (ends := test.difference(state)) is None else (end * scale for end in ends)
     breach = strictest(lambda level: test.breached(state, Levels(breach=level, promote=at.promote)))
     return Point(seconds, breach, strictest(passes), low, high)
 
@@ -72,15 +74,3 @@ def strictest(decides: Callable[[float], bool]) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if decides(10**-middle) else (low, middle)
     return low
-
-
-def interval(text: str) -> tuple[float | None, float | None, str]:
-    """Ends and unit of a difference as the analysis table writes it: `+0.4 to +2.1 points`, `-$0.0002 to +$0.001`."""
-    found = _INTERVAL.match(text)
-    if found is None:
-        return None, None, ""
-    low, high = (
-        float(number.replace(",", "")) * (-1 if sign == "-" else 1)
-        for sign, number in ((found[1], found[2]), (found[3], found[4]))
-    )
-    return low, high, "USD" if "$" in text else found[5].strip()

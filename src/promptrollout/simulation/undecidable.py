@@ -1,4 +1,4 @@
-"""What an objective asks for that no traffic can ever give, and what a step asks for at all."""
+"""Objectives that no amount of traffic can decide, and what each step requires."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class WeightStep:
     weight: int
     seconds: int
     last: bool
-    """Behind it everybody is on the canary, so that it is the one that needs proof."""
+    """After it everybody is on the canary, so this step needs proof."""
 
 
 def weight_steps(rules: Snapshot) -> list[WeightStep]:
@@ -36,7 +36,7 @@ def weight_steps(rules: Snapshot) -> list[WeightStep]:
 
 
 def patience_seconds(rules: Snapshot, step: WeightStep) -> int:
-    """How long the operator waits for evidence before onInsufficientTraffic applies: see `engine.life.overdue`."""
+    """How long the operator waits for evidence before onInsufficientTraffic applies (`moves.overdue` of the engine)."""
     return 2 * step.seconds + GRACE_INTERVALS * rules.interval_seconds
 
 
@@ -54,12 +54,12 @@ class Doubt:
 
 
 def wants_proof(objective: Objective, step: WeightStep) -> bool:
-    """Whether a step passes only when the canary is shown to be within its margin: see `engine.analysis.lacking`."""
+    """Whether a step passes only on proof that the canary is within its margin (see `missing_evidence`)."""
     return (objective.advance_on or ("NonInferior" if step.last else "NoBreach")) == "NonInferior"
 
 
 def undecidable(rules: Snapshot) -> Iterator[Doubt]:
-    """What no traffic can ever decide."""
+    """Objectives, and rollouts, that no traffic can decide."""
     steps = weight_steps(rules)
     if not rules.analyse:
         return
@@ -67,8 +67,8 @@ def undecidable(rules: Snapshot) -> Iterator[Doubt]:
     if planned > rules.max_duration_seconds:
         yield Doubt(
             "",
-            f"the steps take {planned} s of active time at least, and maxDurationSeconds is "
-            f"{rules.max_duration_seconds}: no version ever reaches 100 %",
+            f"the steps need at least {planned} s of active time, and maxDurationSeconds is "
+            f"{rules.max_duration_seconds}: no version can reach 100 %",
             f"raise maxDurationSeconds above {planned}, or shorten the steps",
         )
     for objective in rules.objectives:
@@ -86,7 +86,7 @@ def undecidable(rules: Snapshot) -> Iterator[Doubt]:
         if not any(least <= step.weight <= most for step in steps):
             yield Doubt(
                 objective.name,
-                f"{objective.signal} is compared from {least} % on, up to {most} %, and no step has such a weight",
+                f"{objective.signal} is compared at weights from {least} % to {most} %, and no step has such a weight",
                 f"add a step with a weight of {max(least, 1)} %",
             )
 

@@ -1,4 +1,4 @@
-"""One rollout on a virtual clock, decided by the operator's own `plan`: what would have happened, and when."""
+"""One rollout on a virtual clock, decided by the operator's own `plan`: what would happen, and when."""
 
 import dataclasses
 import hashlib
@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from promptrollout.api.decisions import DecisionReason
 from promptrollout.api.delivery import VersionRef
 from promptrollout.api.rollout import Decision, ObjectiveStatus, RolloutSpec, RolloutStatus, Snapshot
 from promptrollout.engine.lifecycle.analysis import is_outage
 from promptrollout.engine.lifecycle.facts import Delivered, DeliveryIntent, Desired, Facts, Plan
 from promptrollout.engine.lifecycle.moves import BASELINE_INTERVALS, step_seconds
-from promptrollout.engine.lifecycle.plan import COMMON_SECONDS, plan
+from promptrollout.engine.lifecycle.plan import plan
+from promptrollout.engine.lifecycle.progress import COMMON_SECONDS
 from promptrollout.engine.objectives import sample_ratio
 from promptrollout.engine.objectives.definitions import bounds_of
 from promptrollout.engine.statistics.evidence import Evidence, Interval
@@ -25,7 +27,7 @@ EPOCH = 1_800_000_000
 SETTLE_PLANS = 12
 """More moves than a rollout can make at one moment."""
 PAUSE_INTERVALS = 2
-"""A longer gap between two plans does not count towards a pause: see engine.plan.tick."""
+"""A longer gap between two plans does not count towards a pause: see engine.lifecycle.progress.count_time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Run:
     outcome: Outcome
     seconds: int
     """From the first exposure to 100 % or to the rollback; if it held, to the end of the traffic."""
+    reason: str
+    """The decision's; empty if it held."""
     why: str
     """The decision's message; if it held, what the rollout was waiting for."""
     timeline: tuple[Moment, ...]
@@ -85,7 +89,7 @@ def simulate(
 
     Pods confirm a configuration after `confirm_seconds` and serve it at once. `at_once`: most intervals handed to one
     plan; 1 is what the operator does, and any number decides the same. `coarse`: what waits for evidence after a step's
-    time is looked at less and less often, which is quicker, and late by a fiftieth of the wait at most. `looks`: keep
+    time is evaluated less and less often, which is quicker, and late by at most a fiftieth of the wait. `looks`: keep
     the table after every interval. ValueError if the traffic was cut otherwise than the rules say.
     """
     width = rules.interval_seconds
@@ -207,7 +211,7 @@ class _World:
         return -(-(left - behind) // self.width)
 
     def answers(self, end: int) -> bool:
-        """Whether Prometheus does when the interval that ends then is over. Nobody asks before the exposure."""
+        """Whether Prometheus answers when the interval that ends then is over. It is not asked before the exposure."""
         k = self.index(end) - 1
         return k < 0 or self.traffic.available(k)
 
@@ -285,7 +289,7 @@ class _World:
             evidence=tuple(decision.evidence),
         )
         self.timeline.append(moment)
-        if decision.reason == "RolloutCompleted":
+        if decision.reason == DecisionReason.ROLLOUT_COMPLETED:
             self.outcome, self.decided, self.rows = "Promoted", moment, tuple(self.status.analysis)
         elif decision.reason == self.status.withdrawal and self.status.rejected:
             self.outcome, self.decided, self.rows = "RolledBack", moment, tuple(self.status.analysis)
@@ -299,6 +303,7 @@ class _World:
     def facts(self) -> Facts:
         return Facts(
             name="simulated",
+            namespace="simulated",
             uid="simulated",
             generation=1,
             spec=self.spec,
@@ -350,6 +355,7 @@ class _World:
         return Run(
             outcome=self.outcome,
             seconds=until,
+            reason=self.decided.reason if self.decided else "",
             why=self.decided.message if self.decided else self.status.message,
             timeline=tuple(self.timeline),
             weights=tuple((at - self.origin, weight) for at, weight in self.sent),

@@ -1,16 +1,16 @@
-"""The command annotation: what the CLI writes the operator reads; anything else is a sentence, never an exception."""
+"""The command annotation: what the CLI writes the operator reads; anything else is malformed, never an exception."""
 
 import json
 
 import pytest
 
-from promptrollout.api.command import Command, new_id, parse_command
+from promptrollout.api.command import Command, MalformedCommand, new_id, parse_command
 from promptrollout.api.names import ANNOTATION_COMMAND
 
 GOOD = {"id": "1", "verb": "promote-full", "rolloutUID": "u", "revision": 3, "attempt": 1, "step": 0, "by": "me"}
 
 
-def parsed(text: str) -> Command | str | None:
+def parsed(text: str) -> Command | MalformedCommand | None:
     return parse_command({ANNOTATION_COMMAND: text})
 
 
@@ -37,11 +37,19 @@ def test_absent() -> None:
         (json.dumps(GOOD | {"id": ""}), "id"),
     ],
 )
-def test_malformed_names_the_field_and_the_fix(text: str, names: str) -> None:
+def test_malformed_names_the_field(text: str, names: str) -> None:
     problem = parsed(text)
-    assert isinstance(problem, str)
-    assert problem.startswith(f"annotation {ANNOTATION_COMMAND}: {names}")
-    assert problem.endswith("write it with `promptrollout`")
+    assert isinstance(problem, MalformedCommand)
+    assert problem.problem.startswith(names)
+    assert problem.text == text
+
+
+def test_another_malformed_text_is_another_command() -> None:
+    first, again, other = parsed("promote"), parsed("promote"), parsed("abort")
+    assert isinstance(first, MalformedCommand)
+    assert isinstance(again, MalformedCommand)
+    assert isinstance(other, MalformedCommand)
+    assert first.id == again.id != other.id
 
 
 def test_fields_of_a_later_release_are_ignored() -> None:

@@ -26,7 +26,7 @@ def told(**fields: object) -> list[str]:
 
 
 def test_what_is_missing_and_what_is_unknown() -> None:
-    assert told(nmae="x") == ["name: required: add it", "nmae: unknown field: remove it or mend its name"]
+    assert told(nmae="x") == ["name: required: add it", "nmae: unknown field: remove it or correct its name"]
 
 
 def test_the_branches_of_a_union_are_no_fields() -> None:

@@ -51,7 +51,7 @@ def test_a_prompt_that_is_too_large_is_not_looked_at_further() -> None:
         ({"$ref": "#"}, "leads back to itself"),
         ({"not": {"not": {"$ref": "#"}}}, "leads back to itself"),
         ({"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}}}, "leads back to itself"),
-        (doubled(40), "in each other"),
+        (doubled(40), "levels of $ref"),
         (doubled(14, unevaluatedProperties=False), "cost too much to compile"),
         ({"allOf": [{"$dynamicRef": "#a"}], "unevaluatedItems": False}, "$dynamicRef"),
         ({"pattern": r"\pL{400}"}, "cost too much to compile"),

@@ -62,7 +62,7 @@ def test_variables(text: str, names: set[str]) -> None:
         ("{% for x in xs recursive %}{% endfor %}", "recursive loops are not supported"),
         ("{% block x %}{% endblock %}", "block is not supported"),
         ("line 1 {{ x }}" * 9000, "more than 2500 tokens"),
-        ("{% for x in a %}" * 21 + "{% endfor %}" * 21, "more than 20 loops in each other"),
+        ("{% for x in a %}" * 21 + "{% endfor %}" * 21, "more than 20 nested loops"),
         ("{% include 'other' %}", "include is not supported"),
         ("{% extends 'other' %}", "extends is not supported"),
         ("{{ 9 ** 9 ** 9 }}", "** is not supported"),

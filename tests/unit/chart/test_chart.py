@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from promptrollout.api.crds import KINDS, crd
-from promptrollout.api.names import GROUP, PORT_ADMIN
+from promptrollout.api.names import GROUP
 from promptrollout.api.networks import REFUSED as DEFAULT_REFUSED
+from promptrollout.api.pod_settings import PORT_ADMIN
 from promptrollout.gateway.auth.authenticate import Auth
 from promptrollout.gateway.process import Gateway, Settings
 from promptrollout.gateway.server.metrics_page import exposition

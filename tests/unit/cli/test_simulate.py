@@ -104,14 +104,14 @@ def test_a_recording_under_other_weights_says_so(tmp_path: Path) -> None:
     other = tmp_path / "rollout.yaml"
     other.write_text(Path(ROLLOUT).read_text().replace("weight: 10", "weight: 25"))
     text = good("simulate", "-f", str(other), "--recorded", str(FOLDER / "recorded.jsonl"))
-    assert "25 % where 10 %" in " ".join(text.split())
+    assert "25 %, but 10 %" in " ".join(text.split())
 
 
 def test_objectives_that_a_scenario_knows_nothing_of_are_left_out_aloud(tmp_path: Path) -> None:
     scenario = tmp_path / "errors.yaml"
     scenario.write_text("name: errors-only\nerrors: {rate: 0.01}\n")
     text = " ".join(simulated("--scenario", str(scenario)).split())
-    assert "says nothing of CostPerRequest: the objective cost is left out" in text
+    assert "has no CostPerRequest: the objective cost is left out" in text
 
 
 @pytest.mark.parametrize("suffix", ["png", "html"])
@@ -151,13 +151,13 @@ def test_a_plot_at_a_glance_is_small_and_the_same_each_time(tmp_path: Path) -> N
     ("arguments", "reason"),
     [
         ((), "exactly one of --scenario"),
-        (("--recorded", str(FOLDER / "recorded.jsonl"), "--runs", "2"), "--runs belongs to --scenario"),
+        (("--recorded", str(FOLDER / "recorded.jsonl"), "--runs", "2"), "--runs needs --scenario"),
         (("--prometheus", "http://127.0.0.1:9"), "--prometheus needs --from, --to, --uid, --stable, --canary"),
         (("--scenario", ROLLOUT), "name: required: add it"),
         (("--recorded", ROLLOUT), "rollout.yaml:1"),
         (("--scenario", str(FOLDER / "good.yaml"), "--plot", "out.gif"), "ends in .html, .png or .svg"),
         (("--scenario", str(FOLDER / "good.yaml"), "--name", "other"), "no PromptRollout other"),
-        (("--prometheus", "x", "--from", "noon"), "'noon' is no time"),
+        (("--prometheus", "x", "--from", "noon"), "'noon' is not a time"),
     ],
 )
 def test_mistakes_are_told(arguments: tuple[str, ...], reason: str) -> None:
@@ -170,7 +170,7 @@ def test_mistakes_are_told(arguments: tuple[str, ...], reason: str) -> None:
     ("text", "reason"),
     [
         ("name: x\ndescription: " + "[" * 5000, "nested more than 100 levels deep"),
-        ("a: &a [1, *a]", "an alias stands within what it names"),
+        ("a: &a [1, *a]", "an alias refers to a value that contains it"),
     ],
 )
 def test_hostile_yaml_is_refused_as_scenario_and_as_manifest(tmp_path: Path, text: str, reason: str) -> None:
@@ -191,7 +191,7 @@ def test_a_plot_into_a_directory_that_is_not_there_is_refused_before_the_run(tmp
     plot = tmp_path / "missing" / "out.html"
     result = run("simulate", "-f", ROLLOUT, "--scenario", str(FOLDER / "good.yaml"), "--plot", str(plot))
     assert result.exit_code == 1
-    assert result.output == f"Error: --plot {plot}: there is no directory {plot.parent}; create it\n"
+    assert result.output == f"Error: --plot {plot}: directory {plot.parent} does not exist; create it\n"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -318,8 +318,8 @@ def test_what_no_gateway_exports_is_refused_by_plan_and_lint_with_the_operators_
     file.write_text(yaml.safe_dump_all([body] if place == "own" else [body, slo]))
     plan = run("plan", "-f", str(file), "--requests-per-minute", "600")
     reason = (
-        "objective judge: gateways of this release do not export JudgeScore, so nothing can measure it: "
-        "remove it, or export metrics of your own and use signal Custom"
+        "objective judge: gateways of this release do not export JudgeScore: remove it, or export your own metrics and "
+        "use signal Custom"
     )
     assert (plan.exit_code, path + reason in plan.output) == (1, True), plan.output
     lint = run("lint", str(file))

@@ -91,7 +91,7 @@ def failing(*, again: bool = False) -> World:
             lost("Hold"),
             [
                 "at 50 %, held: metrics are not available: connection refused",
-                "no metrics for 600 s (connection refused): app-fb04dcb697 (fb04dcb697) stays at 50 %, unwatched",
+                "no metrics for 600 s (connection refused): app-fb04dcb697 stays at 50 %, unwatched",
             ],
         ),
         (
@@ -105,24 +105,25 @@ def failing(*, again: bool = False) -> World:
             lost("Withdraw"),
             [
                 "at 0 %, held: metrics are not available: connection refused",
-                "no metrics for 600 s (connection refused): weight 0, not rejected; it starts over when they are back",
+                "no metrics for 600 s (connection refused): weight 0, not rejected; the canary starts over when "
+                "metrics are back",
             ],
         ),
         (
             failing(),
             [
-                "at 0 %, held: gateway pods failed while users met it: it is tried again alone, once all pods have "
+                "at 0 %, held: gateway pods failed while it served users: it is tried again alone once all pods have "
                 "been ready for a while",
-                "gateway pod default-gateway-x ended (exit code 139), while app-fb04dcb697 (fb04dcb697) was at 10 %: "
-                "taken back, not rejected; it is tried again alone",
+                "gateway pod default-gateway-x ended (exit code 139), while app-fb04dcb697 was at 10 %: "
+                "withdrawn, not rejected; it is tried again alone",
             ],
         ),
         (
             failing(again=True),
             [
-                "app-fb04dcb697 (fb04dcb697) was rejected (PodsFailing); app-3bfc269594 (3bfc269594) serves; "
-                "retry it or change the prompt",
-                "while app-fb04dcb697 (fb04dcb697) was at 10 %; it was tried alone: rolled back",
+                "app-fb04dcb697 was rolled back (PodsFailing); app-3bfc269594 serves. "
+                "Fix the prompt, or `promptrollout retry app -n shop`",
+                "while app-fb04dcb697 was at 10 %; it was tried alone: rolled back",
                 "fb04dcb697 PodsFailing, attempt 1",
             ],
         ),

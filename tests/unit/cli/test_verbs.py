@@ -25,9 +25,9 @@ def rollout(**status: Any) -> dict[str, Any]:
     }
 
 
-def decision(identity: str, reason: str, message: str) -> dict[str, Any]:
-    at = "2026-11-21T08:00:00Z"
-    return {"id": identity, "at": at, "reason": reason, "revision": 1, "weight": 0, "message": message}
+def decision(identity: str, reason: str, message: str, command: str | None = None) -> dict[str, Any]:
+    at, fields = "2026-11-21T08:00:00Z", {"reason": reason, "message": message, "command": command}
+    return {"id": identity, "at": at, "revision": 1, "weight": 0} | fields
 
 
 def test_command_carries_what_its_author_saw() -> None:
@@ -51,22 +51,23 @@ def test_rollout_without_status_takes_no_command() -> None:
 
 def test_refusal_is_exit_code_1_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     given = bound(rollout(stage="Idle"), "abort", "ann", "")
-    status = {"history": [decision("n", "CommandRefused", "abort by ann refused: no canary is in progress")]}
+    text = "abort by ann refused: no canary is in progress"
+    status = {"history": [decision("n", "CommandRefused", text, given.id)]}
     assert report("abort", "r", given, news(status, set())) == 1
     assert "no canary is in progress" in capsys.readouterr().err
 
 
-def test_somebody_elses_refusal_is_not_mine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_refusal_of_another_command_is_not_mine(capsys: pytest.CaptureFixture[str]) -> None:
     given = bound(rollout(stage="Idle"), "pause", "ann", "")
     status = {
         "history": [
-            decision("c", "RolloutPaused", "paused by ann"),
-            decision("b", "CommandRefused", "pause by bob refused: it is paused already"),
+            decision("c", "RolloutPaused", "ann paused the rollout"),
+            decision("b", "CommandRefused", "pause by ann refused: the rollout is paused already", "other"),
             decision("a", "RolloutStarted", "old"),
         ]
     }
     assert report("pause", "r", given, news(status, {"a"})) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "rollout r: RolloutPaused: paused by ann"
+    assert capsys.readouterr().out.splitlines()[-1] == "rollout r: RolloutPaused: ann paused the rollout"
 
 
 @pytest.mark.parametrize(

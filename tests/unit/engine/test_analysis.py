@@ -5,8 +5,9 @@ import math
 import pytest
 
 from promptrollout.api.rollout import ObjectiveStatus
-from promptrollout.engine.lifecycle.analysis import Line, is_outage, lacking, levels
+from promptrollout.engine.lifecycle.analysis import ObjectiveFold, is_outage, levels, missing_evidence
 from promptrollout.engine.lifecycle.draft import Draft
+from promptrollout.engine.lifecycle.messages import missing_text
 from promptrollout.engine.statistics.evidence import Arm, Counts, Interval
 from tests.world import COST, ERRORS, World, snapshot, started, version
 
@@ -33,13 +34,13 @@ def test_objectives_share_five_percent_and_attempts_use_up_five_percent_together
 def test_people_read_the_confidence_that_is_left() -> None:
     rules = snapshot({"weight": 50, "minDurationSeconds": 3_000}, objectives=[ERRORS, COST])
     world = started(rules, error_rate={V2.digest: 0.3}).tick(3)
-    assert "with 1 - 0.025 confidence" in row(world).message
+    assert "with 97.5 % confidence" in row(world).message
     world.error_rate = {}
     world.tick(3)
     world.tell("retry")
     world.tick(20)
     assert row(world).verdict == "Pass"
-    assert f"with 1 - {0.05 * 6 / (4 * math.pi**2):.2g} confidence" in row(world).message
+    assert f"with {100 - 100 * 0.05 * 6 / (4 * math.pi**2):.2f} % confidence" in row(world).message
 
 
 # ---------------------------------------------------------------- intervals
@@ -52,35 +53,37 @@ def costs(hits: float, n: float) -> Arm:
 
 @pytest.mark.parametrize(("weight", "mean"), [(10, 0.00177), (49, 0.00177), (50, 0.00366), (90, 0.00366)])
 def test_costs_are_as_billed_once_the_canary_has_half_of_the_users(weight: int, mean: float) -> None:
-    line = Line(COST, None)
-    line.take([Counts(costs(0.2, 100), costs(0.9, 900))], weight, promotable=True, outage=False)
-    assert line.state.canary.total / line.state.canary.n == pytest.approx(mean)
+    fold = ObjectiveFold(COST, None)
+    fold.add([Counts(costs(0.2, 100), costs(0.9, 900))], weight, promotable=True, outage=False)
+    assert fold.state.canary.total / fold.state.canary.n == pytest.approx(mean)
 
 
 def test_a_signal_that_counts_from_full_weight_on_is_not_taken_before() -> None:
-    from_weight = Line(COST, None)
+    from_weight = ObjectiveFold(COST, None)
     assert from_weight.signal.from_weight <= 1
     hits = COST.model_copy(update={"signal": "CacheHitRate", "name": "hits"})
-    line = Line(hits, None)
-    assert line.signal.from_weight > 1
-    for weight, taken in ((line.signal.from_weight - 1, 0), (line.signal.from_weight, 100)):
-        line.take([Counts.of(100, 50, 100, 50)], weight, promotable=True, outage=False)
-        assert line.state.canary.n == taken
-        assert line.step_samples == taken
+    fold = ObjectiveFold(hits, None)
+    assert fold.signal.from_weight > 1
+    for weight, taken in ((fold.signal.from_weight - 1, 0), (fold.signal.from_weight, 100)):
+        fold.add([Counts.of(100, 50, 100, 50)], weight, promotable=True, outage=False)
+        assert fold.state.canary.n == taken
+        assert fold.step_samples == taken
 
 
 def test_only_usable_requests_of_confirmed_steps_are_samples_of_the_step() -> None:
-    line = Line(ERRORS, None)
+    fold = ObjectiveFold(ERRORS, None)
     good, bad = Counts.of(60, 1, 500, 5), Counts.of(40, math.nan, 500, 5)
-    line.take([good, bad], 10, promotable=True, outage=False)
-    assert line.step_samples == 60
-    line.take([good], 10, promotable=False, outage=False)
-    assert (line.step_samples, line.state.canary) == (60, 120)
+    fold.add([good, bad], 10, promotable=True, outage=False)
+    assert fold.step_samples == 60
+    fold.add([good], 10, promotable=False, outage=False)
+    assert (fold.step_samples, fold.state.canary) == (60, 120)
 
 
 def test_a_damaged_checkpoint_restarts_the_row_and_no_more() -> None:
-    line = Line(ERRORS, ObjectiveStatus(name="errors", signal="ErrorRate", verdict="Pass", checkpoint="2:x:AAAA"))
-    assert line.state == line.test.start()
+    fold = ObjectiveFold(
+        ERRORS, ObjectiveStatus(name="errors", signal="ErrorRate", verdict="Pass", checkpoint="2:x:AAAA")
+    )
+    assert fold.state == fold.test.start()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,7 @@ def lacks(found: ObjectiveStatus | None, index: int = 0, **objective: object) ->
     world = started(snapshot(objectives=[ERRORS.model_copy(update=objective)]))
     draft = Draft(world.facts(), world.now)
     draft.set(analysis=[found] if found else [], current_step_index=index, weight=10)
-    return lacking(draft)
+    return [missing_text(each) for each in missing_evidence(draft)]
 
 
 def changed(**fields: object) -> ObjectiveStatus:
@@ -183,6 +186,6 @@ def test_a_mean_lacks_its_gate_first() -> None:
     assert lacks(None, **cost) == ["errors: 0 of 300 canary samples before it is judged"]
 
 
-def test_without_analysis_nothing_is_lacking() -> None:
+def test_without_analysis_nothing_is_missing_evidence() -> None:
     world = started(snapshot(analyse=False))
-    assert lacking(Draft(world.facts(), world.now)) == []
+    assert missing_evidence(Draft(world.facts(), world.now)) == []

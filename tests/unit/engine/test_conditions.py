@@ -10,8 +10,7 @@ from promptrollout.engine.lifecycle.plan import plan
 from tests.world import ERRORS, World, snapshot, started, version
 
 V1, V2, V3 = version("v1"), version("v2"), version("v3")
-NAMES = {v.digest: f"{v.version} ({v.digest[7:17]})" for v in (V1, V2, V3)}
-ONE, TWO, THREE = (NAMES[v.digest] for v in (V1, V2, V3))
+ONE, TWO, THREE = V1.version, V2.version, V3.version
 AT_REST = {"Stalled": "NotStalled", "Paused": "NotPaused", "InsufficientTraffic": "EnoughOrNotDue"}
 """Reasons of conditions that are False, where the rollout's own reason says nothing about them."""
 
@@ -186,14 +185,14 @@ SITUATIONS: dict[str, tuple[Callable[[], World], str, str, str, set[str]]] = {
         paused,
         "Paused",
         "Held",
-        f"{TWO} at 10 %, held: paused by a person",
+        f"{TWO} at 10 %, held: paused by a person: `resume` continues",
         {"Reconciling", "Paused", "Delivered", "MetricsAvailable"},
     ),
     "frozen": (
         frozen,
         "Paused",
         "Held",
-        f"{TWO} at 10 %, held: held by PromptFreeze black-friday",
+        f"{TWO} at 10 %, held: PromptFreeze black-friday is in force",
         {"Reconciling", "Paused", "Delivered", "MetricsAvailable"},
     ),
     "blind": (
@@ -228,7 +227,7 @@ SITUATIONS: dict[str, tuple[Callable[[], World], str, str, str, set[str]]] = {
         thin_and_paused,
         "Paused",
         "Held",
-        f"{TWO} at 10 %, held: paused by a person",
+        f"{TWO} at 10 %, held: paused by a person: `resume` continues",
         {"Reconciling", "Paused", "Delivered", "MetricsAvailable"},
     ),
     "holding for traffic": (
@@ -249,14 +248,14 @@ SITUATIONS: dict[str, tuple[Callable[[], World], str, str, str, set[str]]] = {
         withdrawing,
         "Degraded",
         "ObjectiveBreached",
-        f"taking {TWO} back (ObjectiveBreached): 1 of 2 ready pods confirmed; waiting for pod-a (silent)",
+        f"withdrawing {TWO} (ObjectiveBreached): 1 of 2 ready pods confirmed; waiting for pod-a (silent)",
         {"Stalled"},
     ),
     "cancelled": (
         cancelled,
         "Progressing",
         "RolloutCancelled",
-        f"taking {TWO} back (RolloutCancelled): 1 of 2 ready pods confirmed; waiting for pod-a (silent)",
+        f"withdrawing {TWO} (RolloutCancelled): 1 of 2 ready pods confirmed; waiting for pod-a (silent)",
         {"Reconciling", "Progressing"},
     ),
     "baking": (
@@ -270,14 +269,15 @@ SITUATIONS: dict[str, tuple[Callable[[], World], str, str, str, set[str]]] = {
         rejected,
         "Degraded",
         "ObjectiveBreached",
-        f"{TWO} was rejected (ObjectiveBreached); {ONE} serves; retry it or change the prompt",
+        f"{TWO} was rolled back (ObjectiveBreached); {ONE} serves. "
+        "Fix the prompt, or `promptrollout retry app -n shop`",
         {"Stalled", "Delivered"},
     ),
     "overridden": (
         overridden,
         "Degraded",
         "EmergencyOverride",
-        f"the emergency override sends everybody to {ONE}; take it away with `promptrollout emergency clear app`",
+        f"the emergency override sends everybody to {ONE}; remove it with `promptrollout emergency clear app -n shop`",
         {"Stalled", "Delivered"},
     ),
     "one pod lacks it": (
@@ -341,6 +341,18 @@ def test_phase_reason_message_and_every_condition(situation: str) -> None:
             "MetricsUnavailable",
             "connection refused",
         )
+
+
+@pytest.mark.parametrize(
+    "problem", ["objective paused-requests is not measured: no series", "PromptFreeze-like: connection refused"]
+)
+def test_words_in_a_message_do_not_make_the_phase(problem: str) -> None:
+    world = started()
+    world.metrics_available, world.metrics_problem = False, problem
+    world.tick()
+    assert problem in world.status.message
+    assert world.status.phase == "Progressing"
+    assert world.condition("Paused") == "False"
 
 
 def test_all_problems_are_in_the_condition_and_the_first_in_the_message() -> None:

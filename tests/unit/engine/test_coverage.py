@@ -74,7 +74,7 @@ def test_nothing_is_concluded_from_scores_of_which_one_arm_misses_more(mean: flo
 
 def test_a_damaged_checkpoint_is_refused() -> None:
     with pytest.raises(ValueError, match="judged answers"):
-        Coverage.take(iter([-1.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
+        Coverage.read(iter([-1.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
 
 
 def test_missing_ones_that_are_no_number_are_no_evidence() -> None:

@@ -222,13 +222,13 @@ def test_it_starts_again_from_its_numbers_to_the_last_bit() -> None:
     for _ in range(3):
         counts = sharded(drawn(rng, 7, [0.3] * SHARDS), drawn(rng, 11, [0.2] * SHARDS))
         seen = seen.observe([counts], 0.2, 5.0)
-    assert Dispersion.take(seen.singles()) == seen
+    assert Dispersion.read(seen.singles()) == seen
     plain = Dispersion().observe([stable_alone(600, 12)], VARIANCE, 50.0)
-    assert Dispersion.take(plain.singles()) == plain
+    assert Dispersion.read(plain.singles()) == plain
     broken = list(seen.singles())
     broken[1] = -1.0
     with pytest.raises(ValueError, match="not the sums"):
-        Dispersion.take(iter(broken))
+        Dispersion.read(iter(broken))
 
 
 def test_what_hits_both_arms_is_no_unrest_of_stable() -> None:

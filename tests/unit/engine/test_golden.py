@@ -246,7 +246,7 @@ def test_users_habits_divide_what_a_rates_evidence_is_worth() -> None:
     what is detectable counts as many requests fewer."""
     strata = [Counts(habits(400, 16, 0), habits(600, 24, 0))] * 3
     state = rates_after(strata)
-    users = RATE.users(state)
+    users = RATE.user_dispersion(state)
     ratios = [
         sum((x - n / 32 * bad / n) ** 2 for _, x in habits(n, bad, 0).shards) * 9 / (3 * n * 31 / 32) / variance
         for n, bad, variance in ((400, 16, rate_variance(48, 1200)), (600, 24, rate_variance(72, 1800)))
@@ -259,7 +259,7 @@ def test_users_habits_divide_what_a_rates_evidence_is_worth() -> None:
 
     alone = RateTest(SIGNALS["ErrorRate"], "d", maximum=0.05)
     state = rates_after(strata, alone)
-    n = 1200 / alone.users(state)
+    n = 1200 / alone.user_dispersion(state)
     expected = min((math.log(20 / 0.85 * 5) / n + math.log(1 + 0.05 * (g - 1))) / math.log(g) for g in ODDS)
     assert alone.detectable(state, 0.05) == pytest.approx(expected)
 
@@ -555,7 +555,7 @@ def test_a_breach_is_where_the_mean_of_the_alternatives_crosses_the_share_of_the
     dear = [Counts(values(100, 0.0032, 0.002), values(300, 0.002, 0.002))] * 4
     mean = MeanTest(SIGNALS["CostPerRequest"], "d", margin=10, rollback=5)
     means = means_after(mean, dear)
-    assert rate.users(rates) == mean.users(means) == 1
+    assert rate.user_dispersion(rates) == mean.user_dispersion(means) == 1
     ratio, odds = rates.relative.log_evidence(list(WORSE.values())), rates.floor.log_evidence((0.2,) * 5)
     third = means.relative.log_evidence((1 / 3,) * 3)
     cases = [(rate, rates, min(ratio, odds), 1), (mean, means, third, 1)]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from promptrollout.api.command import MalformedCommand
 from promptrollout.api.delivery import Stickiness
 from promptrollout.api.rollout import Step
 from promptrollout.api.slo import Objective
@@ -310,7 +311,7 @@ def test_no_evidence_holds(silent: set[str]) -> None:
     assert world.at == ("Stepping", 10)
     assert world.status.analysis[0].verdict == "NoEvidence"
     unmeasured = silent == {"errors", "cost"}
-    assert ("are the gateway's pods scraped?" in (world.status.message or "")) is unmeasured
+    assert ("check that the gateway's pods are scraped" in (world.status.message or "")) is unmeasured
     # it ends with the first samples
     world.silent = set()
     assert "scraped" not in (world.tick(2).status.message or "")
@@ -547,7 +548,7 @@ def test_a_replayed_command_never_acts_twice() -> None:
 
 def test_a_malformed_command_is_refused_once() -> None:
     world = started()
-    world.command = "annotation promptrollout.dev/command: verb: Input should be 'promote'"
+    world.command = MalformedCommand("{}", "verb: Input should be 'promote'")
     world.tick(3)
     assert world.events.count("CommandRefused") == 1
 
@@ -676,7 +677,7 @@ def test_a_bad_first_version_alerts_once_and_stays() -> None:
     assert world.status.stable == V1
     assert world.weights == [(0, None)]
     assert world.events.count("ObjectiveBreached") == 1
-    assert "nothing to go back to" in world.status.message
+    assert "breached, without an earlier version" in world.status.message
     assert world.status.rejected == []
     world.tell("abort")
     assert world.events[-1] == "CommandRefused"
@@ -827,7 +828,7 @@ def test_an_outage_of_both_arms_promotes_nothing(rate: float) -> None:
     world = started(error_rate={V1.digest: rate, V2.digest: rate})
     world.tick(40)
     assert (world.at, world.status.rejected) == (("Stepping", 10), [])
-    assert "stable itself fails" in world.status.message
+    assert "stable fails in at least half" in world.status.message
     world.error_rate = {}
     assert finished(world).status.stable == V2
 
@@ -1029,7 +1030,7 @@ def test_nothing_advances_on_evidence_that_ends_long_ago() -> None:
     world.read_until = world.now - 40 * INTERVAL
     world.settle()
     assert world.at == ("Stepping", 10)
-    assert "are not read yet" in world.status.message
+    assert "waiting for metrics: the latest are" in world.status.message
     world.read_until = None
     world.settle()
     assert world.at == ("Stepping", 50)
@@ -1070,7 +1071,7 @@ def test_a_person_may_go_on_in_spite_of_a_sample_ratio_mismatch() -> None:
     world = started(snapshot(*LONG_STEPS))
     world.lost_on_canary = 0.8
     world.tick(24)
-    assert "`promote` goes on in spite of it" in world.status.message
+    assert "`promote` continues anyway" in world.status.message
     world.tell("promote")
     world.tick(2)
     assert world.at == ("Stepping", 50)

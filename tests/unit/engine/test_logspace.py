@@ -42,11 +42,11 @@ def test_before_the_first_interval_nothing_is_known_and_quiet_ones_leave_it_so()
 
 def test_a_mixture_starts_again_from_its_numbers_alone() -> None:
     mixture = StartMixture.start(2).observe((0.5, -1.0)).observe((0.25, 2.0))
-    assert StartMixture.take(mixture.numbers(), 2) == mixture
-    assert StartMixture.take(StartMixture.start(2).numbers(), 2) == StartMixture.start(2)
+    assert StartMixture.read(mixture.numbers(), 2) == mixture
+    assert StartMixture.read(StartMixture.start(2).numbers(), 2) == StartMixture.start(2)
     for damaged in ((-1.0, 0.0, 0.0), (1.5, 0.0, 0.0), (1.0, math.nan, 0.0), (1.0, math.inf, 0.0)):
         with pytest.raises(ValueError, match="not the sums of a mixture over start times"):
-            StartMixture.take(iter(damaged), 2)
+            StartMixture.read(iter(damaged), 2)
 
 
 def test_suspicion_is_stables_recent_evidence_never_below_0_nor_above_that_of_an_hour() -> None:

@@ -126,14 +126,14 @@ def test_double_the_cost_breaches_as_soon_as_it_is_judged() -> None:
     assert judgement.canary_samples <= GATE + 20
     assert judgement.message == (
         "cost per request $0.00400 against $0.00200 on stable (200 and 1,800 requests): "
-        "worse by more than 5 % with 1 - 0.017 confidence at any time"
+        "worse by more than 5 % with 98.3 % confidence"
     )
 
 
 def test_an_equal_cost_passes_and_says_what_it_could_have_seen() -> None:
     judgement = judged(VERSUS_STABLE, interval(50, STABLE_COST, 50), 100)
     assert judgement.non_inferior
-    assert "worse by less than 10 % with 1 - 0.05 confidence" in judgement.message
+    assert "worse by less than 10 % with 95 % confidence" in judgement.message
     assert "a rise to $0.00" in judgement.message
     assert judgement.difference.startswith("-$0.000")
     assert judgement.difference.endswith("% of stable)")
@@ -284,7 +284,7 @@ def test_lower_scores_breach_and_equal_ones_pass() -> None:
     assert equal.non_inferior
     assert "worse by less than 0.1 and above its minimum of 3.5 with" in equal.message
     assert "a fall to " in equal.message
-    assert "or less would have been seen" in equal.message
+    assert "or less would have been detected" in equal.message
     better = judged(SCORES, Counts(scores(200, 4.4), scores(800, 4.1)), 60)
     assert not better.breach
 
@@ -361,4 +361,4 @@ def test_what_every_interval_shows_is_soon_seen_though_users_are_alike() -> None
         state = VERSUS_STABLE.observe(state, (Counts(habits(500, 0.006), habits(500, 0.002)),), promotable=True)
         looks += 1
         assert looks < 12
-    assert VERSUS_STABLE.users(state) > 3
+    assert VERSUS_STABLE.user_dispersion(state) > 3

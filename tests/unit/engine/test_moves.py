@@ -11,8 +11,7 @@ from promptrollout.engine.lifecycle.plan import is_coherent, plan
 from tests.world import COST, ERRORS, INTERVAL, START, World, snapshot, started, version
 
 V1, V2, V3 = version("v1"), version("v2"), version("v3")
-NAMES = {v.digest: f"{v.version} ({v.digest[7:17]})" for v in (V1, V2, V3)}
-ONE, TWO, THREE = (NAMES[v.digest] for v in (V1, V2, V3))
+ONE, TWO, THREE = V1.version, V2.version, V3.version
 LONG = {"weight": 10, "minDurationSeconds": 36_000}
 
 
@@ -44,14 +43,17 @@ def test_a_canary_whose_provider_is_away_leaves_after_fifteen_minutes(seconds: i
     world.provider_unreachable = True
     world.settle()
     warning = newest(world, "CanaryProviderUnreachable")
-    assert (warning.type, warning.message) == ("Warning", "its users are answered by stable; no verdict")
+    assert (warning.type, warning.message) == (
+        "Warning",
+        "only the canary's provider fails: stable answers its users, and nothing is judged",
+    )
     later(world, seconds)
     assert world.status.stage == stage
     assert world.events.count("CanaryProviderUnreachable") == 1
     if stage == "Loading":
         decision = newest(world, "ProviderUnreachable")
         assert (decision.type, world.status.rejected) == ("Warning", [])
-        assert decision.message == "only the canary's provider has been out of reach for 900 s: weight 0, not rejected"
+        assert decision.message == "only the canary's provider could not be reached for 900 s: weight 0, not rejected"
         assert (world.status.analysis, world.status.clock.exposed_at, world.status.step) == ([], None, "0/2")
 
 
@@ -151,7 +153,10 @@ def test_too_long_is_counted_in_active_time_and_said() -> None:
     assert world.status.stage == "Stepping"
     world.tick()
     decision = newest(world, "MaxDurationExceeded")
-    assert (decision.message, decision.type) == ("300 s of active time are over", "Warning")
+    assert (decision.message, decision.type) == (
+        "maxDurationSeconds is over (300 s of active time): rolled back",
+        "Warning",
+    )
     assert world.status.rejected[0].reason == "MaxDurationExceeded"
     world = started(rules.model_copy(update={"on_timeout": "Hold"})).tick(11)
     assert world.status.message.endswith("held: maxDurationSeconds (300) is over: promote, abort or undo")
@@ -184,7 +189,7 @@ def test_each_move_of_a_good_version_is_recorded_with_what_comes_next() -> None:
     assert told == [
         (
             "InitialVersion",
-            f"{ONE} is the first version, and goes to everybody",
+            f"{ONE} is the first version and serves everybody",
             "",
             100,
             "Normal",
@@ -213,7 +218,7 @@ def test_going_back_to_what_ran_before_says_so() -> None:
     world = until(until(started(), "Baking"), "Idle")
     world.desired = V1
     world.settle()
-    assert newest(world, "RolloutStarted").message == f"back to what ran before {TWO}: loading {ONE} at weight 0"
+    assert newest(world, "RolloutStarted").message == f"back to the version before {TWO}: loading {ONE} at weight 0"
     assert newest(world, "RolloutCompleted").message == f"{ONE} serves 100 %"
     assert (world.status.previous, world.status.rejected, world.status.direct) == (None, [], False)
 
@@ -221,7 +226,7 @@ def test_going_back_to_what_ran_before_says_so() -> None:
 @pytest.mark.parametrize(
     ("desired", "reason", "message"),
     [
-        (V1, "RolloutCancelled", f"the spec names {ONE} again, which is stable"),
+        (V1, "RolloutCancelled", f"the spec names the stable version {ONE} again"),
         (V3, "RolloutSuperseded", f"the spec names {THREE} now"),
     ],
 )
@@ -232,7 +237,7 @@ def test_a_change_of_mind_is_no_warning_and_rejects_nothing(desired: object, rea
     decision = newest(world, reason)
     assert (decision.message, decision.type, world.status.rejected) == (message, "Normal", [])
     done = newest(world, "CanaryWithdrawn")
-    assert done.message == f"all 2 ready pods confirmed weight 0 for {TWO} within 0 s"
+    assert done.message == f"all 2 ready pods confirmed weight 0 for {TWO} within 1 s"
 
 
 def test_a_rollback_says_how_long_the_pods_took() -> None:
@@ -291,14 +296,17 @@ def test_a_delivery_gives_back_all_that_a_status_remembered() -> None:
         assert getattr(world.status, field) == getattr(before, field)
     assert world.status.attempts[0].attempt == 2
     recovered = newest(world, "StatusRecovered")
-    assert recovered.message == f"status was lost and rebuilt from the delivery: {TWO} is stable"
+    assert recovered.message == f"the status was lost and rebuilt from the delivery: {TWO} is stable"
 
 
 def test_copies_give_back_the_stable_version() -> None:
     world = World()
     world.promoted = world.desired = V1
     world.settle()
-    assert newest(world, "StatusRecovered").message == f"rebuilt from the owned copies: {ONE} is stable"
+    assert (
+        newest(world, "StatusRecovered").message
+        == f"the status was lost and rebuilt from the owned copies: {ONE} is stable"
+    )
     assert (world.status.revision, world.status.stage) == (1, "Idle")
 
 
@@ -383,7 +391,7 @@ def test_another_interval_goes_on_from_its_own_next_boundary() -> None:
 def test_other_users_are_said_in_the_record(field: dict[str, object]) -> None:
     world = edited(started().tick(), **field)
     assert newest(world, "RolloutUpdated").message == (
-        "stickiness or audience was edited: other users, so it starts over from weight 0"
+        "stickiness or audience was edited: other users meet the canary, so it starts over at weight 0"
     )
     assert world.at == ("Stepping", 10)
     assert world.status.clock.exposed_at == world.now
@@ -427,26 +435,26 @@ def test_every_reason_to_hold_is_said_and_an_undo_goes_through_those_of_people()
     world.paused, world.frozen, world.metrics_available = True, "bf", False
     world.desired, world.problems = None, ("x: y", "z: w")
     world.tick()
-    assert world.status.message == f"{TWO} at 10 %, held: paused by spec.paused"
+    assert world.status.message == f"{TWO} at 10 %, held: paused by spec.paused: set it to false in the manifest"
     world.desired, world.problems = None, ()
     world.tick()
     assert world.status.message == (
-        f"{TWO} at 10 %, held: paused by spec.paused; held by PromptFreeze bf; "
+        f"{TWO} at 10 %, held: paused by spec.paused: set it to false in the manifest; PromptFreeze bf is in force; "
         "the version that the spec names is missing; metrics are not available: connection refused"
     )
     world = started(error_rate={V1.digest: 0.6, V2.digest: 0.6}).tick(2)
     world.provider_unreachable = True
     world.tick()
     assert world.status.message == (
-        f"{TWO} at 10 %, held: the canary's provider is out of reach; "
-        "stable itself fails in half of its requests or more: nothing can be concluded"
+        f"{TWO} at 10 %, held: the canary's provider cannot be reached; "
+        "stable fails in at least half of its requests: the canary cannot be judged"
     )
 
 
 def test_a_sample_ratio_mismatch_holds_a_step_but_not_who_goes_to_full_weight_in_spite_of_it() -> None:
     world = started(snapshot({"weight": 50, "minDurationSeconds": 60}), lost_on_canary=0.8).tick(6)
     assert "should get 50 %" in world.status.message
-    assert world.status.message.endswith("; `promote` goes on in spite of it")
+    assert world.status.message.endswith("; `promote` continues anyway")
     world.deaf = {"pod-a"}
     world.tell("promote-full")
     world.tick(2)
@@ -467,16 +475,16 @@ def test_one_key_with_more_than_a_fifth_of_the_requests_holds_until_it_is_less_o
     assert world.at == ("Stepping", 50)
     heavy = next(c for c in world.status.conditions if c.type == "HeavyKey")
     assert (heavy.status, heavy.reason) == ("True", "OneKeyDominates")
-    text = "one stickiness key makes 21 % of the requests: the arms cannot be compared by users"
+    text = "one stickiness key sends 21 % of the requests: the users of both arms cannot be compared"
     assert heavy.message == text
-    assert world.status.message == f"{TWO} at 50 %, held: {text}; `promote` goes on in spite of it"
+    assert world.status.message == f"{TWO} at 50 %, held: {text}; `promote` continues anyway"
     world.heavy_key_share_percent = None
     world.tick()
     assert world.at == ("Stepping", 50), "nobody was asked: no news"
     assert next(c for c in world.status.conditions if c.type == "HeavyKey") == heavy
     world.tell("promote")
     assert world.status.current_step_index == 1
-    assert "goes on in spite of it" in world.status.message, "of the next step, nobody said it yet"
+    assert "continues anyway" in world.status.message, "of the next step, nobody said it yet"
     world.heavy_key_share_percent = 0
     world.tick()
     assert "held" not in world.status.message
@@ -519,7 +527,7 @@ def test_nothing_advances_on_metrics_that_are_read_no_further_than_three_interva
     world.read_until = world.now
     world.tick(intervals)
     seconds = intervals * INTERVAL
-    assert (f"held: the metrics of the last {seconds} s are not read yet" in world.status.message) is held
+    assert (f"held: waiting for metrics: the latest are {seconds} s old" in world.status.message) is held
     world.read_until = None
     world.tick()
     assert "held" not in world.status.message
@@ -565,8 +573,8 @@ def test_both_arms_beyond_a_bound_take_the_weight_back_and_say_what_to() -> None
         world.tick()
     decision = newest(world, "WeightReduced")
     assert decision.message == (
-        "both arms have been beyond the bound of errors since the weight was raised to 50 %: "
-        "back to 10 %, as the canary may use up what both share"
+        "both arms crossed the bound of errors when the weight was raised to 50 %: "
+        "back to 10 %. Check quotas and rate limits that both arms share"
     )
     assert (decision.type, bool(decision.evidence), world.at) == ("Warning", True, ("Stepping", 10))
     assert 600 <= world.now - raised <= 600 + 3 * INTERVAL
@@ -579,7 +587,7 @@ def test_a_first_version_is_watched_only_for_its_absolute_bounds() -> None:
     assert (world.status.stage, world.status.weight) == ("Baking", 100)
     assert world.status.message == f"{ONE} serves 100 %"
     world.tick(3)
-    assert newest(world, "BakeCompleted").message == "the first version is watched no more"
+    assert newest(world, "BakeCompleted").message == "the first version is no longer watched"
     assert World(snapshot(objectives=[bounded], analyse=False)).tick().status.stage == "Idle"
 
 
@@ -590,9 +598,9 @@ def test_a_first_version_in_breach_is_a_warning_with_its_evidence() -> None:
     world.tick(5)
     decision = newest(world, "ObjectiveBreached")
     assert decision.type == "Warning"
-    assert decision.message.endswith("; there is nothing to go back to")
+    assert decision.message.endswith("; there is no earlier version to go back to")
     assert [(row.name, row.verdict) for row in decision.evidence] == [("errors", "Breach")]
-    assert world.status.message == f"{ONE} serves 100 %; in breach with nothing to go back to: errors"
+    assert world.status.message == f"{ONE} serves 100 %; breached, without an earlier version: errors"
 
 
 def test_promote_waives_the_time_of_one_step_only() -> None:

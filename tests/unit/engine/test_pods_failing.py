@@ -36,7 +36,7 @@ def test_it_is_taken_back_at_once_and_not_loaded_any_more_but_not_rejected() -> 
     assert "default-gateway-x ended (exit code 139)" in decision.message
     world.tick(10)
     assert world.weights[-1] == (0, None)
-    assert "tried again alone, once all pods have been ready" in world.status.message
+    assert "tried again alone once all pods have been ready" in world.status.message
 
 
 def test_metrics_and_acknowledgements_are_not_needed_for_it() -> None:
@@ -198,7 +198,7 @@ def test_others_of_the_gateway_wait_where_they_are_until_the_suspects_were_tried
     world.pods_state = Pods(trial="another")
     world.tick(10)
     assert world.at == ("Stepping", 10)
-    assert "rollout another is tried again alone first" in world.status.message
+    assert "waiting while rollout another is tried again alone" in world.status.message
     world.pods_state = Pods()
     world.tick(20)
     assert world.status.stable == V2

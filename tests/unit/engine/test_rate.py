@@ -209,7 +209,7 @@ def test_a_canary_above_max_breaches_by_that_alone_when_no_margin_is_crossed() -
     test = RateTest(ERRORS, "d", margin_percent=10_000, rollback_percent=10_000, maximum=0.05)
     judgement = judged(test, (100, 10, 900, 9), times=20)
     assert judgement.breach
-    assert "above its maximum of 5 % with 1 - 0.0083 confidence at any time" in judgement.message
+    assert "above its maximum of 5 % with 99.17 % confidence" in judgement.message
 
 
 def test_after_full_promotion_only_the_absolute_bound_still_breaches() -> None:
@@ -313,7 +313,7 @@ def test_the_breach_reads_as_a_person_would_say_it() -> None:
     judgement = judged(VERSUS_STABLE, (235.3, 7.3, 2112.8, 40.2), times=40)
     assert judgement.message == (
         "error rate 3.1 % against 1.9 % on stable (9,412 and 84,512 requests): "
-        "worse by more than 10 % with 1 - 0.017 confidence at any time"
+        "worse by more than 10 % with 98.3 % confidence"
     )
     assert (judgement.canary, judgement.stable) == ("3.1 %", "1.9 %")
     assert judgement.difference == "+0.58 to +1.8 points"
@@ -321,8 +321,8 @@ def test_the_breach_reads_as_a_person_would_say_it() -> None:
 
 def test_a_pass_names_the_smallest_regression_that_could_have_been_seen() -> None:
     judgement = judged(VERSUS_STABLE, (500, 10, 500, 10), times=40)
-    assert "worse by less than 50 % with 1 - 0.05 confidence at any time" in judgement.message
-    assert "a rise to 2.8 % or more would have been seen" in judgement.message
+    assert "worse by less than 50 % with 95 % confidence" in judgement.message
+    assert "a rise to 2.8 % or more would have been detected" in judgement.message
 
 
 def test_the_detectable_rate_is_the_one_that_breaches() -> None:
@@ -334,4 +334,4 @@ def test_the_detectable_rate_is_the_one_that_breaches() -> None:
 
 
 def test_few_requests_say_so() -> None:
-    assert "too few requests to have seen even a total failure" in judged(VERSUS_STABLE, (1, 0, 19, 0)).message
+    assert "too few requests to detect even a total failure" in judged(VERSUS_STABLE, (1, 0, 19, 0)).message

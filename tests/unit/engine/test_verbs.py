@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
+from promptrollout.api.command import MalformedCommand
 from promptrollout.api.rollout import Decision
 from tests.world import ERRORS, World, snapshot, started, version
 
 V1, V2, V3 = version("v1"), version("v2"), version("v3")
-NAMES = {v.digest: f"{v.version} ({v.digest[7:17]})" for v in (V1, V2, V3)}
-ONE, TWO, THREE = (NAMES[v.digest] for v in (V1, V2, V3))
+ONE, TWO, THREE = V1.version, V2.version, V3.version
 PAUSES = ({"weight": 10, "minDurationSeconds": 60}, {"pause": {}}, {"weight": 50, "minDurationSeconds": 60})
 
 
@@ -33,8 +33,8 @@ def refused(world: World, verb: str, **fields: object) -> str:
     world.tell(verb, **{"id": "refused", "reason": "why not"} | fields)
     assert world.events[before:].count("CommandRefused") == 1
     decision = newest(world, "CommandRefused")
-    assert decision.type == "Warning"
-    head = f"{verb} by alice (why not) refused: "
+    assert (decision.type, decision.command) == ("Warning", "refused")
+    head = f"{verb.replace('promote-full', 'promote --full')} by alice (why not) refused: "
     assert decision.message.startswith(head)
     return decision.message.removeprefix(head)
 
@@ -63,20 +63,20 @@ def first() -> World:
     return World().tick()
 
 
-SPEC_PAUSED = "spec.paused is true: set it to false where the manifest is kept"
-OVERRIDE = "the emergency override is in force: `promptrollout emergency clear app` first"
+SPEC_PAUSED = "spec.paused is true: set it to false in the manifest"
+OVERRIDE = "the emergency override is in force: run `promptrollout emergency clear app -n shop` first"
 REFUSALS: list[tuple[str, Callable[[], World], str, str]] = [
-    ("paused already", lambda: told(started(), "pause"), "pause", "it is paused already"),
-    ("not paused", started, "resume", "it is not paused; `promote` ends a pause step"),
+    ("paused already", lambda: told(started(), "pause"), "pause", "the rollout is paused already"),
+    ("not paused", started, "resume", "the rollout is not paused; `promote` ends a pause step"),
     ("paused by the spec", lambda: with_(started(), paused=True), "resume", SPEC_PAUSED),
     ("paused by the spec", lambda: with_(started(), paused=True), "promote", SPEC_PAUSED),
     ("paused by the spec", lambda: with_(started(), paused=True), "promote-full", SPEC_PAUSED),
-    ("paused by a person", lambda: told(started(), "pause"), "promote", "it is paused by a person: `resume` first"),
+    ("paused by a person", lambda: told(started(), "pause"), "promote", "the rollout is paused: `resume` first"),
     (
         "paused by a person",
         lambda: told(started(), "pause"),
         "promote-full",
-        "it is paused by a person: `resume` first",
+        "the rollout is paused: `resume` first",
     ),
     ("frozen", lambda: with_(started(), frozen="bf"), "promote", "PromptFreeze bf is in force"),
     ("frozen", lambda: with_(started(), frozen="bf"), "promote-full", "PromptFreeze bf is in force"),
@@ -97,10 +97,10 @@ REFUSALS: list[tuple[str, Callable[[], World], str, str]] = [
         "blind in a pause",
         lambda: with_(started(snapshot(*PAUSES)).tick(10), metrics_available=False),
         "promote",
-        "metrics are not available: connection refused; it would go on unwatched",
+        "metrics are not available: connection refused; the canary would advance unwatched",
     ),
     ("being taken back", taking_back, "undo", "a rollback is in progress"),
-    ("being taken back", taking_back, "retry", "the rollback is not confirmed by every pod yet"),
+    ("being taken back", taking_back, "retry", "not every pod has confirmed the rollback yet"),
     ("being taken back", taking_back, "promote-full", "no canary is in progress"),
     ("overridden", lambda: with_(first(), overridden=True), "undo", OVERRIDE),
     ("overridden", lambda: with_(first(), overridden=True), "promote", OVERRIDE),
@@ -109,7 +109,7 @@ REFUSALS: list[tuple[str, Callable[[], World], str, str]] = [
         "taken back",
         lambda: at_rest(with_(at_rest(), desired=V3, error_rate={V3.digest: 0.4})),
         "undo",
-        f"{THREE} is taken back already; {TWO} serves, and is what an `undo` would leave",
+        f"{THREE} is rolled back already and {TWO} serves: there is nothing to undo",
     ),
 ]
 
@@ -129,10 +129,10 @@ def test_a_refusal_says_why_and_changes_nothing_else(make: Callable[[], World], 
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        ({"rolloutUID": "other"}, "it was given to an earlier object of this name"),
-        ({"revision": 1}, "it was given at revision 1, attempt 1; now it is revision 2, attempt 1"),
-        ({"attempt": 7}, "it was given at revision 2, attempt 7; now it is revision 2, attempt 1"),
-        ({"step": 5}, "it was given at step 6; now it is step 1"),
+        ({"rolloutUID": "other"}, "the command was for an earlier rollout of this name"),
+        ({"revision": 1}, "the command was for revision 1, attempt 1; the rollout is at revision 2, attempt 1"),
+        ({"attempt": 7}, "the command was for revision 2, attempt 7; the rollout is at revision 2, attempt 1"),
+        ({"step": 5}, "the command was for step 6; the rollout is at step 1"),
     ],
 )
 def test_a_command_for_something_else_says_for_what(wrong: dict[str, object], why: str) -> None:
@@ -156,10 +156,13 @@ def test_what_slows_down_works_under_an_override_too(verb: str) -> None:
 
 def test_a_malformed_command_is_refused_in_its_own_words() -> None:
     world = started()
-    world.command = "annotation promptrollout.dev/command: verb: Input should be 'promote'"
+    world.command = MalformedCommand("{}", "verb: Input should be 'promote'")
     world.settle()
     decision = newest(world, "CommandRefused")
-    assert (decision.type, decision.message) == ("Warning", world.command)
+    assert decision.type == "Warning"
+    assert decision.message == (
+        "annotation promptrollout.dev/command: verb: Input should be 'promote'; write it with `promptrollout`"
+    )
 
 
 def test_only_the_last_twenty_commands_are_remembered() -> None:
@@ -176,10 +179,10 @@ def test_pause_and_resume_are_recorded_with_who_and_why() -> None:
     world = started()
     world.tell("pause", reason="lunch")
     decision = newest(world, "RolloutPaused")
-    assert decision.message == "paused by alice (lunch): nothing advances, a breach still rolls back"
+    assert decision.message == "alice paused the rollout (lunch): nothing advances, a breach still rolls back"
     assert decision.type == "Normal"
     world.tell("resume", by="")
-    assert newest(world, "RolloutResumed").message == "resumed"
+    assert newest(world, "RolloutResumed").message == "a person resumed the rollout"
 
 
 def test_promote_in_a_step_only_waives_its_time() -> None:
@@ -188,7 +191,7 @@ def test_promote_in_a_step_only_waives_its_time() -> None:
     world.silent = {"errors"}
     world.tell("promote")
     decision = newest(world, "StepPromoted")
-    assert decision.message == "step 1/2 need not wait for the step's time, only for its evidence by alice"
+    assert decision.message == "alice skipped the minimum time of step 1/2; evidence is still required"
     assert [row.canary_samples for row in decision.evidence if row.name == "errors"] == [400]
     assert decision.window_seconds == 60
     assert world.at == ("Stepping", 50)
@@ -203,7 +206,7 @@ def test_evidence_from_before_the_exposure_spans_no_time_of_the_canary() -> None
 def test_promote_approves_thin_evidence_once_it_was_asked_for() -> None:
     world = started(requests=20.0).tick(18)
     world.tell("promote")
-    assert newest(world, "StepPromoted").message == "step 1/2 approved without enough evidence by alice"
+    assert newest(world, "StepPromoted").message == "alice approved step 1/2 without enough evidence"
     passed = newest(world, "StepCompleted").message
     assert passed == (
         "step 1/2 (10 %) approved by a person without enough evidence "
@@ -217,7 +220,7 @@ def test_promote_approves_while_stable_is_beyond_the_bound_too() -> None:
     world.tick(18)
     assert world.condition("InsufficientTraffic") == "True"
     world.tell("promote")
-    assert newest(world, "StepPromoted").message == "step 1/2 approved without enough evidence by alice"
+    assert newest(world, "StepPromoted").message == "alice approved step 1/2 without enough evidence"
     assert newest(world, "StepCompleted").message == (
         "step 1/2 (10 %) approved by a person without enough evidence "
         "(errors: stable is above the bound too, or answers could not be judged); going to 50 %"
@@ -233,14 +236,14 @@ def test_promote_approves_in_spite_of_a_mismatch_whatever_becomes_of_thin_traffi
     ).tick(6)
     assert "the arms cannot be compared" in world.status.message
     world.tell("promote")
-    assert newest(world, "StepPromoted").message == "step 1/2 approved without enough evidence by alice"
+    assert newest(world, "StepPromoted").message == "alice approved step 1/2 without enough evidence"
     assert world.at == ("Stepping", 50)
 
 
 def test_promote_ends_a_pause_and_says_who() -> None:
     world = started(snapshot(*PAUSES)).tick(10)
     world.tell("promote", reason="looked at it")
-    assert newest(world, "PausePromoted").message == "pause ended by alice (looked at it)"
+    assert newest(world, "PausePromoted").message == "alice ended the pause (looked at it)"
     assert world.at == ("Stepping", 50)
 
 
@@ -251,7 +254,7 @@ def test_promote_full_is_a_warning_with_the_evidence_so_far() -> None:
     world.tick(4)
     world.tell("promote-full", reason="hotfix")
     decision = newest(world, "FullPromotion")
-    assert decision.message == f"{TWO} goes to 100 % without waiting for evidence by alice (hotfix)"
+    assert decision.message == f"alice sends {TWO} to 100 % without waiting for evidence (hotfix)"
     assert decision.type == "Warning"
     assert [row.name for row in decision.evidence] == ["errors", "sample-ratio"]
     assert (world.status.stage, world.status.stable) == ("Baking", V2)
@@ -276,7 +279,7 @@ def test_abort_is_a_warning_and_rejects() -> None:
     world = started()
     world.tell("abort", reason="typo")
     decision = newest(world, "RolloutAborted")
-    assert (decision.message, decision.type) == ("aborted by alice (typo)", "Warning")
+    assert (decision.message, decision.type) == ("alice aborted the rollout (typo)", "Warning")
     entry = world.status.rejected[0]
     assert (entry.digest, entry.reason, entry.attempt) == (V2.digest, "RolloutAborted", 1)
     assert entry.at == "2027-01-15T08:00:00Z"
@@ -303,7 +306,7 @@ def test_abort_rejects_a_canary_that_only_its_provider_kept_away() -> None:
     assert world.status.withdrawal == "ProviderUnreachable"
     world.tell("abort")
     decision = newest(world, "RolloutAborted")
-    assert (decision.message, decision.type) == ("aborted by alice", "Warning")
+    assert (decision.message, decision.type) == ("alice aborted the rollout", "Warning")
     assert [(r.digest, r.reason) for r in world.status.rejected] == [(V2.digest, "RolloutAborted")]
     assert world.status.withdrawal == "RolloutAborted"
 
@@ -312,7 +315,7 @@ def test_retry_counts_attempts_and_each_is_stricter() -> None:
     world = at_rest(started(error_rate={V2.digest: 0.3}))
     world.tell("retry")
     assert newest(world, "RolloutRetried").message == (
-        f"{TWO}: attempt 2 from no evidence, at a stricter level by alice"
+        f"alice retried {TWO}: attempt 2, without earlier evidence, at a stricter confidence level"
     )
     assert newest(world, "RolloutStarted").message == f"attempt 2: loading {TWO} at weight 0"
     assert newest(world, "RolloutStarted").attempt == 2
@@ -328,7 +331,7 @@ def test_undo_is_recorded_and_what_it_leaves_must_canary_again() -> None:
     world = at_rest()
     world.tell("undo", reason="complaints")
     assert newest(world, "RolloutStarted").message == (
-        f"undo of {TWO} by alice (complaints): loading {ONE} at weight 0"
+        f"alice went back from {TWO} (complaints): loading {ONE} at weight 0"
     )
     assert (world.status.stable, world.status.previous, world.status.retracing) == (V1, None, False)
     assert [(r.digest, r.reason) for r in world.status.rejected] == [(V2.digest, "RolloutUndone")]
@@ -339,7 +342,7 @@ def test_undo_of_a_canary_or_of_a_version_that_bakes_takes_it_back() -> None:
         world = started(snapshot(bake_seconds=3600)).tick(ticks)
         world.tell("undo")
         decision = newest(world, "RolloutUndone")
-        assert (decision.message, decision.type) == ("undone by alice", "Warning")
+        assert (decision.message, decision.type) == ("alice undid the rollout", "Warning")
         assert decision.evidence
         assert (world.status.stable, world.status.rejected[0].reason) == (V1, "RolloutUndone")
 

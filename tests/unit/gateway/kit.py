@@ -63,6 +63,17 @@ def delivery(sequence: int = 1, **changes: Any) -> dict[str, Any]:
     }
 
 
+async def serve(gateway: Gateway, url: str, sequence: int = 1, **changes: Any) -> None:
+    """Stable alone, from the provider at this URL; `changes` as of `arm`."""
+    await gateway.registry.apply("support", delivery(sequence, stable=arm(url=url, **changes)))
+
+
+async def serve_both(gateway: Gateway, url: str, weight: int = 100, **changes: Any) -> None:
+    """Stable and canary on the same provider, the canary for everybody; `changes` are the canary's."""
+    arms = {"stable": arm(url=url), "canary": arm(CANARY, url, **changes)}
+    await gateway.registry.apply("support", delivery(weight=weight, **arms))
+
+
 def request(**changes: Any) -> dict[str, Any]:
     return {"model": "support", "user": "u1", "messages": [{"role": "user", "content": "Hello"}], **changes}
 
@@ -274,9 +285,12 @@ def counted(gateway: Gateway) -> dict[str, tuple[int, int]]:
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
 
-async def samples(gateway: Gateway) -> Samples:
-    """All samples by name and labels, as Prometheus' own parser reads them."""
+async def samples(gateway: Gateway, *of: str) -> Samples:
+    """All samples by name and labels, as Prometheus' own parser reads them; with names in `of`, those alone: of many
+    rollouts it takes a second."""
     page = (await Caller(gateway.admin_app).get("/metrics")).body.decode()
+    if of:
+        page = "".join(line for line in page.splitlines(keepends=True) if line.startswith(("#", *of)))
     found: Samples = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples:

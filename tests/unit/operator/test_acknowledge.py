@@ -12,7 +12,7 @@ from aiohttp import web
 from promptrollout.api.delivery import NO_DIGEST, RolloutReport
 from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.cluster.store import Store
-from promptrollout.operator.delivery import acknowledge
+from promptrollout.operator.delivery import acknowledge, confirmations, pod_reports
 from promptrollout.operator.delivery.acknowledge import Acknowledger
 from promptrollout.operator.delivery.confirmations import Acknowledgement, Expected, judge
 from promptrollout.operator.gateways.conditions import Reported
@@ -142,7 +142,7 @@ async def test_pods_are_asked_until_they_confirm_and_then_no_more(monkeypatch: p
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    monkeypatch.setattr(acknowledge, "PORT_ADMIN", runner.addresses[0][1])
+    monkeypatch.setattr(pod_reports, "PORT_ADMIN", runner.addresses[0][1])
     monkeypatch.setattr(acknowledge, "POLL_SECONDS", (0.01, 0.02))
     store, changed = Store(), []
     store.put("Pod", pod("a"))
@@ -194,9 +194,9 @@ async def a_pod(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pod]:
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    monkeypatch.setattr(acknowledge, "PORT_ADMIN", runner.addresses[0][1])
+    monkeypatch.setattr(pod_reports, "PORT_ADMIN", runner.addresses[0][1])
     monkeypatch.setattr(acknowledge, "POLL_SECONDS", (0.005, 0.01))
-    monkeypatch.setattr(acknowledge, "DOUBT_SECONDS", 0.03)
+    monkeypatch.setattr(confirmations, "DOUBT_SECONDS", 0.03)
     yield found
     await runner.cleanup()
 
@@ -251,7 +251,7 @@ async def test_pods_are_believed_more_than_a_status_from_a_backup(
     async with Asked() as asked:
         await until(lambda: asked.changed)
         answer = asked.answer()
-        assert (answer.complete, answer.highest, answer.taken, answer.acknowledged) == (False, highest, taken, 0)
+        assert (answer.complete, answer.highest, answer.conflicting, answer.acknowledged) == (False, highest, taken, 0)
         assert answer.laggards
         a_pod.says = report(2)
         await until(lambda: asked.answer().complete)
@@ -260,7 +260,7 @@ async def test_pods_are_believed_more_than_a_status_from_a_backup(
 async def test_a_pod_that_is_just_starting_or_silent_says_nothing_against_it(
     a_pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acknowledge, "VERIFY_SECONDS", 0.06)
+    monkeypatch.setattr(confirmations, "VERIFY_SECONDS", 0.06)
     a_pod.loaded, a_pod.says = False, None
     async with Asked() as asked:
         await until(lambda: a_pod.asked >= 3)
@@ -271,7 +271,7 @@ async def test_a_pod_that_is_just_starting_or_silent_says_nothing_against_it(
 
 
 async def test_a_moment_of_something_else_is_no_reason(a_pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acknowledge, "DOUBT_SECONDS", 60.0)
+    monkeypatch.setattr(confirmations, "DOUBT_SECONDS", 60.0)
     a_pod.says = report(1)
     async with Asked() as asked:
         await until(lambda: a_pod.asked >= 3)

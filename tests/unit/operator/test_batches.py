@@ -250,7 +250,7 @@ async def test_a_window_that_stays_unreadable_is_skipped_and_what_follows_is_rea
     found = Analyses({"default": source}, 0.0, lambda _: None)
     await found.first_contact()
     key, start = Key("PromptRollout", POISONED, "app"), position()
-    found.want(key, question("poisoned-a"), start)
+    found.request(key, question("poisoned-a"), start)
     for _ in range(2):
         await found.look()
         found._analyses[key].pause_until = 0.0
@@ -261,7 +261,7 @@ async def test_a_window_that_stays_unreadable_is_skipped_and_what_follows_is_rea
     ]
     assert evidence.lost
     store.poison = ""
-    found.want(key, question("poisoned-a"), start + 10)
+    found.request(key, question("poisoned-a"), start + 10)
     monkeypatch.setattr(source, "_wall", lambda: NOW + 5)
     await found.look()
     evidence = found.evidence(key, start + 10, "default")

@@ -30,11 +30,11 @@ def test_who_is_tried_keeps_the_turn_and_then_who_waited_longest_has_it() -> Non
     )
     assert known.trial("ns", "default", 500) == "c"
     assert known.trial("ns", "default", 400 + TRIAL_SECONDS) == "b", "pods have held out: others may go on"
-    known.note("ns", "default", "c", RolloutStatus())
+    known.update("ns", "default", "c", RolloutStatus())
     assert known.trial("ns", "default", 500) == "b"
     assert known.trial("ns", "default", 99) == "", "one that did not use its turn waits for the next"
-    known.note("ns", "default", "b", None)
-    known.note("ns", "elsewhere", "a", RolloutStatus(clock=Clock(suspected_at=300)))
+    known.update("ns", "default", "b", None)
+    known.update("ns", "elsewhere", "a", RolloutStatus(clock=Clock(suspected_at=300)))
     assert (known.trial("ns", "default", 500), known.trial("ns", "elsewhere", 500)) == ("", "a")
 
 

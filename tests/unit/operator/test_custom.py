@@ -8,7 +8,7 @@ from promptrollout.api.slo import Objective
 from promptrollout.engine.objectives.definitions import definition_hash, make_test
 from promptrollout.engine.statistics.evidence import Arm, Counts
 from promptrollout.operator.evidence.reader import Reader
-from promptrollout.operator.evidence.requests import Measured, Query, Question
+from promptrollout.operator.evidence.requests import EvidenceRequest, ObjectiveQueries, Query
 from promptrollout.operator.sources.series import Series, parse_own
 
 START = 1_800_000_000
@@ -24,10 +24,10 @@ def objective(custom: dict[str, Any], **fields: Any) -> Objective:
     return Objective.model_validate({"name": "own", "signal": "Custom", "custom": custom, "max": "0.5", **fields})
 
 
-def question(custom: dict[str, Any], exposed_at: int = 0, alone: bool = False) -> Question:
-    measured = Measured.of(objective(custom))
+def question(custom: dict[str, Any], exposed_at: int = 0, alone: bool = False) -> EvidenceRequest:
+    measured = ObjectiveQueries.of(objective(custom))
     versions = (VERSIONS["stable"], VERSIONS["canary"])
-    return Question("u-1", "default", WIDTH, *versions, (measured,), alone, exposed_at, "app", "shop")
+    return EvidenceRequest("u-1", "default", WIDTH, *versions, (measured,), alone, exposed_at, "app", "shop")
 
 
 def selector(metric: str, arm: str) -> Query:
@@ -40,8 +40,8 @@ def series(*samples: tuple[float, float], **labels: str) -> Series:
     return parse_own([entry], 0, 2e9)[0]
 
 
-def read(asked: Question, windows: dict[Query, list[Series]], intervals: int = 1) -> list[tuple[Counts, ...]]:
-    found = Reader(asked, START).take(windows, START + intervals * WIDTH)
+def read(asked: EvidenceRequest, windows: dict[Query, list[Series]], intervals: int = 1) -> list[tuple[Counts, ...]]:
+    found = Reader(asked, START).read(windows, START + intervals * WIDTH)
     return [interval.counts.get("own", ()) for interval in found]
 
 

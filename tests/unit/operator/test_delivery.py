@@ -16,10 +16,10 @@ from promptrollout.engine.objectives.signals import SIGNALS
 from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.cluster.store import Store
 from promptrollout.operator.delivery.compile import CannotCompile, body_of, compile_delivery, prompt_in, read
-from promptrollout.operator.evidence.requests import Measured
+from promptrollout.operator.evidence.requests import ObjectiveQueries
 from promptrollout.operator.gateways.provider_files import source_of
 from promptrollout.operator.rollouts.declarations import provider_verdict
-from promptrollout.operator.rollouts.dirty import affected
+from promptrollout.operator.rollouts.dependents import of_delivery
 from promptrollout.operator.rollouts.resolve import resolve
 from tests.unit.operator.world import a_copy, an_object, prompt, rollout_spec, store_with
 
@@ -165,10 +165,10 @@ def test_a_provider_says_what_is_served_elsewhere() -> None:
     moved = provider | {"spec": {**provider["spec"], "baseURL": "http://elsewhere/v1"}}
     truth, reason, message = provider_verdict(moved, store)
     assert (truth, reason) == (False, "ServedElsewhere")
-    assert "app serve was rolled out with http://model/v1" in message
+    assert "app still use http://model/v1 until their next version" in message
     key = Key("PromptDelivery", "ns", "app")
-    assert Key("ModelProvider", "ns", "model") in affected(key, delivery, None, store)
-    assert Key("ModelProvider", "ns", "model") not in affected(key, delivery, delivery, store)
+    assert Key("ModelProvider", "ns", "model") in of_delivery(key, delivery, None, store)
+    assert Key("ModelProvider", "ns", "model") not in of_delivery(key, delivery, delivery, store)
 
 
 def test_what_was_never_compiled_needs_its_copy_and_its_provider() -> None:
@@ -207,8 +207,8 @@ def test_what_is_read_of_shards_is_what_pods_are_told_to_export() -> None:
         ]
     }
     first, snapshot = compiled(analysis=analysis), snapshot_of(analysis=analysis)
-    measured = [Measured.of(objective) for objective in snapshot.objectives]
-    read_of_shards = {wanted.query.text for each in measured for wanted in each.wanted if wanted.divided}
+    measured = [ObjectiveQueries.of(objective) for objective in snapshot.objectives]
+    read_of_shards = {selector.query.text for each in measured for selector in each.selectors if selector.divided}
     assert set(first.shard_metrics) == read_of_shards
     assert {names.METRIC_SHARD_LATENCY_SLOW, names.shard_metric(names.METRIC_COST_SUM)} < read_of_shards
     assert first.shard_metrics == sorted(first.shard_metrics)

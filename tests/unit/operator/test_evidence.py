@@ -11,20 +11,20 @@ from promptrollout.api import names
 from promptrollout.api.slo import Objective
 from promptrollout.engine.statistics.evidence import Arm, Counts, Interval
 from promptrollout.operator.evidence.reader import CARRY_SECONDS, Reader
-from promptrollout.operator.evidence.requests import Measured, Query, Question
+from promptrollout.operator.evidence.requests import EvidenceRequest, ObjectiveQueries, Query
 from promptrollout.operator.sources.series import Series, parse_matrix
 
 WIDTH = 30
 START = 1_800_000_000
 Samples = list[tuple[float, float]]
 
-ERRORS = Measured.of(Objective(name="errors", signal="ErrorRate"))
-COST = Measured.of(Objective(name="cost", signal="CostPerRequest"))
-SLOW = Measured.of(Objective(name="slow", signal="Latency", threshold_seconds="2.50"))
+ERRORS = ObjectiveQueries.of(Objective(name="errors", signal="ErrorRate"))
+COST = ObjectiveQueries.of(Objective(name="cost", signal="CostPerRequest"))
+SLOW = ObjectiveQueries.of(Objective(name="slow", signal="Latency", threshold_seconds="2.50"))
 
 
-def question(*objectives: Measured, width: int = WIDTH) -> Question:
-    return Question("uid", "default", width, "sssssssss1", "cccccccccc", objectives or (ERRORS,))
+def question(*objectives: ObjectiveQueries, width: int = WIDTH) -> EvidenceRequest:
+    return EvidenceRequest("uid", "default", width, "sssssssss1", "cccccccccc", objectives or (ERRORS,))
 
 
 def series(
@@ -42,7 +42,7 @@ def series(
 
 def read(windows: dict[str, list[Series]], *, until: int = WIDTH, reader: Reader | None = None) -> list[Interval]:
     reader = reader or Reader(question(), START)
-    return reader.take(asked(windows), START + until)
+    return reader.read(asked(windows), START + until)
 
 
 def asked(windows: dict[str, list[Series]]) -> dict[Query, list[Series]]:
@@ -339,11 +339,11 @@ def test_a_reader_that_was_restarted_at_any_interval_gives_the_same_bits(
     restarted = Reader(question(width=width), first)
     while steady.position < START + seconds - width:
         end = steady.position + width
-        wanted += steady.take(asked(cut(windows, steady.start_of_window(), end)), end)
+        wanted += steady.read(asked(cut(windows, steady.start_of_window(), end)), end)
         if rng.random() < 0.2:
             restarted = Reader(question(width=width), restarted.position)
         if rng.random() < 0.7 or end >= START + seconds - 2 * width:  # else it was away and catches up later
-            found += restarted.take(asked(cut(windows, restarted.start_of_window(), end)), end)
+            found += restarted.read(asked(cut(windows, restarted.start_of_window(), end)), end)
     assert found == wanted[: len(found)]
     assert len(found) >= len(wanted) - 2
     assert any(interval.counts for interval in wanted)

@@ -8,7 +8,7 @@ import pytest
 
 from promptrollout.api.gateway import GatewaySpec
 from promptrollout.api.meta import SecretKeyRef
-from promptrollout.api.names import CALLER_KEYS_DIR
+from promptrollout.api.pod_settings import CALLER_KEYS_DIR
 from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.cluster.store import Store
 from promptrollout.operator.gateways.conditions import Reported
@@ -376,7 +376,7 @@ async def test_in_mid_canary_only_a_missing_key_replaces_pods() -> None:
     await reconcile(reconciler)
     deployment = api.objects["Deployment", "default-gateway"]
     assert (deployment["spec"]["template"], deployment["spec"]["replicas"]) == (before, 5)
-    assert "when no rollout of it is in progress: now app" in ready_condition(store)["message"]
+    assert "pods are replaced once these rollouts are complete: app" in ready_condition(store)["message"]
     arms = {"stable": {"provider": {"name": "model"}}, "canary": {"provider": {"name": "other"}}}
     store.put("PromptDelivery", an_object("PromptDelivery", "app", {"gateway": "default"} | arms))
     await reconcile(reconciler)
@@ -409,7 +409,7 @@ async def test_pods_that_do_not_become_ready_are_not_held(status: dict[str, Any]
 @pytest.mark.parametrize(
     ("auth", "status", "reason", "told"),
     [
-        ({}, "False", "AuthenticationOff", "whoever reaches the gateway"),
+        ({}, "False", "AuthenticationOff", "anyone who reaches the gateway"),
         ({"mode": "Keys", "keysSecretRef": {"name": "callers"}}, "True", "Keys", "Secret callers"),
         ({"mode": "ServiceAccounts"}, "True", "ServiceAccounts", "the audience promptrollout"),
     ],
@@ -438,7 +438,7 @@ async def test_the_condition_says_what_the_pods_do_and_not_what_they_will() -> N
     assert item is not None
     (found,) = [one for one in item["status"]["conditions"] if one["type"] == "Authenticated"]
     assert (found["status"], found["reason"]) == ("False", "WaitsForRollout")
-    assert "spec.auth.mode is ServiceAccounts, but the pods still run with None" in found["message"]
+    assert "spec.auth.mode is ServiceAccounts, pods still run with None" in found["message"]
 
 
 def told(store: Store, kind: str) -> tuple[str, str, str] | None:
@@ -482,7 +482,7 @@ async def test_what_pods_report_becomes_conditions_and_events() -> None:
     ]
     status, reason, message = told(store, "Authenticated") or ("", "", "")
     assert (status, reason) == ("False", "NoKeys")
-    assert message.startswith("2 of 2 pods let nobody in this way: look at Secret callers")
+    assert message.startswith("2 of 2 pods reject all keys: Secret callers is missing")
     status, reason, message = told(store, "ProvidersAnswer") or ("", "", "")
     assert (status, reason) == ("False", "ProviderDown")
     assert "azure (1 of 2 pods), openai (2 of 2 pods)" in message
@@ -529,7 +529,7 @@ async def test_hosts_of_keys_are_mounted_with_them_but_replace_no_pods_in_mid_ca
     rollout(store, "Stepping")
     await reconcile(reconciler)
     assert mounted_files(api.objects["Deployment", "default-gateway"]).keys() == {"model/api-key"}
-    assert "its pods are replaced when no rollout of it is in progress" in ready_condition(store)["message"]
+    assert "pods are replaced once these rollouts are complete" in ready_condition(store)["message"]
     rollout(store, "Idle")
     await reconcile(reconciler)
     found = mounted_files(api.objects["Deployment", "default-gateway"])

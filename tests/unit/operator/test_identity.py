@@ -4,7 +4,7 @@ from promptrollout.api.rollout import RolloutStatus
 from promptrollout.operator.app import Operator
 from promptrollout.operator.cluster.identity import OncePerModel, OncePerObject
 from promptrollout.operator.cluster.queue import Key
-from promptrollout.operator.config import Config, surroundings
+from promptrollout.operator.config import Config, pod_environment
 from promptrollout.operator.delivery import copies
 from promptrollout.operator.rollouts.owned_copies import OwnedCopies
 from tests.unit.operator.world import Object, a_copy, an_object, prompt, store_with
@@ -26,7 +26,7 @@ def test_each_version_is_looked_at_once_and_only_the_last_is_kept() -> None:
 
 
 async def test_an_object_that_is_gone_is_forgotten() -> None:
-    operator = Operator(Config(), surroundings({}), client=None)  # type: ignore[arg-type]
+    operator = Operator(Config(), pod_environment({}), client=None)  # type: ignore[arg-type]
     known = len(copies.prompt_of)
     items = [a_copy("gone", model=f"m{n}") for n in range(5)]
     for item in items:

@@ -69,7 +69,7 @@ def test_a_second_end_tells_when_the_first_one_was() -> None:
 def test_a_container_that_was_ready_and_answers_no_probe_hangs() -> None:
     failure = failure_of(pod(ready=False))
     assert failure is not None
-    assert (failure.at, failure.what) == (AT, "answers no probes")
+    assert (failure.at, failure.what) == (AT, "does not answer its probes")
 
 
 def test_a_container_that_was_never_ready_is_only_starting() -> None:

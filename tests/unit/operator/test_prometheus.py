@@ -16,7 +16,7 @@ from promptrollout.operator.cluster.metrics import Metrics
 from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.evidence.analyses import Analyses
 from promptrollout.operator.evidence.reader import Reader
-from promptrollout.operator.evidence.requests import Measured, Question
+from promptrollout.operator.evidence.requests import EvidenceRequest, ObjectiveQueries
 from promptrollout.operator.sources.lanes import SourceError
 from promptrollout.operator.sources.prometheus import Source
 
@@ -76,7 +76,7 @@ async def source(prometheus: FakePrometheus) -> AsyncIterator[Source]:
         (200, "", "not that of a Prometheus API"),
         (200, '{"status":"success"}', "not that of a Prometheus API"),
         (200, '{"data": null}', "not that of a Prometheus API"),
-        (200, '{"data":{"result":{"odd":1}}}', "no matrix"),
+        (200, '{"data":{"result":{"odd":1}}}', "not a matrix"),
     ],
 )
 async def test_bad_answers(prometheus: FakePrometheus, source: Source, status: int, body: str, says: str) -> None:
@@ -129,8 +129,8 @@ async def test_only_pods_of_the_rollouts_own_namespace_are_heard(
     found = await source.window("m", {"ua": "ns", "ub": "other"}, 60, 30)
     assert {uid: len(series) for uid, series in found.items()} == {"ua": 1}
     assert caplog.messages == [
-        "metrics source default: a pod in namespace 'evil' exports series of rollout ua of namespace ns: left out",
-        "metrics source default: a pod in namespace 'ns' exports series of rollout ub of namespace other: left out",
+        "metrics source default: ignoring series of a pod in namespace 'evil' that name rollout ua of namespace ns",
+        "metrics source default: ignoring series of a pod in namespace 'ns' that name rollout ub of namespace other",
     ]
 
 
@@ -144,12 +144,12 @@ async def test_a_series_that_cannot_be_read_is_left_out_and_said_once(
     for _ in range(2):
         assert list(await source.window("m", {"ua": "ns", "ub": "ns"}, 60, 30)) == ["ub"]
     (message,) = caplog.messages
-    assert message.startswith("metrics source default: a series of m of rollout ua cannot be read: left out: ")
+    assert message.startswith("metrics source default: ignoring an unreadable series of m of rollout ua: ")
 
 
 async def test_a_store_without_the_label_is_said_or_configured(prometheus: FakePrometheus, source: Source) -> None:
     prometheus.series["m"] = [scraped("ua", kubernetes_namespace="ns")]
-    with pytest.raises(SourceError, match=r"carries the label namespace, by which .* set namespaceLabel"):
+    with pytest.raises(SourceError, match=r"carries the label namespace, which .* set namespaceLabel"):
         await source.window("m", {"ua": "ns"}, 60, 30)
     for label in ("kubernetes_namespace", ""):
         other = Source("default", prometheus.url, Metrics(), timeout=1, namespace_label=label)
@@ -171,7 +171,7 @@ async def test_a_faked_series_reaches_no_analysis(prometheus: FakePrometheus, la
         prometheus.series[metric] = [growing(variant, "evil") for variant in ("canary", "stable")]
     prometheus.series[names.METRIC_REQUESTS] += [growing("stable", "ns")]
     analyses, _ = await analyses_of(source)
-    analyses.want(A, question("ua"), start)
+    analyses.request(A, question("ua"), start)
     await analyses.look()
     (first, _) = analyses.evidence(A, start, "default").intervals
     assert ("errorrate" in first.counts) == counted
@@ -181,12 +181,12 @@ async def test_a_faked_series_reaches_no_analysis(prometheus: FakePrometheus, la
 # ---------------------------------------------------------------- the scheduler
 
 
-def question(uid: str, *signals: str) -> Question:
+def question(uid: str, *signals: str) -> EvidenceRequest:
     objectives = tuple(
-        Measured.of(Objective.model_validate({"name": signal.lower(), "signal": signal}))
+        ObjectiveQueries.of(Objective.model_validate({"name": signal.lower(), "signal": signal}))
         for signal in signals or ("ErrorRate",)
     )
-    return Question(uid, "default", 5, "sssssssss1", "cccccccccc", objectives)
+    return EvidenceRequest(uid, "default", 5, "sssssssss1", "cccccccccc", objectives)
 
 
 def position() -> int:
@@ -203,7 +203,7 @@ async def analyses_of(source: Source) -> tuple[Analyses, list[Key]]:
 async def test_one_query_per_metric_for_all_rollouts_that_are_due(prometheus: FakePrometheus, source: Source) -> None:
     analyses, changed = await analyses_of(source)
     for key, uid in ((A, "ua"), (B, "ub")):
-        analyses.want(key, question(uid), position())
+        analyses.request(key, question(uid), position())
     await analyses.look()
     asked = sorted(query.split("{")[0] for query in prometheus.queries if query != "time()")
     whole = [names.METRIC_REQUESTS, names.METRIC_ERRORS]
@@ -218,8 +218,8 @@ async def test_a_failing_query_holds_only_those_who_need_it(prometheus: FakeProm
     prometheus.broken[names.METRIC_COST_SUM] = (422, json.dumps({"error": "query is not liked"}))
     analyses, changed = await analyses_of(source)
     start = position()
-    analyses.want(A, question("ua"), start)
-    analyses.want(B, question("ub", "ErrorRate", "CostPerRequest"), start)
+    analyses.request(A, question("ua"), start)
+    analyses.request(B, question("ub", "ErrorRate", "CostPerRequest"), start)
     await analyses.look()
     assert analyses.evidence(A, start, "default").available
     held = analyses.evidence(B, start, "default")
@@ -242,8 +242,8 @@ async def test_numbers_of_one_rollout_that_nobody_can_count_with_hold_it_alone(
                     divided = {"metric": labels | {"shard": shard}, "values": values}
                     prometheus.series.setdefault(names.shard_metric(metric), []).append(divided)
     analyses, _ = await analyses_of(source)
-    analyses.want(A, question("ua"), start)
-    analyses.want(B, question("ub"), start)
+    analyses.request(A, question("ua"), start)
+    analyses.request(B, question("ub"), start)
     await analyses.look()
     assert [counts.canary.n for counts in analyses.evidence(A, start, "default").intervals[0].counts["errorrate"]] == [
         0
@@ -256,19 +256,19 @@ async def test_numbers_of_one_rollout_that_nobody_can_count_with_hold_it_alone(
 async def test_a_fault_in_reading_one_rollouts_metrics_is_said_and_holds_it_alone(
     source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = Reader.take
+    whole = Reader.read
 
-    def take(reader: Reader, *args: Any) -> list[Interval]:
-        if reader.question.uid == "ua":
+    def read(reader: Reader, *args: Any) -> list[Interval]:
+        if reader.request.uid == "ua":
             raise OverflowError("intermediate overflow in fsum")
         return whole(reader, *args)
 
     analyses, changed = await analyses_of(source)
     start = position()
-    analyses.want(A, question("ua"), start)
-    analyses.want(B, question("ub"), start)
+    analyses.request(A, question("ua"), start)
+    analyses.request(B, question("ub"), start)
     with monkeypatch.context() as patched:
-        patched.setattr(Reader, "take", take)
+        patched.setattr(Reader, "read", read)
         await analyses.look()
     held = analyses.evidence(A, start, "default")
     assert (held.available, held.intervals) == (False, ())
@@ -285,7 +285,7 @@ async def test_an_outage_loses_no_interval(prometheus: FakePrometheus, source: S
     prometheus.broken[""] = (500, "down")
     analyses, _ = await analyses_of(source)
     start = position()
-    analyses.want(A, question("ua"), start)
+    analyses.request(A, question("ua"), start)
     await analyses.look()
     assert not analyses.evidence(A, start, "default").available
     prometheus.broken.clear()
@@ -299,11 +299,11 @@ async def test_an_outage_loses_no_interval(prometheus: FakePrometheus, source: S
 async def test_what_was_folded_in_is_dropped_and_a_step_back_starts_anew(source: Source) -> None:
     analyses, _ = await analyses_of(source)
     start = position()
-    analyses.want(A, question("ua"), start)
+    analyses.request(A, question("ua"), start)
     await analyses.look()
-    analyses.want(A, question("ua"), start + 5)
+    analyses.request(A, question("ua"), start + 5)
     assert [i.start for i in analyses.evidence(A, start + 5, "default").intervals] == [start + 5]
-    analyses.want(A, question("ua"), start - 50)
+    analyses.request(A, question("ua"), start - 50)
     assert analyses.evidence(A, start - 50, "default").intervals == ()
     await analyses.look()
     assert analyses.evidence(A, start - 50, "default").intervals[0].start == start - 50
@@ -312,7 +312,7 @@ async def test_what_was_folded_in_is_dropped_and_a_step_back_starts_anew(source:
 async def test_after_a_long_outage_it_catches_up_in_portions(source: Source) -> None:
     analyses, _ = await analyses_of(source)
     start = position() - 5 * 250
-    analyses.want(A, question("ua"), start)
+    analyses.request(A, question("ua"), start)
     await analyses.look()
     assert len(analyses.evidence(A, start, "default").intervals) == 100
     await analyses.look()
@@ -323,13 +323,13 @@ async def test_an_answer_from_before_it_was_asked_confirms_nothing(prometheus: F
     """A canary was exposed 3 s after its source had died, on the word of its last answer."""
     analyses, changed = await analyses_of(source)
     assert not analyses.evidence(A, None, "default").confirmed
-    analyses.make_contact(A, "default")
+    analyses.check_source(A, "default")
     assert not analyses.evidence(A, None, "default").confirmed
     await analyses.look()
     assert changed == [A]
     assert analyses.evidence(A, None, "default").confirmed
     assert not analyses.evidence(A, None, "default").confirmed, "each raise asks anew"
-    analyses.make_contact(A, "default")
+    analyses.check_source(A, "default")
     prometheus.broken["time()"] = (500, "down")
     await analyses.look()
     found = analyses.evidence(A, None, "default")
@@ -338,5 +338,5 @@ async def test_an_answer_from_before_it_was_asked_confirms_nothing(prometheus: F
 
 async def test_an_unknown_source_is_a_sentence(source: Source) -> None:
     analyses, _ = await analyses_of(source)
-    assert "no metrics source" in analyses.evidence(A, 0, None).problem
+    assert "not in the operator's configuration" in analyses.evidence(A, 0, None).problem
     await asyncio.sleep(0)

@@ -19,7 +19,7 @@ from promptrollout.operator.gateways.objects import gateway_objects, held_templa
 from promptrollout.operator.gateways.provider_files import source_of
 from promptrollout.operator.rollouts.declarations import tls_verdict
 from promptrollout.operator.rollouts.resolve import resolve
-from tests.unit.operator.world import PROMPT, a_copy, an_object, price, prompt, rollout_spec, store_with
+from tests.unit.operator.world import PROMPT, a_copy, an_object, price, prompt, rollout_spec, store_with, texts
 
 FALLBACKS = [{"providerRef": {"name": "second"}, "model": "big"}]
 VERSION = a_copy(fallbacks=FALLBACKS)
@@ -90,7 +90,7 @@ def test_a_fallback_that_is_gone_is_served_as_it_was_but_none_begins_without() -
 
 def test_a_fallback_that_does_not_exist_is_said() -> None:
     spec = rollout_spec(template=PROMPT | {"fallbacks": FALLBACKS})
-    assert resolve("ns", "app", spec, None, store_with(), {"default"}).desired.problems == (
+    assert texts(resolve("ns", "app", spec, None, store_with(), {"default"}).desired) == (
         "spec.template.fallbacks[0].providerRef.name: there is no ModelProvider second in ns: create it",
     )
 
@@ -99,8 +99,8 @@ def test_a_cost_objective_needs_the_fallbacks_price_too() -> None:
     cost = {"objectives": [{"name": "cost", "signal": "CostPerRequest", "max": "1"}]}
     spec = rollout_spec(template=PROMPT | {"fallbacks": FALLBACKS}, analysis=cost)
     unpriced = store_with(an_object("ModelProvider", "second", SECOND | {"prices": []}))
-    (problem,) = resolve("ns", "app", spec, None, unpriced, {"default"}).desired.problems
-    assert "ModelProvider second has no price for the model big" in problem
+    (problem,) = texts(resolve("ns", "app", spec, None, unpriced, {"default"}).desired)
+    assert "needs a price for the model big: add it to spec.prices of ModelProvider second" in problem
     priced = store_with(an_object("ModelProvider", "second", SECOND))
     assert resolve("ns", "app", spec, None, priced, {"default"}).desired.problems == ()
 
@@ -110,7 +110,7 @@ def test_nobody_is_asked_twice() -> None:
     for fallbacks in ([own], [*FALLBACKS, *FALLBACKS]):
         ((path, reason),) = prompt_problems(prompt(fallbacks=fallbacks))
         assert path == f"fallbacks[{len(fallbacks) - 1}]"
-        assert reason == "this provider and model are asked before already: remove it"
+        assert reason == "this provider and model are already asked before: remove it"
 
 
 def test_a_ca_is_a_file_beside_the_key() -> None:

@@ -78,7 +78,7 @@ async def test_what_failed_comes_at_once_when_its_reason_is_gone() -> None:
     queue = WorkQueue(Clock())
     for _ in range(9):
         queue.retry(A)
-    queue.hasten()
+    queue.retry_failed_now()
     assert await queue.get() == A
 
 

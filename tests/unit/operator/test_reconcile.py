@@ -1,6 +1,7 @@
 """One reconcile against an API server that loses answers and refuses writes."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -33,6 +34,8 @@ class FakeApi:
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
         self.writes: list[tuple[str, str]] = []
         self.refuse: dict[tuple[str, str], int] = {}
+        self.message = "refused"
+        self.causes: list[dict[str, str]] = []
         self.lose: set[tuple[str, str]] = set()
         self._version = 100
 
@@ -42,7 +45,9 @@ class FakeApi:
     def _written(self, kind: str, verb: str, item: dict[str, Any]) -> dict[str, Any]:
         self.writes.append((kind, verb))
         if (kind, verb) in self.refuse:
-            raise ApiException(status=self.refuse[kind, verb], reason="refused")
+            error = ApiException(status=self.refuse[kind, verb], reason=self.message)
+            error.body = json.dumps({"kind": "Status", "message": self.message, "details": {"causes": self.causes}})
+            raise error
         self._version += 1
         name = item["metadata"]["name"]
         metadata = {"namespace": "ns", "uid": f"{kind}-{name}"} | item["metadata"]

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from kubernetes.aio.client.exceptions import ApiException
 
 from promptrollout.api.delivery import Laggard
 from promptrollout.api.rollout import RolloutStatus
@@ -19,6 +20,24 @@ CANARY = {"template": PROMPT | {"model": "large"}}
 
 def invalid(status: RolloutStatus) -> str:
     return next((c.message for c in status.conditions if c.type == "InvalidSpec" and c.status == "True"), "")
+
+
+async def test_words_in_a_refusal_do_not_make_it_a_namespace_that_is_deleted() -> None:
+    world = await in_canary()
+    world.api.refuse[COPY], world.api.message = 403, "policy jobs: the queue is being terminated"
+    world.edit(SPEC | {"template": PROMPT | {"model": "third"}})
+    await world.reconcile()
+    assert "the queue is being terminated" in invalid(world.status())
+    assert world.status().weight == 10
+
+
+async def test_nothing_is_planned_in_a_namespace_that_is_deleted() -> None:
+    world = await in_canary()
+    world.api.refuse[COPY], world.api.causes = 403, [{"reason": "NamespaceTerminating"}]
+    world.edit(SPEC | {"template": PROMPT | {"model": "third"}})
+    with pytest.raises(ApiException):
+        await world.reconcile()
+    assert invalid(world.status()) == ""
 
 
 @pytest.mark.parametrize("code", [403, 422, 500])
@@ -89,7 +108,7 @@ async def test_a_gateway_is_changed_when_no_canary_runs() -> None:
     world.edit(SPEC | CANARY | OTHER)
     await world.reconcile(3)
     assert world.api.objects["PromptDelivery", "app"]["spec"]["gateway"] == "default"
-    assert world.status().message.endswith("; gateway default serves it until no canary runs, then other")
+    assert world.status().message.endswith("; gateway default keeps serving it until the canary ends, then other")
     world.edit(SPEC | OTHER)
     await world.reconcile(4)
     assert world.status().stage == "Idle"
@@ -129,7 +148,7 @@ async def test_what_is_known_of_missing_keys_stays_while_nobody_is_asked() -> No
     world.pods.said = dataclasses.replace(said, unassigned_share_percent=7, heavy_key_share_percent=33)
     await world.reconcile(2)
     heavy = next(c for c in world.status().conditions if c.type == "HeavyKey")
-    assert (heavy.status, heavy.message[:32]) == ("True", "one stickiness key makes 33 % of")
+    assert (heavy.status, heavy.message[:32]) == ("True", "one stickiness key sends 33 % of")
     condition = next(c for c in world.status().conditions if c.type == "AssignmentKeyMissing")
     assert (condition.status, condition.message[:3]) == ("True", "7 %")
     world.start()
@@ -148,7 +167,7 @@ async def test_a_sequence_that_pods_have_with_other_content_is_passed_over_once(
     before = world.api.objects["PromptDelivery", "app"]["spec"]
     known = before["sequence"] + ahead
     laggard = Laggard(pod="p", reason="serves something else")
-    world.pods.said = Acknowledgement(False, 0, 1, (laggard,), highest=known, taken=known)
+    world.pods.said = Acknowledgement(False, 0, 1, (laggard,), highest=known, conflicting=known)
     await world.reconcile(3)
     assert world.api.objects["PromptDelivery", "app"]["spec"] == before | {"sequence": known + 1}
     assert world.status().delivery is not None

@@ -10,7 +10,7 @@ from promptrollout.api.slo import Objective
 from promptrollout.operator.cluster.store import Store
 from promptrollout.operator.rollouts.declarations import slo_verdict
 from promptrollout.operator.rollouts.resolve import Resolved, resolve
-from tests.unit.operator.world import PROMPT, a_copy, an_object, prompt, rollout_spec, store_with
+from tests.unit.operator.world import PROMPT, a_copy, an_object, prompt, rollout_spec, store_with, texts
 
 SCHEMA = {"type": "object"}
 
@@ -61,7 +61,7 @@ def test_a_named_version_is_copied_too() -> None:
 )
 def test_defects_are_named_with_path_and_fix(changes: dict[str, Any], path: str, says: str) -> None:
     found = resolved(**changes)
-    assert [problem for problem in found.desired.problems if problem.startswith(f"{path}:") and says in problem]
+    assert [problem for problem in texts(found.desired) if problem.startswith(f"{path}:") and says in problem]
     assert found.desired.snapshot is None
     assert found.missing_copies == () or "sloRefs" in path or "Ref" in path
 
@@ -69,7 +69,7 @@ def test_defects_are_named_with_path_and_fix(changes: dict[str, Any], path: str,
 def test_a_metrics_source_that_the_operator_does_not_have() -> None:
     store = store_with()
     store.put("PromptGateway", an_object("PromptGateway", "default", {"metricsSource": "mimir"}, resourceVersion="8"))
-    (problem,) = resolved(store).desired.problems
+    (problem,) = texts(resolved(store).desired)
     assert "mimir" in problem
     assert "it has: default" in problem
     assert resolved(store, analysis={"mode": "None"}).desired.problems == ()
@@ -78,13 +78,13 @@ def test_a_metrics_source_that_the_operator_does_not_have() -> None:
 def test_an_object_in_the_place_of_the_copy() -> None:
     foreign = a_copy()
     del foreign["metadata"]["labels"]
-    (problem,) = resolved(store_with(foreign)).desired.problems
-    assert "is in the way" in problem
+    (problem,) = texts(resolved(store_with(foreign)).desired)
+    assert "exists, but is not the operator's copy" in problem
     different = a_copy()
     different["spec"] = PROMPT | {"model": "large"}
     found = resolved(store_with(different)).desired
     assert found.version is None
-    assert "differs" in found.problems[0]
+    assert "differs" in texts(found)[0]
 
 
 def test_errors_are_always_watched_and_contracts_where_there_is_one() -> None:
@@ -124,8 +124,8 @@ def test_slos_are_merged_and_must_not_say_the_same_name_twice() -> None:
         an_object("PromptSLO", "two", {"objectives": [cost]}),
     )
     assert set(objectives(resolved(store, analysis={"sloRefs": [{"name": "one"}]}))) == {"cost", "error-rate"}
-    (problem,) = resolved(store, analysis={"sloRefs": [{"name": "one"}, {"name": "two"}]}).desired.problems
-    assert problem.startswith("spec.analysis.sloRefs[1] (PromptSLO two): the objective cost is declared in")
+    (problem,) = texts(resolved(store, analysis={"sloRefs": [{"name": "one"}, {"name": "two"}]}).desired)
+    assert problem.startswith("spec.analysis.sloRefs[1] (PromptSLO two): the objective cost is also declared in")
 
 
 JUDGE = {"name": "judge", "signal": "JudgeScore", "dimension": "tone", "min": "4"}
@@ -141,9 +141,9 @@ JUDGE = {"name": "judge", "signal": "JudgeScore", "dimension": "tone", "min": "4
 def test_what_no_gateway_exports_is_invalid_instead_of_waited_for(analysis: dict[str, Any], path: str) -> None:
     slo = an_object("PromptSLO", "slo", {"objectives": [JUDGE]})
     found = resolved(store_with(slo), analysis=analysis)
-    (problem,) = found.desired.problems
+    (problem,) = texts(found.desired)
     assert problem.startswith(f"{path}: objective judge: ")
-    assert "do not export JudgeScore, so nothing can measure it: remove it, or export" in problem
+    assert "do not export JudgeScore: remove it, or export" in problem
     assert (found.desired.snapshot, found.desired.version) == (None, resolved().desired.version)
     ready, reason, text = slo_verdict(slo)
     assert (ready, reason) == (False, "InvalidSpec")
@@ -164,12 +164,12 @@ COST = {"name": "cost", "signal": "CostPerRequest", "max": "1"}
 def test_cost_needs_a_price_for_exactly_this_model(analysis: dict[str, Any], path: str, model: str) -> None:
     store = store_with(an_object("PromptSLO", "slo", {"objectives": [COST]}))
     found = resolved(store, analysis=analysis, template=PROMPT | {"model": model}).desired
-    assert found.problems == (
-        f"{path}: the objective cost is on CostPerRequest, and ModelProvider model has no price for the model {model}: "
-        "add a row for exactly this name to its spec.prices, or remove the objective",
+    assert texts(found) == (
+        f"{path}: objective cost needs a price for the model {model}: "
+        "add it to spec.prices of ModelProvider model, or remove the objective",
     )
     assert found.snapshot is None
-    # without that objective, or without analysis, nobody needs a price
+    # without that objective, or without analysis, no price is needed
     assert resolved(template=PROMPT | {"model": model}).desired.problems == ()
     assert resolved(store, analysis=analysis | {"mode": "None"}, template=PROMPT | {"model": model}).desired.snapshot
     assert resolved(store, analysis=analysis).desired.problems == ()
@@ -187,7 +187,7 @@ def test_what_anthropic_has_no_word_for_is_refused_with_its_place(changes: dict[
     spec = {"type": "Anthropic", "baseURL": "https://host/v1"}
     store = store_with()
     store.put("ModelProvider", an_object("ModelProvider", "model", spec, resourceVersion="8"))
-    (problem,) = resolved(store, template=PROMPT | changes).desired.problems
+    (problem,) = texts(resolved(store, template=PROMPT | changes).desired)
     assert problem.startswith(f"{path}: ")
     assert resolved(template=PROMPT | changes).desired.problems == (), "OpenAI has"
     assert resolved(store).desired.problems == ()
@@ -195,7 +195,7 @@ def test_what_anthropic_has_no_word_for_is_refused_with_its_place(changes: dict[
 
 def test_too_many_objectives() -> None:
     many = [{"name": f"o{n}", "signal": "CostPerRequest", "max": "1"} for n in range(20)]
-    (problem,) = resolved(analysis={"objectives": many}).desired.problems
+    (problem,) = texts(resolved(analysis={"objectives": many}).desired)
     assert "21 objectives" in problem
 
 
@@ -213,4 +213,4 @@ def test_a_prompt_that_costs_too_much_is_invalid_and_what_is_served_goes_on() ->
     stable = VersionRef(version="app-" + "a" * 10, digest="sha256:" + "a" * 64)
     found = resolved(store_with(a_copy()), stable, template=stalls)
     assert (found.desired.version, found.desired.snapshot, found.missing_copies) == (None, None, ())
-    assert any("more than 2500 tokens in braces" in problem for problem in found.desired.problems)
+    assert any("more than 2500 tokens in braces" in problem for problem in texts(found.desired))

@@ -14,7 +14,7 @@ from promptrollout.api.slo import Objective
 from promptrollout.engine.objectives.signals import SIGNALS
 from promptrollout.engine.statistics.evidence import Interval
 from promptrollout.operator.evidence.reader import Reader
-from promptrollout.operator.evidence.requests import Measured, Query, Question
+from promptrollout.operator.evidence.requests import EvidenceRequest, ObjectiveQueries, Query
 from promptrollout.operator.sources.series import Series
 from tests.objectives import RATIO
 
@@ -35,12 +35,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 STRATA = {"age": ("1m", "10m"), "judge": ("j1", "j2"), "cache": ("hit", "miss")}
 
 
-def asked(kind: str, exposed_at: int) -> Question:
-    measured = Measured.of(Objective.model_validate({"name": "it", **OBJECTIVES[kind]}))
-    return Question("uid", "d", WIDTH, VERSIONS["stable"], VERSIONS["canary"], (measured,), exposed_at=exposed_at)
+def asked(kind: str, exposed_at: int) -> EvidenceRequest:
+    measured = ObjectiveQueries.of(Objective.model_validate({"name": "it", **OBJECTIVES[kind]}))
+    return EvidenceRequest(
+        "uid", "d", WIDTH, VERSIONS["stable"], VERSIONS["canary"], (measured,), exposed_at=exposed_at
+    )
 
 
-def kinds_of_series(question: Question, arm: str) -> Iterator[tuple[Query, dict[str, str]]]:
+def kinds_of_series(question: EvidenceRequest, arm: str) -> Iterator[tuple[Query, dict[str, str]]]:
     """Each series that a target may have, by the query that finds it."""
     (measured,) = question.objectives
     for _, of, query in question.own_queries(measured):
@@ -49,7 +51,7 @@ def kinds_of_series(question: Question, arm: str) -> Iterator[tuple[Query, dict[
     labels: list[dict[str, str]] = [{}]
     for name in measured.signal.strata:
         labels = [each | {name: value} for each in labels for value in STRATA[name]]
-    for wanted in measured.wanted:
+    for wanted in measured.selectors:
         if wanted.divided and question.objectives[0].signal is not SIGNALS["ErrorRate"]:
             continue  # one signal shows what shards do, at a fraction of the time
         for each in labels:
@@ -58,7 +60,7 @@ def kinds_of_series(question: Question, arm: str) -> Iterator[tuple[Query, dict[
             yield from ((wanted.query, own if shard is None else own | {"shard": str(shard)}) for shard in shards)
 
 
-def history(rng: random.Random, question: Question) -> Windows:
+def history(rng: random.Random, question: EvidenceRequest) -> Windows:
     """Targets come, go and restart; series of theirs appear late and vanish for a while; scrapes fail."""
     windows: Windows = {query: [] for query in question.queries}
     for arm in VERSIONS:
@@ -107,11 +109,11 @@ def test_a_restart_changes_no_bit(kind: str, seed: int) -> None:
     found: list[Interval] = []
     while steady.position < START + SECONDS - WIDTH:
         end = steady.position + WIDTH
-        wanted += steady.take(cut(windows, steady.start_of_window(), end), end)
+        wanted += steady.read(cut(windows, steady.start_of_window(), end), end)
         if rng.random() < 0.2:
             restarted = Reader(question, restarted.position)
         if rng.random() < 0.7 or end >= START + SECONDS - 2 * WIDTH:  # else it was away and catches up later
-            found += restarted.take(cut(windows, restarted.start_of_window(), end), end)
+            found += restarted.read(cut(windows, restarted.start_of_window(), end), end)
     assert found == wanted[: len(found)]
     assert len(found) >= len(wanted) - 2
     baseline = [i for i in wanted if i.end <= question.exposed_at and i.counts]

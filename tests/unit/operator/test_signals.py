@@ -11,7 +11,7 @@ from promptrollout.api.slo import Objective, Signal
 from promptrollout.engine.objectives.signals import SIGNALS
 from promptrollout.engine.statistics.evidence import Arm, Counts
 from promptrollout.operator.evidence.reader import Reader
-from promptrollout.operator.evidence.requests import Measured, Query, Question
+from promptrollout.operator.evidence.requests import EvidenceRequest, ObjectiveQueries, Query
 from promptrollout.operator.sources.series import parse_matrix
 
 START = 1_800_000_000
@@ -48,9 +48,9 @@ def objective(signal: str, **fields: Any) -> Objective:
     return Objective.model_validate({"name": "it", "signal": signal, **fields})
 
 
-def question(measured: Objective, exposed_at: int) -> Question:
+def question(measured: Objective, exposed_at: int) -> EvidenceRequest:
     versions = (VERSIONS["stable"], VERSIONS["canary"])
-    return Question("uid", "default", WIDTH, *versions, (Measured.of(measured),), exposed_at=exposed_at)
+    return EvidenceRequest("uid", "default", WIDTH, *versions, (ObjectiveQueries.of(measured),), exposed_at=exposed_at)
 
 
 def counted(measured: Objective, *recorded: Grew, exposed_at: int = 0, at: int = START) -> tuple[Counts, ...]:
@@ -60,7 +60,7 @@ def counted(measured: Objective, *recorded: Grew, exposed_at: int = 0, at: int =
     for each in recorded:
         parsed = parse_matrix(each.answer(), START - 700, START + WIDTH).get("uid", [])
         windows.setdefault(Query("metric", each.metric), []).extend(parsed)
-    (interval,) = reader.take(windows, at + WIDTH)
+    (interval,) = reader.read(windows, at + WIDTH)
     return interval.counts.get("it", ())
 
 
@@ -312,7 +312,7 @@ def test_the_baseline_needs_stable_only() -> None:
         (_, stable) = grew(metric, 0, by).answer()
         stable["values"] += [[START + 55, str(1000 + 2 * by)], [START + 85, str(1000 + 4 * by)]]
         windows[Query("metric", metric)] = parse_matrix([stable], START - 700, START + 90)["uid"]
-    first, second, third = reader.take(windows, START + 3 * WIDTH)
+    first, second, third = reader.read(windows, START + 3 * WIDTH)
     alone = Counts(Arm(0, 0), Arm(50, 3))
     assert (first.counts, second.counts) == ({"it": (alone,)}, {"it": (alone,)})
     assert third.counts == {}  # the canary is exposed and nobody scraped it

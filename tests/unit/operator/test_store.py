@@ -35,7 +35,7 @@ def test_a_list_finds_what_no_watch_reported() -> None:
     store.put("Pod", item("same", 3))
     known = store.known("Pod")
     store.put("Pod", item("meanwhile", 9))  # a watch was quicker than the list
-    corrections = store.take_list("Pod", [item("changed", 7), item("same", 3), item("new", 8)], known)
+    corrections = store.replace_list("Pod", [item("changed", 7), item("same", 3), item("new", 8)], known)
     assert corrections == 3
     assert {i["metadata"]["name"] for i in store.all("Pod")} == {"changed", "same", "new", "meanwhile"}
 
@@ -43,7 +43,7 @@ def test_a_list_finds_what_no_watch_reported() -> None:
 def test_a_list_goes_back_in_time_after_a_restore() -> None:
     store = Store()
     store.put("Pod", item("a", 500))
-    assert store.take_list("Pod", [item("a", 20)], store.known("Pod")) == 1
+    assert store.replace_list("Pod", [item("a", 20)], store.known("Pod")) == 1
     found = store.get("Pod", "ns", "a")
     assert found is not None
     assert found["metadata"]["resourceVersion"] == "20"
@@ -54,7 +54,7 @@ def test_a_list_that_is_older_than_a_watch_does_not_win() -> None:
     store.put("Pod", item("a", 5))
     known = store.known("Pod")
     store.put("Pod", item("a", 6))
-    assert store.take_list("Pod", [item("a", 5)], known) == 0
+    assert store.replace_list("Pod", [item("a", 5)], known) == 0
 
 
 def test_objects_are_found_by_the_rollout_that_they_carry() -> None:

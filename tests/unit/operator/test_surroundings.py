@@ -1,4 +1,4 @@
-"""Configuration, events, copies, dirty keys and the statuses of declarations."""
+"""Configuration, events, copies, dependents and the statuses of declarations."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,23 @@ from promptrollout.api.rollout import Decision
 from promptrollout.operator.cluster.events import event_of, recent
 from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.cluster.store import Store
-from promptrollout.operator.config import ConfigError, load, surroundings
+from promptrollout.operator.config import ConfigError, load, pod_environment
 from promptrollout.operator.delivery import copies
 from promptrollout.operator.delivery.confirmations import Acknowledgement
 from promptrollout.operator.delivery.status import delivery_status, is_complete
+from promptrollout.operator.rollouts import dependents
 from promptrollout.operator.rollouts.declarations import provider_verdict, slo_verdict, version_verdict
-from promptrollout.operator.rollouts.dirty import affected
 from tests.unit.operator.world import PROMPT, a_copy, an_object, store_with
+
+OF = {
+    "PromptDelivery": dependents.of_delivery,
+    "PromptVersion": dependents.of_version,
+    "PromptSLO": dependents.of_slo,
+    "ModelProvider": dependents.of_provider,
+    "PromptGateway": dependents.of_gateway,
+    "ConfigMap": dependents.of_overrides,
+    "Deployment": dependents.of_deployment,
+}
 
 
 @pytest.mark.parametrize(
@@ -23,7 +33,7 @@ from tests.unit.operator.world import PROMPT, a_copy, an_object, store_with
     [
         ("metricsSources: [{name: default}]", "metricsSources.0.url"),
         ("metricsSources: [{name: a, url: 'http://x', namespaceLabel: a-b}]", "metricsSources.0.namespaceLabel"),
-        ("metricsSources: [{name: a, url: 'http://x'}, {name: a, url: 'http://y'}]", "the name a stands twice"),
+        ("metricsSources: [{name: a, url: 'http://x'}, {name: a, url: 'http://y'}]", "the name a is used twice"),
         ("metricSources: []", "metricSources"),
         ("metricsSources: [{name: a, url: 'http://x', bearerTokenFile: token}]", "metricsSources.0.bearerTokenFile"),
         (
@@ -60,7 +70,7 @@ def test_a_configuration_as_the_chart_renders_it(tmp_path: Path) -> None:
     )
     config = load(file)
     assert (config.metrics_sources[0].url, config.log_level) == ("http://prometheus:9090", "info")
-    assert surroundings({"POD_NAME": "p", "PROMPTROLLOUT_BIND_ADDRESS": "127.0.0.9"}).bind_address == "127.0.0.9"
+    assert pod_environment({"POD_NAME": "p", "PROMPTROLLOUT_BIND_ADDRESS": "127.0.0.9"}).bind_address == "127.0.0.9"
 
 
 def decision(at: str = "2026-11-21T09:00:00Z", **fields: Any) -> Decision:
@@ -117,14 +127,14 @@ def test_what_is_looked_at_again() -> None:
     )
 
     def after(kind: str, name: str, **metadata: Any) -> set[Key]:
-        return affected(Key(kind, "ns", name), None, an_object(kind, name, {}, **metadata), store)
+        return OF[kind](Key(kind, "ns", name), None, an_object(kind, name, {}, **metadata), store)
 
     assert after("PromptDelivery", "a") == {a}
     assert after("PromptVersion", "first") == {Key("PromptVersion", "ns", "first"), b}
     assert a in after("PromptVersion", "a-1", labels={"promptrollout.dev/rollout": "a"})
     # an object that was in the way of a copy, once it is deleted
     foreign = an_object("PromptVersion", "a-0123456789", {})
-    assert a in affected(Key("PromptVersion", "ns", "a-0123456789"), foreign, None, store)
+    assert a in dependents.of_version(Key("PromptVersion", "ns", "a-0123456789"), foreign, None, store)
     assert Key("PromptRollout", "ns", "no") not in after("PromptVersion", "no-0123456789")
     assert b in after("PromptSLO", "slo")
     assert a not in after("PromptSLO", "slo")

@@ -12,11 +12,12 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from promptrollout.operator import app
 from promptrollout.operator.app import Operator
+from promptrollout.operator.cluster import lists
 from promptrollout.operator.cluster.api import KINDS, WATCHED
 from promptrollout.operator.cluster.metrics import Metrics
 from promptrollout.operator.cluster.watch_health import GRACE_SECONDS, WatchHealth
-from promptrollout.operator.cluster.watches import Shell
-from promptrollout.operator.config import Config, surroundings
+from promptrollout.operator.cluster.watches import Watches
+from promptrollout.operator.config import Config, pod_environment
 
 PATH = "/apis/promptrollout.dev/v1alpha1/promptrollouts"
 
@@ -130,9 +131,9 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.02)
 
 
-def a_shell(server: ApiServer) -> Shell:
+def the_watches(server: ApiServer) -> Watches:
     client = ApiClient(Configuration(host=server.url))
-    return Shell(client, [], lambda *_: None, Metrics())
+    return Watches(client, [], lambda *_: None, Metrics())
 
 
 async def test_the_watches_come_up_without_a_user_name_or_home(
@@ -146,39 +147,39 @@ async def test_the_watches_come_up_without_a_user_name_or_home(
     monkeypatch.setattr("pwd.getpwuid", no_entry)
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    shell = a_shell(server)
-    assert len(shell.health.down()) == len(WATCHED)
-    shell.start()
+    watches = the_watches(server)
+    assert len(watches.health.down()) == len(WATCHED)
+    watches.start()
     try:
-        await until(lambda: not shell.health.down())
+        await until(lambda: not watches.health.down())
     finally:
-        await shell.stop()
+        await watches.stop()
 
 
 async def test_refused_watches_are_down_until_they_are_answered(server: ApiServer) -> None:
     server.refused = True
     asked: list[str] = []
-    shell = a_shell(server)
-    shell.health.answered = lambda path, status: (  # type: ignore[method-assign]
+    watches = the_watches(server)
+    watches.health.answered = lambda path, status: (  # type: ignore[method-assign]
         asked.append(f"{status}"),
-        WatchHealth.answered(shell.health, path, status),
+        WatchHealth.answered(watches.health, path, status),
     )[1]
-    shell.start()
+    watches.start()
     try:
         await until(lambda: "403" in asked)
-        assert len(shell.health.down()) == len(WATCHED)
+        assert len(watches.health.down()) == len(WATCHED)
         server.refused = False
-        await until(lambda: not shell.health.down())
+        await until(lambda: not watches.health.down())
     finally:
-        await shell.stop()
+        await watches.stop()
 
 
 # ---------------------------------------------------------------- the probes
 
 
 def an_operator(health: WatchHealth) -> Operator:
-    operator = Operator(Config(), surroundings({}), client=None)  # type: ignore[arg-type]
-    operator._shell = SimpleNamespace(health=health)  # type: ignore[assignment]
+    operator = Operator(Config(), pod_environment({}), client=None)  # type: ignore[arg-type]
+    operator._watches = SimpleNamespace(health=health)  # type: ignore[assignment]
     operator._workers = [SimpleNamespace(done=lambda: False)]  # type: ignore[list-item]
     return operator
 
@@ -195,21 +196,20 @@ async def test_ready_only_while_the_watches_are_up() -> None:
 async def test_a_watch_that_goes_down_between_two_lists_brings_the_next_one_soon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(app, "WATCHLESS_SECONDS", 0.01)
+    monkeypatch.setattr(lists, "WATCHLESS_SECONDS", 0.01)
     health = WatchHealth([PATH], Clock())
     health.answered(PATH, 200)
     operator, listed = an_operator(health), asyncio.Event()
 
-    async def list_all() -> int:
+    async def list_all() -> None:
         listed.set()
-        return 0
 
-    monkeypatch.setattr(operator, "_list_all", list_all)
-    task = asyncio.create_task(operator._keep_listing())
+    monkeypatch.setattr(operator._lists, "list_all", list_all)
+    task = asyncio.create_task(operator._lists.keep())
     try:
         await asyncio.sleep(0.05)
         assert not listed.is_set(), "the next list is due in minutes"
-        operator._shell.health = WatchHealth([PATH], Clock())  # type: ignore[union-attr]
+        operator._watches.health = WatchHealth([PATH], Clock())  # type: ignore[union-attr]
         await asyncio.wait_for(listed.wait(), 10)
     finally:
         task.cancel()
@@ -221,9 +221,9 @@ async def test_unhealthy_when_watches_keep_failing_though_the_api_server_answers
     health = WatchHealth([PATH], clock)
     operator = an_operator(health)
     clock.now += app.WATCHES_DEAD_SECONDS + 1
-    operator._listed_at = time.monotonic() - 5 * app.WATCHLESS_SECONDS
+    operator._lists.listed_at = time.monotonic() - 5 * lists.WATCHLESS_SECONDS
     assert operator._unhealthy() == "", "no list is answered either: an outage, and a restart would not help"
-    operator._listed_at = time.monotonic()
-    assert operator._unhealthy() == f"the API server answers, and these watches keep failing: {PATH}"
+    operator._lists.listed_at = time.monotonic()
+    assert operator._unhealthy() == f"the API server answers, but these watches keep failing: {PATH}"
     health.answered(PATH, 200)
     assert operator._unhealthy() == ""

@@ -4,6 +4,8 @@ from typing import Any
 
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import RolloutSpec
+from promptrollout.engine.lifecycle.facts import Desired
+from promptrollout.engine.lifecycle.messages import problem_text
 from promptrollout.operator.cluster.store import Store
 from promptrollout.operator.delivery.copies import copy_of
 
@@ -49,3 +51,8 @@ def rollout_spec(**changes: Any) -> RolloutSpec:
     }
     merged = base | changes
     return RolloutSpec.model_validate({name: value for name, value in merged.items() if value is not None})
+
+
+def texts(desired: Desired) -> tuple[str, ...]:
+    """Its problems as people read them."""
+    return tuple(problem_text(problem) for problem in desired.problems)

@@ -70,6 +70,6 @@ async def test_another_ending_fails_with_what_was_expected_and_what_is() -> None
     story = Story(Options(), cast(Sandbox, None), Console(quiet=True), [], quickstart, follower)
     assert is_rejected(follower.status, version("v2"))
     with pytest.raises(
-        DemoFailure, match=r"expected: it ends Healthy\ninstead:  Degraded, step -, weight 0 %: .*rejected"
+        DemoFailure, match=r"expected: it ends Healthy\ninstead:  Degraded, step -, weight 0 %: .*rolled back"
     ):
         await story._expect("it ends Healthy", lambda s: s.phase == "Healthy", 0)

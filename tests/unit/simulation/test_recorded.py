@@ -57,7 +57,7 @@ def test_another_weight_than_was_recorded_is_said_and_nothing_is_scaled() -> Non
     run = simulate(rules(), found, exposed_at=found.exposed_at)
     assert run.canary_requests == pytest.approx(run.seconds / 30 * 30), "5 % of 600 requests, all the time"
     (warning,) = found.warnings(["errors"])
-    assert "from 0 s on the rollout would have had 10 % where 5 % was recorded" in warning
+    assert "from 0 s on the rollout would be at 10 %, but 5 % is recorded" in warning
     assert "unscaled" in warning
 
 
@@ -97,8 +97,8 @@ GOOD = {"start": START, "end": START + 30, "weight": 10, "counts": {}}
             [GOOD, GOOD | {"start": START + 3_000_000, "end": START + 3_000_030}],
             r"m\.jsonl:2: starts at 1803000000, more than 100,000 intervals after the canary's first exposure",
         ),
-        ([GOOD | {"weight": 0}], "the canary met nobody"),
-        ([], "not one interval"),
+        ([GOOD | {"weight": 0}], "the canary served no users"),
+        ([], "it has no interval"),
         (
             [GOOD | {"counts": {"e": [{"canary": {"n": 1, "total": 0, "shards": [[1, 0]]}}]}}],
             "1 shards: give all 32",
@@ -154,7 +154,7 @@ async def test_history_is_read_as_the_operator_would_have_read_it(prometheus: Fa
     assert (counts.stable.n, counts.stable.total) == pytest.approx((270, 2.7))
     run = simulate(rules(), found, exposed_at=found.exposed_at)
     assert run.outcome == "RolledBack"
-    assert "the weight at which the metrics were recorded is not known" in " ".join(found.warnings(["errors"]))
+    assert "the recording has no weights" in " ".join(found.warnings(["errors"]))
 
     kept = tmp_path / "kept.jsonl"
     arguments = ["simulate", "-f", str(ROLLOUT), "--prometheus", prometheus.url, "--from", str(start), "--to", str(end)]

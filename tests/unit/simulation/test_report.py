@@ -3,10 +3,11 @@
 import pytest
 
 from promptrollout.engine.lifecycle.analysis import levels
+from promptrollout.engine.objectives import wording
 from promptrollout.simulation.report import duration
 from promptrollout.simulation.summary import chance, spread, summary
 from promptrollout.simulation.toll import tolls
-from promptrollout.simulation.traces import MOST, interval, strictest, traces
+from promptrollout.simulation.traces import MOST, strictest, traces
 from promptrollout.simulation.world import simulate
 from tests.unit.simulation.steady import Steady, rules
 
@@ -42,19 +43,14 @@ def test_the_strictest_level_is_found() -> None:
     assert strictest(lambda level: True) == pytest.approx(MOST, abs=0.01)
 
 
-@pytest.mark.parametrize(
-    ("text", "ends"),
-    [
-        ("+0.58 to +1.8 points", (0.58, 1.8, "points")),
-        ("-12 to +1,200 points", (-12, 1200, "points")),
-        ("-$0.0000370 to +$0.00155 (-11 % to -6.3 % of stable)", (-0.000037, 0.00155, "USD")),
-        ("0 to +0.4", (0, 0.4, "")),
-        ("-0.12 to -0.01 (-3 % to -0.2 % of stable)", (-0.12, -0.01, "")),
-        ("", (None, None, "")),
-    ],
-)
-def test_differences_are_read_as_they_are_written(text: str, ends: tuple[float | None, float | None, str]) -> None:
-    assert interval(text) == ends
+def test_differences_are_drawn_in_the_unit_that_people_read() -> None:
+    run = simulate(rules(), Steady(rates={"errors": (0.03, 0.01)}), looks=True)
+    (trace,) = (each for each in traces(rules(), run.looks) if each.objective == "errors")
+    last, row = trace.points[-1], next(row for row in run.looks[-1].rows if row.name == "errors")
+    assert trace.unit == "points"
+    assert last.low is not None
+    assert last.high is not None
+    assert row.difference == wording.share_difference(last.low / 100, last.high / 100)
 
 
 def test_chances_do_not_pretend_certainty() -> None:

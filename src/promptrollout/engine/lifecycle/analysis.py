@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from promptrollout.api.decisions import DecisionReason
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot
 from promptrollout.api.slo import Objective
 from promptrollout.engine.lifecycle.draft import Draft
 from promptrollout.engine.lifecycle.moves import current_step, is_last_weight
+from promptrollout.engine.lifecycle.reasons import Missing, MissingEvidence
 from promptrollout.engine.objectives import sample_ratio
 from promptrollout.engine.objectives.definitions import gate_of, make_test
 from promptrollout.engine.objectives.judgement import Judgement, Levels
@@ -22,16 +24,16 @@ PROMOTION_LEVEL = 0.05
 
 OUTAGE_SHARE = 0.5
 MOST_SAMPLES = 2**53
-"""What the API's integers, and JSON's, hold."""
+"""The largest integer that the API and JSON hold exactly."""
 ENDED_SECONDS = 120
-"""Requests count when they end, and those of a lower weight are still under way when the next one begins."""
+"""Requests count when they end: some of the lower weight still run when the next weight begins."""
 
 WARM_WEIGHT = 50
 """From this weight (percent) on the canary's prompt is in the provider's cache like stable's, and costs are as
 billed."""
 
 WATCHED = ("Stepping", "Promoting", "Baking")
-"""Stages in which the canary meets users, so that evidence is read."""
+"""Stages in which the canary serves users, so evidence is read."""
 
 
 def levels(snapshot: Snapshot, attempt: int) -> Levels:
@@ -43,8 +45,8 @@ def levels(snapshot: Snapshot, attempt: int) -> Levels:
     )
 
 
-def fold(draft: Draft) -> ObjectiveStatus | None:
-    """Take in all intervals up to the first breach. Returns the row in breach, if any.
+def fold_evidence(draft: Draft, *, held: bool) -> ObjectiveStatus | None:
+    """Add all intervals up to the first breach. Returns the row in breach, if any. `held`: they are no active time.
 
     Looking after each interval (and not only after the last) makes a restart or an outage decide as if it had not been.
     """
@@ -54,21 +56,21 @@ def fold(draft: Draft) -> ObjectiveStatus | None:
     due = [interval for interval in draft.facts.evidence.intervals if interval.start >= until]
     if not due:
         return None
-    table, unreachable = Table(draft, s.snapshot), draft.clock.unreachable_since
-    for text in table.unreadable:
-        draft.record("EvidenceRestarted", text, warning=True)
+    analysis, unreachable = AnalysisFold(draft, s.snapshot, held=held), draft.clock.unreachable_since
+    for text in analysis.unreadable:
+        draft.record(DecisionReason.EVIDENCE_RESTARTED, text)
     for interval in due:
-        # an outage of the canary's provider is no verdict on the canary, nor is what it did before it was noticed
+        # an outage of the canary's provider is no verdict on the canary, even before it was noticed
         if unreachable is None or interval.end <= unreachable - s.snapshot.interval_seconds:
-            table.take(interval)
-        if table.breached is not None:
+            analysis.add(interval)
+        if analysis.breached is not None:
             break
-    draft.set_clock(evaluated_until=interval.end, **table.clock)
-    draft.set(analysis=table.rows())
-    return next((row for row in draft.status.analysis if row.name == table.breached), None)
+    draft.set_clock(evaluated_until=interval.end, **analysis.clock)
+    draft.set(analysis=analysis.rows())
+    return next((row for row in draft.status.analysis if row.name == analysis.breached), None)
 
 
-class Line:
+class ObjectiveFold:
     """One objective's row while intervals are folded in: its test, and the test's state in plain numbers."""
 
     def __init__(self, objective: Objective, row: ObjectiveStatus | None) -> None:
@@ -84,7 +86,7 @@ class Line:
         except ValueError as error:
             self.state, self.step_samples, self.unreadable = self.test.start(), 0, str(error)
 
-    def take(self, strata: Sequence[Counts], weight: int, *, promotable: bool, outage: bool) -> None:
+    def add(self, strata: Sequence[Counts], weight: int, *, promotable: bool, outage: bool) -> None:
         if weight < self.signal.from_weight:
             strata, promotable = [counts.stable_alone() for counts in strata], False
         if promotable and self.step_samples == 0:
@@ -97,23 +99,23 @@ class Line:
 
     def result(self, at: Levels) -> ObjectiveStatus:
         judgement = self.test.judge(self.state, at)
-        return told(self.row, judgement, step_samples=self.step_samples, checkpoint=self.test.encode(self.state))
+        return updated_row(self.row, judgement, step_samples=self.step_samples, checkpoint=self.test.encode(self.state))
 
 
-class Table:
+class AnalysisFold:
     """The analysis table while intervals are folded in. Without counts a row stays as it is: no evidence is never a
     pass."""
 
-    def __init__(self, draft: Draft, snapshot: Snapshot) -> None:
+    def __init__(self, draft: Draft, snapshot: Snapshot, *, held: bool) -> None:
         s, clock, step = draft.status, draft.clock, current_step(draft)
         before = {row.name: row for row in s.analysis}
         self._levels = levels(snapshot, s.attempt)
-        self._lines = [Line(objective, before.get(objective.name)) for objective in snapshot.objectives]
+        self._folds = [ObjectiveFold(objective, before.get(objective.name)) for objective in snapshot.objectives]
         self._weight = s.weight
         self._acknowledged = clock.acknowledged_at
         self._exposed = (clock.exposed_at or 0) // snapshot.interval_seconds * snapshot.interval_seconds
-        # pauses are measured by the clock, see plan.tick
-        self._counts_time = not draft.holds and (step is None or step.pause is None)
+        # pauses are measured by the clock, see progress.count_time
+        self._counts_time = not held and (step is None or step.pause is None)
         self._outage_since, self._common_since = clock.outage_since, clock.common_since
         self._unmeasured_since = clock.unmeasured_since
         self._step_seconds, self._seconds = clock.step_active_seconds, clock.active_seconds
@@ -125,8 +127,8 @@ class Table:
 
     @property
     def unreadable(self) -> list[str]:
-        """Whose evidence starts anew, as what was kept of it cannot be read, and why."""
-        return [f"{line.objective.name}: {line.unreadable}" for line in self._lines if line.unreadable]
+        """Objectives whose stored evidence cannot be read and restarts, and why."""
+        return [f"{fold.objective.name}: {fold.unreadable}" for fold in self._folds if fold.unreadable]
 
     @property
     def clock(self) -> dict[str, int | None]:
@@ -139,12 +141,12 @@ class Table:
             "active_seconds": self._seconds,
         }
 
-    def take(self, interval: Interval) -> None:
-        """One interval into every row, and its length into the durations that it was active for."""
-        outage = is_outage([line.objective for line in self._lines], interval)
+    def add(self, interval: Interval) -> None:
+        """Add one interval to every row, and its length to the durations in which it was active."""
+        outage = is_outage([fold.objective for fold in self._folds], interval)
         if outage != (self._outage_since is not None):
             self._outage_since = interval.start if outage else None
-        unmeasured = bool(self._lines) and not interval.counts
+        unmeasured = bool(self._folds) and not interval.counts
         if unmeasured != (self._unmeasured_since is not None):
             self._unmeasured_since = interval.start if unmeasured else None
         promotable = self._acknowledged is not None and interval.start >= self._acknowledged and not outage
@@ -152,29 +154,29 @@ class Table:
             self._step_seconds += interval.end - interval.start
             self._seconds += interval.end - interval.start
         counted, settled = False, promotable and interval.start >= (self._acknowledged or 0) + ENDED_SECONDS
-        for line in self._lines:
-            strata = interval.counts.get(line.objective.name)
+        for fold in self._folds:
+            strata = interval.counts.get(fold.objective.name)
             if strata is None:
                 continue
-            if interval.end <= self._exposed:  # what an earlier attempt left there is not this one's evidence
+            if interval.end <= self._exposed:  # counts of an earlier attempt are not evidence of this one
                 strata = tuple(counts.stable_alone() for counts in strata)
-            line.take(strata, self._weight, promotable=promotable, outage=outage)
-            if settled and not counted and line.objective.signal == "ErrorRate" and 0 < self._weight < 100:
+            fold.add(strata, self._weight, promotable=promotable, outage=outage)
+            if settled and not counted and fold.objective.signal == "ErrorRate" and 0 < self._weight < 100:
                 counted, self._ratio = True, self._ratio.observe(strata, self._weight / 100)
-            if self.breached is None and not line.was_in_breach and line.test.breached(line.state, self._levels):
-                self.breached = line.objective.name
+            if self.breached is None and not fold.was_in_breach and fold.test.breached(fold.state, self._levels):
+                self.breached = fold.objective.name
 
-        common = any(line.state.suspicion >= SUSPECT for line in self._lines)
+        common = any(fold.state.suspicion >= SUSPECT for fold in self._folds)
         self._common_since = (self._common_since or interval.start) if common else None
 
     def rows(self) -> list[ObjectiveStatus]:
-        rows = [line.result(self._levels) for line in self._lines]
+        rows = [fold.result(self._levels) for fold in self._folds]
         if self._ratio.surplus:
             ratio = self._ratio_row or ObjectiveStatus(
                 name=sample_ratio.NAME, signal=sample_ratio.SIGNAL, verdict="NoEvidence"
             )
             rows.append(
-                told(ratio, self._ratio.judge(), step_samples=0, checkpoint=self._ratio.encode()).model_copy(
+                updated_row(ratio, self._ratio.judge(), step_samples=0, checkpoint=self._ratio.encode()).model_copy(
                     update={"common_cause": self._ratio.mismatch or None}
                 )
             )
@@ -203,8 +205,8 @@ def is_outage(objectives: Iterable[Objective], interval: Interval) -> bool:
     return False
 
 
-def told(row: ObjectiveStatus, judgement: Judgement, *, step_samples: int, checkpoint: str) -> ObjectiveStatus:
-    """The row with what a test says now."""
+def updated_row(row: ObjectiveStatus, judgement: Judgement, *, step_samples: int, checkpoint: str) -> ObjectiveStatus:
+    """The row with the present judgement of its test."""
     return row.model_copy(
         update={
             "verdict": verdict(judgement),
@@ -228,14 +230,14 @@ def verdict(judgement: Judgement) -> str:
 
 
 def required(draft: Draft) -> set[str]:
-    """Names of the objectives that the present step asks for."""
+    """Names of the objectives that the present step requires."""
     s = draft.status
     objectives = s.snapshot.objectives if s.snapshot else []
     return {objective.name for objective in objectives if s.weight >= signal_of(objective).from_weight}
 
 
-def lacking(draft: Draft) -> list[str]:
-    """What each objective still lacks before the present step may pass; empty when all of them pass."""
+def missing_evidence(draft: Draft) -> list[MissingEvidence]:
+    """What each objective still needs before the present step may pass; empty when all of them pass."""
     s = draft.status
     if s.snapshot is None or not s.snapshot.analyse:
         return []
@@ -252,11 +254,11 @@ def lacking(draft: Draft) -> list[str]:
         gate = gate_of(objective)
         seen = row.canary_samples if row else 0
         if seen < gate:
-            missing.append(f"{objective.name}: {seen:,} of {gate:,} canary samples before it is judged")
+            missing.append(MissingEvidence(objective.name, Missing.SAMPLES, seen, gate))
         elif samples < objective.min_samples:
-            missing.append(f"{objective.name}: {samples:,} of {objective.min_samples:,} canary samples in this step")
+            missing.append(MissingEvidence(objective.name, Missing.STEP_SAMPLES, samples, objective.min_samples))
         elif row is not None and row.common_cause:
-            missing.append(f"{objective.name}: stable is above the bound too, or answers could not be judged")
+            missing.append(MissingEvidence(objective.name, Missing.COMPARISON))
         elif advance_on == "NonInferior" and (row is None or row.verdict != "Pass"):
-            missing.append(f"{objective.name}: not yet shown to be within its margin")
+            missing.append(MissingEvidence(objective.name, Missing.PROOF))
     return missing

@@ -1,20 +1,32 @@
 """Phase, message and conditions: what people and tools read, derived from the rest of the status."""
 
+from collections.abc import Sequence
 from typing import Literal
 
+from promptrollout.api.conditions import ConditionReason, ConditionType
+from promptrollout.api.decisions import DecisionReason
 from promptrollout.api.meta import Condition
 from promptrollout.api.rollout import DeliveryState
 from promptrollout.engine.lifecycle.draft import ACTIVE, Draft, timestamp
-from promptrollout.engine.lifecycle.moves import current_step, named, overdue
+from promptrollout.engine.lifecycle.messages import (
+    first_missing_text,
+    holds_text,
+    problem_text,
+    problems_text,
+    version_name,
+)
+from promptrollout.engine.lifecycle.moves import current_step, overdue
+from promptrollout.engine.lifecycle.reasons import Hold, MissingEvidence
+from promptrollout.engine.statistics.evidence import Evidence
 
 HEAVY_PERCENT = 20
-"""One stickiness key with a larger part of the requests makes the arms' figures its own."""
+"""A stickiness key with a larger share of the requests dominates the figures of its arm."""
 
-Truth = tuple[bool | None, str, str]
-"""Status (None: Unknown), CamelCase reason, message."""
+ConditionValue = tuple[bool | None, str, str]
+"""Status (None: Unknown), reason, message. A reason that comes out of the status may be of another release."""
 
 
-def describe(draft: Draft, lacks: list[str]) -> None:
+def describe(draft: Draft, holds: Sequence[Hold], missing: list[MissingEvidence]) -> None:
     """Fill in `phase`, `message`, `delivery`, `observedGeneration` and all conditions."""
     facts = draft.facts
     draft.set(observed_generation=facts.generation)
@@ -27,98 +39,108 @@ def describe(draft: Draft, lacks: list[str]) -> None:
         )
     if draft.status.stage == "Idle" and draft.desired is not None:
         draft.set(weight=100 if draft.desired == draft.status.stable else 0)
-    insufficient = insufficient_traffic(draft, lacks)
-    phase, reason, message = summary(draft, lacks, insufficient)
+    insufficient = insufficient_traffic(draft, holds, missing)
+    phase, reason, message = summary(draft, holds, missing, insufficient)
     announce(draft, message, insufficient)
     message += f"; {facts.note}" if facts.note else ""
     draft.set(phase=phase, message=message[:1024])
-    set_conditions(draft, truths(draft, phase, reason, message, insufficient))
+    set_conditions(draft, condition_values(draft, phase, reason, message, insufficient))
 
 
 def announce(draft: Draft, message: str, insufficient: bool) -> None:
-    """An Event where somebody has to do something."""
+    """Record an Event when a person has to act."""
     before = {c.type: c.status for c in draft.facts.status.conditions}
     s, problems = draft.status, draft.facts.desired.problems
     asked = s.snapshot is not None and s.snapshot.on_insufficient_traffic == "RequireApproval"
-    if insufficient and asked and before.get("InsufficientTraffic") != "True":
-        draft.record("ApprovalRequired", message, warning=True, evidence=True)
-    if problems and before.get("InvalidSpec") != "True":
-        draft.record("InvalidSpec", "; ".join(problems), warning=True)
+    if insufficient and asked and before.get(ConditionType.INSUFFICIENT_TRAFFIC) != "True":
+        draft.record(DecisionReason.APPROVAL_REQUIRED, message, evidence=True)
+    if problems and before.get(ConditionType.INVALID_SPEC) != "True":
+        draft.record(DecisionReason.INVALID_SPEC, problems_text(problems))
 
 
-def insufficient_traffic(draft: Draft, lacks: list[str]) -> bool:
-    """The step's time has been up for a while, or was waived, and evidence is still lacking."""
+def insufficient_traffic(draft: Draft, holds: Sequence[Hold], missing: list[MissingEvidence]) -> bool:
+    """The step's time has been up for a while, or was skipped, and evidence is still missing."""
     step, snapshot = current_step(draft), draft.status.snapshot
-    if step is None or step.weight is None or snapshot is None or not lacks or draft.holds:
+    if step is None or step.weight is None or snapshot is None or not missing or holds:
         return False
     return draft.status.step_time_waived or overdue(draft)
 
 
-def summary(draft: Draft, lacks: list[str], insufficient: bool) -> tuple[str, str, str]:
+def summary(
+    draft: Draft, holds: Sequence[Hold], missing: list[MissingEvidence], insufficient: bool
+) -> tuple[str, str, str]:
     """Phase, reason and the one sentence that stands for the whole."""
     s, facts = draft.status, draft.facts
     problems = facts.desired.problems
     if s.stage is None:
-        return "Degraded", "InvalidSpec", problems[0] if problems else "nothing to serve yet"
+        return (
+            "Degraded",
+            ConditionReason.INVALID_SPEC,
+            problem_text(problems[0]) if problems else "nothing to serve yet",
+        )
     if s.stage == "Withdrawing":
         rejected = draft.is_rejected(s.canary)
-        text = f"taking {named(s.canary)} back ({s.withdrawal}): {acknowledged(draft)}"
-        return ("Degraded" if rejected else "Progressing"), s.withdrawal or "Withdrawing", text
+        text = f"withdrawing {version_name(s.canary)} ({s.withdrawal}): {acknowledged(draft)}"
+        return ("Degraded" if rejected else "Progressing"), s.withdrawal or ConditionReason.WITHDRAWING, text
     if s.stage in ACTIVE:
-        return summary_in_progress(draft, lacks, insufficient)
+        return summary_in_progress(draft, holds, missing, insufficient)
     if facts.delivered is not None and facts.delivered.overridden:
-        text = f"the emergency override sends everybody to {named(s.stable)}; "
-        text += f"take it away with `promptrollout emergency clear {facts.name}`"
-        return "Degraded", "EmergencyOverride", text
+        text = f"the emergency override sends everybody to {version_name(s.stable)}; "
+        text += f"remove it with `promptrollout emergency clear {facts.name} -n {facts.namespace}`"
+        return "Degraded", ConditionReason.EMERGENCY_OVERRIDE, text
     if facts.delivered is not None and facts.delivered.unserved == facts.delivered.total > 0:
-        return "Degraded", "NotServed", f"no gateway pod serves {named(s.stable)}: {acknowledged(draft)}"
+        return (
+            "Degraded",
+            ConditionReason.NOT_SERVED,
+            f"no gateway pod serves {version_name(s.stable)}: {acknowledged(draft)}",
+        )
     if problems:
         answers = facts.delivered is not None and facts.delivered.total > 0
-        serving = f"{named(s.stable)} keeps serving" if answers else "no gateway pod is ready, so nothing answers"
-        return "Degraded", "InvalidSpec", f"{problems[0]}; {serving}"
+        serving = (
+            f"{version_name(s.stable)} keeps serving" if answers else "no gateway pod is ready, so nothing answers"
+        )
+        return "Degraded", ConditionReason.INVALID_SPEC, f"{problem_text(problems[0])}; {serving}"
     if draft.is_rejected(draft.desired):
         entry = next(r for r in s.rejected if draft.desired is not None and r.digest == draft.desired.digest)
-        text = f"{named(draft.desired)} was rejected ({entry.reason}); {named(s.stable)} serves; "
-        text += "retry it or change the prompt"
+        text = f"{version_name(draft.desired)} was rolled back ({entry.reason}); {version_name(s.stable)} serves. "
+        text += f"Fix the prompt, or `promptrollout retry {facts.name} -n {facts.namespace}`"
         return "Degraded", entry.reason, text
     if draft.clock.acknowledged_at is None:
-        return "Progressing", "Delivering", f"{named(s.stable)}: {acknowledged(draft)}"
+        return "Progressing", ConditionReason.DELIVERING, f"{version_name(s.stable)}: {acknowledged(draft)}"
     if s.stage == "Baking":
         breached = [row.name for row in s.analysis if row.verdict == "Breach"]
-        text = f"; {named(s.previous)} stays loaded" if s.previous else ""
-        text += f"; in breach with nothing to go back to: {', '.join(breached)}" if breached else ""
-        return "Healthy", "Baking", f"{named(s.stable)} serves 100 %{text}"
-    return "Healthy", "Healthy", f"{named(s.stable)} serves 100 %"
+        text = f"; {version_name(s.previous)} stays loaded" if s.previous else ""
+        text += f"; breached, without an earlier version: {', '.join(breached)}" if breached else ""
+        return "Healthy", ConditionReason.BAKING, f"{version_name(s.stable)} serves 100 %{text}"
+    return "Healthy", ConditionReason.HEALTHY, f"{version_name(s.stable)} serves 100 %"
 
 
-def summary_in_progress(draft: Draft, lacks: list[str], insufficient: bool) -> tuple[str, str, str]:
+def summary_in_progress(
+    draft: Draft, holds: Sequence[Hold], missing: list[MissingEvidence], insufficient: bool
+) -> tuple[str, str, str]:
     s, step = draft.status, current_step(draft)
-    head = f"{named(s.canary)} at {s.weight} %"
+    head = f"{version_name(s.canary)} at {s.weight} %"
     if draft.facts.desired.problems:
-        return "Paused", "InvalidSpec", f"{head}, held: {draft.holds[0] if draft.holds else ''}"
-    if draft.holds:
-        paused = any("paused" in hold or "PromptFreeze" in hold for hold in draft.holds)
-        return ("Paused" if paused else "Progressing"), "Held", f"{head}, held: {'; '.join(draft.holds)}"
+        return "Paused", ConditionReason.INVALID_SPEC, f"{head}, held: {holds_text(holds[:1])}"
+    if holds:
+        paused = any(hold.is_pause for hold in holds)
+        text = f"{head}, held: {holds_text(holds)}"
+        return ("Paused" if paused else "Progressing"), ConditionReason.HELD, text
     if draft.clock.acknowledged_at is None:
         return "Progressing", s.stage or "Progressing", f"{head}: {acknowledged(draft)}"
     if step is not None and step.pause is not None:
         until = "until promote" if step.pause.duration_seconds is None else f"for {step.pause.duration_seconds} s"
-        return "Paused", "PauseStep", f"{head}: pause step {s.step}, {until}"
+        return "Paused", ConditionReason.PAUSE_STEP, f"{head}: pause step {s.step}, {until}"
     if insufficient:
         action = s.snapshot.on_insufficient_traffic if s.snapshot else "Hold"
         ask = "approve with promote, or abort" if action == "RequireApproval" else "holding"
         paused = action == "RequireApproval"
-        return ("Paused" if paused else "Progressing"), "InsufficientTraffic", f"{head}, {ask}: {listed(lacks)}"
-    waits = f"; waiting for {listed(lacks)}" if lacks else ""
+        text = f"{head}, {ask}: {first_missing_text(missing)}"
+        return ("Paused" if paused else "Progressing"), ConditionReason.INSUFFICIENT_TRAFFIC, text
+    waits = f"; waiting for {first_missing_text(missing)}" if missing else ""
     unassigned = draft.facts.delivered.unassigned_share_percent if draft.facts.delivered else 0
-    waits += f"; {unassigned} % of the requests come without a stickiness key" if lacks and unassigned else ""
+    waits += f"; {unassigned} % of the requests come without a stickiness key" if missing and unassigned else ""
     return "Progressing", s.stage or "Progressing", f"{head}, step {s.step}{waits}"
-
-
-def listed(lacks: list[str]) -> str:
-    """The first few: the message stands in several conditions."""
-    more = f"; and {len(lacks) - 3} more" if len(lacks) > 3 else ""
-    return "; ".join(lacks[:3]) + more
 
 
 def acknowledged(draft: Draft) -> str:
@@ -131,7 +153,9 @@ def acknowledged(draft: Draft) -> str:
     )
 
 
-def truths(draft: Draft, phase: str, reason: str, message: str, insufficient: bool) -> dict[str, Truth]:
+def condition_values(
+    draft: Draft, phase: str, reason: str, message: str, insufficient: bool
+) -> dict[ConditionType, ConditionValue]:
     s, facts = draft.status, draft.facts
     problems = facts.desired.problems
     stalled = phase == "Degraded" or bool(problems)
@@ -142,58 +166,83 @@ def truths(draft: Draft, phase: str, reason: str, message: str, insufficient: bo
         s.snapshot is not None and s.snapshot.analyse and s.stage in ("Loading", "Stepping", "Promoting", "Baking")
     )
     return {
-        "Ready": (ready, reason, message),
-        "Reconciling": (not ready and not stalled, reason, message),
-        "Stalled": (stalled, reason if stalled else "NotStalled", message if stalled else ""),
-        "Progressing": (busy and phase == "Progressing", reason, message if busy else ""),
-        "Paused": (
+        ConditionType.READY: (ready, reason, message),
+        ConditionType.RECONCILING: (not ready and not stalled, reason, message),
+        ConditionType.STALLED: (
+            stalled,
+            reason if stalled else ConditionReason.NOT_STALLED,
+            message if stalled else "",
+        ),
+        ConditionType.PROGRESSING: (busy and phase == "Progressing", reason, message if busy else ""),
+        ConditionType.PAUSED: (
             phase == "Paused",
-            reason if phase == "Paused" else "NotPaused",
+            reason if phase == "Paused" else ConditionReason.NOT_PAUSED,
             message if phase == "Paused" else "",
         ),
-        "Completed": (s.stage in ("Idle", "Baking") and ready, "Completed" if ready else reason, ""),
-        "InvalidSpec": (bool(problems), "InvalidSpec" if problems else "Valid", "; ".join(problems)[:2048]),
-        "MetricsAvailable": (
-            facts.evidence.available if analysing else None,
-            "NotAnalysing" if not analysing else "Available" if facts.evidence.available else "MetricsUnavailable",
-            facts.evidence.problem if analysing else "",
+        ConditionType.COMPLETED: (
+            s.stage in ("Idle", "Baking") and ready,
+            ConditionReason.COMPLETED if ready else reason,
+            "",
         ),
-        "Delivered": (draft.delivered(), "Acknowledged" if draft.delivered() else "Waiting", acknowledged(draft)),
-        "InsufficientTraffic": (
+        ConditionType.INVALID_SPEC: (
+            bool(problems),
+            ConditionReason.INVALID_SPEC if problems else ConditionReason.VALID,
+            problems_text(problems),
+        ),
+        ConditionType.METRICS_AVAILABLE: metrics_available(facts.evidence, analysing),
+        ConditionType.DELIVERED: (
+            draft.delivered(),
+            ConditionReason.ACKNOWLEDGED if draft.delivered() else ConditionReason.WAITING,
+            acknowledged(draft),
+        ),
+        ConditionType.INSUFFICIENT_TRAFFIC: (
             insufficient,
-            "InsufficientTraffic" if insufficient else "EnoughOrNotDue",
+            ConditionReason.INSUFFICIENT_TRAFFIC if insufficient else ConditionReason.ENOUGH_OR_NOT_DUE,
             message if insufficient else "",
         ),
-        "AssignmentKeyMissing": key_missing(draft, unassigned),
-        "HeavyKey": heavy_key(draft),
+        ConditionType.ASSIGNMENT_KEY_MISSING: key_missing(draft, unassigned),
+        ConditionType.HEAVY_KEY: heavy_key(draft),
     }
 
 
-def key_missing(draft: Draft, share_percent: int | None) -> Truth:
-    """As it was while no pod is asked."""
+def metrics_available(evidence: Evidence, analysing: bool) -> ConditionValue:
+    if not analysing:
+        return None, ConditionReason.NOT_ANALYSING, ""
+    reason = ConditionReason.AVAILABLE if evidence.available else ConditionReason.METRICS_UNAVAILABLE
+    return evidence.available, reason, evidence.problem
+
+
+def key_missing(draft: Draft, share_percent: int | None) -> ConditionValue:
+    """The old value while no pod is asked."""
     if share_percent is None:
-        old = next((c for c in draft.status.conditions if c.type == "AssignmentKeyMissing"), None)
-        return (False, "KeysPresent", "") if old is None else (old.status == "True", old.reason, old.message)
+        old = next((c for c in draft.status.conditions if c.type == ConditionType.ASSIGNMENT_KEY_MISSING), None)
+        return (
+            (False, ConditionReason.KEYS_PRESENT, "")
+            if old is None
+            else (old.status == "True", old.reason, old.message)
+        )
     if not share_percent:
-        return False, "KeysPresent", ""
+        return False, ConditionReason.KEYS_PRESENT, ""
     text = f"{share_percent} % of the requests came without a stickiness key: they get stable, outside the analysis"
-    return True, "KeyMissing", text
+    return True, ConditionReason.KEY_MISSING, text
 
 
-def heavy_key(draft: Draft) -> Truth:
-    """As it was while no pod is asked. Of requests that are each a unit of their own, no key is looked at."""
+def heavy_key(draft: Draft) -> ConditionValue:
+    """The old value while no pod is asked. With `stickiness.by: Request` keys play no part."""
     share_percent = draft.facts.delivered.heavy_key_share_percent if draft.facts.delivered else None
     if share_percent is None:
-        old = next((c for c in draft.status.conditions if c.type == "HeavyKey"), None)
-        return (False, "KeysSpread", "") if old is None else (old.status == "True", old.reason, old.message)
+        old = next((c for c in draft.status.conditions if c.type == ConditionType.HEAVY_KEY), None)
+        return (
+            (False, ConditionReason.KEYS_SPREAD, "") if old is None else (old.status == "True", old.reason, old.message)
+        )
     if share_percent <= HEAVY_PERCENT:
-        return False, "KeysSpread", ""
-    text = f"one stickiness key makes {share_percent} % of the requests: the arms cannot be compared by users"
-    return True, "OneKeyDominates", text
+        return False, ConditionReason.KEYS_SPREAD, ""
+    text = f"one stickiness key sends {share_percent} % of the requests: the users of both arms cannot be compared"
+    return True, ConditionReason.ONE_KEY_DOMINATES, text
 
 
-def set_conditions(draft: Draft, wanted: dict[str, Truth]) -> None:
-    """metav1.Condition for each truth; the transition time moves only when the status does."""
+def set_conditions(draft: Draft, wanted: dict[ConditionType, ConditionValue]) -> None:
+    """A metav1.Condition for each value; the transition time moves only with the status."""
     before = {c.type: c for c in draft.status.conditions}
     conditions = []
     for kind, (truth, reason, message) in wanted.items():
@@ -202,7 +251,7 @@ def set_conditions(draft: Draft, wanted: dict[str, Truth]) -> None:
         since = old.last_transition_time if old is not None and old.status == status else timestamp(draft.now)
         conditions.append(
             Condition(
-                type=kind,
+                type=kind.value,
                 status=status,
                 reason=reason,
                 message=message[:2048],

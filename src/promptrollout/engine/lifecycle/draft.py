@@ -1,9 +1,10 @@
-"""The working copy of one `plan`: a status that grows, and the decisions taken on the way."""
+"""The working copy of one `plan`: the status as it changes, and the decisions recorded so far."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from promptrollout.api.decisions import DECISIONS, DecisionReason
 from promptrollout.api.delivery import Attempt, Memory, RejectedVersion, VersionRef
 from promptrollout.api.rollout import Clock, Decision, ObjectiveStatus, RolloutStatus
 from promptrollout.engine.lifecycle.facts import DeliveryIntent, Facts
@@ -11,7 +12,7 @@ from promptrollout.engine.lifecycle.facts import DeliveryIntent, Facts
 HISTORY = 10
 REMEMBERED = 20
 EVIDENCE_BYTES = 4_500
-"""Of all decisions in the record together: the status as a whole stays below 44 KiB, and below 16 with 5 objectives."""
+"""Of all decisions in the record together: the whole status stays below 44 KiB, and below 16 with 5 objectives."""
 
 ACTIVE = ("Loading", "Stepping", "Promoting")
 """Stages in which a canary is on its way up."""
@@ -23,16 +24,15 @@ def timestamp(seconds: int) -> str:
 
 
 class Draft:
-    """What one `plan` is making. Only the functions of the engine change it."""
+    """Only the functions of the engine change it."""
 
     def __init__(self, facts: Facts, now: int) -> None:
         self.facts = facts
         self.now = now
         self.status: RolloutStatus = facts.status
         self.decisions: list[Decision] = []
-        self.holds: list[str] = []
-        """Why nothing may advance now, each a sentence for people."""
         self.wants_contact = False
+        """The plan asks whether the metrics source is there."""
 
     # ------------------------------------------------------------ reading
 
@@ -54,33 +54,33 @@ class Draft:
         return s.stage in ACTIVE or (s.stage == "Baking" and s.previous is not None)
 
     @property
-    def is_kept_away(self) -> bool:
-        """Pods must not even load the canary: it may be what ends them."""
+    def must_not_load(self) -> bool:
+        """Pods must not even load the canary: it may be the cause of their failures."""
         s, clock = self.status, self.clock
         waits = s.stage == "Loading" and clock.suspected_at is not None and clock.trial_at is None
-        leaves = s.stage == "Withdrawing" and (s.withdrawal == "PodsFailing" or clock.suspected_at is not None)
+        leaves = s.stage == "Withdrawing" and (
+            s.withdrawal == DecisionReason.PODS_FAILING or clock.suspected_at is not None
+        )
         return waits or leaves
 
     @property
-    def blind(self) -> bool:
-        """Metrics are wanted for the present revision, and their source does not answer."""
+    def metrics_unavailable(self) -> bool:
+        """The present revision needs metrics, and their source does not answer."""
         snapshot = self.status.snapshot
         return snapshot is not None and snapshot.analyse and not self.facts.evidence.available
 
-    def watched(self) -> bool:
-        """Whether the metrics source is there, as of a moment ago. If that is not known, the plan asks for it: a canary
-        that met users right after its source had died would be watched by nobody."""
+    @property
+    def source_confirmed(self) -> bool:
+        """The metrics source answered a moment ago, or need not. Else it is asked before more users meet the canary:
+        right after a failure of the source the metrics would not show what the canary does to them."""
         snapshot = self.status.snapshot
-        if snapshot is None or not snapshot.analyse or self.status.direct or self.facts.evidence.confirmed:
-            return True
-        self.wants_contact = True
-        return False
+        return snapshot is None or not snapshot.analyse or self.status.direct or self.facts.evidence.confirmed
 
     def attempt_of(self, digest: str) -> int:
         return next((a.attempt for a in self.status.attempts if a.digest == digest), 1)
 
     def intent(self) -> DeliveryIntent | None:
-        """What gateway pods should be told, derived from the status alone."""
+        """What gateway pods should serve, derived from the status alone."""
         s = self.status
         if s.stage is None or s.stable is None:
             return None
@@ -88,11 +88,11 @@ class Draft:
         if s.stage == "Baking":
             if s.previous is not None:
                 stable, canary, weight = s.previous, s.stable, 100
-        elif s.stage != "Idle" and not self.is_kept_away:
+        elif s.stage != "Idle" and not self.must_not_load:
             canary, weight = s.canary, s.weight
         subject = canary or stable
         spec = self.facts.spec
-        # who is bucketed how is part of what a canary is judged by: the spec's word counts when none is under way
+        # bucketing is part of what a canary is judged by: the spec counts only when no canary is in progress
         own = s.snapshot if s.stage != "Idle" else None
         return DeliveryIntent(
             stable=stable,
@@ -141,8 +141,8 @@ class Draft:
         self.set_clock(stage_since=self.now, acknowledged_at=None, step_active_seconds=0, ticked_at=self.now)
         self.each_row(lambda row: row.model_copy(update={"step_samples": 0}))
 
-    def rest(self, weight: int) -> None:
-        """One version is left, and what serves it was confirmed before: its other arm may be removed at leisure."""
+    def become_idle(self, weight: int) -> None:
+        """One version is left, and pods confirmed it before: its other arm may be removed later."""
         self.enter("Idle", weight)
         self.set_clock(acknowledged_at=self.now, suspected_at=None, trial_at=None, suspected_weight=0)
         self.each_row(lambda row: row.model_copy(update={"checkpoint": None}))
@@ -150,9 +150,9 @@ class Draft:
     def each_row(self, change: Callable[[ObjectiveStatus], ObjectiveStatus]) -> None:
         self.set(analysis=[change(row) for row in self.status.analysis])
 
-    def reject(self, version: VersionRef, reason: str) -> None:
+    def reject(self, version: VersionRef, reason: DecisionReason) -> None:
         entry = RejectedVersion(
-            digest=version.digest, reason=reason, attempt=self.attempt_of(version.digest), at=timestamp(self.now)
+            digest=version.digest, reason=reason.value, attempt=self.attempt_of(version.digest), at=timestamp(self.now)
         )
         others = [r for r in self.status.rejected if r.digest != version.digest]
         self.set(rejected=[entry, *others][:REMEMBERED])
@@ -162,16 +162,18 @@ class Draft:
         others = [a for a in self.status.attempts if a.digest != digest]
         self.set(attempts=[entry, *others][:REMEMBERED])
 
-    def record(self, reason: str, message: str, *, warning: bool = False, evidence: bool = False) -> None:
-        """One entry of the decision record, which also becomes one Event."""
+    def record(
+        self, reason: DecisionReason, message: str, *, evidence: bool = False, command: str | None = None
+    ) -> None:
+        """One entry of the decision record, which also becomes one Event. `command`: id of the one that is refused."""
         s = self.status
         exposed, until = self.clock.exposed_at, self.clock.evaluated_until
         rows = [row.model_copy(update={"checkpoint": None}) for row in s.analysis] if evidence else []
         decision = Decision(
             id=f"{self.now:x}-{s.decision_count}",
             at=timestamp(self.now),
-            reason=reason,
-            type="Warning" if warning else "Normal",
+            reason=reason.value,
+            type=DECISIONS[reason].type,
             revision=s.revision,
             attempt=s.attempt,
             step=s.step,
@@ -179,6 +181,7 @@ class Draft:
             message=message[:1024],
             window_seconds=max(0, until - exposed) if evidence and exposed and until else None,
             evidence=rows,
+            command=command,
         )
         self.decisions.append(decision)
         self.set(history=trimmed([decision, *s.history]), decision_count=s.decision_count + 1)

@@ -1,10 +1,11 @@
-"""Everything that `plan` may look at, and everything that it may ask for. Plain values."""
+"""The input and the output of `plan`, as plain values."""
 
 from dataclasses import dataclass, field
 
-from promptrollout.api.command import Command
+from promptrollout.api.command import Command, MalformedCommand
 from promptrollout.api.delivery import Audience, Laggard, Memory, Reporting, RequestMatch, Stickiness, VersionRef
 from promptrollout.api.rollout import Decision, RolloutSpec, RolloutStatus, Snapshot
+from promptrollout.engine.lifecycle.reasons import SpecProblem
 from promptrollout.engine.statistics.evidence import Evidence
 
 
@@ -17,8 +18,8 @@ class Desired:
     baseline: VersionRef | None = None
     snapshot: Snapshot | None = None
     """Steps and objectives as the objects say them now; None if a reference is missing or something is invalid."""
-    problems: tuple[str, ...] = ()
-    """Each `path: reason and fix`; any of them makes the condition InvalidSpec."""
+    problems: tuple[SpecProblem, ...] = ()
+    """Any of them makes the condition InvalidSpec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,39 +37,39 @@ class Delivered:
     total: int = 0
     laggards: tuple[Laggard, ...] = ()
     unserved: int = 0
-    """Ready pods that have nothing of the rollout in service: its callers get errors from them."""
+    """Ready pods that do not serve the rollout at all: its callers get errors from them."""
     overridden: bool = False
     """The emergency override object exists."""
     canary_provider_unreachable: bool | None = None
     unassigned_share_percent: int | None = None
-    """None as above: what is known of it stays."""
+    """None as above: the old value stays."""
     heavy_key_share_percent: int | None = None
-    """Of the requests of the last minutes: what one stickiness key has at least. None as above."""
+    """Of the requests of the last minutes: the least share of the largest stickiness key. None as above."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodFailure:
-    """Pods of the gateway that ended or hang, by the kubelet's word."""
+    """Pods of the gateway that ended or hang, as the kubelet reports them."""
 
     times: tuple[int, ...]
     """When, on the metrics source's clock; the latest last."""
     message: str
     """Which pod was the latest, and how."""
     ended_at: int | None = None
-    """When one last ended; None: they only answer no probes, as a busy node's do too."""
+    """When one last ended; None: they only fail probes, which also happens on a busy node."""
     named_at: int | None = None
-    """When a pod last ended while it was at work for this very canary."""
+    """When a pod last ended while it was serving this canary."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pods:
-    """The gateway's pods, as far as a canary may be to blame for their failures."""
+    """The gateway's pods, as far as a canary may have caused their failures."""
 
     failure: PodFailure | None = None
     calm: bool = True
     """All are ready, and none has failed for a while."""
     trial: str = ""
-    """The rollout of this gateway whose turn it is to be tried alone; empty: none is under suspicion."""
+    """The rollout of this gateway that is tried alone now; empty: no canary is suspected."""
     raised_at: int | None = None
     """When one of the gateway's canaries last met its first, or more, users."""
 
@@ -78,6 +79,7 @@ class Facts:
     """One rollout and its surroundings at one moment."""
 
     name: str
+    namespace: str
     uid: str
     generation: int
     spec: RolloutSpec
@@ -87,20 +89,20 @@ class Facts:
     delivered: Delivered | None
     """None: no PromptDelivery exists."""
     promoted: VersionRef | None
-    """The owned copy that was promoted last, by the mark on the copies: what to serve if all else was lost."""
+    """The owned copy that was promoted last, by the mark on the copies: served if all else is lost."""
     evidence: Evidence
-    command: Command | str | None = None
-    """Of the annotation; a string says why it is malformed."""
+    command: Command | MalformedCommand | None = None
+    """Of the annotation."""
     frozen: str | None = None
     """Name of a PromptFreeze that holds this rollout."""
     pods: Pods = Pods()
     note: str = ""
-    """What people should read beside the message, though nothing depends on it."""
+    """Shown beside the message; nothing depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryIntent:
-    """What gateway pods should be told. The operator compiles it, numbers it, and writes it if it differs."""
+    """What gateway pods should serve. The operator compiles it, numbers it, and writes it if it differs."""
 
     stable: VersionRef
     canary: VersionRef | None
@@ -127,8 +129,8 @@ class Plan:
     wants_evidence: bool = False
     """Read Prometheus from `status.clock.evaluated_until` (or the start of the revision) on."""
     urgent: bool = False
-    """The status must be written now; otherwise only sums moved on and the checkpoint may wait."""
+    """The status must be written now; otherwise only sums changed, and the checkpoint may wait."""
     wants_contact: bool = False
-    """Ask the metrics source whether it is there, then plan again: a raise of the weight waits for its answer."""
+    """Ask the metrics source whether it answers, then plan again: raising the weight waits for it."""
     evict: tuple[str, ...] = field(default=())
     """Pods that failed to confirm a rollback within the deadline: evict them."""

@@ -1,80 +1,93 @@
-"""What people, surroundings and the intervals themselves forbid now, each in a sentence."""
+"""What keeps a rollout from advancing now: people, surroundings, its evidence, its time."""
 
 from __future__ import annotations
 
 from promptrollout.engine.lifecycle.analysis import WATCHED
 from promptrollout.engine.lifecycle.conditions import heavy_key
-from promptrollout.engine.lifecycle.draft import Draft, timestamp
+from promptrollout.engine.lifecycle.draft import Draft
+from promptrollout.engine.lifecycle.messages import problem_text
+from promptrollout.engine.lifecycle.moves import is_late
+from promptrollout.engine.lifecycle.reasons import Hold, HoldReason
 from promptrollout.engine.objectives import sample_ratio
 
 READ_INTERVALS = 3
-"""Evidence that ends longer ago than so many intervals says nothing of now: nothing advances on it."""
+"""If the evidence is older than this many intervals, nothing advances on it."""
 UNMEASURED_SECONDS = 60
-"""New pods are scraped within a moment. Where nothing comes for longer, somebody should look why."""
+"""New pods are scraped within seconds. If samples are missing for longer, a person should find out why."""
 
 
-def gather_holds(draft: Draft) -> None:
-    """What people and surroundings forbid now, each in a sentence. A breach rolls back through all of it."""
+def holds_from_outside(draft: Draft) -> list[Hold]:
+    """Holds by people and by surroundings. A breach rolls back in spite of them."""
     facts, s = draft.facts, draft.status
+    holds: list[Hold] = []
     if not s.retracing:
         if facts.spec.paused:
-            draft.holds.append("paused by spec.paused")
+            holds.append(Hold(HoldReason.SPEC_PAUSED))
         if s.paused:
-            draft.holds.append("paused by a person")
+            holds.append(Hold(HoldReason.PAUSED))
         if facts.frozen:
-            draft.holds.append(f"held by PromptFreeze {facts.frozen}")
-        draft.holds += [f"the spec is invalid: {problem}" for problem in facts.desired.problems[:1]]
+            holds.append(Hold(HoldReason.FROZEN, facts.frozen))
+        holds += [Hold(HoldReason.INVALID_SPEC, problem_text(problem)) for problem in facts.desired.problems[:1]]
         if facts.desired.version is None and not facts.desired.problems:
-            draft.holds.append("the version that the spec names is missing")
-        if draft.blind and s.stage in ("Loading", *WATCHED):
-            draft.holds.append(f"metrics are not available: {facts.evidence.problem}")
-        if s.stage in ("Loading", "Stepping") and not s.direct and (why := _suspicion(draft)):
-            draft.holds.append(why)
+            holds.append(Hold(HoldReason.VERSION_MISSING))
+        if draft.metrics_unavailable and s.stage in ("Loading", *WATCHED):
+            holds.append(Hold(HoldReason.METRICS_UNAVAILABLE, facts.evidence.problem))
+        if s.stage in ("Loading", "Stepping") and not s.direct and (hold := _suspicion(draft)):
+            holds.append(hold)
     if draft.clock.unreachable_since is not None:
-        draft.holds.append("the canary's provider is out of reach")
+        holds.append(Hold(HoldReason.CANARY_PROVIDER_UNREACHABLE))
+    return holds
 
 
-def _suspicion(draft: Draft) -> str:
-    """What waits because pods of the gateway failed: a suspect for its turn, the others for the suspects."""
+def _suspicion(draft: Draft) -> Hold | None:
+    """Gateway pods failed: the suspected canary waits for its trial, and the others wait until it is over."""
     trial = draft.facts.pods.trial
-    if draft.is_kept_away:
-        turn = (
-            "once all pods have been ready for a while" if trial in ("", draft.facts.name) else f"after rollout {trial}"
-        )
-        return f"gateway pods failed while users met it: it is tried again alone, {turn}"
+    if draft.must_not_load:
+        if trial in ("", draft.facts.name):
+            return Hold(HoldReason.WAITS_FOR_CALM_PODS)
+        return Hold(HoldReason.WAITS_FOR_OTHER_TRIAL, trial)
     if trial not in ("", draft.facts.name):
-        return f"gateway pods failed: rollout {trial} is tried again alone first"
-    return ""
+        return Hold(HoldReason.OTHER_ON_TRIAL, trial)
+    return None
 
 
-def gather_findings(draft: Draft) -> None:
-    """What the intervals themselves forbid, once they are folded in. Which of them count as active time is decided one
-    by one there, so that many at once, after a restart, make no other durations than one at a time."""
+def holds_from_evidence(draft: Draft) -> list[Hold]:
+    """Holds by the evidence, once the intervals are folded in. Which of them count as active time is decided one by one
+    there, so that many at once, after a restart, make no other durations than one at a time."""
     s = draft.status
     if s.stage not in ("Stepping", "Promoting") or s.retracing:
-        return
+        return []
+    holds: list[Hold] = []
     if draft.clock.outage_since is not None:
-        draft.holds.append("stable itself fails in half of its requests or more: nothing can be concluded")
+        holds.append(Hold(HoldReason.STABLE_FAILS))
     until, snapshot = draft.clock.evaluated_until, s.snapshot
     if snapshot is not None and snapshot.analyse and until is not None:
         behind = draft.now - until
         if behind > READ_INTERVALS * snapshot.interval_seconds:
-            draft.holds.append(f"the metrics of the last {behind} s are not read yet")
+            holds.append(Hold(HoldReason.EVIDENCE_BEHIND, seconds=behind))
     if s.stage == "Stepping" and not s.step_approved:
         if (since := _unmeasured_since(draft)) is not None:
-            text = f"no objective has samples of both arms since {timestamp(since)}"
-            draft.holds.append(f"{text}: are the gateway's pods scraped? `promote` goes on in spite of it")
+            holds.append(Hold(HoldReason.NOTHING_MEASURED, seconds=since))
         mismatches = (row for row in s.analysis if row.name == sample_ratio.NAME and row.common_cause)
-        draft.holds += [f"{row.message}; `promote` goes on in spite of it" for row in mismatches]
+        holds += [Hold(HoldReason.SAMPLE_RATIO_MISMATCH, row.message) for row in mismatches]
         dominated, _, message = heavy_key(draft)
         if dominated:
-            draft.holds.append(f"{message}; `promote` goes on in spite of it")
+            holds.append(Hold(HoldReason.HEAVY_KEY, message))
+    return holds
+
+
+def holds_from_time(draft: Draft) -> list[Hold]:
+    """The whole rollout has taken longer than it may, and a person decides what happens then."""
+    snapshot = draft.status.snapshot
+    if snapshot is None or snapshot.on_timeout == "Rollback" or not is_late(draft):
+        return []
+    return [Hold(HoldReason.MAX_DURATION_EXCEEDED, seconds=snapshot.max_duration_seconds)]
 
 
 def _unmeasured_since(draft: Draft) -> int | None:
-    """For so long that somebody should look; None: not for long, or it is said already why."""
+    """Long enough for a person to look at it; None if not, or if another hold says why."""
     clock, snapshot = draft.clock, draft.status.snapshot
-    if snapshot is None or draft.blind or clock.unmeasured_since is None or clock.evaluated_until is None:
+    if snapshot is None or draft.metrics_unavailable or clock.unmeasured_since is None or clock.evaluated_until is None:
         return None
     since = max(clock.unmeasured_since, clock.acknowledged_at or clock.evaluated_until)
     long = max(UNMEASURED_SECONDS, READ_INTERVALS * snapshot.interval_seconds)

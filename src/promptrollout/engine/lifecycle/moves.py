@@ -1,19 +1,120 @@
-"""The moves of a rollout's life: begin, step, promote, withdraw. Each leaves its decision record."""
+"""The moves of a rollout's life, as values and as what each does: begin, step, promote, withdraw. Each leaves its
+decision record."""
 
+from dataclasses import dataclass
+
+from promptrollout.api.decisions import DecisionReason
 from promptrollout.api.delivery import VersionRef
-from promptrollout.api.names import short_digest
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot, Step
 from promptrollout.engine.lifecycle.draft import ACTIVE, Draft
+from promptrollout.engine.lifecycle.messages import version_name
 from promptrollout.engine.objectives import sample_ratio
 from promptrollout.engine.objectives.definitions import definition_hash
 
 DEFAULT_STEP_SECONDS = 300
-STARTS_OVER = ("ProviderUnreachable", "MetricsLost", "PodsFailing")
-"""Withdrawals that say nothing against the version: it stays the canary, and begins again at its first step."""
+STARTS_OVER = (DecisionReason.PROVIDER_UNREACHABLE, DecisionReason.METRICS_LOST, DecisionReason.PODS_FAILING)
+"""Withdrawals that are no verdict on the version: it stays the canary and starts over at its first step."""
 BASELINE_INTERVALS = 60
-"""So many before the canary met its first user are read as well: they say how much stable fluctuates by itself."""
+"""Intervals before the canary met its first user that are read as well: they show how much stable fluctuates."""
 GRACE_INTERVALS = 10
-"""So many intervals after twice a step's time evidence may still be on its way."""
+"""Intervals after twice a step's time in which evidence may still arrive."""
+
+
+# ---------------------------------------------------------------- as values
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    version: VersionRef
+    snapshot: Snapshot
+    direct: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRules:
+    """A person may have edited steps or objectives."""
+
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class EnterStep:
+    """Go to step `index`, or to 100 % after the last one; with the decision to record, if any."""
+
+    index: int
+    reason: DecisionReason | None = None
+    message: str = ""
+    evidence: bool = False
+    passed: frozenset[str] = frozenset()
+    """Objectives that the step before has proved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """100 % is acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndBake:
+    """The old arm is unloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    reason: DecisionReason
+    message: str
+    reject: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FinishWithdrawal:
+    """Weight 0 is acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A decision that moves nothing."""
+
+    reason: DecisionReason
+    message: str
+    evidence: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContactSource:
+    """Ask the metrics source whether it is there, then plan again."""
+
+
+Move = Begin | UpdateRules | EnterStep | Complete | EndBake | Withdraw | FinishWithdrawal | Record | ContactSource
+
+
+def apply_move(draft: Draft, move: Move | None) -> None:
+    match move:
+        case Begin():
+            begin(draft, move.version, move.snapshot, direct=move.direct, why=move.why)
+        case UpdateRules():
+            update_rules(draft, move.snapshot)
+        case EnterStep():
+            draft.each_row(lambda row: row.model_copy(update={"verdict": "Pass"}) if row.name in move.passed else row)
+            if move.reason is not None:
+                draft.record(move.reason, move.message, evidence=move.evidence)
+            enter_step(draft, move.index)
+        case Complete():
+            complete(draft)
+        case EndBake():
+            end_bake(draft)
+        case Withdraw():
+            withdraw(draft, move.reason, move.message, reject=move.reject)
+        case FinishWithdrawal():
+            finish_withdrawal(draft)
+        case Record():
+            draft.record(move.reason, move.message, evidence=move.evidence)
+        case ContactSource():
+            draft.wants_contact = True
+
+
+# ---------------------------------------------------------------- what each does
 
 
 def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool, why: str) -> None:
@@ -43,7 +144,7 @@ def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool
     )
     draft.enter("Loading", 0)
     draft.set(step=step_label(draft))
-    draft.record("RolloutStarted", f"{why}: loading {named(version)} at weight 0")
+    draft.record(DecisionReason.ROLLOUT_STARTED, f"{why}: loading {version_name(version)} at weight 0")
 
 
 def step_label(draft: Draft) -> str:
@@ -63,26 +164,34 @@ def current_step(draft: Draft) -> Step | None:
 
 
 def step_seconds(step: Step) -> int:
-    """Active time that a weight step takes at least."""
+    """Minimum active time of a weight step."""
     return DEFAULT_STEP_SECONDS if step.min_duration_seconds is None else step.min_duration_seconds
 
 
 def overdue(draft: Draft) -> bool:
-    """Evidence that only needs a few intervals more than the step's time is no reason to call a person."""
+    """Twice the step's time and a few intervals are over. Before that, missing evidence needs no person."""
     step, snapshot = current_step(draft), draft.status.snapshot
     if step is None or snapshot is None:
         return False
     return draft.clock.step_active_seconds >= 2 * step_seconds(step) + GRACE_INTERVALS * snapshot.interval_seconds
 
 
+def is_late(draft: Draft) -> bool:
+    """maxDurationSeconds is over, in a weight step that pods have confirmed and no person has promoted."""
+    step, s, begun = current_step(draft), draft.status, draft.clock.acknowledged_at
+    if step is None or step.weight is None or s.snapshot is None or begun is None or draft.now < begun:
+        return False
+    return draft.clock.active_seconds >= s.snapshot.max_duration_seconds and not s.step_time_waived
+
+
 def is_last_weight(snapshot: Snapshot, index: int) -> bool:
-    """Behind it everybody is on the canary, and nothing can be compared with stable any more."""
+    """After this step everybody is on the canary, so it can no longer be compared with stable."""
     here = snapshot.steps[index].weight if index < len(snapshot.steps) else None
     return here != 100 and not any(step.weight not in (None, 100) for step in snapshot.steps[index + 1 :])
 
 
 def enter_step(draft: Draft, index: int) -> None:
-    """Go to step `index`, or to 100 % behind the last one."""
+    """Go to step `index`, or to 100 % after the last one."""
     snapshot = draft.status.snapshot
     assert snapshot is not None
     if index >= len(snapshot.steps):
@@ -105,52 +214,59 @@ def complete(draft: Draft) -> None:
     direct, old = s.direct, s.stable
     bakes = not direct and s.snapshot is not None and s.snapshot.bake_seconds > 0 and old is not None
     if s.retracing and old is not None:
-        draft.reject(old, "RolloutUndone")
-    # after a way back, the version that was left must canary again: it is no `previous`
+        draft.reject(old, DecisionReason.ROLLOUT_UNDONE)
+    # after going back, the version that was left must canary again, so it is not `previous`
     draft.set(stable=s.canary, canary=None, previous=None if direct else old, direct=False, retracing=False)
     if bakes:
         draft.enter("Baking", 100)
     else:
-        draft.rest(100)
+        draft.become_idle(100)
     draft.set(step="")
-    text = f"{named(draft.status.stable)} serves 100 %"
+    text = f"{version_name(draft.status.stable)} serves 100 %"
     if bakes and s.snapshot is not None:
-        text += f"; {named(old)} stays loaded for {s.snapshot.bake_seconds} s"
-    draft.record("RolloutCompleted", text)
+        text += f"; {version_name(old)} stays loaded for {s.snapshot.bake_seconds} s"
+    draft.record(DecisionReason.ROLLOUT_COMPLETED, text)
 
 
-def withdraw(draft: Draft, why: str, message: str, *, reject: bool, warning: bool = True) -> None:
-    """Weight 0 at once. `why` is a CamelCase reason; a rejected digest stays rejected until `retry`."""
+def end_bake(draft: Draft) -> None:
+    draft.become_idle(100)
+    old = draft.status.previous
+    text = f"{version_name(old)} is unloaded" if old else "the first version is no longer watched"
+    draft.record(DecisionReason.BAKE_COMPLETED, text)
+
+
+def withdraw(draft: Draft, why: DecisionReason, message: str, *, reject: bool) -> None:
+    """Weight 0 at once. A rejected digest stays rejected until `retry`."""
     s = draft.status
     if s.stage == "Baking":
-        # the old arm is still loaded: what was promoted becomes the canary that is taken back
+        # the old arm is still loaded: the promoted version becomes the canary that is withdrawn
         draft.set(canary=s.stable, stable=s.previous, previous=None)
     canary = draft.status.canary
     assert canary is not None
     if reject:
         draft.reject(canary, why)
-    draft.set(withdrawal=why)
-    draft.record(why, message, warning=warning, evidence=bool(s.analysis))
+    draft.set(withdrawal=why.value)
+    draft.record(why, message, evidence=bool(s.analysis))
     draft.enter("Withdrawing", 0)
     draft.set(step="")
 
 
-def settle(draft: Draft) -> None:
+def finish_withdrawal(draft: Draft) -> None:
     """Weight 0 is acknowledged everywhere: the canary's arm can be removed."""
     why, canary = draft.status.withdrawal, draft.status.canary
     if why in STARTS_OVER and not draft.is_rejected(canary):
-        reload(draft)
+        start_over(draft)
         return
-    took = draft.now - (draft.clock.stage_since or draft.now)
+    took = max(1, draft.now - (draft.clock.stage_since or draft.now))
     draft.set(canary=None)
-    draft.rest(0)
+    draft.become_idle(0)
     if canary is not None:
-        done = "RollbackCompleted" if draft.is_rejected(canary) else "CanaryWithdrawn"
+        done = DecisionReason.ROLLBACK_COMPLETED if draft.is_rejected(canary) else DecisionReason.CANARY_WITHDRAWN
         pods = draft.facts.delivered.total if draft.facts.delivered else 0
-        draft.record(done, f"all {pods} ready pods confirmed weight 0 for {named(canary)} within {took} s")
+        draft.record(done, f"all {pods} ready pods confirmed weight 0 for {version_name(canary)} within {took} s")
 
 
-def reload(draft: Draft) -> None:
+def start_over(draft: Draft) -> None:
     """Keep the canary, at weight 0 and without evidence, until it may start over from its first step."""
     draft.set(withdrawal=None, analysis=[], current_step_index=0)
     draft.enter("Loading", 0)
@@ -158,7 +274,7 @@ def reload(draft: Draft) -> None:
     draft.set_clock(exposed_at=None, evaluated_until=None, outage_since=None, unmeasured_since=None, trial_at=None)
 
 
-def adopt(draft: Draft, snapshot: Snapshot) -> None:
+def update_rules(draft: Draft, snapshot: Snapshot) -> None:
     """A person edited steps or objectives in mid-canary. The weight is never raised by the edit itself."""
     s = draft.status
     old = s.snapshot
@@ -169,15 +285,17 @@ def adopt(draft: Draft, snapshot: Snapshot) -> None:
         width, until = snapshot.interval_seconds, min(draft.clock.evaluated_until, draft.now)
         draft.set_clock(evaluated_until=-(-until // width) * width)
     if (old.stickiness, old.audience) != (snapshot.stickiness, snapshot.audience):
-        reload(draft)
+        start_over(draft)
         draft.record(
-            "RolloutUpdated", "stickiness or audience was edited: other users, so it starts over from weight 0"
+            DecisionReason.ROLLOUT_UPDATED,
+            "stickiness or audience was edited: other users meet the canary, so it starts over at weight 0",
         )
         return
     if old.reporting != snapshot.reporting:
-        reload(draft)
+        start_over(draft)
         draft.record(
-            "RolloutUpdated", "evidenceSource or reporting was edited: other evidence, so it starts over from weight 0"
+            DecisionReason.ROLLOUT_UPDATED,
+            "evidenceSource or reporting was edited: evidence is measured anew, so the canary starts over at weight 0",
         )
         return
     here = s.current_step_index + 1
@@ -191,14 +309,12 @@ def adopt(draft: Draft, snapshot: Snapshot) -> None:
         else:
             enter_step(draft, reach[-1])
     draft.set(step=step_label(draft))
-    draft.record("RolloutUpdated", "steps or objectives were edited: edited objectives start from no evidence")
+    draft.record(
+        DecisionReason.ROLLOUT_UPDATED, "steps or objectives were edited: edited objectives start from no evidence"
+    )
 
 
 def kept_rows(old: Snapshot, new: Snapshot, rows: list[ObjectiveStatus]) -> list[ObjectiveStatus]:
     before = {objective.name: definition_hash(objective) for objective in old.objectives}
     same = {o.name for o in new.objectives if before.get(o.name) == definition_hash(o)}
     return [row for row in rows if row.name in same or row.name == sample_ratio.NAME]
-
-
-def named(version: VersionRef | None) -> str:
-    return "nothing" if version is None else f"{version.version} ({short_digest(version.digest)})"

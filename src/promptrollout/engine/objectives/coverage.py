@@ -3,7 +3,7 @@ no fair sample: nothing is concluded from them.
 
 Each stratum of an interval is a bet that a judgement is missing more, or less, often in the canary than in stable; a
 mixture of both (the e-value of Turner, Ly and Gruenwald, see `bernoulli`). It may differ by chance at most once in a
-thousand rollouts, at whatever look.
+thousand rollouts, however often one looks.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Coverage(NamedTuple):
         return f"{shares} could not be judged, so the scores cannot be compared"
 
     @classmethod
-    def take(cls, singles: Iterator[float]) -> Coverage:
-        """ValueError if they are no such sums."""
+    def read(cls, singles: Iterator[float]) -> Coverage:
+        """ValueError if they are not the sums of a coverage."""
         found = cls(*islice(singles, len(cls._fields)))
         if not all(map(math.isfinite, found)) or min(found[:4]) < 0:
             raise ValueError("damaged checkpoint (these are no shares of judged answers): its evidence restarts")

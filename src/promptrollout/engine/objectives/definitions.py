@@ -83,7 +83,7 @@ def definition_hash(objective: Objective) -> str:
 
 
 def gate_of(objective: Objective) -> int:
-    """Canary samples below which nothing is judged: none for a rate, whose test is exact."""
+    """Canary samples that are needed before a verdict: 0 for a rate, whose test is exact."""
     signal = signal_of(objective)
     return max(signal.gate, objective.min_samples) if signal.kind == "mean" else 0
 

@@ -22,7 +22,7 @@ class Levels:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is known of one bound at one look. Both False is no evidence either way."""
+    """The result for one bound at one look. Both False: no evidence either way."""
 
     breached: bool
     """Crossed with 1 - level confidence, valid at any time."""
@@ -72,9 +72,13 @@ class ObjectiveTest(Protocol):
         on what was before. Breach sums go on."""
 
     def breached(self, state: Any, levels: Levels) -> bool:
-        """`judge(...).breach`, without the words."""
+        """`judge(...).breach`, without its sentences."""
 
     def judge(self, state: Any, levels: Levels) -> Judgement: ...
+
+    def difference(self, state: Any) -> tuple[float, float] | None:
+        """95 % interval, valid at any time, for canary minus stable in the signal's unit; None without samples of
+        both."""
 
     def encode(self, state: Any) -> str:
         """At most 1,024 characters; `decode(encode(s)) == s` exactly, to the last bit."""

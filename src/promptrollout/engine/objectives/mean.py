@@ -80,7 +80,7 @@ class MeanTest:
             return state
         state = replace(state, coverage=state.coverage.observe(usable))
         canary, stable = total_of(counts.canary for counts in usable), total_of(counts.stable for counts in usable)
-        # what this interval weighs is fixed before it is looked at: variances and dispersion of the earlier ones
+        # the weight of this interval is fixed before its values are read, by variances and dispersion of earlier ones
         known = variances(state.canary, state.stable)
         rho = state.dispersion.between_intervals()
         met = state.canary.n + canary.n > 0
@@ -102,9 +102,9 @@ class MeanTest:
         n_c, n_s = canary.n, stable.n
         pairs = n_c * n_s / (n_c + n_s) if n_c > 0 and n_s > 0 else 0.0
         both, one = 1 + SKEWED * rho * pairs, 1 + SKEWED / 2 * rho * n_c
-        most = MOST_PER_INTERVAL * self.users(state)  # what the verdict will divide by, again
+        most = MOST_PER_INTERVAL * self.user_dispersion(state)  # what the verdict will divide by, again
 
-        # a tail that has not shown yet makes a mean look low and certain, so whoever is to pass has the wider spread
+        # an unseen tail makes a mean look low and certain, so a canary needs the wider spread to pass
         wide = max(v_c, v_s)
         here, doubted = Contrast(), Contrast()
         for counts in usable:
@@ -159,7 +159,7 @@ class MeanTest:
 
     # ------------------------------------------------------------ evidence
 
-    def users(self, state: MeanState) -> float:
+    def user_dispersion(self, state: MeanState) -> float:
         """Variance of the totals over that of independent samples, for what users' habits add."""
         known = variances(state.canary, state.stable) if state.dispersion.requests else None
         return state.dispersion.between_users(*known) if known else 1.0
@@ -177,14 +177,16 @@ class MeanTest:
         if state.scale <= 0 or self.margin is None:
             return 0.0
         total, variance = self._excess(state.promotion, self.margin)
-        return log_one_sided(-total, variance * self.users(state), TUNING * state.scale * state.scale)
+        return log_one_sided(-total, variance * self.user_dispersion(state), TUNING * state.scale * state.scale)
 
     def log_promote_absolute(self, state: MeanState) -> float:
         """ln evidence against "at or beyond the absolute bound"."""
         if state.scale <= 0:
             return 0.0
         within = -self._beyond(Arm(state.promotable, state.promotable_total))
-        return log_one_sided(within, state.promotable_spread * self.users(state), TUNING * state.scale * state.scale)
+        return log_one_sided(
+            within, state.promotable_spread * self.user_dispersion(state), TUNING * state.scale * state.scale
+        )
 
     # ------------------------------------------------------------ verdicts
 
@@ -198,12 +200,12 @@ class MeanTest:
         crossed = log_threshold(levels.breach / self.bounds)
         evidence = [self.log_breach_relative(state)] if self.margin is not None else []
         evidence += [self.log_breach_absolute(state)] if self.bound is not None else []
-        # most looks end here: what is not enough as it stands is not enough when users are weighed
-        return max(evidence) >= crossed and shrunk(max(evidence), self.users(state)) >= crossed
+        # most looks end here: evidence that is too weak as it stands stays too weak when users are weighed
+        return max(evidence) >= crossed and shrunk(max(evidence), self.user_dispersion(state)) >= crossed
 
     def _findings(self, state: MeanState, levels: Levels) -> list[Finding]:
         crossed, passed = log_threshold(levels.breach / self.bounds), log_threshold(levels.promote)
-        users = self.users(state)
+        users = self.user_dispersion(state)
         found: list[Finding] = []
         if self.margin is not None and self.rollback is not None:
             found.append(
@@ -244,7 +246,7 @@ class MeanTest:
         if judged and not breach:
             remarks.append(self._detectable_text(state, levels.breach / self.bounds))
         if state.effective > 0:
-            remarks += wording.dispersion(self.users(state), min(1.0, state.effective / state.canary.n))
+            remarks += wording.dispersion(self.user_dispersion(state), min(1.0, state.effective / state.canary.n))
         canary, stable = (
             wording.value(self.signal, arm.total / arm.n) if arm.n else "" for arm in (state.canary, state.shown)
         )
@@ -270,7 +272,7 @@ class MeanTest:
         if state.scale <= 0:
             return math.inf
         needed = log_needed(level, 1 / len(EFFECTS))
-        users = self.users(state)
+        users = self.user_dispersion(state)
 
         def change(weight: float, variance: float) -> float:
             bets = (effect / state.scale for effect in EFFECTS)
@@ -296,9 +298,9 @@ class MeanTest:
         return encoding.encode(self.definition, state.numbers(), state.singles())
 
     def decode(self, text: str) -> MeanState:
-        return MeanState.take(*encoding.decode(self.definition, text, LENGTH, SINGLES))
+        return MeanState.read(*encoding.decode(self.definition, text, LENGTH, SINGLES))
 
-    # ------------------------------------------------------------ words
+    # ------------------------------------------------------------ texts
 
     def _margin_text(self, margin: float) -> str:
         return f"{margin:g} %" if self.more_is_worse else wording.value(self.signal, margin)
@@ -318,24 +320,29 @@ class MeanTest:
         if state.canary.n < self.gate:
             return f"{self.gate} canary requests are needed before it is judged"
         if state.canary.total + state.stable.total <= 0:
-            return "it is 0 in both arms, so nothing can be compared; set prices in the ModelProvider or drop it"
-        return "the spread of single requests is not known yet"
+            return "both arms are at 0: set prices in the ModelProvider, or remove the objective"
+        return "the variance is not known yet"
 
     def _detectable_text(self, state: MeanState, level: float) -> str:
         mean = self.detectable(state, level)
         direction = "rise" if self.more_is_worse else "fall"
         if math.isinf(mean) or mean < 0:
-            return f"too little evidence to have seen any {direction}"
+            return f"too little evidence to detect any {direction}"
         reach = "more" if self.more_is_worse else "less"
-        return f"a {direction} to {wording.value(self.signal, mean)} or {reach} would have been seen"
+        return f"a {direction} to {wording.value(self.signal, mean)} or {reach} would have been detected"
 
-    def _difference_text(self, state: MeanState) -> str:
+    def difference(self, state: MeanState) -> tuple[float, float] | None:
         """Anytime-valid interval for the difference of the means (asymptotic: AsympCS on the stratified sums)."""
         sums = state.contrast
         if sums.weight <= 0:
-            return ""
+            return None
         middle = (sums.canary - sums.stable) / sums.weight
-        variance = self.users(state) * (sums.canary_spread + sums.stable_spread)
+        variance = self.user_dispersion(state) * (sums.canary_spread + sums.stable_spread)
         width = half_width(variance, TUNING * state.scale * state.scale, wording.DISPLAY_LEVEL) / sums.weight
-        text = wording.difference(self.signal, middle - width, middle + width, sums.stable / sums.weight)
-        return wording.fits(text, 96)
+        return middle - width, middle + width
+
+    def _difference_text(self, state: MeanState) -> str:
+        ends, sums = self.difference(state), state.contrast
+        return (
+            "" if ends is None else wording.fits(wording.difference(self.signal, *ends, sums.stable / sums.weight), 96)
+        )

@@ -81,14 +81,14 @@ class MeanState:
         )
 
     @classmethod
-    def take(cls, numbers: Iterator[float], singles: Iterator[float]) -> MeanState:
-        """The inverse of `numbers` and `singles`; ValueError if they are no such sums."""
+    def read(cls, numbers: Iterator[float], singles: Iterator[float]) -> MeanState:
+        """The inverse of `numbers` and `singles`; ValueError if they are not such sums."""
         canary, stable = (Arm(next(numbers), next(numbers), next(numbers)) for _ in range(2))
         shown = Arm(next(numbers), next(numbers))
         scale, effective = next(numbers), next(numbers)
-        relative, absolute = (StartMixture.take(numbers, len(EFFECTS)) for _ in range(2))
+        relative, absolute = (StartMixture.read(numbers, len(EFFECTS)) for _ in range(2))
         suspicion = next(numbers)
-        contrast, promotion = (Contrast.take(numbers) for _ in range(2))
+        contrast, promotion = (Contrast.read(numbers) for _ in range(2))
         promotable = [next(numbers) for _ in range(3)]
         finite = (scale, effective, suspicion, *promotable)
         if not (canary.is_usable and stable.is_usable and shown.is_usable) or any(
@@ -109,8 +109,8 @@ class MeanState:
             promotable=promotable[0],
             promotable_total=promotable[1],
             promotable_spread=promotable[2],
-            coverage=Coverage.take(singles),
-            dispersion=Dispersion.take(singles),
+            coverage=Coverage.read(singles),
+            dispersion=Dispersion.read(singles),
         )
 
 

@@ -79,7 +79,7 @@ class RateTest:
             return state
         n_c, e_c = sum(c.canary.n for c in usable), sum(c.canary.total for c in usable)
         n_s, e_s = sum(c.stable.n for c in usable), sum(c.stable.total for c in usable)
-        # what this interval weighs is fixed before it is looked at: rate and dispersion of the earlier ones
+        # the weight of this interval is fixed before its values are read: by rate and dispersion of the earlier ones
         rate = state.recent_bad / state.recent if state.recent else 0.0
         rho = state.dispersion.between_intervals()
         pairs = n_c * n_s / (n_c + n_s) if n_c > 0 and n_s > 0 else 0.0
@@ -105,7 +105,7 @@ class RateTest:
             gain = max(log_bound(self.maximum, g, n_s, e_s) for g in SUSPECT_ODDS)
             suspicion = suspicion_after(suspicion, n_s, gain)
             if n_c > 0 and not is_common(suspicion, e_s - self.maximum * n_s):
-                most = MOST_PER_INTERVAL * self.users(state)  # what the verdict will divide by, again
+                most = MOST_PER_INTERVAL * self.user_dispersion(state)  # what the verdict will divide by, again
                 gains = (log_bound(self.maximum, g, n_c, e_c) / one for g in WORSE_ODDS)
                 absolute = absolute.observe(min(x, most) for x in gains)
 
@@ -145,7 +145,7 @@ class RateTest:
 
     # ------------------------------------------------------------ evidence
 
-    def users(self, state: RateState) -> float:
+    def user_dispersion(self, state: RateState) -> float:
         """Variance of the totals over that of independent requests, for what users' habits add."""
         if not state.dispersion.requests:
             return 1.0
@@ -177,12 +177,12 @@ class RateTest:
         crossed = log_threshold(levels.breach / self.bounds)
         evidence = [self.log_breach_relative(state)] if self.margin_percent is not None else []
         evidence += [self.log_breach_absolute(state)] if self.maximum is not None else []
-        # most looks end here: what is not enough as it stands is not enough when users are weighed
-        return max(evidence) >= crossed and shrunk(max(evidence), self.users(state)) >= crossed
+        # most looks end here: evidence that is too weak as it stands stays too weak when users are weighed
+        return max(evidence) >= crossed and shrunk(max(evidence), self.user_dispersion(state)) >= crossed
 
     def _findings(self, state: RateState, levels: Levels) -> list[Finding]:
         crossed, passed = log_threshold(levels.breach / self.bounds), log_threshold(levels.promote)
-        users = self.users(state)
+        users = self.user_dispersion(state)
         found: list[Finding] = []
         if self.margin_percent is not None:
             alone = shrunk(log_mix(state.promotion, list(BETTER.values())) - math.log(2), users) >= passed
@@ -220,7 +220,9 @@ class RateTest:
             remarks.append(f"stable is above {wording.share(self.maximum or 0)} too, so that bound is suspended")
         if state.canary and not breach:
             remarks.append(self._detectable_text(state, levels.breach / self.bounds))
-        remarks += wording.dispersion(self.users(state), state.effective / state.canary if state.canary else 1.0)
+        remarks += wording.dispersion(
+            self.user_dispersion(state), state.effective / state.canary if state.canary else 1.0
+        )
         return Judgement(
             breach=breach,
             non_inferior=bool(findings) and not breach and all(finding.kept for finding in findings),
@@ -242,7 +244,7 @@ class RateTest:
         if state.canary <= 0:
             return math.inf
         # as many independent requests as the dispersed ones weigh
-        share = state.effective / state.canary / self.users(state)
+        share = state.effective / state.canary / self.user_dispersion(state)
         n_c, n_s, e_s = state.canary * share, state.stable * share, state.stable_bad * share
         rates: list[float] = []
         if self.rollback_percent is not None:
@@ -266,9 +268,9 @@ class RateTest:
         return encoding.encode(self.definition, state.numbers(), state.dispersion.singles())
 
     def decode(self, text: str) -> RateState:
-        return RateState.take(*encoding.decode(self.definition, text, LENGTH, SINGLES))
+        return RateState.read(*encoding.decode(self.definition, text, LENGTH, SINGLES))
 
-    # ------------------------------------------------------------ words
+    # ------------------------------------------------------------ texts
 
     def _values_text(self, state: RateState) -> str:
         if not state.canary:
@@ -282,19 +284,23 @@ class RateTest:
     def _detectable_text(self, state: RateState, level: float) -> str:
         rate = self.detectable(state, level)
         if rate > 1:
-            return "too few requests to have seen even a total failure"
-        return f"a rise to {wording.share(rate)} or more would have been seen"
+            return "too few requests to detect even a total failure"
+        return f"a rise to {wording.share(rate)} or more would have been detected"
 
-    def _difference_text(self, state: RateState) -> str:
+    def difference(self, state: RateState) -> tuple[float, float] | None:
         """Anytime-valid interval for the difference in share (asymptotic: AsympCS on the stratified sums)."""
         sums = state.contrast
         if sums.weight <= 0:
-            return ""
+            return None
         v_c, v_s = _variance(state.canary_bad, state.canary), _variance(state.stable_bad, state.stable)
         middle = (sums.canary - sums.stable) / sums.weight
-        variance = self.users(state) * (v_c * sums.canary_spread + v_s * sums.stable_spread)
+        variance = self.user_dispersion(state) * (v_c * sums.canary_spread + v_s * sums.stable_spread)
         width = half_width(variance, _RHO, wording.DISPLAY_LEVEL) / sums.weight
-        return wording.fits(wording.share_difference(middle - width, middle + width), 96)
+        return max(middle - width, -1.0), min(middle + width, 1.0)
+
+    def _difference_text(self, state: RateState) -> str:
+        ends = self.difference(state)
+        return "" if ends is None else wording.fits(wording.share_difference(*ends), 96)
 
 
 def _log_values(theta0: float, multiple: float, rate: float, strata: Sequence[Counts]) -> float:

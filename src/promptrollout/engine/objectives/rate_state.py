@@ -86,18 +86,18 @@ class RateState:
         )
 
     @classmethod
-    def take(cls, numbers: Iterator[float], singles: Iterator[float]) -> RateState:
-        """The inverse of `numbers` and the dispersion's `singles`; ValueError if they are no such sums."""
+    def read(cls, numbers: Iterator[float], singles: Iterator[float]) -> RateState:
+        """The inverse of `numbers` and the dispersion's `singles`; ValueError if they are not such sums."""
         totals = [next(numbers) for _ in range(7)]
-        relative = StartMixture.take(numbers, len(WORSE))
-        floor, absolute = (StartMixture.take(numbers, len(WORSE_ODDS)) for _ in range(2))
+        relative = StartMixture.read(numbers, len(WORSE))
+        floor, absolute = (StartMixture.read(numbers, len(WORSE_ODDS)) for _ in range(2))
         suspicion = next(numbers)
         promotion = tuple(next(numbers) for _ in BETTER)
         promotable, promotable_bad = next(numbers), next(numbers)
         finite = (*totals, suspicion, promotable, promotable_bad)
         if any(not (math.isfinite(x) and x >= 0) for x in finite) or not all(math.isfinite(x) for x in promotion):
             raise ValueError("damaged checkpoint (a sum is negative or not a number): its evidence restarts")
-        contrast = Contrast.take(numbers)
+        contrast = Contrast.read(numbers)
         return cls(
             canary=totals[0],
             canary_bad=totals[1],
@@ -114,7 +114,7 @@ class RateState:
             promotable=promotable,
             promotable_bad=promotable_bad,
             contrast=contrast,
-            dispersion=Dispersion.take(singles),
+            dispersion=Dispersion.read(singles),
         )
 
 

@@ -76,9 +76,8 @@ class SampleRatio:
             said = "not measured yet"
         elif self.mismatch:
             said += (
-                f" ({self.deviation():.1f} standard errors): the arms cannot be compared; look for requests that skip "
-                "the gateway, retries of one arm only, users who ask more or less often of the canary, or a key that "
-                "many share"
+                f" ({self.deviation():.1f} standard errors): the arms cannot be compared. Look for requests that skip "
+                "the gateway, one-sided retries, or a shared key"
             )
         return Judgement(
             breach=False,
@@ -96,7 +95,7 @@ class SampleRatio:
 
     @classmethod
     def decode(cls, text: str) -> SampleRatio:
-        """ValueError if the text is no such state."""
+        """ValueError if the text is not the state of a sample ratio."""
         numbers, singles = encoding.decode(NAME, text, 4, (0, SHARDS))
         canary, stable, expected, least_off = numbers
         surplus = tuple(singles)

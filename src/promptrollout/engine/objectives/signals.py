@@ -31,7 +31,7 @@ class Counter:
         return replace(self, metric=names.shard_metric(self.metric))
 
     def of(self, values: Mapping[str, str]) -> Counter:
-        """With the objective's values in place of the braces. ValueError names what the objective lacks."""
+        """With the objective's values in place of the braces. ValueError names what the objective does not set."""
         try:
             return replace(self, labels=tuple((name, text.format_map(values)) for name, text in self.labels))
         except KeyError as error:
@@ -222,7 +222,7 @@ SIGNALS: dict[str, Signal] = {
         margin_share=0.5,
         needs="a price for the model in the ModelProvider",
     ),
-    # ratios of sums: nobody exports squares per action, so their variance comes from the shards
+    # ratios of sums: squares per action are not exported, so their variance comes from the shards
     "CostPerAction": Signal(
         "mean",
         "usd",
@@ -301,7 +301,7 @@ CUSTOM: dict[str, Signal] = {
 def signal_of(objective: Objective) -> Signal:
     """The table's line, with what the objective itself says: its series' labels, its direction.
 
-    ValueError, with the field and the fix, if the objective lacks what its signal needs.
+    ValueError, with the field and the fix, if the objective does not set what its signal needs.
     """
     custom = objective.custom
     if custom is None and objective.signal == "Custom":
@@ -335,7 +335,7 @@ def signal_of(objective: Objective) -> Signal:
 
 
 def not_measured(objective: Objective) -> str:
-    """Why no rollout can have this objective, and what to do; empty if it can. A rollout would wait for it for ever.
+    """Why this objective cannot be measured, and what to do; empty if it can. A rollout would wait for it for ever.
 
     Not of `make_test`: a canary that began under another release is judged by its own objectives to its end.
     """
@@ -343,8 +343,8 @@ def not_measured(objective: Objective) -> str:
     if signal is None or signal.exported:
         return ""
     return (
-        f"objective {objective.name}: gateways of this release do not export {objective.signal}, so nothing can "
-        "measure it: remove it, or export metrics of your own and use signal Custom"
+        f"objective {objective.name}: gateways of this release do not export {objective.signal}: remove it, or export "
+        "your own metrics and use signal Custom"
     )
 
 

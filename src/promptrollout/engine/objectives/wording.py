@@ -1,6 +1,7 @@
 """Numbers and sentences for people: values, samples, bounds and confidence as the person on call reads them."""
 
 import math
+from decimal import Decimal
 
 from promptrollout.engine.objectives.signals import Signal
 
@@ -40,7 +41,8 @@ def value(signal: Signal, x: float) -> str:
 
 
 def confidence(level: float) -> str:
-    return f"1 - {level:.2g} confidence at any time"
+    """`98.7 % confidence`: what is missing to 100 has two significant digits."""
+    return f"{(100 - 100 * Decimal(f'{level:.2g}')).normalize():f} % confidence"
 
 
 def share_difference(low: float, high: float) -> str:
@@ -67,7 +69,7 @@ def dispersion(users: float, effective: float) -> list[str]:
     """A remark where requests count for less than one each: `users` is the variance ratio of users' habits, `effective`
     what is left of a request for what hits an arm for a while."""
     weight = effective / users
-    return [] if weight > 0.8 else [f"as requests are alike, each counts for {_digits(weight, 1)} of one"]
+    return [] if weight > 0.8 else [f"requests are correlated: each counts for {_digits(weight, 1)} of one"]
 
 
 def fits(text: str, limit: int) -> str:

@@ -1,4 +1,4 @@
-"""Is stable above an absolute bound as well? Then the prompt is not the cause, and the bound says nothing about it.
+"""Is stable above an absolute bound as well? Then the prompt is not the cause, and the bound cannot judge it.
 
 Suspicion is stable's CUSUM against the bound (Page 1954): its recent ln evidence of being above, never below 0. It
 looks at stable's counts alone, so choosing by it which intervals count against the canary leaves the canary's evidence

@@ -56,8 +56,8 @@ class Contrast:
         yield from astuple(self)
 
     @classmethod
-    def take(cls, numbers: Iterator[float]) -> "Contrast":
-        """The inverse of `numbers`; ValueError if they are no such sums."""
+    def read(cls, numbers: Iterator[float]) -> "Contrast":
+        """The inverse of `numbers`; ValueError if they are not the sums of a contrast."""
         values = [next(numbers) for _ in range(5)]
         if any(not (math.isfinite(x) and x >= 0) for x in values):
             raise ValueError("these are not the sums of a contrast")

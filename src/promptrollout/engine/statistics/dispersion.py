@@ -23,7 +23,7 @@ SHARDS = names.SHARDS
 """Groups of users, by a hash that the bucket does not depend on. Enough that an estimate of their variance is off by
 18 % (both arms: 62 degrees of freedom), and few enough to be exported while a rollout progresses."""
 LEAST_SHARDS = 10
-"""Below so many effective ones their variance cannot be estimated, and no shard counts for more than the tenth."""
+"""With fewer effective shards their variance cannot be estimated. Each shard counts for at most a tenth."""
 LENGTHS = (1, 4, 16)
 """Intervals of the blocks whose means are compared: what disturbs an arm may last longer than one."""
 SURPRISE = 25.0
@@ -44,7 +44,7 @@ _SHARD_ERROR = math.sqrt(2 / (2 * (SHARDS - 1))) / 2
 
 
 class Blocks(NamedTuple):
-    """Changes of stable's mean between neighbouring blocks of so many intervals, and what the canary's did then."""
+    """Changes of stable's mean between neighbouring blocks of this many intervals, and the canary's changes then."""
 
     intervals: float = 0.0
     """Of the present block, so far."""
@@ -169,7 +169,7 @@ class Dispersion:
         return Dispersion(blocks, canary_free, stable_free, canary, stable, requests)
 
     def interrupted(self) -> Dispersion:
-        """After an interval that teaches nothing of the usual: an outage is no fluctuation, and neither is its end."""
+        """After an interval that is not typical: neither an outage nor its end counts as fluctuation."""
         kept = ((each.changes, each.excess, each.error) for each in self.blocks)
         return replace(self, blocks=tuple(Blocks(changes=c, excess=x, error=e) for c, x, e in kept))
 
@@ -181,8 +181,8 @@ class Dispersion:
         yield from (self.canary_free, self.stable_free, *self.canary, *self.stable, *self.requests)
 
     @classmethod
-    def take(cls, singles: Iterator[float]) -> Dispersion:
-        """The inverse of `singles`; ValueError if they are no such sums."""
+    def read(cls, singles: Iterator[float]) -> Dispersion:
+        """The inverse of `singles`; ValueError if they are not the sums of a dispersion."""
         fields = [Blocks._fields[_kept_from(length) :] for length in LENGTHS]
         blocks = tuple(Blocks(**dict(zip(names, islice(singles, len(names)), strict=False))) for names in fields)
         canary_free, stable_free = next(singles), next(singles)
@@ -208,7 +208,7 @@ _ZEROS = (0.0,) * SHARDS
 
 
 def shard_squares(arm: Arm) -> float:
-    """Sum of squares of single values that the arm's shards stand for, where nobody exports it.
+    """Sum of squares of single values, estimated from the arm's shards, where it is not exported.
 
     total^2/n plus the shards' squared residuals, divided by the share of them that is free: the linearised variance of
     a ratio (Deng, Knoblich, Lu: KDD 2018), with shards as its units. 0 without shards.

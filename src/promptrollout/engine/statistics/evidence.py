@@ -13,7 +13,7 @@ class Arm:
     """What one arm did within one interval.
 
     A rate: `n` requests, `total` bad ones. A mean: `n` values (requests, scores, actions), their sum and the sum of
-    their squares (0 where nobody exports it). `shards` divides `n` and `total` by groups of units (users), always the
+    their squares (0 where it is not exported). `shards` divides `n` and `total` by groups of units (users), always the
     same number of them in the same order; empty where that is not known. Of a cost, `input_usd` is what the input would
     have cost without the provider's cache, and `saved_usd` what the cache saved of it. `missing`: values that there
     should be, as judgements that failed.
@@ -29,7 +29,7 @@ class Arm:
 
     @property
     def is_usable(self) -> bool:
-        """NaN, infinite or negative is no count; a sum without requests belongs to nobody."""
+        """NaN, infinite and negative values are not counts, and neither is a sum without requests."""
         n, total, infinite = self.n, self.total, math.inf
         return (
             0 <= n < infinite
@@ -105,7 +105,7 @@ class Evidence:
     lost: bool = False
     """Nothing at all can be read for this rollout; short of that, only some of its objectives are not measured."""
     confirmed: bool = True
-    """The source answered a moment ago: a version that meets more users from now on is watched."""
+    """The source answered a moment ago, so a canary with more users from now on can be watched."""
 
 
 def _at_cached_share(arm: Arm, share: float) -> Arm:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 NEVER = -math.inf
 """Logarithm of no mass at all."""
 LEAST = -1e15
-"""Evidence against an alternative is not told apart below this: e to it is 0, and sums in a checkpoint have bounds."""
+"""Log evidence is cut off here: e to this power is 0, and sums in a checkpoint stay bounded."""
 
 
 def log_add(a: float, b: float) -> float:
@@ -77,8 +77,8 @@ class StartMixture:
         yield from self.logs
 
     @classmethod
-    def take(cls, numbers: Iterator[float], alternatives: int) -> "StartMixture":
-        """The inverse of `numbers`; ValueError if they are no such state."""
+    def read(cls, numbers: Iterator[float], alternatives: int) -> "StartMixture":
+        """The inverse of `numbers`; ValueError if they are not the state of a mixture."""
         intervals = next(numbers)
         logs = tuple(next(numbers) for _ in range(alternatives))
         if not (intervals >= 0 and intervals.is_integer()) or any(math.isnan(x) or x == math.inf for x in logs):

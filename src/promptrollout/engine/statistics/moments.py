@@ -45,7 +45,7 @@ def _squares(arm: Arm) -> float:
 
 
 def with_squares(arm: Arm) -> Arm:
-    """Where nobody exports squares, those that the shards stand for."""
+    """Where squares are not exported, those estimated from the shards."""
     if arm.total_squared > 0 or arm.total == 0 or not arm.shards:
         return arm
     return replace(arm, total_squared=shard_squares(arm))

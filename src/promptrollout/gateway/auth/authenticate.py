@@ -7,16 +7,17 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
+from promptrollout.api.gateway import AuthMode as AuthMode
 from promptrollout.api.names import HEADER_TENANT
+from promptrollout.api.pod_settings import PodSettings
 from promptrollout.gateway.auth.caller_keys import ANONYMOUS, Caller, CallerKeys
 from promptrollout.gateway.auth.token_reviews import FIX, ServiceAccountRule, TokenReviews, looks_like_token
 from promptrollout.gateway.http.errors import Unauthenticated
 
 logger = logging.getLogger(__name__)
 
-AuthMode = Literal["None", "Keys", "ServiceAccounts", "KeysAndServiceAccounts"]
 
 MAX_KEY_BYTES: Final = 4096
 LOG_SECONDS: Final = 60.0
@@ -31,7 +32,7 @@ class Auth:
     """Authentication as the Deployment configures it."""
 
     mode: AuthMode = "None"
-    audience: str = "promptrollout"
+    audience: str = PodSettings.model_fields["auth_audience"].default
     service_accounts: tuple[ServiceAccountRule, ...] = ()
 
 

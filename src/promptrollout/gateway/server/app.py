@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import orjson
 
+from promptrollout.api.gateway import Limits as Limits
 from promptrollout.gateway.applications import ofrep, render, usage
 from promptrollout.gateway.applications.feedback import FEEDBACK_PATH, SCORES_PATH, VoteCounting
 from promptrollout.gateway.applications.ofrep import Ofrep
@@ -46,17 +46,6 @@ logger = logging.getLogger(__name__)
 MODELS_PATH: Final = "/v1/models"
 
 Endpoint = Callable[[Headers, bytes, Reply], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Limits:
-    max_request_bytes: int = 4 * 1024 * 1024
-    max_concurrent_requests: int = 1000
-    max_queued_requests: int = 1000
-    max_queue_milliseconds: int = 2000
-    requests_per_minute_per_key: int | None = None
-    """Per pod. None: no limit."""
-    burst_per_key: int = 60
 
 
 class ServingApp:

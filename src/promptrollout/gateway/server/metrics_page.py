@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import get_args
 
 from prometheus_client import REGISTRY, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from promptrollout.api import names
 from promptrollout.gateway.applications.feedback import NotCounted
 from promptrollout.gateway.metrics.counters import Counters
-from promptrollout.gateway.metrics.text import Copy, labels_text, series_lines, shard_lines
+from promptrollout.gateway.metrics.text import Copy, series_lines, shard_lines
 from promptrollout.gateway.metrics.unreported_renders import UnreportedRenders
 from promptrollout.gateway.rollouts.live_rollout import LiveRollout
 from promptrollout.llm.answers.schema_process import NOT_JUDGED
@@ -54,162 +56,155 @@ async def exposition(counters: Counters, state: PodState) -> AsyncIterator[bytes
     for at in range(0, len(live), SERIES_PER_PIECE):
         copies += [Copy.of(series, counters.process) for series in live[at : at + SERIES_PER_PIECE]]
         await asyncio.sleep(0)
-    own = list(_process_lines(counters, state))
+    own = _Page(list(_process_families(counters, state)))
     lines = chain(series_lines(copies), shard_lines(copies))
     while piece := list(islice(lines, LINES_PER_PIECE)):
         yield ("\n".join(piece) + "\n").encode()
         await asyncio.sleep(0)
-    yield ("\n".join(own) + "\n").encode()
-    yield await asyncio.to_thread(generate_latest, REGISTRY)
+    yield await asyncio.to_thread(generate_latest, own)
 
 
-def _process_lines(counters: Counters, state: PodState) -> Iterator[str]:
-    """The counters of the process itself."""
+class _Page(Collector):
+    """Families that were collected already, and those of the process, whose files are read by the thread that asks."""
 
-    def family(name: str, kind: str, help_text: str, values: Iterable[tuple[str, float]]) -> Iterator[str]:
-        yield f"# HELP {name} {help_text}"
-        yield f"# TYPE {name} {kind}"
-        for labels, value in values:
-            yield f"{name}{{{labels}}} {value}" if labels else f"{name} {value}"
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
 
-    def by_rollout(counted: Mapping[tuple[str, str], int]) -> list[tuple[str, float]]:
-        return [(labels_text(rollout_uid=uid, rollout=name), n) for (uid, name), n in counted.items()]
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
+        yield from REGISTRY.collect()
 
-    def by(label: str, counted: Mapping[str, int]) -> list[tuple[str, float]]:
-        return [(labels_text(**{label: value}), n) for value, n in sorted(counted.items())]
 
-    gateway = "promptrollout_gateway"
-    yield from family(
-        names.METRIC_UNASSIGNED, "counter", "Requests without a stickiness key.", by_rollout(counters.unassigned)
-    )
-    yield from family(
+Values = Iterable[tuple[Sequence[str], float]]
+"""With the values of their labels."""
+
+
+def _counter(name: str, text: str, labels: Sequence[str], values: Values) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for of, value in values:
+        family.add_metric(of, value)
+    return family
+
+
+def _gauge(name: str, text: str, labels: Sequence[str], values: Values) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for of, value in values:
+        family.add_metric(of, value)
+    return family
+
+
+def _by(counted: Mapping[str, int]) -> Values:
+    return [((value,), n) for value, n in sorted(counted.items())]
+
+
+def _process_families(counters: Counters, state: PodState) -> Iterator[Metric]:
+    """What the pod counts of itself."""
+    gateway, rollout = "promptrollout_gateway", ("rollout_uid", "rollout")
+    servings = [((s.configuration.spec.rollout_uid, s.configuration.name), s) for s in state.rollouts]
+    circuits = [((*of, *labels.values()), circuit) for of, s in servings for labels, circuit in s.circuits]
+    circuit_labels = (*rollout, "arm", "version", "provider", "model")
+    yield _counter(names.METRIC_UNASSIGNED, "Requests without a stickiness key.", rollout, counters.unassigned.items())
+    yield _counter(
         names.METRIC_DIVERTED,
-        "counter",
         "Canary requests answered by stable while only the canary's provider cannot be reached.",
-        by_rollout(counters.diverted),
+        rollout,
+        counters.diverted.items(),
     )
-    circuits = [
-        (labels_text(rollout_uid=s.configuration.spec.rollout_uid, rollout=s.configuration.name, **of), circuit)
-        for s in state.rollouts
-        for of, circuit in s.circuits
-    ]
-    yield from family(
+    yield _gauge(
         names.METRIC_CIRCUIT_OPEN,
-        "gauge",
         "1 while a version's requests are kept from a provider that fails.",
-        ((labels, int(not circuit.closed)) for labels, circuit in circuits),
+        circuit_labels,
+        ((of, int(not circuit.closed)) for of, circuit in circuits),
     )
-    yield from family(
+    yield _counter(
         names.METRIC_CIRCUIT_OPENED,
-        "counter",
         "How often a version's requests were kept from a provider that failed.",
-        ((labels, circuit.opened) for labels, circuit in circuits),
+        circuit_labels,
+        ((of, circuit.opened) for of, circuit in circuits),
     )
-    yield from family(
+    yield _gauge(
         f"{gateway}_config_sequence",
-        "gauge",
         "The last configuration sequence that is fully in service.",
-        (
-            (
-                labels_text(rollout_uid=s.configuration.spec.rollout_uid, rollout=s.configuration.name),
-                s.acknowledged,
-            )
-            for s in state.rollouts
-        ),
+        rollout,
+        ((of, s.acknowledged) for of, s in servings),
     )
-    yield from family(
+    yield _gauge(
         f"{gateway}_overridden",
-        "gauge",
         "1 while the emergency override holds the rollout on stable.",
-        (
-            (labels_text(rollout_uid=s.configuration.spec.rollout_uid, rollout=s.configuration.name), int(s.overridden))
-            for s in state.rollouts
-        ),
+        rollout,
+        ((of, int(s.overridden)) for of, s in servings),
     )
-    yield from family(
-        f"{gateway}_config_swaps_total", "counter", "Configurations put in service.", [("", counters.swaps)]
-    )
-    yield from family(
-        f"{gateway}_config_refused_total",
-        "counter",
+    yield CounterMetricFamily(f"{gateway}_config_swaps", "Configurations put in service.", counters.swaps)
+    yield _counter(
+        f"{gateway}_config_refused",
         "Configurations that were refused, by reason.",
-        by("reason", {"older_sequence": 0, "changed_content": 0, "invalid": 0, "key_missing": 0, **counters.refused}),
+        ("reason",),
+        _by({"older_sequence": 0, "changed_content": 0, "invalid": 0, "key_missing": 0, **counters.refused}),
     )
-    yield from family(
-        f"{gateway}_disk_errors_total",
-        "counter",
+    yield _counter(
+        f"{gateway}_disk_errors",
         "Failures to read or write the last good configuration on disk.",
-        by("operation", {"read": 0, "write": 0, "delete": 0, "checksum": 0, **counters.disk_errors}),
+        ("operation",),
+        _by({"read": 0, "write": 0, "delete": 0, "checksum": 0, **counters.disk_errors}),
     )
-    yield from family(
-        f"{gateway}_rejected_requests_total",
-        "counter",
+    yield _counter(
+        f"{gateway}_rejected_requests",
         "Requests refused for an error of the caller; they count for no arm.",
-        by("code", counters.rejected),
+        ("code",),
+        _by(counters.rejected),
     )
-    not_counted = dict.fromkeys(get_args(NotCounted), 0)
-    yield from family(
-        f"{gateway}_votes_not_counted_total",
-        "counter",
+    yield _counter(
+        f"{gateway}_votes_not_counted",
         "Feedback and scores that were accepted but not counted, by reason.",
-        by("reason", {**not_counted, **counters.votes_not_counted}),
+        ("reason",),
+        _by({**dict.fromkeys(get_args(NotCounted), 0), **counters.votes_not_counted}),
     )
-    yield from family(
-        f"{gateway}_answers_not_judged_total",
-        "counter",
+    yield _counter(
+        f"{gateway}_answers_not_judged",
         "Complete answers that were not checked against their output schema, by reason.",
-        by("reason", {**dict.fromkeys(NOT_JUDGED, 0), **counters.answers_not_judged}),
+        ("reason",),
+        _by({**dict.fromkeys(NOT_JUDGED, 0), **counters.answers_not_judged}),
     )
-    yield from family(
-        f"{gateway}_disconnects_total",
-        "counter",
-        "Callers that closed the connection early.",
-        [("", counters.disconnects)],
+    yield CounterMetricFamily(
+        f"{gateway}_disconnects", "Callers that closed the connection early.", counters.disconnects
     )
-    yield from family(
-        f"{gateway}_provider_retries_total", "counter", "Retries of provider calls.", by("provider", state.retries)
+    yield _counter(f"{gateway}_provider_retries", "Retries of provider calls.", ("provider",), _by(state.retries))
+    yield GaugeMetricFamily(
+        f"{gateway}_pending_renders", "Rendered prompts without a report so far.", len(state.renders)
     )
-    yield from family(
-        f"{gateway}_pending_renders",
-        "gauge",
-        "Rendered prompts without a report so far.",
-        [("", len(state.renders))],
-    )
-    yield from family(
-        f"{gateway}_untracked_renders_total",
-        "counter",
+    yield CounterMetricFamily(
+        f"{gateway}_untracked_renders",
         "Rendered prompts that count for no arm, because too many wait for a report.",
-        [("", state.renders.untracked)],
+        state.renders.untracked,
     )
-    yield from family(
+    yield GaugeMetricFamily(
         names.METRIC_SHARDS_WITHHELD,
-        "gauge",
         "Rollouts with a canary whose shards are not exported, because the limit is reached.",
-        [("", len(counters.withheld))],
+        len(counters.withheld),
     )
-    yield from family(f"{gateway}_in_flight_requests", "gauge", "Requests in progress.", [("", counters.in_flight)])
-    yield from family(f"{gateway}_queued_requests", "gauge", "Requests in the queue.", [("", counters.queued)])
-    yield from family(
+    yield GaugeMetricFamily(f"{gateway}_in_flight_requests", "Requests in progress.", counters.in_flight)
+    yield GaugeMetricFamily(f"{gateway}_queued_requests", "Requests in the queue.", counters.queued)
+    yield GaugeMetricFamily(
         f"{gateway}_concurrency_limit",
-        "gauge",
         "Requests that may be in progress: fewer than maxConcurrentRequests when the CPU is overloaded.",
-        [("", state.concurrency_limit)],
+        state.concurrency_limit,
     )
     if state.caller_keys is not None:
-        yield from family(f"{gateway}_caller_keys", "gauge", "Caller keys in use.", [("", state.caller_keys)])
-    down = [(f'provider="{name}"', 1) for name in state.providers_down]
-    yield from family(
-        f"{gateway}_provider_down", "gauge", "1 while the provider cannot be reached, or fails nearly always.", down
+        yield GaugeMetricFamily(f"{gateway}_caller_keys", "Caller keys in use.", state.caller_keys)
+    yield _gauge(
+        f"{gateway}_provider_down",
+        "1 while the provider cannot be reached, or fails nearly always.",
+        ("provider",),
+        (((name,), 1) for name in state.providers_down),
     )
     forbidden = int(state.token_reviews_forbidden)
-    yield from family(
-        f"{gateway}_token_reviews_forbidden", "gauge", "1 while the gateway may not review tokens.", [("", forbidden)]
+    yield GaugeMetricFamily(
+        f"{gateway}_token_reviews_forbidden", "1 while the gateway may not review tokens.", forbidden
     )
-    yield from family(f"{gateway}_ready", "gauge", "1 when the pod takes traffic.", [("", int(state.ready))])
+    yield GaugeMetricFamily(f"{gateway}_ready", "1 when the pod takes traffic.", int(state.ready))
     if state.api_contact_at is not None:
-        yield from family(
+        yield GaugeMetricFamily(
             f"{gateway}_api_contact_age_seconds",
-            "gauge",
             "Time since the API server last answered.",
-            [("", round(time.monotonic() - state.api_contact_at, 3))],
+            round(time.monotonic() - state.api_contact_at, 3),
         )

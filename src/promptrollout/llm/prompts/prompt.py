@@ -136,6 +136,22 @@ def parameters_of(spec: PromptSpec, *names: str) -> dict[str, Any]:
     return values
 
 
+def takes_system(prompt: CompiledPrompt) -> bool:
+    """Whether the caller's system messages are added to the version's; else they are left out. Raises
+    SystemMessageRefused."""
+    choice = prompt.spec.caller_system_message or "Append"
+    if choice == "Refuse":
+        raise SystemMessageRefused
+    return choice == "Append"
+
+
+def taken_from(prompt: CompiledPrompt, messages: list[Body]) -> list[Body]:
+    """The caller's messages, with system messages only where the prompt takes them. Raises SystemMessageRefused."""
+    if not any(message.get("role") in SYSTEM_ROLES for message in messages) or takes_system(prompt):
+        return messages
+    return [message for message in messages if message.get("role") not in SYSTEM_ROLES]
+
+
 def leading(messages: list[Body]) -> int:
     """The number of system messages at the beginning."""
     for index, message in enumerate(messages):

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+import orjson
+
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.llm.answers.choices import Choice
 from promptrollout.llm.answers.streams import StreamReader
@@ -19,9 +21,6 @@ Fields = tuple[tuple[str, ...], ...]
 # never `prompt_cache_key`, which users share
 OPENAI_USER: Final[Fields] = (("safety_identifier",), ("user",), ("metadata", "user_id"))
 OPENAI_CONVERSATION: Final[Fields] = (("conversation",), ("conversation", "id"), ("metadata", "conversation_id"))
-
-_SCHEMALESS: Final = ("text", "json_object")
-"""Answer formats that a version's schema may replace."""
 
 
 @dataclass(slots=True)
@@ -103,6 +102,38 @@ class Protocol(ABC):
         return b"data: " + self.error_body(status, message, code) + b"\n\n"
 
 
-def allows_schema(answer_format: Any) -> bool:
-    """Whether the format that a caller of OpenAI's APIs asks for may be replaced by a version's schema."""
-    return answer_format is None or (isinstance(answer_format, dict) and answer_format.get("type") in _SCHEMALESS)
+class OneChoiceReader(StreamReader):
+    """Of streams that carry one choice, and say themselves when it is whole."""
+
+    def __init__(self, *, collect_content: bool) -> None:
+        super().__init__()
+        self._collect_content = collect_content
+        self._choice = Choice()
+
+    @property
+    def complete(self) -> bool:
+        return self.done
+
+    def choices(self) -> list[Choice]:
+        return [self._choice]
+
+    def _add(self, message: Body) -> None:
+        if self._choice.add(message, None, collect=self._collect_content):
+            self.begun = True
+
+
+def parsed_answer(payload: bytes, field: str) -> Body | None:
+    """The JSON object of an answer, which has a list in this field; None if it is none."""
+    try:
+        parsed = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return None
+    return parsed if isinstance(parsed, dict) and isinstance(parsed.get(field), list) else None
+
+
+def objects_of(given: list[Any], field: str) -> list[Body]:
+    """What a request has in this field. Raises CallerError unless all of it are objects."""
+    for index, each in enumerate(given):
+        if not isinstance(each, dict):
+            raise CallerError(400, "invalid_type", f"{field}[{index}] must be an object", f"{field}[{index}]")
+    return given

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Final
 
-import orjson
-
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.llm.answers.choices import MAX_CHOICES, MAX_COLLECTED, Choice, choices_of
 from promptrollout.llm.answers.json_text import dumped
 from promptrollout.llm.answers.streams import StreamError, StreamReader
 from promptrollout.llm.answers.usage import Usage
-from promptrollout.llm.errors import CallerError, error_object
+from promptrollout.llm.errors import CallerError
 from promptrollout.llm.prompts.prompt import (
-    SYSTEM_ROLES,
     Body,
     CompiledPrompt,
     Overlay,
-    SystemMessageRefused,
     leading,
     messages_of,
     parameters_of,
+    taken_from,
 )
 from promptrollout.llm.protocols.base import (
-    OPENAI_CONVERSATION,
-    OPENAI_USER,
-    Fields,
     ParsedAnswer,
-    Protocol,
-    allows_schema,
+    objects_of,
+    parsed_answer,
 )
+from promptrollout.llm.protocols.openai import OpenAIProtocol, answer_schema
 
 # parameters with the same meaning: the version's replaces either
 _RIVALS: Final = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
@@ -38,12 +33,10 @@ _ABOUT: Final = ("id", "created", "model", "service_tier", "system_fingerprint")
 """Fields of the answer that each event of a stream has too."""
 
 
-class Chat(Protocol):
+class Chat(OpenAIProtocol):
     """A request is a list of messages; an answer is a list of choices; a stream ends with `[DONE]`."""
 
     name: ClassVar = "chat"
-    user_fields: ClassVar[Fields] = OPENAI_USER
-    conversation_fields: ClassVar[Fields] = OPENAI_CONVERSATION
 
     def overlay(self, spec: PromptSpec) -> Overlay:
         fields = parameters_of(
@@ -55,7 +48,7 @@ class Chat(Protocol):
         removed = frozenset(_RIVALS[name] for name in fields if name in _RIVALS and _RIVALS[name] not in fields)
         if spec.output_schema is None:
             return Overlay(fields, removed)
-        schema = {"name": "answer", "strict": False, "schema": spec.output_schema}
+        schema = answer_schema(spec.output_schema)
         return Overlay(fields, removed, answer_format={"type": "json_schema", "json_schema": schema})
 
     def with_prompt(self, prompt: CompiledPrompt, body: Body) -> Body:
@@ -71,19 +64,16 @@ class Chat(Protocol):
             request["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
         return request
 
-    def leaves_format(self, body: Body) -> bool:
-        return allows_schema(body.get("response_format"))
+    def asked_format(self, body: Body) -> Any:
+        return body.get("response_format")
 
     def without_format(self, body: Body) -> Body:
         kept = "response_format" not in body or not self.leaves_format(body)
         return body if kept else {name: value for name, value in body.items() if name != "response_format"}
 
     def read(self, payload: bytes) -> ParsedAnswer | None:
-        try:
-            parsed = orjson.loads(payload)
-        except orjson.JSONDecodeError:
-            return None
-        if not isinstance(parsed, dict) or not isinstance(parsed.get("choices"), list):
+        parsed = parsed_answer(payload, "choices")
+        if parsed is None:
             return None
         return ParsedAnswer(parsed, choices_of(parsed), Usage.read(parsed.get("usage")))
 
@@ -106,9 +96,6 @@ class Chat(Protocol):
 
     def reader(self, body: Body, *, collect_content: bool) -> StreamReader:
         return ChatReader(forward_usage=wants_usage(body), collect_content=collect_content)
-
-    def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
-        return error_object(status, message, code, param)
 
 
 class ChatReader(StreamReader):
@@ -168,10 +155,7 @@ def history_of(body: Body) -> list[Body]:
         return []
     if not isinstance(messages, list):
         raise CallerError(400, "invalid_type", "messages must be a list of messages", "messages")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise CallerError(400, "invalid_type", f"messages[{index}] must be an object", f"messages[{index}]")
-    return messages
+    return objects_of(messages, "messages")
 
 
 def without_added_usage(request: Body, body: Body) -> Body:
@@ -189,16 +173,10 @@ def wants_usage(body: Body) -> bool:
 
 
 def _with_history(prompt: CompiledPrompt, before: list[Body], history: list[Body], after: list[Body]) -> list[Body]:
-    """All messages in order; the caller's system messages as the prompt's `callerSystemMessage` says."""
-    if not any(message.get("role") in SYSTEM_ROLES for message in history):
-        return [*before, *history, *after]
-    choice = prompt.spec.caller_system_message or "Append"
-    if choice == "Refuse":
-        raise SystemMessageRefused
-    if choice == "Replace":
-        return [*before, *(message for message in history if message.get("role") not in SYSTEM_ROLES), *after]
-    # Append: system messages that begin the request follow the version's own, because several providers accept system
-    # messages only at the beginning; those in mid-conversation stay where they are
+    """All messages in order; the caller's system messages as the prompt wants them."""
+    history = taken_from(prompt, history)
+    # those that lead the request follow our own leading ones, because several providers take system messages at the
+    # beginning only; those in mid-conversation stay where they are
     own, theirs = leading(before), leading(history)
     return [*before[:own], *history[:theirs], *before[own:], *history[theirs:], *after]
 

@@ -11,7 +11,14 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.llm.answers.usage import Usage
 from promptrollout.llm.errors import error_object
 from promptrollout.llm.prompts.prompt import Body, CompiledPrompt, Overlay
-from promptrollout.llm.protocols.base import OPENAI_CONVERSATION, OPENAI_USER, Fields, ParsedAnswer, Protocol
+from promptrollout.llm.protocols.base import (
+    OPENAI_CONVERSATION,
+    OPENAI_USER,
+    Fields,
+    ParsedAnswer,
+    Protocol,
+    parsed_answer,
+)
 
 # nothing else after the vectors has braces
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
@@ -36,13 +43,8 @@ class Embeddings(Protocol):
         return False
 
     def read(self, payload: bytes) -> ParsedAnswer | None:
-        try:
-            parsed = orjson.loads(payload)
-        except orjson.JSONDecodeError:
-            return None
-        if not isinstance(parsed, dict) or not isinstance(parsed.get("data"), list):
-            return None
-        return ParsedAnswer(parsed, [], Usage.read(parsed.get("usage")))
+        parsed = parsed_answer(payload, "data")
+        return None if parsed is None else ParsedAnswer(parsed, [], Usage.read(parsed.get("usage")))
 
     def usage_at(self, end: bytes) -> Usage | None:
         """After the vectors, where all known servers have it."""

@@ -17,12 +17,13 @@ from promptrollout.llm.prompts.prompt import (
     Body,
     CompiledPrompt,
     Overlay,
-    SystemMessageRefused,
     messages_of,
     parameters_of,
+    taken_from,
+    takes_system,
 )
 from promptrollout.llm.protocols.anthropic_schema import supported_schema
-from promptrollout.llm.protocols.base import Fields, ParsedAnswer, Protocol
+from promptrollout.llm.protocols.base import Fields, OneChoiceReader, ParsedAnswer, Protocol, parsed_answer
 from promptrollout.llm.protocols.chat import history_of
 
 ANTHROPIC_HEADER: Final = "anthropic-version"
@@ -85,7 +86,7 @@ class Messages(Protocol):
             request.pop("system", None)
         request["messages"] = [
             *(message for message in before if message["role"] not in SYSTEM_ROLES),
-            *_history(prompt, body),
+            *taken_from(prompt, history_of(body)),
             *(message for message in after if message["role"] not in SYSTEM_ROLES),
         ]
         if overlay.answer_format is not None and self.leaves_format(body) and _allows_format(request):
@@ -99,11 +100,8 @@ class Messages(Protocol):
         return not (isinstance(config, dict) and config.get("format")) and not body.get("output_format")
 
     def read(self, payload: bytes) -> ParsedAnswer | None:
-        try:
-            parsed = orjson.loads(payload)
-        except orjson.JSONDecodeError:
-            return None
-        if not isinstance(parsed, dict) or not isinstance(parsed.get("content"), list):
+        parsed = parsed_answer(payload, "content")
+        if parsed is None:
             return None
         choice = Choice()
         for block in parsed["content"]:
@@ -123,21 +121,12 @@ class Messages(Protocol):
         return b"event: error\ndata: " + self.error_body(status, message) + b"\n\n"
 
 
-class MessagesReader(StreamReader):
-    """Reads events; the usage comes in two parts, at the beginning and at the end."""
+class MessagesReader(OneChoiceReader):
+    """Reads events; usage comes in two parts, at the beginning and at the end."""
 
     def __init__(self, *, collect_content: bool) -> None:
-        super().__init__()
-        self._collect_content = collect_content
-        self._choice = Choice()
+        super().__init__(collect_content=collect_content)
         self._usage: Body = {}
-
-    @property
-    def complete(self) -> bool:
-        return self.done
-
-    def choices(self) -> list[Choice]:
-        return [self._choice]
 
     def read_event(self, event: dict[str, Any]) -> bool:
         kind = event.get("type")
@@ -160,10 +149,6 @@ class MessagesReader(StreamReader):
         elif kind == "message_stop":
             self.done = True
         return True
-
-    def _add(self, message: Body) -> None:
-        if self._choice.add(message, None, collect=self._collect_content):
-            self.begun = True
 
     def _count(self, usage: Any) -> None:
         if isinstance(usage, dict):
@@ -202,30 +187,15 @@ def _system(prompt: CompiledPrompt, own: list[str], theirs: Any) -> Any:
     """The version's system messages and the caller's, as the prompt's `callerSystemMessage` says."""
     if theirs is not None and not isinstance(theirs, str | list):
         raise CallerError(400, "invalid_type", "system must be a text or a list of blocks", "system")
-    if theirs:
-        choice = prompt.spec.caller_system_message or "Append"
-        if choice == "Refuse":
-            raise SystemMessageRefused
-        if choice == "Replace":
-            theirs = None
+    if theirs and not takes_system(prompt):
+        theirs = None
     if isinstance(theirs, list) and theirs:
         return [*({"type": "text", "text": text} for text in own if text), *theirs]
     return "\n\n".join([*own, theirs] if theirs else own)
 
 
-def _history(prompt: CompiledPrompt, body: Body) -> list[Body]:
-    """The caller's turns; system messages among them as the prompt's `callerSystemMessage` says."""
-    history = history_of(body)
-    choice = prompt.spec.caller_system_message or "Append"
-    if choice == "Append" or not any(message.get("role") in SYSTEM_ROLES for message in history):
-        return history
-    if choice == "Refuse":
-        raise SystemMessageRefused
-    return [message for message in history if message.get("role") not in SYSTEM_ROLES]
-
-
 def _allows_format(request: Body) -> bool:
-    """Whether a format may be added: not to another format, nor if the request has the answer's beginning."""
+    """Whether a form of the answer can be asked for: not beside one, nor of an answer whose beginning is given."""
     messages = request["messages"]
     return MESSAGES.leaves_format(request) and not (messages and messages[-1].get("role") == "assistant")
 

@@ -11,25 +11,19 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.llm.answers.choices import Choice
 from promptrollout.llm.answers.streams import StreamReader
 from promptrollout.llm.answers.usage import Usage
-from promptrollout.llm.errors import CallerError, Untranslatable, error_object
+from promptrollout.llm.errors import CallerError, Untranslatable
 from promptrollout.llm.prompts.prompt import (
-    SYSTEM_ROLES,
     Body,
     CompiledPrompt,
     Overlay,
-    SystemMessageRefused,
     leading,
     messages_of,
     parameters_of,
+    taken_from,
+    takes_system,
 )
-from promptrollout.llm.protocols.base import (
-    OPENAI_CONVERSATION,
-    OPENAI_USER,
-    Fields,
-    ParsedAnswer,
-    Protocol,
-    allows_schema,
-)
+from promptrollout.llm.protocols.base import OneChoiceReader, ParsedAnswer, objects_of, parsed_answer
+from promptrollout.llm.protocols.openai import OpenAIProtocol, answer_schema
 from promptrollout.llm.protocols.signed_reasoning import without_translated_reasoning
 
 _UNSUPPORTED: Final = ("seed", "stop", "presence_penalty", "frequency_penalty")
@@ -37,12 +31,10 @@ _ENDED: Final = ("response.completed", "response.incomplete")
 _FINISH: Final = {"max_output_tokens": "length", "content_filter": "content_filter"}
 
 
-class Responses(Protocol):
+class Responses(OpenAIProtocol):
     """A request is `instructions` and items of input; an answer is items of output."""
 
     name: ClassVar = "responses"
-    user_fields: ClassVar[Fields] = OPENAI_USER
-    conversation_fields: ClassVar[Fields] = OPENAI_CONVERSATION
 
     def overlay(self, spec: PromptSpec) -> Overlay:
         for name in _UNSUPPORTED:
@@ -70,13 +62,13 @@ class Responses(Protocol):
         _with_messages(request, prompt, instructions, items, after)
         if prompt.spec.output_schema is not None and self.leaves_format(request):
             text = request.get("text")
-            schema = {"type": "json_schema", "name": "answer", "strict": False, "schema": prompt.spec.output_schema}
+            schema = {"type": "json_schema", **answer_schema(prompt.spec.output_schema)}
             request["text"] = {**(text if isinstance(text, dict) else {}), "format": schema}
         return request
 
-    def leaves_format(self, body: Body) -> bool:
+    def asked_format(self, body: Body) -> Any:
         text = body.get("text")
-        return allows_schema(text.get("format") if isinstance(text, dict) else None)
+        return text.get("format") if isinstance(text, dict) else None
 
     def without_format(self, body: Body) -> Body:
         text = body.get("text")
@@ -85,11 +77,8 @@ class Responses(Protocol):
         return {**body, "text": {name: value for name, value in text.items() if name != "format"}}
 
     def read(self, payload: bytes) -> ParsedAnswer | None:
-        try:
-            parsed = orjson.loads(payload)
-        except orjson.JSONDecodeError:
-            return None
-        if not isinstance(parsed, dict) or not isinstance(parsed.get("output"), list):
+        parsed = parsed_answer(payload, "output")
+        if parsed is None:
             return None
         failure = _message_of(parsed.get("error")) if parsed.get("status") == "failed" else None
         return ParsedAnswer(parsed, [_choice_of(parsed)], _usage(parsed.get("usage")), failure)
@@ -97,28 +86,13 @@ class Responses(Protocol):
     def reader(self, body: Body, *, collect_content: bool) -> StreamReader:
         return ResponsesReader(collect_content=collect_content)
 
-    def error_body(self, status: int, message: str, code: str | None = None, param: str | None = None) -> bytes:
-        return error_object(status, message, code, param)
-
     def error_event(self, status: int, message: str, code: str | None, events: int) -> bytes:
         event = {"type": "error", "code": code, "message": message, "param": None, "sequence_number": events}
         return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
 
 
-class ResponsesReader(StreamReader):
-    """Reads events; the last one has the whole response."""
-
-    def __init__(self, *, collect_content: bool) -> None:
-        super().__init__()
-        self._collect_content = collect_content
-        self._choice = Choice()
-
-    @property
-    def complete(self) -> bool:
-        return self.done
-
-    def choices(self) -> list[Choice]:
-        return [self._choice]
+class ResponsesReader(OneChoiceReader):
+    """Reads events; the last one carries the response as a whole."""
 
     def read_event(self, event: dict[str, Any]) -> bool:
         kind = event.get("type")
@@ -149,10 +123,6 @@ class ResponsesReader(StreamReader):
             return _message_of(response.get("error") if isinstance(response, dict) else None)
         return super().failure_of(event)
 
-    def _add(self, message: Body) -> None:
-        if self._choice.add(message, None, collect=self._collect_content):
-            self.begun = True
-
 
 def require_foreground(body: Body) -> None:
     """Raises CallerError for a background answer, which would have to be fetched later."""
@@ -176,14 +146,11 @@ def _with_messages(
     theirs = instructions_of(request)
     value = request.get("input")
     items = items_of(value)
-    if theirs or any(item.get("role") in SYSTEM_ROLES for item in items):
-        choice = prompt.spec.caller_system_message or "Append"
-        if choice == "Refuse":
-            raise SystemMessageRefused
-        if choice == "Replace":
-            theirs = None
-            kept = [item for item in items if item.get("role") not in SYSTEM_ROLES]
-            value, items = (value, items) if len(kept) == len(items) else (kept, kept)
+    if theirs and not takes_system(prompt):
+        theirs = None
+    kept = taken_from(prompt, items)
+    if kept is not items:
+        value = items = kept
     joined = "\n\n".join([*instructions, theirs] if theirs else instructions)
     if joined:
         request["instructions"] = joined
@@ -204,10 +171,7 @@ def items_of(value: Any) -> list[Body]:
         return [{"role": "user", "content": value}]
     if not isinstance(value, list):
         raise CallerError(400, "invalid_type", "input must be a text or a list of items", "input")
-    for index, item in enumerate(value):
-        if not isinstance(item, dict):
-            raise CallerError(400, "invalid_type", f"input[{index}] must be an object", f"input[{index}]")
-    return value
+    return objects_of(value, "input")
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:

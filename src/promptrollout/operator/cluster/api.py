@@ -26,12 +26,12 @@ PAGE_SIZE = 500
 
 
 class Stale(Exception):
-    """Someone wrote the object in between: what is known of it was read anew, plan again."""
+    """Another client wrote the object meanwhile: it was read again, and is planned again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`selector`: only objects with these labels are ours to look at."""
+    """`selector`: only objects with these labels are watched."""
 
     name: str
     api_version: str
@@ -87,8 +87,13 @@ def path_of(kind: str, namespace: str | None = None, name: str | None = None) ->
     return path if name is None else f"{path}/{quote(name, safe='')}"
 
 
+def error_text(error: ApiException | ApiUnavailable) -> str:
+    """For a log."""
+    return f"HTTP {error.status}: {error.reason}" if isinstance(error, ApiException) else str(error)
+
+
 class Api:
-    """One operator's way to the API server. Methods raise ApiException (an error as answer) and ApiUnavailable."""
+    """The operator's calls to the API server. Methods raise ApiException (an error as answer) and ApiUnavailable."""
 
     def __init__(self, client: ApiClient, metrics: Metrics) -> None:
         self._client = client
@@ -106,7 +111,7 @@ class Api:
             raise
 
     async def list(self, kind: str, namespace: str | None = None, selector: str | None = None) -> list[Object]:
-        """All pages; by default of the objects that are ours to look at."""
+        """All pages; by default of the objects that are watched."""
         items: list[Object] = []
         label_selector = KINDS[kind].selector if selector is None else selector
         params = {"limit": str(PAGE_SIZE)} | ({"labelSelector": label_selector} if label_selector else {})
@@ -137,7 +142,7 @@ class Api:
         return await self._write("create", kind, "POST", path_of(kind, namespace), body, {}, "application/json")
 
     async def apply(self, kind: str, namespace: str, name: str, body: Object) -> Object:
-        """Server-side apply of an object that we own, over whoever else wrote its fields."""
+        """Server-side apply of an object that we own, over other managers of its fields."""
         return await self._write(
             "apply", kind, "PATCH", path_of(kind, namespace, name), body, {"force": "true"}, APPLY_PATCH
         )
@@ -145,7 +150,7 @@ class Api:
     async def apply_status(self, kind: str, subject: Object, status: Object) -> Object:
         """The whole status, refused with 409 unless the object still is what `subject` says.
 
-        Fields that another field manager set and that we do not are taken out: half a status would be nobody's.
+        Fields that another field manager set and that we do not are taken out: a mixed status would be wrong.
         """
         body: Object = {
             "apiVersion": KINDS[kind].api_version,
@@ -167,7 +172,7 @@ class Api:
         return await self._write("merge", kind, "PATCH", path_of(kind, namespace, name), body, {}, MERGE_PATCH)
 
     async def delete(self, kind: str, subject: Object) -> None:
-        """Gone already is fine; another object of that name is left alone."""
+        """An object that is gone is deleted; another one of its name is left alone."""
         metadata = subject["metadata"]
         body = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": metadata["uid"]}}
         path = path_of(kind, metadata.get("namespace", ""), metadata["name"])

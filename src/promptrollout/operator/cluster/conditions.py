@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from promptrollout.api.conditions import ConditionType
 from promptrollout.engine.lifecycle.draft import timestamp
 
 Object = dict[str, Any]
 
 
-def conditions(item: Object, truths: dict[str, tuple[bool, str, str]], now: float) -> list[Object]:
+def conditions(item: Object, truths: Mapping[ConditionType, tuple[bool, str, str]], now: float) -> list[Object]:
     """By type: status, reason, message. The transition time moves only with the status."""
     before = {c.get("type"): c for c in (item.get("status") or {}).get("conditions") or []}
     found = []
@@ -18,9 +20,9 @@ def conditions(item: Object, truths: dict[str, tuple[bool, str, str]], now: floa
         old = before.get(kind, {})
         found.append(
             {
-                "type": kind,
+                "type": kind.value,
                 "status": status,
-                "reason": reason,
+                "reason": str(reason),
                 "message": message[:2048],
                 "lastTransitionTime": old["lastTransitionTime"] if old.get("status") == status else timestamp(int(now)),
                 "observedGeneration": item["metadata"].get("generation", 0),

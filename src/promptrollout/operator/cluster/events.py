@@ -1,4 +1,4 @@
-"""Decisions as Kubernetes Events: one each, under a name that a repeated post finds taken."""
+"""Decisions as Kubernetes Events, with deterministic names: posting one again changes nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BACKOFF_SECONDS = (1.0, 300.0)
 
 
 def recent(history: Iterable[Decision], now: float) -> list[Decision]:
-    """Of a status's history (newest first) what may have to be posted, oldest first."""
+    """Decisions of a history (newest first) that may not be posted yet, oldest first."""
     young = [d for d in history if now - datetime.fromisoformat(d.at).timestamp() < REPLAY_SECONDS]
     return young[::-1]
 
@@ -35,7 +35,7 @@ def recent(history: Iterable[Decision], now: float) -> list[Decision]:
 class Outbox:
     """The Events of one rollout that are still to be posted, oldest first.
 
-    Nothing waits for them: where Events are refused (a quota, a missing permission), they are tried again later.
+    No reconcile waits for them: if Events are refused (a quota, a missing permission), they are posted later.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -66,31 +66,31 @@ class Outbox:
                 self._failures += 1
                 self._not_before = self._clock() + seconds
                 name, reason = rollout["metadata"]["name"], decision.reason
-                logger.warning("%s: the Event %s was not posted (%s); again in %.0f s", name, reason, error, seconds)
+                logger.warning("%s: the Event %s was not posted (%s); retry in %.0f s", name, reason, error, seconds)
                 return
             self._waiting.pop(0)
             self._failures, self._not_before = 0, 0.0
 
 
 async def _post(api: Api, event: Object) -> None:
-    """Posted before is fine. One that no API server would take is given up: the status has the decision too."""
+    """An Event that exists is posted already. An invalid one is dropped: the status has the decision too."""
     try:
         await api.create("Event", event["metadata"]["namespace"], event)
     except ApiException as error:
         if error.status in (400, 413, 422):
-            logger.error("the Event %s is refused for good: %s", event["metadata"]["name"], error)
+            logger.error("the API server rejects the Event %s: %s", event["metadata"]["name"], error)
         elif error.status != 409:
             raise
 
 
 async def announce(api: Api, kind: str, item: Object, conditions: Iterable[Object], instance: str) -> None:
-    """An Event for each condition whose status is another than `item` says, or that is False for another reason: a
-    Warning where it is False. What cannot be posted is logged: the condition has it too."""
+    """An Event for each condition whose status differs from that in `item`, or that is False for another reason; a
+    Warning if it is False. If it cannot be posted, it is logged: the condition says the same."""
     before = {c.get("type"): c for c in (item.get("status") or {}).get("conditions") or []}
     now = timestamp(int(time.time()))
     for condition in conditions:
         kind_of, new = condition["type"], condition["status"]
-        old = before.get(kind_of) or {"status": "True"}  # that something is as it should be is no news
+        old = before.get(kind_of) or {"status": "True"}  # a condition that starts as True is no news
         if old["status"] == new and (new == "True" or old.get("reason") == condition["reason"]):
             continue
         number = hashlib.sha256(f"{kind} {kind_of} {new} {condition['reason']} {now}".encode()).hexdigest()[:12]

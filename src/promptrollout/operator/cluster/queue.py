@@ -1,6 +1,6 @@
-"""A deduplicating work queue: events mark keys dirty, workers take each key once at a time (client-go's workqueue).
+"""A deduplicating work queue, like client-go's: events add keys, one worker at a time handles a key.
 
-Namespaces take turns: a thousand keys of one do not keep a single key of another waiting.
+Namespaces take turns: a thousand keys of one do not delay a single key of another.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Key(NamedTuple):
 class WorkQueue:
     """Not thread-safe: everything happens on one event loop.
 
-    A key that is marked while a worker has it is handed out again once that worker is done, never to two at a time.
+    A key that is added while a worker handles it is handed out again once that worker is done.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._dirty: OrderedDict[str, dict[Key, float]] = OrderedDict()
-        """Keys by namespace, and since when; the namespace whose turn is next comes first."""
+        self._ready: OrderedDict[str, dict[Key, float]] = OrderedDict()
+        """Keys that wait for a worker, by namespace, and since when; the next namespace comes first."""
         self._processing: set[Key] = set()
         self._again: dict[Key, float] = {}
         self._later: list[tuple[float, int, Key]] = []
@@ -50,7 +50,7 @@ class WorkQueue:
     # ------------------------------------------------------------ putting in
 
     def add(self, key: Key) -> None:
-        """Mark a key dirty."""
+        """Reconcile a key as soon as a worker is free."""
         if self._closed:
             return
         if key in self._processing:
@@ -59,11 +59,11 @@ class WorkQueue:
             self._mark(key, self._clock())
 
     def _mark(self, key: Key, since: float) -> None:
-        self._dirty.setdefault(key.namespace, {}).setdefault(key, since)
+        self._ready.setdefault(key.namespace, {}).setdefault(key, since)
         self._wake.set()
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Mark a key dirty later; of several times for one key the earliest counts."""
+        """Add a key later; of several times for one key the earliest counts."""
         if seconds <= 0:
             self.add(key)
             return
@@ -75,20 +75,20 @@ class WorkQueue:
         self._wake.set()
 
     def next_at(self, key: Key, seconds: float) -> None:
-        """Mark a key dirty then, and forget earlier times: a reconcile knows all that its object waits for."""
+        """Add a key then, and forget earlier times: a reconcile knows everything that its object waits for."""
         self._due.pop(key, None)
         self.add_after(key, seconds)
 
     def retry(self, key: Key) -> float:
-        """Mark a key dirty after a pause that doubles with each failure in a row; returns the pause."""
+        """Add a key after a pause that doubles with each failure in a row; returns the pause."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         seconds = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(failures, 16))
         self.add_after(key, seconds)
         return float(seconds)
 
-    def hasten(self) -> None:
-        """What failed is tried at once: the reason for its failures has gone."""
+    def retry_failed_now(self) -> None:
+        """Do not wait for the backoff of keys that failed: the API server answers again."""
         for key in list(self._failures):
             self.add(key)
 
@@ -104,14 +104,14 @@ class WorkQueue:
             self.ripen()
             if self._closed:
                 return None
-            if self._dirty:
-                namespace, keys = self._dirty.popitem(last=False)
+            if self._ready:
+                namespace, keys = self._ready.popitem(last=False)
                 key = next(iter(keys))
                 del keys[key]
                 if keys:
-                    self._dirty[namespace] = keys
+                    self._ready[namespace] = keys
                 self._processing.add(key)
-                if self._dirty:
+                if self._ready:
                     self._wake.set()  # for the other workers
                 return key
             self._wake.clear()
@@ -122,7 +122,7 @@ class WorkQueue:
                 continue
 
     def ripen(self) -> None:
-        """Move keys whose time has come to the dirty ones."""
+        """Move keys that are due to those that wait for a worker."""
         now = self._clock()
         while self._later and self._later[0][0] <= now:
             due, _, key = heapq.heappop(self._later)
@@ -131,7 +131,7 @@ class WorkQueue:
                 self.add(key)
 
     def done(self, key: Key) -> None:
-        """The worker is through with it."""
+        """The worker has finished with it."""
         self._processing.discard(key)
         since = self._again.pop(key, None)
         if since is not None and not self._closed:
@@ -146,10 +146,10 @@ class WorkQueue:
 
     @property
     def depth(self) -> int:
-        return sum(len(keys) for keys in self._dirty.values())
+        return sum(len(keys) for keys in self._ready.values())
 
     @property
     def lag_seconds(self) -> float:
-        """How long the oldest dirty key has waited."""
-        since = [next(iter(keys.values())) for keys in self._dirty.values()]
+        """How long the oldest key has waited."""
+        since = [next(iter(keys.values())) for keys in self._ready.values()]
         return self._clock() - min(since) if since else 0.0

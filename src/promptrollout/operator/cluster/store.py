@@ -1,4 +1,4 @@
-"""What the operator knows of the cluster: the latest version of each object, by kind, namespace and name."""
+"""The latest known version of each object, by kind, namespace and name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Store:
         self._changed = changed or (lambda _key, _before, _after: None)
 
     def put(self, kind: str, item: Object, *, even_older: bool = False, quiet: bool = False) -> bool:
-        """Take an object over unless it is older than what is known. True if it was new.
+        """Store an object unless it is older than the known one. True if it was new.
 
         `quiet`: the answer to a write of our own, after which there is nothing to do.
         """
@@ -44,7 +44,7 @@ class Store:
         return True
 
     def remove(self, kind: str, namespace: str, name: str, uid: str) -> bool:
-        """Forget an object if it is still this very one. True if it was known."""
+        """Forget an object if its uid is still this one. True if it was known."""
         space = self._objects.get((kind, namespace), {})
         before = space.get(name)
         if before is None or before["metadata"]["uid"] != uid:
@@ -57,7 +57,7 @@ class Store:
     def get(self, kind: str, namespace: str, name: str) -> Object | None:
         return self._objects.get((kind, namespace), {}).get(name)
 
-    def take_list(self, kind: str, items: list[Object], known_before: dict[str, tuple[Key, str]]) -> int:
+    def replace_list(self, kind: str, items: list[Object], known_before: dict[str, tuple[Key, str]]) -> int:
         """A complete list, begun when `known_before` was known. Returns how many changes no watch had reported.
 
         Also goes back in time: after a restore from backup, everything is older than what was known.

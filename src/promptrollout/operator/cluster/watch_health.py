@@ -1,4 +1,4 @@
-"""Which of kopf's watches are up: told by the requests of the session that they share."""
+"""Which of kopf's watches are up, from the requests of the session that they share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import aiohttp
 from yarl import URL
 
 GRACE_SECONDS = 3.0
-"""A watch ends every few minutes and is asked for again at once: so long it still counts as up."""
+"""A watch ends every few minutes and is renewed at once: it counts as up for so long."""
 
 
 class WatchHealth:
-    """The watches that must be up, by the path of their URL. Told in kopf's thread, read in the operator's."""
+    """The watches that must be up, by the path of their URL. Written in kopf's thread, read in the operator's."""
 
     def __init__(self, paths: Iterable[str], clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -34,7 +34,7 @@ class WatchHealth:
                 self._down_since[path] = None
 
     def ended(self) -> None:
-        """The shell ended, and every watch with it."""
+        """kopf ended, and every watch with it."""
         now = self._clock()
         with self._lock:
             self._down_since = {path: now if since is None else since for path, since in self._down_since.items()}
@@ -47,7 +47,7 @@ class WatchHealth:
         return {path: seconds for path, seconds in down.items() if seconds >= GRACE_SECONDS}
 
     def trace(self, server: str) -> aiohttp.TraceConfig:
-        """What a session with that server needs to tell of its watches; the server's URL may have a path."""
+        """Reports a session's watches; the server's URL may have a path."""
         prefix = URL(server).path.rstrip("/")
 
         async def on_start(

@@ -1,7 +1,7 @@
-"""kopf as the shell: it watches, and every event goes straight to the operator's own event loop.
+"""Watches, by kopf: every event goes straight to the operator's own event loop.
 
-It runs in a thread with a loop of its own: kopf cancels whatever else it finds in its loop when it ends, and a watch
-that the API server refuses ends it. Then it is started again; the periodic list makes up for what was missed.
+kopf runs in a thread with a loop of its own: when it ends it cancels all tasks in its loop, and a watch that the API
+server refuses ends it. Then it is restarted; the periodic list finds what was missed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ IDENTITY = "promptrollout"
 """Without one kopf asks the system for the user's name, and an image's UID has none. Only peering would use it."""
 
 
-class Shell:
+class Watches:
     """Watches all kinds until it is stopped."""
 
     def __init__(self, client: ApiClient, namespaces: Collection[str], deliver: Deliver, metrics: Metrics) -> None:
@@ -74,9 +74,9 @@ class Shell:
                         stop_flag=self._stop,
                     )
                 )
-            # whatever ended it, watching must go on
+            # any error: watching must continue
             except (Exception, asyncio.CancelledError):
-                logger.exception("the watches ended and are started again")
+                logger.exception("the watches ended, restarting them")
             self.health.ended()
             if self._stop.is_set():
                 return
@@ -128,7 +128,7 @@ class Shell:
 
 
 class _Backoffs(Iterable[float]):
-    """Pauses for ever: kopf's own list ends, and the operator with it, after a minute of HTTP 5xx."""
+    """Endless: kopf's own list of pauses ends after a minute of HTTP 5xx, and the operator with it."""
 
     def __iter__(self) -> Iterator[float]:
         pause = 0.2
@@ -159,7 +159,7 @@ def _settings() -> kopf.OperatorSettings:
 
 
 class _NoProgress(kopf.ProgressStorage):
-    """Nothing is ever written to what a person applied."""
+    """The operator writes nothing into objects that people applied."""
 
     def fetch(self, **_: Any) -> None:
         return None
@@ -175,7 +175,7 @@ class _NoProgress(kopf.ProgressStorage):
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):
-    """As above; and `build` is spared, which copies every object of every event."""
+    """As above; and without `build`, which copies every object of every event."""
 
     def build(self, **_: Any) -> Any:
         return {}

@@ -1,4 +1,4 @@
-"""Compile what gateway pods should be told into a PromptDelivery, and number it."""
+"""Compile a PromptDelivery for the gateway pods, and number it."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ from promptrollout.operator.gateways.provider_files import ca_source, key_source
 Object = dict[str, Any]
 
 _OF_THE_ENDPOINT = ("type", "base_url", "needs_key", "key_source", "auth", "tls")
-"""What belongs to one endpoint, and not to another of the same name."""
+"""Fields that belong to one endpoint, and not to another of the same name."""
 
 
 class CannotCompile(Exception):
-    """Something that an arm needs is gone; the last good configuration stays in force."""
+    """An object that an arm needs is missing; the last good configuration stays in force."""
 
 
 def read(item: Object | None) -> DeliverySpec | None:
@@ -87,7 +87,7 @@ def compile_delivery(
         gateway = existing.gateway
     key, keys = (existing.response_key, existing.response_keys) if existing is not None else (None, None)
     if pods_read_keys is not None:
-        # what people can read stands here only for pods that read nothing else
+        # people can read this object, so keys stand here only for pods that cannot read PromptSigningKeys
         key, keys = (None, None) if pods_read_keys else (key or drawn(), keys)
     wanted = DeliverySpec(
         format_version=FORMAT_VERSION,
@@ -125,7 +125,7 @@ def gateway_held(
 ) -> str:
     """The gateway that keeps serving though the spec names another one; empty if there is none.
 
-    Pods of the one that is left keep what they have for minutes, out of reach: they must not be left with a canary.
+    Pods of the old gateway keep serving for minutes, and cannot be reached: they must not serve a canary then.
     """
     if existing is None or stage in (None, "Idle") or existing.gateway == spec.gateway_ref.name:
         return ""
@@ -183,7 +183,9 @@ def _arm(namespace: str, version: VersionRef, existing: DeliverySpec | None, sto
     prompt = prompt_of(item) if item is not None else None
     if prompt is None or digest_if_any(prompt) != version.digest:
         if before is None:
-            raise CannotCompile(f"PromptVersion {version.version}, the copy of what is to be served, is gone")
+            raise CannotCompile(
+                f"PromptVersion {version.version}, the operator's copy of the version to serve, is missing"
+            )
         prompt = before.prompt
     known = [] if before is None else [before.provider, *(each.provider for each in before.fallbacks)]
     # as it is served now: type and URL are part of the version
@@ -194,7 +196,7 @@ def _arm(namespace: str, version: VersionRef, existing: DeliverySpec | None, sto
         before = served.get(name, found)
         if (before.type, before.base_url) == (found.type, found.base_url):
             return found
-        # the ModelProvider was made anew: its key is not for the URL of the one before, and that one's not for its
+        # the ModelProvider was recreated: its key must not go to the URL of the one before, nor the other way round
         return found.model_copy(update={field: getattr(before, field) for field in _OF_THE_ENDPOINT})
 
     return ArmConfig(
@@ -219,7 +221,7 @@ def _provider(namespace: str, name: str, model: str, known: Collection[ProviderC
     if spec is None:
         before = [each for each in known if each.name == name]
         if not before:
-            raise CannotCompile(f"ModelProvider {name} of a version that is to be served is missing: create it")
+            raise CannotCompile(f"ModelProvider {name} is missing, and a version to be served needs it: create it")
         same_model = [each for each in before if each.price is not None and each.price.model == model]
         return (same_model or before)[0]
     tls = spec.tls or TLS()
@@ -253,7 +255,7 @@ def _edges(snapshots: Collection[Snapshot | None], existing: DeliverySpec | None
 
 
 def _shard_metrics(snapshots: Collection[Snapshot | None], existing: DeliverySpec | None) -> list[str]:
-    """By the same table as what is read, see `question.Measured`; and what the sample ratio needs in any case."""
+    """By the same table as what is read, see `evidence.requests`; and what the sample ratio always needs."""
     signals = (signal_of(objective) for snapshot in snapshots if snapshot for objective in snapshot.objectives)
     metrics = {counter.metric for signal in signals for _, counter in signal.shard_counters}
     if not all(snapshots) and existing is not None:

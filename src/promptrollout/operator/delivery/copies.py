@@ -66,7 +66,7 @@ def _digest(prompt: PromptSpec) -> str | None:
 
 
 prompt_of: OncePerObject[PromptSpec | None] = OncePerObject("PromptVersion", _parse)
-"""What a PromptVersion object says; None if it says nothing that can be read."""
+"""The prompt of a PromptVersion object; None if it cannot be read."""
 digest_if_any: OncePerModel[PromptSpec, str | None] = OncePerModel(_digest)
 """The digest; None of a prompt that has none (prompt_problems says why)."""
 
@@ -95,6 +95,6 @@ def mark_of(item: Object) -> int:
 
 
 def superfluous(copies: list[Object], needed: set[str], limit: int) -> list[Object]:
-    """What may be deleted: all but those needed by name and the newest `limit` of the others."""
+    """Copies that may be deleted: all but those needed by name and the newest `limit` of the others."""
     others = [item for item in copies if item["metadata"]["name"] not in needed]
     return others[: len(others) - limit] if limit else others

@@ -32,7 +32,8 @@ SIGNS_SECONDS: Final = 30 * 86_400.0
 conversations are pinned (half a day) and OpenAI keeps answers to go on from (30 days)."""
 MAX_READABLE: Final = 8
 CANNOT_SECONDS: Final = 60.0
-"""A pod that cannot read keys must say so for so long before people can read one: votes under it are anybody's."""
+"""A pod must report for so long that it cannot read keys before they stand where people can read them, and could sign
+votes with them."""
 
 
 def drawn() -> str:
@@ -40,7 +41,7 @@ def drawn() -> str:
 
 
 def read(item: Object | None) -> SigningKeySpec | None:
-    """None if there is none, or it cannot be read: then others are drawn."""
+    """None if it is missing or cannot be read: then new keys are drawn."""
     try:
         return None if item is None else SigningKeySpec.model_validate(item.get("spec") or {})
     except ValidationError:
@@ -48,10 +49,10 @@ def read(item: Object | None) -> SigningKeySpec | None:
 
 
 def wanted(existing: SigningKeySpec | None, delivery: DeliverySpec, now: float) -> SigningKeySpec:
-    """What the object should say. `delivery`: as it is about to be written; `now`: since the epoch.
+    """The object's content. `delivery`: as it is about to be written; `now`: since the epoch.
 
-    The next key signs once this one did so long enough; pods have known it since it was drawn, so none that is a moment
-    behind refuses what another one signed.
+    The next key signs once this one did so long enough; pods have known it since it was drawn, so a pod that is a
+    moment behind does not refuse what another one signed.
     """
     found = existing or SigningKeySpec(
         gateway=delivery.gateway,
@@ -63,11 +64,11 @@ def wanted(existing: SigningKeySpec | None, delivery: DeliverySpec, now: float) 
     changes: dict[str, Any] = {"gateway": delivery.gateway, "rollout_uid": delivery.rollout_uid}
     if now - _seconds(found.rotated_at) >= SIGNS_SECONDS:
         changes |= {"key": found.next, "next": drawn(), "previous": found.key, "rotated_at": timestamp(int(now))}
-    told = _keys_of(delivery)
+    readable = _keys_of(delivery)
     until = found.readable_until
-    if told:
-        older = [key for key in found.readable if key not in told]
-        changes |= {"readable": [*told, *older][:MAX_READABLE], "readable_until": None}
+    if readable:
+        older = [key for key in found.readable if key not in readable]
+        changes |= {"readable": [*readable, *older][:MAX_READABLE], "readable_until": None}
     elif found.readable and until is None:
         changes["readable_until"] = timestamp(int(now + SIGNS_SECONDS))
     elif until is not None and now >= _seconds(until):
@@ -78,8 +79,8 @@ def wanted(existing: SigningKeySpec | None, delivery: DeliverySpec, now: float) 
 def _keys_of(delivery: DeliverySpec) -> list[str]:
     """That people can read."""
     beside = delivery.response_keys
-    told = (delivery.response_key, *((beside.next, beside.previous) if beside is not None else ()))
-    return [key for key in told if key is not None]
+    readable = (delivery.response_key, *((beside.next, beside.previous) if beside is not None else ()))
+    return [key for key in readable if key is not None]
 
 
 class KeyReaders:
@@ -112,7 +113,7 @@ async def ensure(
     key: Key, delivery: DeliverySpec, before: DeliverySpec | None, api: Api, store: Store, now: float
 ) -> None:
     """Write what is wanted, before the delivery: its pods find the keys then. Refusals are logged: a rollback must not
-    wait for them. `before`: the delivery as it stands. Raises ApiUnavailable, and Stale where somebody was quicker."""
+    wait for them. `before`: the present delivery. Raises ApiUnavailable, and Stale if another client wrote first."""
     item = store.get(KIND, key.namespace, key.name)
     existing = read(item)
     found = wanted(existing, delivery, now)
@@ -128,7 +129,7 @@ async def ensure(
     body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": found.dump()}
     try:
         if item is None:
-            # created: another operator's must not be overwritten, or its pods would sign with what nobody else knows
+            # created: another operator's key must not be overwritten while its pods sign with it
             written = await api.create(KIND, key.namespace, body)
         else:
             written = await api.apply(KIND, key.namespace, key.name, body)
@@ -144,8 +145,8 @@ async def ensure(
         logger.error("%s: its PromptSigningKey cannot be written: HTTP %s %s", key, error.status, error.reason)
 
 
-def _with(readable: list[str], told: list[str]) -> list[str]:
-    return [*readable, *(key for key in told if key not in readable)][:MAX_READABLE]
+def _with(readable: list[str], more: list[str]) -> list[str]:
+    return [*readable, *(key for key in more if key not in readable)][:MAX_READABLE]
 
 
 def _seconds(text: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from promptrollout.api.conditions import ConditionReason, ConditionType
 from promptrollout.engine.lifecycle.draft import timestamp
 from promptrollout.operator.delivery.confirmations import Acknowledgement
 
@@ -24,15 +25,15 @@ def delivery_status(item: Object, sequence: int, answer: Acknowledgement | None,
     if answer is None:
         return None
     before = item.get("status") or {}
-    old: Object = next((c for c in before.get("conditions") or [] if c.get("type") == "Acknowledged"), {})
+    old: Object = next((c for c in before.get("conditions") or [] if c.get("type") == ConditionType.ACKNOWLEDGED), {})
     message = f"{answer.acknowledged} of {answer.total} ready pods confirmed sequence {sequence}"
     if answer.laggards:
         message += "; waiting for " + ", ".join(f"{lag.pod} ({lag.reason})" for lag in answer.laggards[:5])
     truth = "True" if answer.complete else "False"
     condition = {
-        "type": "Acknowledged",
+        "type": ConditionType.ACKNOWLEDGED.value,
         "status": truth,
-        "reason": "Confirmed" if answer.complete else "Waiting",
+        "reason": (ConditionReason.CONFIRMED if answer.complete else ConditionReason.WAITING).value,
         "message": message[:2048],
         "lastTransitionTime": old.get("lastTransitionTime") if old.get("status") == truth else timestamp(int(now)),
     }

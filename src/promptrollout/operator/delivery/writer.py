@@ -66,7 +66,7 @@ class DeliveryWriter:
         await self._write_status(key, existing, wanted)
 
     def _pods_read_keys(self, key: Key, before: DeliverySpec | None) -> bool | None:
-        """Of the gateway that serves it; None while nobody knows."""
+        """Of the gateway that serves it; None while unknown."""
         if before is None:
             return None
         answer = self._acknowledger.answer(key.namespace, before.gateway, key.name, before.rollout_uid, before.sequence)
@@ -80,7 +80,7 @@ class DeliveryWriter:
                 raise Stale("the delivery exists already")
             gone = [each for each in _KEYS if each in ((existing or {}).get("spec") or {}) and each not in body["spec"]]
             if gone:
-                # whoever restored the object from a backup owns these, and an apply leaves them where they are
+                # a restore from a backup owns these fields, and an apply would leave them
                 patch = {"metadata": body["metadata"], "spec": body["spec"] | dict.fromkeys(gone)}
                 patched = await self._api.merge("PromptDelivery", key.namespace, key.name, patch)
                 body["metadata"]["resourceVersion"] = patched["metadata"]["resourceVersion"]
@@ -95,7 +95,7 @@ class DeliveryWriter:
         return item
 
     def _lowest_sequence(self, key: Key, existing: Object | None, before: DeliverySpec | None) -> int:
-        """One that every pod takes: above what the object says that we cannot read, and above what pods have.
+        """One that every pod accepts: above that of an object that we cannot read, and above what pods have.
 
         Pods know a higher one than the object after a restore from backup, or if the delivery was deleted.
         """
@@ -105,7 +105,7 @@ class DeliveryWriter:
         answer = self._acknowledger.answer(key.namespace, before.gateway, key.name, before.rollout_uid, before.sequence)
         if answer is None:
             return 1
-        beyond = answer.highest > before.sequence or (not answer.complete and answer.taken == before.sequence)
+        beyond = answer.highest > before.sequence or (not answer.complete and answer.conflicting == before.sequence)
         return answer.highest + 1 if beyond else 1
 
     async def _write_status(self, key: Key, item: Object, spec: DeliverySpec) -> None:

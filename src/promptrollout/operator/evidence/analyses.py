@@ -1,9 +1,8 @@
-"""The one scheduler of all analyses: what is due is grouped, asked for once per metric, and handed to its rollouts.
+"""The scheduler of all analyses: due intervals are grouped, queried once per metric, and given to their rollouts.
 
-Nobody waits for others longer than it must: each source is looked at apart; each rollout is read by a task of its own,
-and taken as soon as its gateways' metrics are there; its own queries (`Custom`) come after them, few at a time. One
-that fails leaves its objective without counts and holds the rollout; the other objectives are judged all the same, so
-that they can roll back.
+Rollouts do not wait for each other: each source has a loop of its own, and each rollout a task that reads it as soon
+as its gateways' metrics are there. Its own queries (`Custom`) come after them, one at a time. One that fails leaves its
+objective without counts and holds the rollout; the other objectives are still judged, so that they can roll back.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from collections.abc import Callable, Collection, Mapping
 from promptrollout.engine.statistics.evidence import Evidence, Interval
 from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.evidence.analysis import Analysis, Group, group_of
-from promptrollout.operator.evidence.batches import Batches, Found, Window
+from promptrollout.operator.evidence.batches import Answer, Batches, Window
 from promptrollout.operator.evidence.reader import Reader
-from promptrollout.operator.evidence.requests import Narrowed, Query, Question, widened
+from promptrollout.operator.evidence.requests import EvidenceRequest, LabelFilter, Query, union_of_filters
 from promptrollout.operator.sources.lanes import SourceError
 from promptrollout.operator.sources.prometheus import Source
 from promptrollout.operator.sources.series import Series
@@ -28,15 +27,15 @@ from promptrollout.operator.sources.series import Series
 logger = logging.getLogger(__name__)
 
 CATCH_UP_INTERVALS = 100
-"""At most so many at once after an outage; the next ones follow at the next look."""
+"""Intervals that are read at once after an outage; the rest follow in the next round."""
 LOOK_SECONDS = 1.0
 CLOCK_SECONDS = 10.0
-"""How old the reading of a source's clock may get while something is analysed."""
+"""A source's clock is read again after so long while rollouts are analysed."""
 CONFIRMED_SECONDS = 5.0
-"""So long an answer counts that was asked for because of a raise of the weight."""
+"""Validity of an answer that was requested before a raise of the weight."""
 BACKOFF_SECONDS = (1.0, 15.0)
 UNREADABLE_SECONDS = 50.0
-"""A window that cannot be read for so long, though its source answers others, is skipped at the next try."""
+"""A window that stays unreadable for so long, while its source answers others, is skipped."""
 
 
 class Analyses:
@@ -56,13 +55,13 @@ class Analyses:
         self._changed = changed
         self._analyses: dict[Key, Analysis] = {}
         self._waiting: dict[str, set[Key]] = {}
-        """By source: rollouts that want to know whether it answers before more users meet their canary."""
+        """By source: rollouts that check whether it answers before their canary gets more users."""
         self._asked: dict[Key, float] = {}
-        """Since when each of them does: an answer to an earlier question says nothing of now."""
+        """When each of them asked: an earlier answer does not count."""
         self._wake = {name: asyncio.Event() for name in sources}
         self._under_way: set[asyncio.Task[None]] = set()
         self._folding = asyncio.Lock()
-        """After a restart a thousand of them warm up: other work comes in between."""
+        """After a restart a thousand of them warm up: one at a time, with other work in between."""
         self._clock_read: dict[str, float] = {}
         self._pause_until: dict[str, float] = {}
         self._pause: dict[str, float] = {}
@@ -70,35 +69,35 @@ class Analyses:
     # ------------------------------------------------------------ for reconciles
 
     def now(self, source: str | None) -> float:
-        """The clock that a rollout's intervals are cut by."""
+        """The source's clock, by which intervals are cut; ours without a source."""
         found = self._sources.get(source or "")
         return found.now() if found is not None else time.time()
 
-    def want(self, key: Key, question: Question, position: int) -> None:
-        """Read evidence from `position` on. The same question at a position within what was read goes on."""
+    def request(self, key: Key, request: EvidenceRequest, position: int) -> None:
+        """Read evidence from `position` on. The same request at a position within what was read goes on."""
         analysis = self._analyses.get(key)
-        if analysis is not None and analysis.reader.question == question:
+        if analysis is not None and analysis.reader.request == request:
             starts = [interval.start for interval in analysis.intervals]
             if position == analysis.reader.position or position in starts:
                 analysis.intervals = [interval for interval in analysis.intervals if interval.start >= position]
                 return
-        self._analyses[key] = Analysis(key, Reader(question, position))
-        if (wake := self._wake.get(question.source)) is not None:
+        self._analyses[key] = Analysis(key, Reader(request, position))
+        if (wake := self._wake.get(request.source)) is not None:
             wake.set()
 
-    def drop(self, key: Key) -> None:
+    def stop(self, key: Key) -> None:
         self._analyses.pop(key, None)
 
     def forget(self, key: Key) -> None:
         """The rollout is gone."""
-        self.drop(key)
+        self.stop(key)
         self._asked.pop(key, None)
 
     def evidence(self, key: Key, since: int | None, source: str | None) -> Evidence:
         """What was read after `since`; whether more can be read now."""
         found = self._sources.get(source or "")
         if found is None:
-            problem = "the gateway names no metrics source that the operator has"
+            problem = "the gateway's metricsSource is not in the operator's configuration"
             return Evidence(available=False, problem=problem, lost=True)
         analysis = self._analyses.get(key)
         problem = found.problem or (analysis.problem if analysis is not None else "")
@@ -106,20 +105,20 @@ class Analyses:
         if analysis is not None and since is not None:
             intervals = tuple(interval for interval in analysis.intervals if interval.start >= since)
             if intervals and intervals[0].start != since:
-                intervals = ()  # a gap: `want` starts a new reader from there
+                intervals = ()  # a gap: `request` starts a new reader from there
         lost = bool(problem)
         problem = problem or (analysis.note if analysis is not None else "")
         return Evidence(intervals, not problem, problem, lost, confirmed=self._confirmed(key, found))
 
-    def make_contact(self, key: Key, source: str | None) -> None:
-        """Ask the source whether it is there; `changed` is called when it answered, and when it did not."""
+    def check_source(self, key: Key, source: str | None) -> None:
+        """Check that the source answers; `changed` is called with either result."""
         if source is not None and source in self._sources:
             self._asked.setdefault(key, time.monotonic())
             self._waiting.setdefault(source, set()).add(key)
             self._wake[source].set()
 
     def _confirmed(self, key: Key, source: Source) -> bool:
-        """Once: the next raise asks again."""
+        """True once: the next raise checks again."""
         asked, answered = self._asked.get(key), self._clock_read.get(source.name)
         if source.problem or asked is None or answered is None or answered < asked:
             return False
@@ -129,11 +128,11 @@ class Analyses:
     # ------------------------------------------------------------ the loop
 
     async def first_contact(self) -> None:
-        """Ask every source once, so that the first plans know whether it is there."""
+        """Query every source once, so that the first plans know whether it answers."""
         await asyncio.gather(*(self._read_clock(source) for source in self._sources.values()))
 
     async def run(self) -> None:
-        """Look for what is due, for ever."""
+        """Read what is due, for ever."""
         try:
             async with asyncio.TaskGroup() as group:
                 for source in self._sources.values():
@@ -152,7 +151,7 @@ class Analyses:
             try:
                 await self._look_at(source)
                 seconds = self._seconds_to_next(source)
-            except Exception:  # a fault of ours must not end the analyses
+            except Exception:  # an error of ours must not end the analyses
                 logger.exception("metrics source %s: a look at what is due failed", source.name)
                 seconds = BACKOFF_SECONDS[0]
             # not wait_for: before Python 3.12 it loses a cancellation that comes together with the event
@@ -166,7 +165,7 @@ class Analyses:
         await asyncio.gather(*self._under_way)
 
     async def _look_at(self, source: Source) -> None:
-        analyses = [each for each in self._analyses.values() if each.reader.question.source == source.name]
+        analyses = [each for each in self._analyses.values() if each.reader.request.source == source.name]
         if not analyses and source.name not in self._waiting:
             return
         if time.monotonic() < self._pause_until.get(source.name, 0.0):
@@ -200,36 +199,36 @@ class Analyses:
             log = logger.warning if source.problem else logger.info
             log("%s", source.problem or f"metrics source {source.name} answers")
             for analysis in self._analyses.values():
-                if analysis.reader.question.source == source.name:
+                if analysis.reader.request.source == source.name:
                     self._changed(analysis.key)
         for key in self._waiting.pop(source.name, ()) if not source.problem else self._waiting.get(source.name, ()):
             self._changed(key)
         return not source.problem
 
     def _read(self, source: Source, due: list[tuple[Analysis, int]]) -> None:
-        """Begin to read for all of them; each goes on by itself as soon as what it needs is there."""
+        """Start queries for all of them; each rollout continues as soon as its answers are there."""
         rollouts: dict[Group, dict[str, str]] = defaultdict(dict)
-        narrowed: dict[Group, list[Narrowed]] = defaultdict(list)
+        filters: dict[Group, list[LabelFilter]] = defaultdict(list)
         for analysis, end in due:
-            question = analysis.reader.question
-            for query, narrow in question.queries.items():
+            request = analysis.reader.request
+            for query, label_filter in request.queries.items():
                 if query.form == "metric":
                     group = group_of(analysis, query, end)
-                    rollouts[group][question.uid] = analysis.key.namespace
-                    narrowed[group].append(narrow)
+                    rollouts[group][request.uid] = analysis.key.namespace
+                    filters[group].append(label_filter)
         batches = self._batches[source.name]
         asked = {
             (query, end, seconds, width): batches.ask(
-                Window(query.text, end, seconds, width, widened(narrowed[query, end, seconds, width])),
+                Window(query.text, end, seconds, width, union_of_filters(filters[query, end, seconds, width])),
                 rollouts[query, end, seconds, width],
             )
             for query, end, seconds, width in rollouts
         }
         for analysis, end in due:
-            question = analysis.reader.question
+            request = analysis.reader.request
             needed = {
-                query: asked[group_of(analysis, query, end)][question.uid]
-                for query in question.queries
+                query: asked[group_of(analysis, query, end)][request.uid]
+                for query in request.queries
                 if query.form == "metric"
             }
             analysis.asking = True
@@ -238,10 +237,10 @@ class Analyses:
             task.add_done_callback(self._under_way.discard)
 
     async def _read_one(
-        self, source: Source, analysis: Analysis, end: int, needed: Mapping[Query, asyncio.Future[Found]]
+        self, source: Source, analysis: Analysis, end: int, needed: Mapping[Query, asyncio.Future[Answer]]
     ) -> None:
-        """The gateways' metrics of a rollout, then its own queries. One failed query of the first kind holds the
-        rollout, and nobody else."""
+        """The gateways' metrics of a rollout, then its own queries. A failed query of the first kind holds this rollout
+        only."""
         try:
             windows: dict[Query, list[Series]] = {}
             for query, answer in needed.items():
@@ -252,21 +251,21 @@ class Analyses:
                     self._unread(analysis, end, found)
                     return
                 windows[query] = found
-            question = analysis.reader.question
+            request = analysis.reader.request
             failed = analysis.failing if time.monotonic() < analysis.failing_until else {}
-            own = [query for query in question.queries if query.form != "metric" and query not in failed]
+            own = [query for query in request.queries if query.form != "metric" and query not in failed]
             if own:
                 failed = await self._ask_own(source, analysis, end, windows, own, dict(failed))
             async with self._folding:
                 if self._analyses.get(analysis.key) is analysis:
-                    self._take(analysis, end, windows, failed)
+                    self._store(analysis, end, windows, failed)
                 await asyncio.sleep(0)
         finally:
             analysis.asking = False
             self._wake[source.name].set()
 
     def _unread(self, analysis: Analysis, end: int, error: SourceError) -> None:
-        """What cannot be read for long, while the source is there, must not keep the rollout from what comes after."""
+        """A window that stays unreadable is skipped, so that the rollout can read what comes after it."""
         now = time.monotonic()
         self._hold(analysis, str(error), BACKOFF_SECONDS[0])
         if not error.spoilt:
@@ -288,7 +287,7 @@ class Analyses:
         asked: list[Query],
         failed: dict[Query, str],
     ) -> dict[Query, str]:
-        """One after the other, so that none of the rollouts takes all the slots; not longer than one query may take, as
+        """One after the other, so that no rollout takes all the slots, and not longer than one query may take, because
         the other objectives wait. Returns what failed, and why."""
         until = asyncio.get_running_loop().time() + source.answer_seconds
         failures = 0
@@ -298,7 +297,7 @@ class Analyses:
                     windows[query] = await _own(source, group_of(analysis, query, end))
             except TimeoutError:
                 failed[query] = (
-                    f"metrics source {source.name}: own queries are not answered within {source.answer_seconds:g} s"
+                    f"metrics source {source.name}: Custom queries were not answered within {source.answer_seconds:g} s"
                 )
             except SourceError as error:
                 failed[query] = str(error)
@@ -310,16 +309,18 @@ class Analyses:
             analysis.failing_pause = 0.0
         return failed
 
-    def _take(
+    def _store(
         self, analysis: Analysis, end: int, windows: Mapping[Query, list[Series]], failed: Mapping[Query, str]
     ) -> None:
-        question = analysis.reader.question
-        unread = question.failing(failed)
+        request = analysis.reader.request
+        unread = request.failing(failed)
         note = "; ".join(f"objective {name} is not measured: {why}" for name, why in unread.items())
         if note != analysis.note:
-            logger.log(logging.WARNING if note else logging.INFO, "%s: %s", analysis.key, note or "all is measured")
+            logger.log(
+                logging.WARNING if note else logging.INFO, "%s: %s", analysis.key, note or "all objectives are measured"
+            )
         analysis.failing, analysis.note = dict(failed), note
-        if unread and len(unread) == len(question.objectives):
+        if unread and len(unread) == len(request.objectives):
             self._hold(analysis, note, max(BACKOFF_SECONDS[0], analysis.failing_until - time.monotonic()))
             return
         if problem := self._read_into(analysis, windows, end, unread):
@@ -329,7 +330,7 @@ class Analyses:
         self._changed(analysis.key)
 
     def _hold(self, analysis: Analysis, problem: str, seconds: float) -> None:
-        """Nothing is taken; the same is tried again later."""
+        """Read nothing now, and try the same window again later."""
         before, analysis.problem = analysis.problem, problem
         analysis.pause_until = time.monotonic() + seconds
         logger.debug("%s: %s; next try in %.0f s", analysis.key, problem, seconds)
@@ -339,12 +340,12 @@ class Analyses:
     def _read_into(
         self, analysis: Analysis, windows: Mapping[Query, list[Series]], end: int, unread: Collection[str]
     ) -> str:
-        """What went wrong: one rollout's evidence must not stop the others' analyses, whatever it holds."""
+        """Returns what went wrong: one rollout's metrics must not stop the analyses of others."""
         reader = analysis.reader
         try:
-            analysis.intervals += reader.take(windows, end, unread)
+            analysis.intervals += reader.read(windows, end, unread)
         except Exception as error:
-            analysis.reader = Reader(reader.question, reader.position)  # the old one may have stopped half-way
+            analysis.reader = Reader(reader.request, reader.position)  # the old one may have stopped half-way
             problem = f"its metrics cannot be evaluated: {type(error).__name__}: {error}"
             if analysis.problem != problem:
                 logger.exception("%s: its metrics cannot be evaluated", analysis.key)
@@ -353,7 +354,7 @@ class Analyses:
 
     def _due_end(self, source: Source, analysis: Analysis) -> int | None:
         reader = analysis.reader
-        width = reader.question.interval_seconds
+        width = reader.request.interval_seconds
         settled = source.now() - self._settle(width)
         end = min(int(settled // width) * width, reader.position + CATCH_UP_INTERVALS * width)
         return end if end > reader.position else None
@@ -366,10 +367,10 @@ class Analyses:
         seconds: float | None = None
         now, clock = time.monotonic(), source.now()
         for analysis in self._analyses.values():
-            question = analysis.reader.question
-            if question.source != source.name or analysis.asking:
+            request = analysis.reader.request
+            if request.source != source.name or analysis.asking:
                 continue
-            width = question.interval_seconds
+            width = request.interval_seconds
             left = analysis.reader.position + width + self._settle(width) - clock
             pause = max(analysis.pause_until, self._pause_until.get(source.name, 0.0)) - now
             seconds = min(LOOK_SECONDS if seconds is None else seconds, max(left, pause, 0.05))
@@ -385,6 +386,6 @@ async def _own(source: Source, group: Group) -> list[Series]:
         return await source.values(query.text, query.namespace, end - seconds + width, end, width)
     except SourceError:
         raise
-    except Exception as error:  # whatever an answer holds, it is no reason to stop asking
+    except Exception as error:  # no answer may stop the analyses
         logger.exception("metrics source %s: asking for %s failed", source.name, query.text)
         raise SourceError(f"metrics source {source.name}: {type(error).__name__}: {error}") from error

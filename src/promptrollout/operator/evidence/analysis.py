@@ -33,4 +33,4 @@ Group = tuple[Query, int, int, int]
 
 
 def group_of(analysis: Analysis, query: Query, end: int) -> Group:
-    return query, end, end - analysis.reader.start_of_window(), analysis.reader.question.interval_seconds
+    return query, end, end - analysis.reader.start_of_window(), analysis.reader.request.interval_seconds

@@ -1,9 +1,8 @@
-"""Which rollouts are asked for together: few queries, and no namespace that spoils the answers of others.
+"""Which rollouts share a query: few queries, and no namespace can make those of others fail.
 
-A namespace is a tenant, and its pods may export anything. Small namespaces are asked for together and first; one with
-many rollouts has queries of its own, two at once. Where an answer is spoilt (too large, too slow, not readable), each
-namespace of the query is asked for by itself, and the one that spoils its own answer too stays alone for an hour, in a
-lane that nobody else waits for.
+A namespace is a tenant, and its pods may export anything. Small namespaces share queries and come first; one with many
+rollouts has queries of its own, two at once. If an answer is unusable (too large, too slow, unreadable), each namespace
+of the query is queried alone. One whose own answer is unusable too stays alone for an hour, in a lane of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
-from promptrollout.operator.evidence.requests import Narrowed
+from promptrollout.operator.evidence.requests import LabelFilter
 from promptrollout.operator.sources.lanes import MAX_ANSWER_BYTES, SourceError
 from promptrollout.operator.sources.prometheus import Source
 from promptrollout.operator.sources.series import Series
@@ -30,8 +29,8 @@ QUERIES_PER_NAMESPACE = 2
 """At once, of those."""
 ALONE_SECONDS = 3600.0
 RECENT_SECONDS = 60.0
-WANTED_BYTES = 4 * 2**20
-"""About so large an answer should be."""
+TARGET_BYTES = 4 * 2**20
+"""Answers are planned to be about this large."""
 SERIES_PER_POD = 70
 """Of one rollout and metric: both arms, by shards."""
 SERIES_BYTES, SAMPLE_BYTES = 400, 25
@@ -39,13 +38,13 @@ SCRAPE_SECONDS = 5
 """Assumed: an answer with more samples is only nearer to the limit."""
 LEAST_LIMIT_BYTES = 2**20
 SAFETY = 4
-"""An answer that is so many times as large as the known pods can make it is not theirs."""
+"""An answer so many times larger than the known pods can cause is refused."""
 SMALLEST_WINDOW_INTERVALS = 4
 """A window is not halved below that."""
 
-Found = list[Series] | SourceError
-Asked = dict[str, asyncio.Future[Found]]
-"""By rollout uid: what becomes of its part of the answer."""
+Answer = list[Series] | SourceError
+PendingAnswers = dict[str, asyncio.Future[Answer]]
+"""By rollout uid: its part of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +55,11 @@ class Window:
     end: int
     seconds: int
     width: int
-    narrowed: Narrowed
+    label_filter: LabelFilter
 
 
 class Batches:
-    """Queries to one source, and who spoilt them."""
+    """Queries to one source, and which namespaces made them fail."""
 
     def __init__(
         self,
@@ -74,15 +73,15 @@ class Batches:
         self._clock = clock
         self._alone_until: dict[str, float] = {}
         self._read_at: dict[str, float] = {}
-        """When each namespace was read last, of those of the last minutes."""
+        """When each namespace was last read, for the last minutes."""
         self._gates: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        """Of namespaces that are asked for by themselves: none takes all the places of a lane."""
+        """Of namespaces that are queried alone: none takes all the slots of a lane."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def ask(self, window: Window, rollouts: Mapping[str, str]) -> Asked:
+    def ask(self, window: Window, rollouts: Mapping[str, str]) -> PendingAnswers:
         """`rollouts`: their namespaces by uid. The futures are done in no order, each as soon as it can be."""
         loop = asyncio.get_running_loop()
-        asked: Asked = {uid: loop.create_future() for uid in rollouts}
+        asked: PendingAnswers = {uid: loop.create_future() for uid in rollouts}
         spaces: dict[str, list[str]] = defaultdict(list)
         for uid, namespace in sorted(rollouts.items()):
             spaces[namespace].append(uid)
@@ -95,7 +94,7 @@ class Batches:
                 continue
             for uid in uids:
                 estimate = self._estimate(window, namespace)
-                if together and (len(together) >= UIDS_PER_QUERY or size + estimate > WANTED_BYTES):
+                if together and (len(together) >= UIDS_PER_QUERY or size + estimate > TARGET_BYTES):
                     self._start(self._batch(window, together, asked), asked, together)
                     together, size = {}, 0
                 together[uid] = namespace
@@ -110,13 +109,13 @@ class Batches:
 
     # ------------------------------------------------------------ asking
 
-    async def _batch(self, window: Window, rollouts: Mapping[str, str], asked: Asked) -> None:
-        """Of several namespaces; each by itself where their answer is spoilt."""
+    async def _batch(self, window: Window, rollouts: Mapping[str, str], asked: PendingAnswers) -> None:
+        """Of several namespaces; each alone if their answer is unusable."""
         try:
             _settle_each(asked, rollouts, await self._read(window, rollouts))
         except SourceError as error:
             if error.spoilt:
-                # a source that is not there spoils everything
+                # an unreachable source makes every answer unusable
                 error = await self._away() or error
             if not error.spoilt:
                 _settle_all(asked, rollouts, error)
@@ -124,24 +123,24 @@ class Batches:
             spaces: dict[str, list[str]] = defaultdict(list)
             for uid, namespace in rollouts.items():
                 spaces[namespace].append(uid)
-            logger.info("%s; asking for %d namespaces one by one", error, len(spaces))
+            logger.info("%s; querying %d namespaces one by one", error, len(spaces))
             for namespace, uids in spaces.items():
                 self._start(self._one_namespace(window, namespace, uids, asked), asked, uids)
 
-    async def _one_namespace(self, window: Window, namespace: str, uids: Sequence[str], asked: Asked) -> None:
+    async def _one_namespace(self, window: Window, namespace: str, uids: Sequence[str], asked: PendingAnswers) -> None:
         """In pieces, one after the other; a piece that cannot be read is halved, down to one rollout."""
-        size = max(1, min(UIDS_PER_QUERY, WANTED_BYTES // self._estimate(window, namespace)))
+        size = max(1, min(UIDS_PER_QUERY, TARGET_BYTES // self._estimate(window, namespace)))
         pieces = [list(uids[start : start + size]) for start in range(0, len(uids), size)]
         gate = self._gate(namespace)
         await asyncio.gather(*(self._piece(gate, window, namespace, piece, asked) for piece in pieces))
 
     async def _piece(
-        self, gate: asyncio.Semaphore, window: Window, namespace: str, uids: list[str], asked: Asked
+        self, gate: asyncio.Semaphore, window: Window, namespace: str, uids: list[str], asked: PendingAnswers
     ) -> None:
         async with gate:
             await self._halving(window, namespace, uids, asked)
 
-    async def _halving(self, window: Window, namespace: str, uids: list[str], asked: Asked) -> None:
+    async def _halving(self, window: Window, namespace: str, uids: list[str], asked: PendingAnswers) -> None:
         if len(uids) == 1:
             _settle_all(asked, uids, await self._one_rollout(window, uids[0], namespace))
             return
@@ -159,7 +158,7 @@ class Batches:
         await self._halving(window, namespace, uids[:half], asked)
         await self._halving(window, namespace, uids[half:], asked)
 
-    async def _one_rollout(self, window: Window, uid: str, namespace: str) -> Found:
+    async def _one_rollout(self, window: Window, uid: str, namespace: str) -> Answer:
         """A long window may be too much at once, where two halves are not."""
         sent = self._clock()
         try:
@@ -186,11 +185,11 @@ class Batches:
         limit = min(MAX_ANSWER_BYTES, max(LEAST_LIMIT_BYTES, SAFETY * estimate))
         try:
             found = await self._source.window(
-                w.metric, rollouts, w.end, w.seconds, w.narrowed, alone=alone, most_bytes=limit
+                w.metric, rollouts, w.end, w.seconds, w.label_filter, alone=alone, most_bytes=limit
             )
         except SourceError:
             raise
-        except Exception as error:  # whatever an answer holds, it is no reason to stop asking
+        except Exception as error:  # no answer may stop the analyses
             logger.exception("metrics source %s: asking for %s failed", self._source.name, w.metric)
             raise SourceError(f"metrics source {self._source.name}: {type(error).__name__}: {error}") from error
         now = self._clock()
@@ -202,7 +201,7 @@ class Batches:
     # ------------------------------------------------------------ small things
 
     async def _away(self) -> SourceError | None:
-        """Why the source is not there; None: it is."""
+        """Why the source does not answer; None: it does."""
         try:
             await self._source.read_clock()
         except SourceError as error:
@@ -210,7 +209,7 @@ class Batches:
         return None
 
     def _estimate(self, window: Window, namespace: str) -> int:
-        """Bytes that the answer has for one rollout of this namespace, about."""
+        """Estimated bytes of the answer for one rollout of this namespace."""
         each = SERIES_BYTES + SAMPLE_BYTES * (window.seconds // SCRAPE_SECONDS + 1)
         return max(1, self._pods(namespace)) * SERIES_PER_POD * each
 
@@ -228,23 +227,24 @@ class Batches:
         return until is not None
 
     def _accuse(self, namespace: str, sent: float, error: SourceError) -> None:
-        """Only where another namespace was read since the query was sent: a source that is slow for all is nobody's
-        doing."""
+        """Only if another namespace was read since the query was sent: else the source is slow for all."""
         if not any(space != namespace and at > sent for space, at in self._read_at.items()):
             return
         if not self._is_alone(namespace):
             logger.warning(
-                "namespace %s spoils what is read for others: it is asked for alone for an hour: %s", namespace, error
+                "namespace %s makes queries of other namespaces fail, it is queried alone for an hour: %s",
+                namespace,
+                error,
             )
         self._alone_until[namespace] = self._clock() + ALONE_SECONDS
 
-    def _start(self, work: Coroutine[None, None, None], asked: Asked, uids: Collection[str]) -> None:
+    def _start(self, work: Coroutine[None, None, None], asked: PendingAnswers, uids: Collection[str]) -> None:
         task = asyncio.get_running_loop().create_task(self._guarded(work, asked, uids))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _guarded(self, work: Coroutine[None, None, None], asked: Asked, uids: Collection[str]) -> None:
-        """A fault of ours must leave nobody waiting."""
+    async def _guarded(self, work: Coroutine[None, None, None], asked: PendingAnswers, uids: Collection[str]) -> None:
+        """An error of ours must not leave rollouts waiting."""
         try:
             await work
         except Exception as error:
@@ -252,13 +252,13 @@ class Batches:
             _settle_all(asked, uids, SourceError(f"metrics source {self._source.name}: {type(error).__name__}"))
 
 
-def _settle_each(asked: Asked, uids: Collection[str], found: Mapping[str, list[Series]]) -> None:
+def _settle_each(asked: PendingAnswers, uids: Collection[str], found: Mapping[str, list[Series]]) -> None:
     for uid in uids:
         if not asked[uid].done():
             asked[uid].set_result(found.get(uid, []))
 
 
-def _settle_all(asked: Asked, uids: Collection[str], found: Found) -> None:
+def _settle_all(asked: PendingAnswers, uids: Collection[str], found: Answer) -> None:
     for uid in uids:
         if not asked[uid].done():
             asked[uid].set_result(found)

@@ -22,7 +22,13 @@ from typing import NamedTuple
 from promptrollout.api.names import AGES, LABEL_SHARD
 from promptrollout.engine.statistics.evidence import Arm, Counts, Interval
 from promptrollout.operator.evidence.counts import WHOLE, Sums, counts_of
-from promptrollout.operator.evidence.requests import SHARD_NUMBERS, Measured, Query, Question, Wanted
+from promptrollout.operator.evidence.requests import (
+    SHARD_NUMBERS,
+    EvidenceRequest,
+    ObjectiveQueries,
+    Query,
+    SeriesSelector,
+)
 from promptrollout.operator.sources.series import Series
 
 CARRY_SECONDS = 300
@@ -113,23 +119,23 @@ Processes = dict[Owner, list[_Sliced]]
 class Reader:
     """The counters of one rollout, at `position`: the end of the last interval taken in."""
 
-    def __init__(self, question: Question, position: int) -> None:
-        self.question = question
+    def __init__(self, request: EvidenceRequest, position: int) -> None:
+        self.request = request
         self.position = position
         self.warm = False
         self._begun = self.start_of_window()
-        self._states: dict[str, dict[Stratum, _State]] = {measured.name: {} for measured in question.objectives}
+        self._states: dict[str, dict[Stratum, _State]] = {objective.name: {} for objective in request.objectives}
 
     def start_of_window(self) -> int:
         """Samples after this are needed for the next `take`."""
-        width = self.question.interval_seconds
+        width = self.request.interval_seconds
         return self.position if self.warm else self.position - math.ceil(WARM_UP_SECONDS / width) * width
 
-    def take(self, windows: Windows, end: int, unread: Collection[str] = ()) -> list[Interval]:
+    def read(self, windows: Windows, end: int, unread: Collection[str] = ()) -> list[Interval]:
         """The intervals up to `end`, from samples of (start_of_window(), end]. Objectives that are `unread` have no
         counts in them: increments of theirs are carried."""
-        width = self.question.interval_seconds
-        filed = _Filed(self.question, windows, unread)
+        width = self.request.interval_seconds
+        filed = _Filed(self.request, windows, unread)
         starts = range(self.start_of_window(), end, width)
         found = [Interval(at, at + width, self._counts(filed, at, at + width)) for at in starts]
         self.warm = True
@@ -139,44 +145,48 @@ class Reader:
 
     def skip(self, end: int, why: str) -> list[Interval]:
         """The intervals up to `end`, whose samples cannot be read, without counts."""
-        width = self.question.interval_seconds
+        width = self.request.interval_seconds
         found = [Interval(at, at + width, problem=why) for at in range(self.position, end, width)]
         self.warm, self.position = True, end
         return found
 
     def _counts(self, filed: _Filed, start: int, end: int) -> dict[str, tuple[Counts, ...]]:
         found = {}
-        for measured in self.question.objectives:
-            if measured.is_value:
-                values = filed.values.get(measured.name)
+        for objective in self.request.objectives:
+            if objective.is_value:
+                values = filed.values.get(objective.name)
                 each = [] if values is None else [self._value(values, end)]
             else:
-                states = self._states[measured.name]
-                strata = filed.strata[measured.name]
+                states = self._states[objective.name]
+                strata = filed.strata[objective.name]
                 for stratum in strata.keys() - states.keys():
                     states[stratum] = _State(self._begun)
                 each = [
-                    self._stratum(states[stratum], measured, stratum, strata.get(stratum, {}), start, end)
+                    self._stratum(states[stratum], objective, stratum, strata.get(stratum, {}), start, end)
                     for stratum in sorted(states)
                 ]
             if counts := tuple(one for one in each if one is not None):
-                found[measured.name] = counts
+                found[objective.name] = counts
         return found
 
     def _stratum(
-        self, state: _State, measured: Measured, stratum: Stratum, processes: Processes, start: int, end: int
+        self, state: _State, objective: ObjectiveQueries, stratum: Stratum, processes: Processes, start: int, end: int
     ) -> Counts | None:
-        fresh = {owner[0] for owner, all_sliced in processes.items() if _take(state, owner, all_sliced, measured, end)}
+        fresh = {
+            owner[0]
+            for owner, all_sliced in processes.items()
+            if _add_scrapes(state, owner, all_sliced, objective, end)
+        }
         for owner, process in list(state.processes.items()):
             if process.at <= end - CARRY_SECONDS:
                 del state.processes[owner]
-        before = end <= self.question.exposed_at
-        wanted = {"stable"} if before else {arm for arm, _, _ in self.question.arms}
+        before = end <= self.request.exposed_at
+        wanted = {"stable"} if before else {arm for arm, _, _ in self.request.arms}
         # feedback may be on answers that were given before the canary met users
         too_early = (
-            measured.signal.by_age
+            objective.signal.by_age
             and not before
-            and start - self.question.exposed_at < _reach_seconds(measured, stratum)
+            and start - self.request.exposed_at < _reach_seconds(objective, stratum)
         )
         if too_early or not wanted <= fresh:
             if before or too_early or end - state.used_until > CARRY_SECONDS:
@@ -185,54 +195,54 @@ class Reader:
         state.used_until = end
         sums = state.sums()
         state.clear()
-        counts = counts_of(measured.signal, sums)
+        counts = counts_of(objective.signal, sums)
         return Counts(canary=Arm(0, 0), stable=counts.stable) if before else counts
 
     def _value(self, values: Mapping[str, Mapping[float, float]], end: int) -> Counts | None:
         """One sample an interval."""
         arms = {arm: Arm(1, x, x * x) for arm, by_time in values.items() if (x := by_time.get(end)) is not None}
-        if end <= self.question.exposed_at:
+        if end <= self.request.exposed_at:
             arms["canary"] = Arm(0, 0)
-        if self.question.alone:
+        if self.request.alone:
             arms["stable"] = Arm(0, 0)
         return Counts(**arms) if len(arms) == 2 else None
 
 
-def _reach_seconds(measured: Measured, stratum: Stratum) -> int:
+def _reach_seconds(objective: ObjectiveQueries, stratum: Stratum) -> int:
     """How long ago the answers may have been given that this stratum's feedback is on, in seconds."""
-    return AGES.get(stratum[measured.signal.strata.index("age")], max(AGES.values()))
+    return AGES.get(stratum[objective.signal.strata.index("age")], max(AGES.values()))
 
 
 class _Filed:
     """What the windows hold, filed under who needs it: objective, stratum, process; and there by interval."""
 
-    def __init__(self, question: Question, windows: Windows, unread: Collection[str]) -> None:
-        self._question = question
+    def __init__(self, request: EvidenceRequest, windows: Windows, unread: Collection[str]) -> None:
+        self._question = request
         self._windows = windows
-        self._arms = {(variant, version): arm for arm, variant, version in question.arms}
+        self._arms = {(variant, version): arm for arm, variant, version in request.arms}
         self._sliced: dict[int, ByInterval] = {}
         self.strata: dict[str, dict[Stratum, Processes]] = {}
         self.values: dict[str, dict[str, dict[float, float]]] = {}
         """Of expressions: by objective, arm and time."""
-        for measured in question.objectives:
-            self.strata[measured.name] = {}
-            if measured.name in unread:
+        for objective in request.objectives:
+            self.strata[objective.name] = {}
+            if objective.name in unread:
                 continue
-            if measured.is_value:
-                self.values[measured.name] = {
+            if objective.is_value:
+                self.values[objective.name] = {
                     arm: {at: value for series in windows.get(query, ()) for at, value in series.samples}
-                    for _, arm, query in question.own_queries(measured)
+                    for _, arm, query in request.own_queries(objective)
                 }
-            elif measured.own:
-                for role, arm, query in question.own_queries(measured):
+            elif objective.own:
+                for role, arm, query in request.own_queries(objective):
                     for series in windows.get(query, ()):
-                        self._file(measured, role, WHOLE, arm, series)
+                        self._file(objective, role, WHOLE, arm, series)
             else:
-                for wanted in measured.wanted:
-                    self._file_wanted(measured, wanted)
+                for selector in objective.selectors:
+                    self._file_selected(objective, selector)
 
-    def _file_wanted(self, measured: Measured, wanted: Wanted) -> None:
-        role, divided, query, edge, labels, _ = wanted
+    def _file_selected(self, objective: ObjectiveQueries, selector: SeriesSelector) -> None:
+        role, divided, query, edge, labels, _ = selector
         shard = WHOLE
         for series in self._windows.get(query, ()):
             arm = self._arms.get((series.variant, series.version))
@@ -242,15 +252,15 @@ class _Filed:
                 continue
             if divided and (shard := SHARD_NUMBERS.get(series.labels.get(LABEL_SHARD, ""), WHOLE)) == WHOLE:
                 continue
-            self._file(measured, role, shard, arm, series)
+            self._file(objective, role, shard, arm, series)
 
-    def _file(self, measured: Measured, role: str, shard: int, arm: str, series: Series) -> None:
-        names = measured.signal.strata
+    def _file(self, objective: ObjectiveQueries, role: str, shard: int, arm: str, series: Series) -> None:
+        names = objective.signal.strata
         stratum = tuple([series.labels.get(name, "") for name in names]) if names else ()
         by_interval = self._sliced.get(id(series))
         if by_interval is None:
             by_interval = self._sliced[id(series)] = _slice(series, self._question.interval_seconds)
-        processes = self.strata[measured.name].setdefault(stratum, {})
+        processes = self.strata[objective.name].setdefault(stratum, {})
         processes.setdefault((arm, series.process), []).append(
             _Sliced((role, shard, series.part), by_interval, series.self_named)
         )
@@ -266,10 +276,10 @@ def _slice(series: Series, width: int) -> ByInterval:
     return found
 
 
-def _take(state: _State, owner: Owner, all_sliced: list[_Sliced], measured: Measured, end: int) -> bool:
+def _add_scrapes(state: _State, owner: Owner, all_sliced: list[_Sliced], objective: ObjectiveQueries, end: int) -> bool:
     """Take one process's scrapes of an interval in. False if there is none with all that is needed."""
     columns = [(each.part, *samples) for each in all_sliced if (samples := each.by_interval.get(end)) is not None]
-    if _take_whole(state, owner, columns, measured):
+    if _add_complete_scrapes(state, owner, columns, objective):
         return True
     scrapes: dict[float, dict[Part, float]] = {}
     for part, times, values in columns:
@@ -280,27 +290,27 @@ def _take(state: _State, owner: Owner, all_sliced: list[_Sliced], measured: Meas
     restarts = not all_sliced[0].self_named
     found = False
     for at, scrape in sorted(scrapes.items()):
-        if not measured.required <= {role for role, shard, _ in scrape if shard == WHOLE}:
+        if not objective.required <= {role for role, shard, _ in scrape if shard == WHOLE}:
             continue
         found = True
         process = state.processes.get(owner)
         if process is None:
             state.processes[owner] = _Process(at, {part: (at, value) for part, value in scrape.items()})
         else:
-            process.advance(at, scrape, restarts, measured.born_at_zero)
+            process.advance(at, scrape, restarts, objective.born_at_zero)
     return found
 
 
-def _take_whole(state: _State, owner: Owner, columns: list[Column], measured: Measured) -> bool:
+def _add_complete_scrapes(state: _State, owner: Owner, columns: list[Column], objective: ObjectiveQueries) -> bool:
     """The usual case at a fraction of the cost: one scraper, every scrape complete, no value that fell."""
     parts = {part for part, _, _ in columns}
     whole = {role for role, shard, _ in parts if shard == WHOLE}
-    if not columns or len(parts) < len(columns) or not measured.required <= whole:
+    if not columns or len(parts) < len(columns) or not objective.required <= whole:
         return False
     process, times = state.processes.get(owner), columns[0][1]
     befores = []
     for part, each, values in columns:
-        known = process.known(part, times[0], measured.born_at_zero) if process is not None else None
+        known = process.known(part, times[0], objective.born_at_zero) if process is not None else None
         before = values[0] if known is None else known
         if each != times or before > values[0] or any(map(operator.gt, values, values[1:])):
             return False

@@ -29,11 +29,11 @@ class Query(NamedTuple):
     variant: str = ""
 
 
-Narrowed = Mapping[str, frozenset[str]]
+LabelFilter = Mapping[str, frozenset[str]]
 """Label values that are needed of a metric; a label that is not in it is needed with all its values."""
 
 
-class Wanted(NamedTuple):
+class SeriesSelector(NamedTuple):
     """The series that play one role."""
 
     role: str
@@ -47,14 +47,14 @@ class Wanted(NamedTuple):
     counter: Counter
 
 
-def _wanted(role: str, counter: Counter, *, divided: bool) -> Wanted:
+def _selector(role: str, counter: Counter, *, divided: bool) -> SeriesSelector:
     edge = next((float(value) for name, value in counter.labels if name == "le"), None)
     others = tuple((name, value) for name, value in counter.labels if name != "le")
-    return Wanted(role, divided, Query("metric", counter.metric), edge, others, counter)
+    return SeriesSelector(role, divided, Query("metric", counter.metric), edge, others, counter)
 
 
 @dataclass(frozen=True)
-class Measured:
+class ObjectiveQueries:
     """One objective: its line of the table, and its queries if they are its own."""
 
     name: str
@@ -63,7 +63,7 @@ class Measured:
     """Templates by role, of signal `Custom`."""
 
     @classmethod
-    def of(cls, objective: Objective) -> Measured:
+    def of(cls, objective: Objective) -> ObjectiveQueries:
         custom = objective.custom
         return cls(objective.name, signal_of(objective), tuple(custom.queries.items()) if custom else ())
 
@@ -84,21 +84,21 @@ class Measured:
         return bool(self.own)
 
     @cached_property
-    def wanted(self) -> tuple[Wanted, ...]:
-        whole = tuple(_wanted(role, counter, divided=False) for role, counter in self.signal.counters)
-        return whole + tuple(_wanted(role, counter, divided=True) for role, counter in self.signal.shard_counters)
+    def selectors(self) -> tuple[SeriesSelector, ...]:
+        whole = tuple(_selector(role, counter, divided=False) for role, counter in self.signal.counters)
+        return whole + tuple(_selector(role, counter, divided=True) for role, counter in self.signal.shard_counters)
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is read for one rollout. Another question starts from nothing."""
+class EvidenceRequest:
+    """What is read for one rollout. Another request starts from nothing."""
 
     uid: str
     source: str
     interval_seconds: int
     stable_version: str
     canary_version: str
-    objectives: tuple[Measured, ...]
+    objectives: tuple[ObjectiveQueries, ...]
     alone: bool = False
     """A first version: its only arm is stable, and it is judged like a canary without anything to compare with."""
     exposed_at: int = 0
@@ -115,7 +115,7 @@ class Question:
             yield "canary", "canary", self.canary_version
             yield "stable", "stable", self.stable_version
 
-    def own_queries(self, measured: Measured) -> Iterator[tuple[str, Arm, Query]]:
+    def own_queries(self, objective: ObjectiveQueries) -> Iterator[tuple[str, Arm, Query]]:
         """Role, arm, query: of signal `Custom`."""
         for arm, variant, version in self.arms:
             values = {
@@ -125,36 +125,36 @@ class Question:
                 "variant": variant,
                 "version": version,
             }
-            for role, template in measured.own:
-                form: Literal["selector", "value"] = "value" if measured.is_value else "selector"
+            for role, template in objective.own:
+                form: Literal["selector", "value"] = "value" if objective.is_value else "selector"
                 yield role, arm, Query(form, query_template.rendered(template, values), self.namespace, variant)
 
     def failing(self, failed: Mapping[Query, str]) -> dict[str, str]:
         """Objectives that a query of their own is lacking for, and why."""
         found: dict[str, str] = {}
-        for measured in self.objectives:
-            for _, _, query in self.own_queries(measured):
+        for objective in self.objectives:
+            for _, _, query in self.own_queries(objective):
                 if query in failed:
-                    found.setdefault(measured.name, failed[query])
+                    found.setdefault(objective.name, failed[query])
         return found
 
     @cached_property
-    def queries(self) -> dict[Query, Narrowed]:
+    def queries(self) -> dict[Query, LabelFilter]:
         """All that this rollout needs."""
         counters: dict[Query, list[Counter]] = defaultdict(list)
-        found: dict[Query, Narrowed] = {}
-        for measured in self.objectives:
-            for wanted in measured.wanted:
-                counters[wanted.query].append(wanted.counter)
-            found |= {query: {} for _, _, query in self.own_queries(measured)}
-        return found | {query: _narrowed(each) for query, each in counters.items()}
+        found: dict[Query, LabelFilter] = {}
+        for objective in self.objectives:
+            for selector in objective.selectors:
+                counters[selector.query].append(selector.counter)
+            found |= {query: {} for _, _, query in self.own_queries(objective)}
+        return found | {query: _label_filter(each) for query, each in counters.items()}
 
 
-def _narrowed(counters: list[Counter]) -> Narrowed:
-    return widened({name: frozenset({value}) for name, value in counter.labels} for counter in counters)
+def _label_filter(counters: list[Counter]) -> LabelFilter:
+    return union_of_filters({name: frozenset({value}) for name, value in counter.labels} for counter in counters)
 
 
-def widened(all_narrowed: Iterable[Narrowed]) -> Narrowed:
+def union_of_filters(all_narrowed: Iterable[LabelFilter]) -> LabelFilter:
     """What is needed where several need each their own: labels that all of them narrow, with the values of all."""
     first, *others = all_narrowed
     found = dict(first)

@@ -1,25 +1,24 @@
-"""The objects of a PromptGateway: what its serving pods need, and nothing that the `restricted` standard refuses."""
+"""The objects of a PromptGateway: what its pods need, within the `restricted` Pod Security Standard."""
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from promptrollout.api.gateway import Auth, GatewaySpec, Limits, SecretName
+from promptrollout.api.gateway import GatewaySpec, SecretName
 from promptrollout.api.meta import ConfigMapKeyRef, SecretKeyRef
-from promptrollout.api.names import (
-    API_VERSION,
+from promptrollout.api.names import API_VERSION, LABEL_GATEWAY, LABEL_MANAGED_BY, MANAGED_BY
+from promptrollout.api.pod_settings import (
     CALLER_KEYS_DIR,
-    LABEL_GATEWAY,
-    LABEL_MANAGED_BY,
-    MANAGED_BY,
     PORT_ADMIN,
     PORT_HTTP,
     PROVIDER_KEYS_DIR,
     STATE_DIR,
+    PodSettings,
+    from_pod,
+    variable,
 )
 from promptrollout.operator.gateways.pods import deployment_name
 from promptrollout.operator.gateways.provider_files import Files, Ref
@@ -39,7 +38,7 @@ def gateway_objects(
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> list[tuple[str, Object]]:
     """(kind, object), in the order in which they are needed. `cluster_role`: what its pods may do; `environment`: what
-    they are told of the operator's configuration."""
+    they are given of the operator's configuration."""
     namespace, name = gateway["metadata"]["namespace"], gateway["metadata"]["name"]
     own = deployment_name(name)
     labels = {
@@ -152,9 +151,6 @@ def _deployment(
 
 
 def _container(name: str, spec: GatewaySpec, image: str) -> Object:
-    def by_field(variable: str, path: str) -> Object:
-        return {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}}
-
     def probe(path: str, **times: int) -> Object:
         return {"httpGet": {"path": path, "port": "admin"}, **times}
 
@@ -163,17 +159,7 @@ def _container(name: str, spec: GatewaySpec, image: str) -> Object:
         "name": "gateway",
         "image": image,
         "args": ["gateway"],
-        "env": [
-            {"name": "PROMPTROLLOUT_GATEWAY", "value": name},
-            by_field("POD_NAME", "metadata.name"),
-            by_field("POD_NAMESPACE", "metadata.namespace"),
-            by_field("POD_IP", "status.podIP"),
-            {"name": "PROMPTROLLOUT_STATE_DIR", "value": STATE_DIR},
-            {"name": "PROMPTROLLOUT_PROVIDER_KEYS_DIR", "value": PROVIDER_KEYS_DIR},
-            *_limits(spec.limits),
-            {"name": "PROMPTROLLOUT_DRAIN_SECONDS", "value": str(spec.drain_seconds)},
-            *_auth(spec.auth),
-        ],
+        "env": _environment(pod_settings(name, spec)),
         "ports": [
             {"name": "http", "containerPort": PORT_HTTP, "protocol": "TCP"},
             {"name": "admin", "containerPort": PORT_ADMIN, "protocol": "TCP"},
@@ -196,30 +182,33 @@ def _container(name: str, spec: GatewaySpec, image: str) -> Object:
     }
 
 
-def _limits(limits: Limits) -> list[Object]:
-    values = {
-        "MAX_REQUEST_BYTES": limits.max_request_bytes,
-        "MAX_CONCURRENT_REQUESTS": limits.max_concurrent_requests,
-        "MAX_QUEUED_REQUESTS": limits.max_queued_requests,
-        "MAX_QUEUE_MILLISECONDS": limits.max_queue_milliseconds,
-    }
-    if limits.requests_per_minute_per_key is not None:
-        values["REQUESTS_PER_MINUTE_PER_KEY"] = limits.requests_per_minute_per_key
-        values["BURST_PER_KEY"] = limits.burst_per_key
-    return [{"name": f"PROMPTROLLOUT_{name}", "value": str(value)} for name, value in values.items()]
+def pod_settings(name: str, spec: GatewaySpec) -> PodSettings:
+    """What the pods of the gateway `name` are given. What is not set here is not written into their Deployment."""
+    limits, auth = spec.limits, spec.auth
+    values: Object = {
+        "gateway": name,
+        "state_dir": STATE_DIR,
+        "provider_keys_dir": PROVIDER_KEYS_DIR,
+        "drain_seconds": spec.drain_seconds,
+    } | dict(limits)
+    if limits.requests_per_minute_per_key is None:
+        del values["requests_per_minute_per_key"], values["burst_per_key"]
+    if auth.mode != "None":
+        values |= {"auth_mode": auth.mode, "caller_keys_dir": CALLER_KEYS_DIR}
+        if auth.mode != "Keys":
+            values |= {"auth_audience": auth.audience, "auth_service_accounts": auth.service_accounts}
+    return PodSettings.model_validate(values)
 
 
-def _auth(auth: Auth) -> list[Object]:
-    if auth.mode == "None":
-        return []
-    found = [
-        {"name": "PROMPTROLLOUT_AUTH_MODE", "value": auth.mode},
-        {"name": "PROMPTROLLOUT_CALLER_KEYS_DIR", "value": CALLER_KEYS_DIR},
-    ]
-    if auth.mode != "Keys":
-        accounts = json.dumps([one.dump() for one in auth.service_accounts], sort_keys=True)
-        found.append({"name": "PROMPTROLLOUT_AUTH_AUDIENCE", "value": auth.audience})
-        found.append({"name": "PROMPTROLLOUT_AUTH_SERVICE_ACCOUNTS", "value": accounts})
+def _environment(settings: PodSettings) -> list[Object]:
+    values = settings.environment()
+    found: list[Object] = []
+    for name, field in PodSettings.model_fields.items():
+        if (source := from_pod(field)) is not None:
+            reference = {"fieldRef": {"fieldPath": source.field_path}}
+            found.append({"name": source.variable, "valueFrom": reference})
+        elif variable(name) in values:
+            found.append({"name": variable(name), "value": values[variable(name)]})
     return found
 
 
@@ -234,14 +223,14 @@ def _volumes(files: Files, callers: SecretName | None) -> list[Object]:
         {"name": _FILE_VOLUME, "projected": {"sources": _sources(files)}},
     ]
     if callers is not None:
-        # optional: without it nobody is let in, but the pod starts and says so
+        # optional: without it every caller is rejected, but the pod starts and reports it
         found.append({"name": _CALLERS_VOLUME, "secret": {"secretName": callers.name, "optional": True}})
     return found
 
 
 def _sources(files: Files) -> list[Object]:
     """Keys come as files: neither operator nor gateway may read Secrets through the API. A missing one is optional, so
-    that it keeps no pod from starting; the pod says which file it lacks."""
+    that pods start, and report which file is missing."""
     return [
         {
             "secret" if isinstance(ref, SecretKeyRef) else "configMap": {

@@ -19,12 +19,12 @@ Files = Mapping[str, Ref]
 
 KEY_FILE = "api-key"
 HOSTS_FILE = "hosts"
-"""Beside the key: where it may go."""
+"""Beside the key: the hosts that it may be sent to."""
 CA_FILE = "ca.crt"
 
 
 def source_of(ref: Ref) -> str:
-    """The name of the reference's folder. Long enough that nobody finds a key of a Secret of theirs with the same."""
+    """The name of the reference's folder. Too long for an intended collision with another Secret."""
     kind = "Secret" if isinstance(ref, SecretKeyRef) else "ConfigMap"
     return hashlib.sha256(f"{kind}/{ref.name}/{ref.key}".encode()).hexdigest()[:20]
 
@@ -77,5 +77,5 @@ def kept(mounted: Files, sources: Iterable[tuple[str, str]]) -> dict[str, Ref]:
 
 
 def provider_of(path: str) -> str:
-    """Whose file it is."""
+    """The provider of a file."""
     return path.partition("/")[0]

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from promptrollout.api.conditions import ConditionReason, ConditionType
 from promptrollout.api.gateway import GatewaySpec
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.provider import ProviderSpec
@@ -36,11 +37,11 @@ Object = dict[str, Any]
 
 
 OWNED_MAPS = ("resources", "requests", "limits", "selector", "podSelector", "matchLabels")
-"""Maps in which nobody else has a say: a limit that the PromptGateway no longer names must go."""
+"""Maps that we own as a whole: a limit that the PromptGateway no longer sets is removed."""
 
 
-class InTheWay(Exception):
-    """An object of a name that we need belongs to somebody else."""
+class NameTaken(Exception):
+    """An object with a name that we need belongs to another owner."""
 
 
 class GatewayReconciler:
@@ -57,8 +58,8 @@ class GatewayReconciler:
         instance: str = "",
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`reported`: what the pods of a gateway say is wrong with them. `instance`: this operator's pod, in Events.
-        `environment`: what pods are told of its configuration."""
+        """`reported`: problems that the pods of a gateway report. `instance`: this operator's pod, in Events.
+        `environment`: what pods are given of its configuration."""
         self._api = api
         self._store = store
         self._default_image = default_image
@@ -73,11 +74,13 @@ class GatewayReconciler:
         try:
             spec = GatewaySpec.model_validate(item.get("spec") or {})
         except ValidationError as error:
-            await self._write_status(key, item, None, "", ("InvalidSpec", f"spec.{first_problem(error)}"))
+            await self._write_status(
+                key, item, None, "", (ConditionReason.INVALID_SPEC, f"spec.{first_problem(error)}")
+            )
             return
         live = self._store.get("Deployment", key.namespace, deployment_name(key.name))
         if live is None:
-            # applied together with it, but of another watch: without this its pods would soon be replaced
+            # providers that were applied with it may not be watched yet, and their keys would replace its pods
             for provider in await self._api.list("ModelProvider", key.namespace):
                 self._store.put("ModelProvider", provider)
         mounted = mounted_files(live) if live is not None else {}
@@ -91,23 +94,28 @@ class GatewayReconciler:
                 in_use = {path: ref for path, ref in files.items() if provider_of(path) in providers}
                 template = held_template(live, mounted | without_late(in_use, mounted))
                 if not self._is_settled(kind, live, wanted) and not covers(template, wanted["spec"]["template"]):
-                    waits = f"; its pods are replaced when no rollout of it is in progress: now {in_progress}"
+                    waits = f"; pods are replaced once these rollouts are complete: {in_progress}"
                 wanted["spec"]["template"] = template
                 image = str(template["spec"]["containers"][0]["image"])
             try:
                 await self._ensure(kind, key.namespace, wanted)
-            except InTheWay as problem:
+            except NameTaken as problem:
                 logger.error("%s: %s", key, problem)
                 problems.append(str(problem))
         await self._write_status(
-            key, item, spec, image, ("ObjectInTheWay", "; ".join(problems)) if problems else None, waits
+            key,
+            item,
+            spec,
+            image,
+            (ConditionReason.OBJECT_IN_THE_WAY, "; ".join(problems)) if problems else None,
+            waits,
         )
 
     # ------------------------------------------------------------ objects
 
     def _in_progress(self, key: Key) -> str:
-        """Names of its rollouts that are, for a message; empty: none is. A canary may still be served here though its
-        rollout names another gateway by now."""
+        """Names of its rollouts with a canary, for a message; empty: none. A rollout that now names another gateway may
+        still be served here."""
         names = {rollout["metadata"]["name"] for rollout in self._rollouts(key)}
         for delivery in self._store.in_namespace("PromptDelivery", key.namespace):
             if delivery["spec"].get("gateway") == key.name:
@@ -126,7 +134,7 @@ class GatewayReconciler:
         ]
 
     def _in_use(self, key: Key) -> list[Object]:
-        """The providers that this gateway's deliveries need, as these say."""
+        """The providers in this gateway's deliveries."""
         return [
             each["provider"]
             for delivery in self._store.in_namespace("PromptDelivery", key.namespace)
@@ -137,8 +145,8 @@ class GatewayReconciler:
         ]
 
     def _files(self, key: Key, mounted: Files) -> Files:
-        """Where each provider's key and CA come from. What was deleted, or made anew elsewhere, while a rollout is
-        served with it stays: in its own folder, so that it is not taken for what has its name now."""
+        """Where each provider's key and CA come from. A provider that was deleted or recreated while a rollout uses it
+        keeps its files, in a folder of its own: the new one of its name does not get them."""
         in_use = self._in_use(key)
         names = {config["name"] for config in in_use}
         found = {path: ref for path, ref in mounted.items() if provider_of(path) in names}
@@ -156,7 +164,7 @@ class GatewayReconciler:
         return found
 
     async def _ensure(self, kind: str, namespace: str, wanted: Object) -> None:
-        """Apply unless everything that we want is there. Read first: an apply without effect is still a write."""
+        """Apply unless nothing differs. Read first: an apply without effect is still a write."""
         name = wanted["metadata"]["name"]
         live = self._store.get(kind, namespace, name) if kind in WATCHED else None
         if live is None:
@@ -166,14 +174,14 @@ class GatewayReconciler:
         if live is not None and (covers(live, content) or self._is_settled(kind, live, wanted)):
             return
         if live is not None and not _ours(live, wanted):
-            raise InTheWay(f"{kind} {name} does not belong to this PromptGateway: delete or rename it")
+            raise NameTaken(f"{kind} {name} does not belong to this PromptGateway: delete or rename it")
         if live is not None and kind == "RoleBinding" and not covers(live["roleRef"], wanted["roleRef"]):
             await self._api.delete(kind, live)  # the role of a RoleBinding can never be changed
         answer = await self._api.apply(kind, namespace, name, wanted)
         if surplus := _surplus(answer.get("spec") or {}, wanted.get("spec") or {}):
-            # fields of somebody else that an apply leaves alone
+            # fields of other managers, which an apply leaves alone
             answer = await self._api.merge(kind, namespace, name, {"spec": surplus})
-        # the server may write a value in another way than we do (1000m for 1): that is settled, and no reason to write
+        # the server may write a value in another form (1000m for 1): that is no difference
         self._settled[kind, namespace, name] = (_hash(wanted), _hash(answer))
         if kind in WATCHED:
             self._store.put(kind, answer, quiet=True)
@@ -190,10 +198,10 @@ class GatewayReconciler:
         item: Object,
         spec: GatewaySpec | None,
         image: str,
-        problem: tuple[str, str] | None = None,
+        problem: tuple[ConditionReason, str] | None = None,
         waits: str = "",
     ) -> None:
-        """`problem`: reason and message of what keeps it from being ready."""
+        """`problem`: reason and message if it is not ready."""
         deployment = self._store.get("Deployment", key.namespace, deployment_name(key.name)) or {}
         found = deployment.get("status") or {}
         ready = int(found.get("readyReplicas", 0))
@@ -202,19 +210,23 @@ class GatewayReconciler:
             truth, (reason, message) = False, problem
         elif spec is not None and spec.metrics_source not in self._sources:
             known = ", ".join(sorted(self._sources)) or "none"
-            truth, reason = False, "UnknownMetricsSource"
+            truth, reason = False, ConditionReason.UNKNOWN_METRICS_SOURCE
             message = f"spec.metricsSource: the operator has no source {spec.metrics_source} (it has: {known})"
         elif ready >= wanted:
-            truth, reason, message = True, "Available", f"{ready} of {wanted} pods are ready{waits}"
+            truth, reason, message = True, ConditionReason.AVAILABLE, f"{ready} of {wanted} pods are ready{waits}"
         else:
-            truth, reason, message = False, "WaitingForPods", f"{ready} of {wanted} pods are ready{waits}"
+            truth, reason, message = (
+                False,
+                ConditionReason.WAITING_FOR_PODS,
+                f"{ready} of {wanted} pods are ready{waits}",
+            )
         before = {c.get("type"): c for c in (item.get("status") or {}).get("conditions") or []}
         reported = self._reported(key.namespace, key.name)
         truths = {
-            "Ready": (truth, reason, message),
-            **authenticated(spec, deployment, reported, before.get("Authenticated", {})),
-            **providers_answer(reported, before.get("ProvidersAnswer", {})),
-            **provider_keys_bound(reported, before.get("ProviderKeysBound", {})),
+            ConditionType.READY: (truth, reason, message),
+            **authenticated(spec, deployment, reported, before.get(ConditionType.AUTHENTICATED, {})),
+            **providers_answer(reported, before.get(ConditionType.PROVIDERS_ANSWER, {})),
+            **provider_keys_bound(reported, before.get(ConditionType.PROVIDER_KEYS_BOUND, {})),
         }
         status = {
             "observedGeneration": item["metadata"].get("generation", 0),
@@ -230,8 +242,8 @@ class GatewayReconciler:
 
 
 def _is_at(config: Object, provider: Object) -> bool:
-    """Whether a delivery's provider is the ModelProvider that has its name now. Its deliveries take over what that
-    says of keys and CA."""
+    """Whether a delivery's provider has the address of the present ModelProvider of its name. If so, the delivery
+    follows changes of its key and CA."""
     spec = provider.get("spec") or {}
     return all(
         config.get(field) == spec.get(field, default) for field, default in (("type", "OpenAI"), ("baseURL", ""))
@@ -244,8 +256,8 @@ def _ca_source(config: Object) -> str | None:
 
 
 def covers(live: Any, wanted: Any) -> bool:
-    """Is all of `wanted` in `live`? Lists must agree in length and order, and OWNED_MAPS have no other keys; what else
-    the server filled in does not matter."""
+    """Is all of `wanted` in `live`? Lists must have the same length and order, and OWNED_MAPS no other keys. Other
+    fields that the server filled in do not matter."""
     if isinstance(wanted, dict):
         return isinstance(live, dict) and all(
             (covers(live.get(name), value) or (value in ({}, []) and live.get(name) is None))
@@ -262,12 +274,12 @@ def covers(live: Any, wanted: Any) -> bool:
 
 
 def _others(live: Any, wanted: Any) -> list[str]:
-    """Keys that are not ours in a map that is."""
+    """Keys of other managers in a map that we own."""
     return sorted(set(live or {}) - set(wanted)) if isinstance(wanted, dict) and isinstance(live, dict | None) else []
 
 
 def _surplus(live: Any, wanted: Any) -> Object:
-    """A merge patch that takes out what does not belong there. A list that has more than its own is sent whole."""
+    """A merge patch that removes what is not wanted. A list with more than is wanted is sent as a whole."""
     patch: Object = {}
     for name, value in wanted.items():
         found = live.get(name)
@@ -290,8 +302,8 @@ def _has_more(live: list[Any], wanted: list[Any]) -> bool:
 
 
 def _is_serving(deployment: Object) -> bool:
-    """Has it pods whose replacement would be felt? Not if none is ready, or if the present ones never become ready:
-    then a correction must not wait for a rollout that waits for these pods."""
+    """Has it pods that serve callers? Not if none is ready, or if the present ones never become ready: a correction
+    must not wait for a rollout that waits for these pods."""
     status = deployment.get("status") or {}
     stuck = any(c.get("type") == "Progressing" and c.get("status") == "False" for c in status.get("conditions") or [])
     return not stuck and int(status.get("readyReplicas", 0)) > 0
@@ -300,7 +312,7 @@ def _is_serving(deployment: Object) -> bool:
 def _ours(live: Object, wanted: Object) -> bool:
     uid = wanted["metadata"]["ownerReferences"][0]["uid"]
     owners = live["metadata"].get("ownerReferences") or []
-    # an object that is left of a gateway of the same name that is being deleted goes by itself, and then comes anew
+    # an object of a deleted gateway of the same name is garbage-collected, and then made again
     return any(owner.get("uid") == uid for owner in owners)
 
 

@@ -1,5 +1,5 @@
-"""Where deliveries send requests. An endpoint's type and URL are part of a version: they stay those that it is served
-with, though its ModelProvider is deleted and made anew."""
+"""Where deliveries send requests. An endpoint's type and URL are part of a version: they stay as they are even if its
+ModelProvider is deleted and recreated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The canaries of each gateway that meet users or wait to be tried alone: whose turn it is when pods have failed."""
+"""The canaries of each gateway that have users or wait to be tried alone: which one is next after pods failed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from promptrollout.operator.cluster.store import Store
 
 @dataclass(frozen=True, slots=True)
 class _Canary:
-    """What the others of the gateway have to know of a rollout's canary."""
+    """What other rollouts of the gateway need to know of a canary."""
 
     suspected_at: int | None
     trial_at: int | None
     raised_at: int | None
 
     def is_tried(self, now: int) -> bool:
-        """It is its turn, and has been loaded or raised a moment ago: nobody else may be."""
+        """It is being tried alone: loaded or raised a moment ago."""
         return self.trial_at is not None and now - max(self.trial_at, self.raised_at or 0) < TRIAL_SECONDS
 
     def waits(self, now: int) -> bool:
@@ -27,13 +27,13 @@ class _Canary:
 
 
 class Canaries:
-    """By gateway. The first knowledge is what the rollouts' statuses say."""
+    """By gateway; read from the rollouts' status at first."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: dict[tuple[str, str], dict[str, _Canary]] | None = None
 
-    def note(self, namespace: str, gateway: str, rollout: str, status: RolloutStatus | None) -> None:
+    def update(self, namespace: str, gateway: str, rollout: str, status: RolloutStatus | None) -> None:
         """`status` None: it is gone."""
         for (space, _), names in self._all().items():
             if space == namespace:
@@ -42,14 +42,14 @@ class Canaries:
             self._all().setdefault((namespace, gateway), {})[rollout] = canary
 
     def trial(self, namespace: str, gateway: str, now: int) -> str:
-        """Whose turn it is: who is being tried, else who has waited longest. Empty: nobody's."""
+        """The rollout that is tried alone, else the one that has waited longest; empty: none."""
         names = self._all().get((namespace, gateway)) or {}
         tried = [(canary.trial_at or 0, name) for name, canary in names.items() if canary.is_tried(now)]
         waiting = [(canary.suspected_at or 0, name) for name, canary in names.items() if canary.waits(now)]
         return min(tried or waiting or [(0, "")])[1]
 
     def raised_at(self, namespace: str, gateway: str) -> int | None:
-        """When one of them last met its first, or more, users."""
+        """When one of them last got its first, or more, users."""
         names = self._all().get((namespace, gateway)) or {}
         return max((each.raised_at for each in names.values() if each.raised_at is not None), default=None)
 

@@ -1,13 +1,16 @@
-"""Status of what people declare and rollouts use: versions, providers, SLOs. Valid or not, and why."""
+"""Status of PromptVersions, ModelProviders and PromptSLOs: valid or not, and why."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from promptrollout.api.base_url import base_url_doubt
+from promptrollout.api.conditions import ConditionReason, ConditionType
 from promptrollout.api.digest import digest_of
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.prompt import PromptSpec
@@ -29,33 +32,54 @@ Object = dict[str, Any]
 Verdict = tuple[bool, str, str]
 
 
-async def reconcile_declaration(key: Key, item: Object, api: Api, store: Store, instance: str) -> None:
-    """Write the status of a PromptVersion, ModelProvider or PromptSLO if it says something new."""
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What an object's status is to say."""
+
+    verdicts: Mapping[ConditionType, Verdict]
     digest: str | None = None
-    more: dict[str, Verdict] = {}
-    if key.kind == "PromptVersion":
-        truth, digest = version_verdict(item)
-    elif key.kind == "ModelProvider":
-        truth = provider_verdict(item, store)
-        more = tls_verdict(item)
-    else:
-        truth = slo_verdict(item)
-    status: Object = {
-        "observedGeneration": item["metadata"].get("generation", 0),
-        "conditions": conditions(item, {"Ready": truth, **more}, time.time()),
-    }
-    if digest is not None:
-        status["digest"] = digest
-    if same_status(item, status):
-        return
-    try:
-        answer = await api.apply_status(key.kind, item, status)
-    except ApiException as error:
-        if error.status == 404:
-            return  # deleted meanwhile
-        raise
-    store.put(key.kind, answer, quiet=True)
-    await announce(api, key.kind, item, status["conditions"], instance)
+
+
+class DeclarationReconciler:
+    """Writes the status of PromptVersions, ModelProviders and PromptSLOs."""
+
+    def __init__(self, api: Api, store: Store, instance: str) -> None:
+        self._api = api
+        self._store = store
+        self._instance = instance
+
+    async def reconcile(self, key: Key, item: Object, declare: Callable[[Object, Store], Declared]) -> None:
+        """Write the status if it has changed."""
+        declared = declare(item, self._store)
+        status: Object = {
+            "observedGeneration": item["metadata"].get("generation", 0),
+            "conditions": conditions(item, declared.verdicts, time.time()),
+        }
+        if declared.digest is not None:
+            status["digest"] = declared.digest
+        if same_status(item, status):
+            return
+        try:
+            answer = await self._api.apply_status(key.kind, item, status)
+        except ApiException as error:
+            if error.status == 404:
+                return  # deleted meanwhile
+            raise
+        self._store.put(key.kind, answer, quiet=True)
+        await announce(self._api, key.kind, item, status["conditions"], self._instance)
+
+
+def version(item: Object, _: Store) -> Declared:
+    verdict, digest = version_verdict(item)
+    return Declared({ConditionType.READY: verdict}, digest)
+
+
+def provider(item: Object, store: Store) -> Declared:
+    return Declared({ConditionType.READY: provider_verdict(item, store), **tls_verdict(item)})
+
+
+def slo(item: Object, _: Store) -> Declared:
+    return Declared({ConditionType.READY: slo_verdict(item)})
 
 
 def version_verdict(item: Object) -> tuple[Verdict, str | None]:
@@ -70,8 +94,8 @@ def version_verdict(item: Object) -> tuple[Verdict, str | None]:
         digest = None  # among the problems
     if problems:
         text = "; ".join(f"spec{'.' + path if path else ''}: {reason}" for path, reason in problems)
-        return (False, "InvalidSpec", text), digest
-    return (True, "Valid", "the prompt can be served"), digest
+        return (False, ConditionReason.INVALID_SPEC, text), digest
+    return (True, ConditionReason.VALID, "the prompt can be served"), digest
 
 
 def provider_verdict(item: Object, store: Store) -> Verdict:
@@ -84,24 +108,24 @@ def provider_verdict(item: Object, store: Store) -> Verdict:
         rollouts = first_few(others, 5)
         urls = ", ".join(sorted(set().union(*others.values())))
         text = (
-            f"spec.baseURL: what {rollouts} serve was rolled out with {urls}, and stays there until another version is "
-            f"rolled out, which is asked at {spec.base_url}. Better give another endpoint a name of its own"
+            f"spec.baseURL: {rollouts} still use {urls} until their next version. "
+            "Give another endpoint a ModelProvider of its own"
         )
-        return False, "ServedElsewhere", text
-    prices = f"{len(spec.prices)} model prices" if spec.prices else "no prices: its requests are unpriced"
+        return False, ConditionReason.SERVED_ELSEWHERE, text
+    prices = f"{len(spec.prices)} model prices" if spec.prices else "no prices: the cost of its requests is unknown"
     doubt = base_url_doubt(spec.base_url)
-    return True, "Valid", f"{spec.base_url}, {prices}" + (f"; spec.baseURL {doubt}" if doubt else "")
+    return True, ConditionReason.VALID, f"{spec.base_url}, {prices}" + (f"; spec.baseURL {doubt}" if doubt else "")
 
 
-def tls_verdict(item: Object) -> dict[str, Verdict]:
-    """Nobody should trust whoever answers without its being seen."""
+def tls_verdict(item: Object) -> dict[ConditionType, Verdict]:
+    """Shows in the status that an endpoint's certificate is not verified."""
     spec = item.get("spec") or {}
     if not str(spec.get("baseURL", "")).startswith("https:"):
         return {}
     if (spec.get("tls") or {}).get("insecureSkipVerify"):
-        text = "spec.tls.insecureSkipVerify: prompts and keys go to whoever answers: give its CA instead"
-        return {"TLSVerified": (False, "InsecureSkipVerify", text)}
-    return {"TLSVerified": (True, "Verified", "the endpoint's certificate is verified")}
+        text = "spec.tls.insecureSkipVerify: prompts and keys can be intercepted. Set the endpoint's CA instead"
+        return {ConditionType.TLS_VERIFIED: (False, ConditionReason.INSECURE_SKIP_VERIFY, text)}
+    return {ConditionType.TLS_VERIFIED: (True, ConditionReason.VERIFIED, "the endpoint's certificate is verified")}
 
 
 def slo_verdict(item: Object) -> Verdict:
@@ -113,11 +137,11 @@ def slo_verdict(item: Object) -> Verdict:
         try:
             make_test(objective)
         except ValueError as error:
-            return False, "InvalidSpec", f"spec.objectives[{index}]: {error}"
+            return False, ConditionReason.INVALID_SPEC, f"spec.objectives[{index}]: {error}"
         if reason := not_measured(objective):
-            return False, "InvalidSpec", f"spec.objectives[{index}].signal: {reason}"
-    return True, "Valid", f"{len(objectives)} objectives"
+            return False, ConditionReason.INVALID_SPEC, f"spec.objectives[{index}].signal: {reason}"
+    return True, ConditionReason.VALID, f"{len(objectives)} objectives"
 
 
 def _invalid(error: ValidationError) -> Verdict:
-    return False, "InvalidSpec", f"spec.{first_problem(error)}"
+    return False, ConditionReason.INVALID_SPEC, f"spec.{first_problem(error)}"

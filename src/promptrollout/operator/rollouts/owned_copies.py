@@ -1,4 +1,4 @@
-"""Keep a rollout's copies of versions on the API server: made before use, brought back, marked, collected."""
+"""A rollout's copies of versions on the API server: created before use, restored, marked, deleted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 from promptrollout.api.delivery import DeliverySpec
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.rollout import RolloutStatus
-from promptrollout.cluster import ApiException
+from promptrollout.cluster import ApiException, namespace_is_terminating
+from promptrollout.engine.lifecycle.reasons import Problem, SpecProblem
 from promptrollout.operator.cluster.api import Api, Stale
 from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.cluster.store import Store
@@ -29,7 +30,7 @@ BACKOFF_SECONDS = (1.0, 60.0)
 class _Refusal:
     """Of one copy, by the API server: a quota, a policy, a webhook."""
 
-    problem: str
+    problem: SpecProblem
     failures: int
     not_before: float
 
@@ -37,8 +38,8 @@ class _Refusal:
 class OwnedCopies:
     """Methods raise ApiException, ApiUnavailable and Stale.
 
-    A copy that the API server refuses is a problem of the rollout and no more: what runs must go on being watched. It
-    is tried again at growing intervals.
+    A copy that the API server refuses is a problem of the rollout, and what runs is still watched. It is tried again at
+    growing intervals.
     """
 
     def __init__(self, api: Api, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,17 +55,17 @@ class OwnedCopies:
         self._prompts.pop(key, None)
 
     def still_refused(self, key: Key, names: Collection[str]) -> float | None:
-        """Only these copies are wanted and refused now. How long until one is tried again; None if there is none."""
+        """Forget refusals of all other copies. Seconds until one of these is tried again; None if none was refused."""
         refused = {name: refusal for name, refusal in self._refused.pop(key, {}).items() if name in names}
         if not refused:
             return None
         self._refused[key] = refused
         return max(0.0, min(refusal.not_before for refusal in refused.values()) - self._clock())
 
-    async def restore(self, key: Key, status: RolloutStatus, delivery: DeliverySpec | None) -> dict[str, str]:
-        """Copies in use that someone deleted come back, from memory or from the delivery. Returns what is refused, and
-        why, by name."""
-        refused: dict[str, str] = {}
+    async def restore(self, key: Key, status: RolloutStatus, delivery: DeliverySpec | None) -> dict[str, SpecProblem]:
+        """Recreate copies in use that were deleted, from memory or from the delivery. Returns what is refused, and why,
+        by name."""
+        refused: dict[str, SpecProblem] = {}
         for version in (status.stable, status.canary, status.previous):
             if version is None:
                 continue
@@ -76,13 +77,13 @@ class OwnedCopies:
                 continue
             prompt = known.get(version.version) or prompt_in(delivery, version)
             if prompt is not None:
-                logger.info("%s: the copy %s was deleted and is made again", key, version.version)
+                logger.info("%s: the copy %s was deleted, recreating it", key, version.version)
                 refused |= await self.create(key, (prompt,))
         return refused
 
-    async def create(self, key: Key, prompts: Collection[PromptSpec]) -> dict[str, str]:
+    async def create(self, key: Key, prompts: Collection[PromptSpec]) -> dict[str, SpecProblem]:
         """Returns what is refused, and why, by name."""
-        refused: dict[str, str] = {}
+        refused: dict[str, SpecProblem] = {}
         for prompt in prompts:
             body = copies.copy_of(key.namespace, key.name, prompt)
             name = body["metadata"]["name"]
@@ -104,20 +105,21 @@ class OwnedCopies:
             self._store.put("PromptVersion", item)
         return refused
 
-    def _refusal(self, key: Key, name: str, error: ApiException) -> str:
-        """Note it for later; the problem in a sentence. Raises `error` where nothing will be allowed ever again."""
-        if error.status == 401 or "being terminated" in str(error.reason):
+    def _refusal(self, key: Key, name: str, error: ApiException) -> SpecProblem:
+        """Keep it for the next try. Raises `error` if no later try can succeed."""
+        if error.status == 401 or namespace_is_terminating(error):
             raise error
         known = self._refused.setdefault(key, {})
         failures = known[name].failures if name in known else 0
         seconds = min(BACKOFF_SECONDS[1], BACKOFF_SECONDS[0] * 2 ** min(failures, 16))
         reason = str(error.reason)[:512]
-        problem = (
-            f"PromptVersion {name}, the copy that is to be served, cannot be created: HTTP {error.status}: {reason}: "
-            "change the quota, policy or webhook that refuses it"
+        text = (
+            f"PromptVersion {name}, the operator's copy, cannot be created: HTTP {error.status}: {reason}. "
+            "Change the quota, policy or webhook that refuses it"
         )
+        problem = Problem("", text)
         known[name] = _Refusal(problem, failures + 1, self._clock() + seconds)
-        logger.warning("%s: %s; again in %.0f s", key, problem, seconds)
+        logger.warning("%s: %s; retry in %.0f s", key, text, seconds)
         return problem
 
     async def mark_promoted(self, key: Key, status: RolloutStatus) -> None:

@@ -1,4 +1,4 @@
-"""Gateway pods that end or hang, by the kubelet's word in their status."""
+"""Gateway pods that crash or hang, from what the kubelet writes into their status."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Object = dict[str, Any]
 CALM_SECONDS = 30.0
 """Nothing is tried again before all pods have been ready for so long."""
 CONTAINER = "gateway"
-"""What ends a sidecar is no prompt."""
+"""Only this container counts: prompts do not end sidecars."""
 SIGKILLED = 137
 OF_THE_NODE = ("Unknown", "ContainerStatusUnknown", "NodeLost", "Evicted")
-"""Why a container is gone with its node; no prompt does that."""
+"""Reasons of a container that ended with its node, which no prompt causes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Failure:
     """When it had failed before that, if that is known."""
     ended: bool = True
     by_itself: bool = True
-    """Not killed from outside, nor for its memory, which many requests have filled: what it was at work for then says
-    why."""
+    """Neither killed from outside nor out of memory, which all requests fill: then the request that it worked on is the
+    cause."""
 
 
 def failure_of(pod: Object) -> Failure | None:
@@ -68,7 +68,7 @@ def failure_of(pod: Object) -> Failure | None:
             at = _seconds(ended["finishedAt"])
             found.append(Failure(at, name, node, f"ended ({how})", before, by_itself=by_itself))
         if (since := _hangs_since(container, conditions)) is not None:
-            found.append(Failure(since, name, node, "answers no probes", ended=False, by_itself=False))
+            found.append(Failure(since, name, node, "does not answer its probes", ended=False, by_itself=False))
     return max(found, key=lambda failure: failure.at, default=None)
 
 
@@ -85,11 +85,11 @@ def _hangs_since(container: Object, conditions: dict[str, Object]) -> float | No
 def latest_failure(
     pods: Sequence[Object], died_in: Mapping[str, Collection[DiedIn]], canary: tuple[str, str], offset: float
 ) -> PodFailure | None:
-    """What a canary may be to blame for. `canary`: uid of its rollout and its digest; `died_in`: what pods were at work
-    for when they died, by pod; `offset`: of the metrics source's clock, in seconds.
+    """The latest failure that a canary may have caused. `canary`: uid of its rollout and its digest; `died_in`: what
+    pods worked on when they died, by pod; `offset`: of the metrics source's clock, in seconds.
 
-    Where pods on other nodes hold out, what fails on one node alone is that node's fault. A pod that was at work for
-    something else clears the canary of that failure, and one that was at work for it accuses it wherever it runs.
+    If pods fail on one node only and others run, the node is the cause. A pod that worked on another version clears the
+    canary of that failure; one that worked on the canary blames it on any node.
     """
     alive = [pod for pod in pods if lives(pod)]
     failed = [failure for failure in map(failure_of, alive) if failure is not None]
@@ -108,15 +108,15 @@ def latest_failure(
         return None
     last = max(blamed, key=lambda failure: failure.at)
 
-    def told(failures: Collection[Failure]) -> int | None:
+    def latest(failures: Collection[Failure]) -> int | None:
         return max((int(failure.at + offset) for failure in failures), default=None)
 
     times = sorted(at for each in blamed for at in (each.at, each.before) if at is not None)
     return PodFailure(
         tuple(int(at + offset) for at in times),
         f"gateway pod {last.pod} {last.what}",
-        ended_at=told([each for each in blamed if each.ended]),
-        named_at=told(accusing),
+        ended_at=latest([each for each in blamed if each.ended]),
+        named_at=latest(accusing),
     )
 
 
@@ -137,14 +137,13 @@ def _ready_since(pod: Object) -> float:
 
 
 def lives(pod: Object) -> bool:
-    """It runs on a node, or is about to. What is evicted or done stays for a while, and what fits on no node serves
-    nobody."""
+    """It runs on a node, or is about to: not evicted, ended or unschedulable."""
     ended = (pod.get("status") or {}).get("phase") in ("Failed", "Succeeded")
     return bool(_node(pod)) and not ended and not pod["metadata"].get("deletionTimestamp")
 
 
 def _work(failure: Failure, died_in: Collection[DiedIn]) -> set[tuple[str, str]]:
-    """Rollout uid and digest of what the pod was at work for; what it said before this failure is of an earlier one."""
+    """Rollout uid and digest of what the pod worked on. Earlier reports belong to earlier failures."""
     if not failure.by_itself:
         return set()
     return {

@@ -1,4 +1,4 @@
-"""From the spec and the objects that it names to what the engine may work with; every defect becomes a sentence."""
+"""From the spec and the objects that it names to what the engine may work with; every defect becomes a value."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from promptrollout.api.prompt import PromptSpec
 from promptrollout.api.provider_support import unsupported
 from promptrollout.api.rollout import RolloutSpec, Snapshot
 from promptrollout.api.slo import Objective, SLOSpec, VersusStable
-from promptrollout.api.template import Problem, prompt_problems
+from promptrollout.api.template import Problem as PromptProblem
+from promptrollout.api.template import prompt_problems
 from promptrollout.engine.lifecycle.facts import Desired
+from promptrollout.engine.lifecycle.reasons import MissingObject, Problem, SpecProblem
 from promptrollout.engine.objectives.definitions import make_test
 from promptrollout.engine.objectives.signals import not_measured
 from promptrollout.operator.cluster.identity import OncePerModel
@@ -31,21 +33,21 @@ ALWAYS_ON_INCREASE_PERCENT = 50
 CONTRACT_MAX_SHARE = "0.05"
 """Bound of the contract failures where stable has no output schema to compare with."""
 
-_problems: OncePerModel[PromptSpec, list[Problem]] = OncePerModel(prompt_problems)
+_problems: OncePerModel[PromptSpec, list[PromptProblem]] = OncePerModel(prompt_problems)
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """`missing_copies`: prompts whose owned copy does not exist yet and must be created before they are used; `note`:
-    what the objects ask for and do not get, though nothing is wrong with them."""
+    """`missing_copies`: prompts whose owned copy must be created before they are used; `note`: objectives that are
+    declared, valid, and left out."""
 
     desired: Desired
     missing_copies: tuple[PromptSpec, ...] = ()
     metrics_source: str | None = None
     note: str = ""
 
-    def without(self, refused: Mapping[str, str]) -> Resolved:
-        """What is left if the API server refuses these copies: nothing new may begin, what runs goes on."""
+    def without(self, refused: Mapping[str, SpecProblem]) -> Resolved:
+        """The same if the API server refuses these copies: nothing new starts, what runs continues."""
         if not refused:
             return self
         desired = self.desired
@@ -66,7 +68,7 @@ def resolve(
 ) -> Resolved:
     """`stable`: what is served now; `sources`: names of the metrics sources that the operator knows; `gateway`: the one
     that serves, if that is not yet the one that the spec names."""
-    problems: list[str] = []
+    problems: list[SpecProblem] = []
     missing: list[PromptSpec] = []
     source = _metrics_source(namespace, spec, store, sources, problems)
     if gateway:
@@ -100,22 +102,23 @@ def resolve(
 
 
 def _metrics_source(
-    namespace: str, spec: RolloutSpec, store: Store, sources: Collection[str], problems: list[str]
+    namespace: str, spec: RolloutSpec, store: Store, sources: Collection[str], problems: list[SpecProblem]
 ) -> str | None:
     name = spec.gateway_ref.name
     gateway = store.get("PromptGateway", namespace, name)
     if gateway is None:
-        problems.append(f"spec.gatewayRef.name: there is no PromptGateway {name} in {namespace}: create it")
+        problems.append(MissingObject("spec.gatewayRef.name", "PromptGateway", name, namespace))
         return None
     if (source := _named_source(gateway, sources)) is not None:
         return source
     source = _source_of(gateway)
     if spec.analysis.mode == "Metrics":
         known = ", ".join(sorted(sources)) or "none"
-        problems.append(
-            f"spec.gatewayRef.name: PromptGateway {name} names the metrics source {source}, which the operator does "
-            f"not have (it has: {known}): change spec.metricsSource, or add it to the operator's configuration"
+        reason = (
+            f"PromptGateway {name}: the operator has no metrics source {source} (it has: {known}). "
+            "Change spec.metricsSource, or the operator's configuration"
         )
+        problems.append(Problem("spec.gatewayRef.name", reason))
     return None
 
 
@@ -132,19 +135,20 @@ def _named_source(gateway: Object | None, sources: Collection[str]) -> str | Non
 
 
 def _named_version(
-    namespace: str, spec: RolloutSpec, store: Store, problems: list[str], field: str, path: str
+    namespace: str, spec: RolloutSpec, store: Store, problems: list[SpecProblem], field: str, path: str
 ) -> tuple[PromptSpec | None, str]:
     ref = getattr(spec, field)
     if ref is None:
-        problems.append("spec: set exactly one of template and versionRef")
+        problems.append(Problem("spec", "set exactly one of template and versionRef"))
         return None, path
     item = store.get("PromptVersion", namespace, ref.name)
     if item is None:
-        problems.append(f"{path}.name: there is no PromptVersion {ref.name} in {namespace}: create it")
+        problems.append(MissingObject(f"{path}.name", "PromptVersion", ref.name, namespace))
         return None, path
     prompt = prompt_of(item)
     if prompt is None:
-        problems.append(f"{path}.name: PromptVersion {ref.name} cannot be read by this release: apply it again")
+        reason = f"PromptVersion {ref.name} cannot be read by this release: apply it again"
+        problems.append(Problem(f"{path}.name", reason))
     return prompt, f"{path} (PromptVersion {ref.name})"
 
 
@@ -154,22 +158,26 @@ def _own_copy(
     prompt: PromptSpec | None,
     path: str,
     store: Store,
-    problems: list[str],
+    problems: list[SpecProblem],
     missing: list[PromptSpec],
 ) -> VersionRef | None:
     """The owned copy of a sound prompt, to be created if need be."""
     if prompt is None:
         return None
-    found = [f"{path}{'.' + where if where else ''}: {reason}" for where, reason in _problems(prompt)]
+    found: list[SpecProblem] = [
+        Problem(f"{path}.{where}" if where else path, reason) for where, reason in _problems(prompt)
+    ]
     refs = [("providerRef", prompt.provider_ref.name)]
     refs += [(f"fallbacks[{n}].providerRef", each.provider_ref.name) for n, each in enumerate(prompt.fallbacks or ())]
     kinds: set[str] = set()
     for field, provider in refs:
         if (item := store.get("ModelProvider", namespace, provider)) is None:
-            found.append(f"{path}.{field}.name: there is no ModelProvider {provider} in {namespace}: create it")
+            found.append(MissingObject(f"{path}.{field}.name", "ModelProvider", provider, namespace))
         else:
             kinds.add((item.get("spec") or {}).get("type", "OpenAI"))
-    found += [f"{path}.{where}: {reason}" for kind in sorted(kinds) for where, reason in unsupported(prompt, kind)]
+    found += [
+        Problem(f"{path}.{where}", reason) for kind in sorted(kinds) for where, reason in unsupported(prompt, kind)
+    ]
     problems += found
     digest = digest_if_any(prompt)
     if digest is None:
@@ -182,10 +190,10 @@ def _own_copy(
     else:
         held = prompt_of(existing)
         if not is_copy(existing, rollout) or held is None or digest_if_any(held) != digest:
-            problems.append(
-                f"{path}: PromptVersion {name} is in the way: the operator keeps its copy under this name, and that "
-                "object is not its own or differs: delete or rename it"
+            reason = (
+                f"PromptVersion {name} exists, but is not the operator's copy or differs from it: delete or rename it"
             )
+            problems.append(Problem(path, reason))
             return None
     return None if found else VersionRef(version=name, digest=digest)
 
@@ -194,9 +202,14 @@ def _own_copy(
 
 
 def _snapshot(
-    namespace: str, spec: RolloutSpec, prompt: PromptSpec, stable: PromptSpec | None, store: Store, problems: list[str]
+    namespace: str,
+    spec: RolloutSpec,
+    prompt: PromptSpec,
+    stable: PromptSpec | None,
+    store: Store,
+    problems: list[SpecProblem],
 ) -> tuple[Snapshot, str]:
-    """With what is to be said of objectives that it leaves out."""
+    """With a note on objectives that are left out."""
     canary, analysis = spec.strategy.canary, spec.analysis
     analyse = analysis.mode == "Metrics"
     objectives, note = _objectives(namespace, spec, prompt, stable, store, problems) if analyse else ([], "")
@@ -219,21 +232,27 @@ def _snapshot(
 
 
 def _objectives(
-    namespace: str, spec: RolloutSpec, prompt: PromptSpec, stable: PromptSpec | None, store: Store, problems: list[str]
+    namespace: str,
+    spec: RolloutSpec,
+    prompt: PromptSpec,
+    stable: PromptSpec | None,
+    store: Store,
+    problems: list[SpecProblem],
 ) -> tuple[list[Objective], str]:
     declared: dict[str, tuple[str, Objective]] = {}
 
     def declare(origin: str, path: str, objective: Objective) -> None:
         if objective.name in declared:
             first = declared[objective.name][0]
-            problems.append(f"{origin}: the objective {objective.name} is declared in {first} too: rename one of them")
+            reason = f"the objective {objective.name} is also declared in {first}: rename one of them"
+            problems.append(Problem(origin, reason))
             return
         try:
             make_test(objective)
         except ValueError as error:
-            problems.append(f"{origin}: {error}")
+            problems.append(Problem(origin, str(error)))
         if reason := not_measured(objective):
-            problems.append(f"{path}.signal: {reason}")
+            problems.append(Problem(f"{path}.signal", reason))
         declared[objective.name] = (origin, objective)
 
     for number, objective in enumerate(spec.analysis.objectives):
@@ -242,12 +261,12 @@ def _objectives(
         path = f"spec.analysis.sloRefs[{index}]"
         item = store.get("PromptSLO", namespace, ref.name)
         if item is None:
-            problems.append(f"{path}.name: there is no PromptSLO {ref.name} in {namespace}: create it")
+            problems.append(MissingObject(f"{path}.name", "PromptSLO", ref.name, namespace))
             continue
         try:
             objectives = SLOSpec.model_validate(item.get("spec") or {}).objectives
         except ValidationError as error:
-            problems.append(f"{path}.name: PromptSLO {ref.name}: {first_problem(error)}")
+            problems.append(Problem(f"{path}.name", f"PromptSLO {ref.name}: {first_problem(error)}"))
             continue
         for number, objective in enumerate(objectives):
             origin = f"{path} (PromptSLO {ref.name})"
@@ -256,7 +275,7 @@ def _objectives(
     found = [objective for _, objective in declared.values()]
     note = ""
     if prompt.output_schema is None:
-        # nothing is checked, so nothing can be measured: the objective would wait for ever
+        # without a check nothing is measured: the objective would hold the rollout for ever
         left_out = [objective.name for objective in found if objective.signal == "ContractFailureRate"]
         found = [objective for objective in found if objective.signal != "ContractFailureRate"]
         if left_out:
@@ -265,22 +284,27 @@ def _objectives(
     found += _always_on(found, prompt, stable)
     queries = sum(len(query) for each in found if each.custom for query in each.custom.queries.values())
     if queries > MAX_QUERIES_LENGTH:
-        problems.append(
-            f"spec.analysis: the queries of signal Custom have {queries} characters together, at most "
-            f"{MAX_QUERIES_LENGTH}: they are kept in the rollout's status. Shorten them, or remove some"
+        reason = (
+            f"queries of signal Custom have {queries} characters in total, {MAX_QUERIES_LENGTH} are allowed: "
+            "shorten or remove some"
         )
+        problems.append(Problem("spec.analysis", reason))
     if len(found) > MAX_OBJECTIVES:
-        problems.append(
-            f"spec.analysis: {len(found)} objectives with those that are always on, at most {MAX_OBJECTIVES}: "
-            "remove some, or an SLO"
+        reason = (
+            f"{len(found)} objectives, including built-in ones, {MAX_OBJECTIVES} are allowed: remove some, or an SLO"
         )
+        problems.append(Problem("spec.analysis", reason))
     return found[:MAX_OBJECTIVES], note
 
 
 def _check_price(
-    namespace: str, prompt: PromptSpec, declared: dict[str, tuple[str, Objective]], store: Store, problems: list[str]
+    namespace: str,
+    prompt: PromptSpec,
+    declared: dict[str, tuple[str, Objective]],
+    store: Store,
+    problems: list[SpecProblem],
 ) -> None:
-    """Without a price nothing is known of the cost: the objective would wait for ever, or see part of the cost."""
+    """Without a price the cost is unknown: the objective would hold the rollout for ever, or miss part of the cost."""
     costs = ((origin, each.name) for origin, each in declared.values() if each.signal == "CostPerRequest")
     first = next(costs, None)
     if first is None:
@@ -292,14 +316,15 @@ def _check_price(
         if item is None:
             continue  # said already
         if model not in {row.get("model") for row in (item.get("spec") or {}).get("prices") or []}:
-            problems.append(
-                f"{first[0]}: the objective {first[1]} is on CostPerRequest, and ModelProvider {provider} has no price "
-                f"for the model {model}: add a row for exactly this name to its spec.prices, or remove the objective"
+            reason = (
+                f"objective {first[1]} needs a price for the model {model}: "
+                f"add it to spec.prices of ModelProvider {provider}, or remove the objective"
             )
+            problems.append(Problem(first[0], reason))
 
 
 def _always_on(found: list[Objective], prompt: PromptSpec, stable: PromptSpec | None) -> list[Objective]:
-    """Errors and contract failures are watched whatever is declared."""
+    """Errors and contract failures are always watched."""
     signals, names = {objective.signal for objective in found}, {objective.name for objective in found}
     versus = VersusStable(max_increase_percent=ALWAYS_ON_INCREASE_PERCENT)
     added = []
@@ -308,7 +333,7 @@ def _always_on(found: list[Objective], prompt: PromptSpec, stable: PromptSpec | 
     if "ContractFailureRate" not in signals and prompt.output_schema is not None:
         name = _free("contract-failure-rate", names)
         if stable is not None and stable.output_schema is None:
-            # there is nothing to compare a first schema with
+            # stable has no schema, so nothing to compare with
             added.append(Objective(name=name, signal="ContractFailureRate", max=CONTRACT_MAX_SHARE))
         else:
             added.append(Objective(name=name, signal="ContractFailureRate", versus_stable=versus))

@@ -1,4 +1,4 @@
-"""What is left of a rollout that was deleted: pods are told, and after a week its memory goes too."""
+"""After a rollout was deleted: its delivery is marked retired, and a week later deleted with its copies and keys."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 Object = dict[str, Any]
 
 KEEP_SECONDS = 7 * 86_400
-"""So long a recreated rollout finds what was served, and what was rejected, before it."""
+"""A rollout that is recreated within this time finds what was served and rejected before."""
 
 
 async def retire(key: Key, api: Api, store: Store, queue: WorkQueue, wall: Callable[[], float] = time.time) -> None:
-    """Carry out what is due for a name without a rollout. Asks the API server first: a watch may lag behind."""
+    """Do what is due for a deleted rollout. Asks the API server first: a watch may lag behind."""
     delivery = store.get("PromptDelivery", key.namespace, key.name)
     owned = copies.owned(store, key.namespace, key.name)
     signing_key = store.get("PromptSigningKey", key.namespace, key.name)
@@ -54,7 +54,7 @@ async def retire(key: Key, api: Api, store: Store, queue: WorkQueue, wall: Calla
         await api.delete("PromptDelivery", delivery)
     if signing_key is not None:
         await api.delete("PromptSigningKey", signing_key)
-    logger.info("%s has been gone for a week: its copies and its memory are deleted", key)
+    logger.info("%s was deleted a week ago: its copies and its delivery are deleted too", key)
 
 
 def _created(item: Object) -> float:

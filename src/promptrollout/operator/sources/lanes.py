@@ -1,4 +1,4 @@
-"""What the answers of a metrics source may cost: places for queries, bytes and time."""
+"""Limits of queries to a metrics source: how many at once, bytes and time of an answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import orjson
 import requests
 
 MAX_ANSWER_BYTES = 8 * 2**20
-"""In memory an answer takes up to 14 times that, and the operator has to do with 256 MiB."""
+"""In memory an answer takes up to 14 times that, and the operator has 256 MiB."""
 MAX_OWN_BYTES = 4 * 2**20
 LARGE_BYTES = 2**20
 """Of answers beyond this a lane reads one at a time."""
@@ -21,7 +21,7 @@ _PIECE_BYTES = 2**18
 class SourceError(Exception):
     """The source did not give a usable answer; the message says why.
 
-    `spoilt`: it is there, and it is what was asked for that it cannot answer: too much, too slow, or unreadable.
+    `spoilt`: the source answers, but not this query: too large, too slow, or unreadable.
     """
 
     def __init__(self, message: str, *, spoilt: bool = False) -> None:
@@ -30,7 +30,7 @@ class SourceError(Exception):
 
 
 class Lane:
-    """So many queries at once, in threads that nobody else waits for: a source may hold them for long."""
+    """A number of queries at once, in threads of their own: a slow source blocks no other lane."""
 
     def __init__(self, parallel: int, most_bytes: int, large: threading.Lock) -> None:
         """`large`: held while a large answer is read."""
@@ -41,11 +41,11 @@ class Lane:
 
 
 class TooMuch(Exception):
-    """An answer has more bytes, or takes more time, than it may."""
+    """An answer exceeds its limit of bytes or time."""
 
 
 class Reading(threading.local):
-    """The answer that a thread is at: what it may cost, and whether it is one of the large ones."""
+    """The answer that a thread reads: its limits, and whether it is a large one."""
 
     most_bytes = MAX_ANSWER_BYTES
     large: threading.Lock
@@ -69,7 +69,7 @@ class Reading(threading.local):
                 if size > self.most_bytes:
                     raise TooMuch(f"its answer is larger than {self.most_bytes / 2**20:.3g} MiB")
                 if time.monotonic() > until:
-                    raise TooMuch(f"no whole answer within {until - began:.2g} s")
+                    raise TooMuch(f"no complete answer within {until - began:.2g} s")
                 if size > LARGE_BYTES and not self.holds:
                     self.holds = self.large.acquire(timeout=max(0.0, until - time.monotonic()))
         finally:
@@ -79,8 +79,8 @@ class Reading(threading.local):
 
 
 def refuses(response: requests.Response) -> bool:
-    """This query, and not all: for a limit of samples, bytes or time. The other errors are of the source, or of what
-    stands before it."""
+    """The source refuses this query: its limit of samples, bytes or time. Other errors concern the source itself, or a
+    proxy before it."""
     if response.status_code in (400, 413, 422):
         return True
     try:

@@ -1,7 +1,7 @@
-"""One Prometheus-compatible source: grouped queries in a thread, its clock, and what is wrong with it.
+"""One Prometheus-compatible source: queries in threads, its clock, and its problem if it has one.
 
-Plain HTTP, because of what stores say beside their data: Thanos' `warnings` and VictoriaMetrics' `isPartial` mean that
-some of it may be missing, and no client for Python passes them on.
+Answers are checked as HTTP: Thanos' `warnings` and VictoriaMetrics' `isPartial` mean that data may be missing, and no
+Python client passes them on.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _T = TypeVar("_T")
 
 TIMEOUT_SECONDS = 5
 WHOLE_ANSWER = 2
-"""In so many times the timeout an answer must be there to its last byte."""
+"""A complete answer must arrive within so many times the timeout."""
 PARALLEL = 4
 PARALLEL_OWN = 4
-"""Of people's own queries, which may be slow, and must not keep the gateways' metrics waiting."""
+"""Of Custom queries, which may be slow, and must not delay the gateways' metrics."""
 PARALLEL_ALONE = 2
-"""Of namespaces that spoil answers."""
+"""Of namespaces that are queried alone."""
 OWN_PER_NAMESPACE = 2
 SLOW_SECONDS = 3600.0
 _LATEST = 253_402_300_800.0
@@ -57,17 +57,17 @@ ON_THE_QUERY = "PromQL "
 
 
 _ODD = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What an answer of unexpected content leads to."""
+"""Raised while an answer of unexpected content is read."""
 _CLOSED = (RemoteDisconnected, ConnectionResetError, BrokenPipeError)
-"""How a connection ends that the other side closed while it lay idle: what was sent on it was never read."""
+"""Errors of an idle connection that the other side closed: the request was not read."""
 
 
 class UnlabelledError(Exception):
-    """All series of an answer lack the label that would say where they were scraped."""
+    """All series of an answer lack the label of the namespace that they were scraped in."""
 
 
 class Source:
-    """Raises SourceError, whatever goes wrong."""
+    """Every failure is raised as SourceError."""
 
     def __init__(
         self,
@@ -98,41 +98,41 @@ class Source:
         self._own_lane = Lane(PARALLEL_OWN, MAX_OWN_BYTES, large)
         self._alone_lane = Lane(PARALLEL_ALONE, MAX_OWN_BYTES, large)
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        """Of namespaces, for their own queries: none may have all the slots."""
+        """Of namespaces, for their Custom queries: none may take all the slots."""
         self._slow_until: dict[str, float] = {}
-        """Namespaces whose own queries were too slow: they wait for each other, and nobody for them."""
+        """Namespaces whose Custom queries were too slow: they use a lane of their own."""
         self._reading = Reading()
         self._timeout = timeout
         self.answer_seconds = WHOLE_ANSWER * timeout
-        """No query takes longer, once it is sent."""
+        """The longest time of a query, once it is sent."""
         # VictoriaMetrics answers queries about the last 30 s with older points, unless it may not use its cache
         self._parameters = {"timeout": f"{timeout:g}", "nocache": "1", **(parameters or {})}
         session = requests.Session()
         session.cert = client_certificate
         session.verify = ca_file if ca_file is not None else True
         session.hooks["response"].append(self._refuse_partial)  # the client keeps data.result and drops the rest
-        # no retries inside: the scheduler tries again, and a slow source must not hold threads
+        # no retries here: the scheduler tries again, and a slow source must not block threads
         self._client = PrometheusConnect(url=self._url, retry=Retry(total=0, read=False), auth=access, session=session)
         self._offset = 0.0
-        self.problem: str = "it has not been asked yet"
+        self.problem: str = "it has not been queried yet"
         """Why the source gave no answer last time; empty if it did."""
 
     def now(self) -> float:
-        """The source's clock, or the best guess at it: its answers count in its own time."""
+        """The source's clock, as last read: its answers count in its own time."""
         return self._wall() + self._offset
 
     async def read_clock(self) -> None:
-        """Ask for the time; notes whether the source is there."""
+        """Query the time."""
         before = self._wall()
         answer = await self._query("query", lambda answer: answer, query="time()")
         after = self._wall()
         try:
             if isinstance(answer[0], dict):
                 answer = answer[0]["value"]  # VictoriaMetrics makes a vector of everything
-            told = float(answer[1])
-            if not 0 <= told < _LATEST:
+            seconds = float(answer[1])
+            if not 0 <= seconds < _LATEST:
                 raise ValueError("no time of day")
-            self._offset = told - (before + after) / 2
+            self._offset = seconds - (before + after) / 2
         except _ODD as error:
             raise self._failed(f"its answer to time() is {str(answer)[:80]!r}") from error
 
@@ -142,7 +142,7 @@ class Source:
         rollouts: Mapping[str, str],
         end: int,
         seconds: int,
-        narrowed: Mapping[str, Collection[str]] | None = None,
+        label_filter: Mapping[str, Collection[str]] | None = None,
         *,
         alone: bool = False,
         most_bytes: int = MAX_ANSWER_BYTES,
@@ -150,10 +150,11 @@ class Source:
         """Raw samples in (end - seconds, end] of both arms' series of a metric, by rollout uid.
 
         `rollouts`: their namespaces by uid. Any pod may claim to serve any rollout; only what was scraped in the
-        rollout's own namespace counts. `narrowed`: the values of labels that are needed, as the objectives write them.
-        `alone`: it must not keep other queries waiting. `most_bytes`: a larger answer is none.
+        rollout's own namespace counts. `label_filter`: the values of labels that are needed, as the objectives
+        write them.
+        `alone`: in a lane that delays no other queries. `most_bytes`: a larger answer is refused.
         """
-        narrow = [f'{name}=~"{_one_of(name, values)}"' for name, values in sorted((narrowed or {}).items())]
+        narrow = [f'{name}=~"{_one_of(name, values)}"' for name, values in sorted((label_filter or {}).items())]
         if self._namespace_label:
             # the empty one: series that lack the label are noticed
             spaces = "|".join([*sorted(set(rollouts.values())), ""])
@@ -224,7 +225,7 @@ class Source:
             except UnlabelledError as error:
                 raise self._failed(str(error)) from error
             except _ODD as error:
-                text = f"its answer for {shortened(what, 80)} is no matrix of samples"
+                text = f"its answer for {shortened(what, 80)} is not a matrix of samples"
                 raise self._failed(text, spoilt=True) from error
 
         return await self._query(endpoint, read, lane, most_bytes, **parameters)
@@ -238,12 +239,12 @@ class Source:
         if uid not in self._unread:
             self._unread.add(uid)
             logger.warning(
-                "metrics source %s: a series of %s of rollout %s cannot be read: left out: %r",
+                "metrics source %s: ignoring an unreadable series of %s of rollout %s: %r",
                 *(self.name, metric, uid, error),
             )
 
     def _own(self, metric: str, answer: Any, rollouts: Mapping[str, str]) -> Any:
-        """Without series of pods in other namespaces than the rollout that they name."""
+        """Without series of pods in another namespace than their rollout."""
         if not self._namespace_label or not isinstance(answer, list):
             return answer
         own = []
@@ -254,20 +255,20 @@ class Source:
             elif uid not in self._strangers:
                 self._strangers.add(uid)
                 logger.warning(
-                    "metrics source %s: a pod in namespace %r exports series of rollout %s of namespace %s: left out",
+                    "metrics source %s: ignoring series of a pod in namespace %r that name rollout %s of namespace %s",
                     *(self.name, space, uid, rollouts.get(uid)),
                 )
         return own
 
     def _scraped_in(self, metric: str, answer: Any, entry: Any) -> str | None:
-        """The namespace; None if the source keeps none and everybody is believed."""
+        """The namespace; None if the source has no such label, and all pods are trusted."""
         label = self._namespace_label
         if not label:
             return None
         if label not in entry["metric"] and all(label not in each["metric"] for each in answer):
             raise UnlabelledError(
-                f"no series of {metric} carries the label {label}, by which pods of other namespaces are told apart: "
-                "have the scrape job attach it, or set namespaceLabel of this source (empty: believe all pods)"
+                f"no series of {metric} carries the label {label}, which tells pods of other namespaces apart: "
+                "have the scrape job attach it, or set namespaceLabel of this source (empty: trust all pods)"
             )
         return str(entry["metric"].get(label, ""))
 
@@ -289,7 +290,7 @@ class Source:
         except requests.Timeout as error:
             raise self._failed(f"no answer within {self._timeout:g} s", spoilt=True) from error
         except TimeoutError as error:
-            raise self._failed(f"no whole answer within {self.answer_seconds:g} s", spoilt=True) from error
+            raise self._failed(f"no complete answer within {self.answer_seconds:g} s", spoilt=True) from error
         except requests.exceptions.SSLError as error:
             raise self._failed(f"TLS fails: {shortened(str(_first_cause(error)))}") from error
         except requests.exceptions.ChunkedEncodingError as error:
@@ -306,32 +307,31 @@ class Source:
         return answer
 
     def _ask(
-        self, endpoint: str, given: Mapping[str, str], lane: Lane, most_bytes: int, read: Callable[[Any], _T]
+        self, endpoint: str, parameters: Mapping[str, str], lane: Lane, most_bytes: int, read: Callable[[Any], _T]
     ) -> _T:
-        """The result, read in the same thread: of large answers one at a time is in memory."""
+        """The result, read in the same thread: only one large answer at a time is in memory."""
         self._reading.begin(lane, most_bytes)
         try:
             try:
-                return read(self._result(endpoint, given))
+                return read(self._result(endpoint, parameters))
             except requests.ConnectionError as error:
                 if not isinstance(_first_cause(error), _CLOSED):
                     raise
                 # the source closed the idle connection just as it was used again
-                return read(self._result(endpoint, given))
+                return read(self._result(endpoint, parameters))
         finally:
             self._reading.end()
 
-    def _result(self, endpoint: str, given: Mapping[str, str]) -> Any:
+    def _result(self, endpoint: str, parameters: Mapping[str, str]) -> Any:
         if endpoint == "query":
-            return self._client.custom_query(given["query"], {**self._parameters, **given}, self._timeout)
-        start, end = (datetime.fromtimestamp(int(given[name]), UTC) for name in ("start", "end"))
+            return self._client.custom_query(parameters["query"], {**self._parameters, **parameters}, self._timeout)
+        start, end = (datetime.fromtimestamp(int(parameters[name]), UTC) for name in ("start", "end"))
         return self._client.custom_query_range(
-            given["query"], start, end, given["step"], self._parameters, self._timeout
+            parameters["query"], start, end, parameters["step"], self._parameters, self._timeout
         )
 
     def _refuse_partial(self, response: requests.Response, **_: Any) -> None:
-        """An answer that may lack some of the data is none. A redirect is none either: where it leads to must not learn
-        what the source is shown for access."""
+        """Refuse an answer that may lack data, and redirects: their target must not get the source's credentials."""
         content = self._whole(response)
         if response.is_redirect:
             where = response.headers["location"]
@@ -347,7 +347,7 @@ class Source:
             raise self._failed(f"its answer may lack data: {why}")
 
     def _whole(self, response: requests.Response) -> bytes:
-        """The body, read here and not by the client, whose timeout is of each read: a byte a second escapes it."""
+        """The body, read here: the client's timeout is for each read, so one byte a second would never time out."""
         try:
             content = self._reading.whole(response, time.monotonic() + self.answer_seconds)
         except ReadTimeoutError as error:
@@ -370,7 +370,7 @@ class Source:
 
 
 def _one_of(name: str, values: Collection[str]) -> str:
-    """A regular expression; of bucket edges in all the ways that they may be written."""
+    """A regular expression; bucket edges in all spellings."""
     texts = {text for value in values for text in (spellings(value) if name == "le" else (value,))}
     return "|".join(text.replace(".", "[.]") for text in sorted(texts))
 

@@ -284,14 +284,14 @@ async def test_a_pod_exports_those_of_so_many_rollouts_and_says_of_how_many_it_d
 
     async def with_shards() -> tuple[set[str], float, set[str]]:
         """Rollouts that export them; how many do not, by the gauge; and which, by the report."""
-        found = await samples(gateway)
+        found = await samples(gateway, metric, names.METRIC_SHARDS_WITHHELD)
         report = (await Caller(gateway.admin_app).get("/rollouts")).json["rollouts"]
         withheld = {each["name"] for each in report if each["shardsWithheld"]}
         return {dict(of)["rollout"] for of in found[metric]}, value(found, names.METRIC_SHARDS_WITHHELD), withheld
 
     async def requests_by_shards(n: int) -> float:
         await caller.post(request(model=f"app-{n}"))
-        return value(await samples(gateway), metric, rollout=f"app-{n}")
+        return value(await samples(gateway, metric), metric, rollout=f"app-{n}")
 
     placed = {f"app-{n}" for n in range(64)}
     for n in reversed(range(64)):
@@ -304,7 +304,9 @@ async def test_a_pod_exports_those_of_so_many_rollouts_and_says_of_how_many_it_d
         await load(n, 2, weight=100)
     await caller.post(request(model="app-64"))
     assert await requests_by_shards(3) == 1
-    assert value(await samples(gateway), names.METRIC_REQUESTS, rollout="app-64") == 1, "the arms count all the same"
+    assert value(await samples(gateway, names.METRIC_REQUESTS), names.METRIC_REQUESTS, rollout="app-64") == 1, (
+        "the arms count all the same"
+    )
     await load(65, 2, canary=None)
     assert await with_shards() == (placed, 2, {"app-64", "app-66"}), "without a canary nothing is missing"
     await load(7, 2, canary=None)

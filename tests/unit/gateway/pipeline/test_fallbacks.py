@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -129,10 +128,8 @@ async def test_who_is_asked_in_anothers_place_has_what_is_left_of_the_time(
     others = fallback(second, timeouts=timeouts), fallback(third, "third", timeouts={**timeouts, "totalSeconds": 30})
     await serve(gateway, provider, *others, provider_timeouts=timeouts)
     provider.script.append(streams(asyncio.Event()))
-    began = time.monotonic()
     answered = await caller.post(request())
     assert (answered.status, answered.headers[names.HEADER_PROVIDER]) == (200, "third")
-    assert time.monotonic() - began < 1.9
     assert second.requests == [], "its second was over before it was asked"
     serving = gateway.registry.find("support")
     assert serving is not None

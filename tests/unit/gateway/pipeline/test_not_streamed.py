@@ -8,13 +8,9 @@ import orjson
 import pytest
 
 from promptrollout.gateway.process import Gateway
-from tests.unit.gateway.kit import SCHEMA, Caller, Provider, arm, completion, delivery, request, says, series
+from tests.unit.gateway.kit import SCHEMA, Caller, Provider, completion, request, says, series, serve
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-
-
-async def serve(gateway: Gateway, provider: Provider, **changes: Any) -> None:
-    await gateway.registry.apply("support", delivery(stable=arm(url=provider.url, **changes)))
 
 
 def events(body: bytes) -> list[Any]:
@@ -25,7 +21,7 @@ def events(body: bytes) -> list[Any]:
 async def test_a_chat_completion_becomes_a_stream_and_is_counted_as_an_answer(
     gateway: Gateway, caller: Caller, provider: Provider
 ) -> None:
-    await serve(gateway, provider, outputSchema=SCHEMA)
+    await serve(gateway, provider.url, outputSchema=SCHEMA)
     provider.script.append(says(body=completion('{"answer": "yes"}', created=7, model="gpt")))
     answered = await caller.post(request(stream=True))
     assert answered.status == 200
@@ -42,7 +38,7 @@ async def test_a_chat_completion_becomes_a_stream_and_is_counted_as_an_answer(
 async def test_usage_and_calls_of_tools_come_as_a_stream_has_them(
     gateway: Gateway, caller: Caller, provider: Provider
 ) -> None:
-    await serve(gateway, provider)
+    await serve(gateway, provider.url)
     whole = completion(None, "tool_calls")
     whole["choices"][0]["message"]["tool_calls"] = [CALL, CALL]
     provider.script.append(says(body=whole))
@@ -56,7 +52,7 @@ async def test_usage_and_calls_of_tools_come_as_a_stream_has_them(
 async def test_callers_of_another_protocol_get_a_stream_of_theirs(
     gateway: Gateway, caller: Caller, provider: Provider
 ) -> None:
-    await serve(gateway, provider)
+    await serve(gateway, provider.url)
     body = {"model": "support", "max_tokens": 9, "stream": True, "messages": [{"role": "user", "content": "Hi"}]}
     answered = await caller.post(body, "/v1/messages")
     assert answered.status == 200
@@ -69,7 +65,7 @@ async def test_callers_of_another_protocol_get_a_stream_of_theirs(
 async def test_what_is_no_completion_is_a_bad_response(
     gateway: Gateway, caller: Caller, provider: Provider, payload: bytes
 ) -> None:
-    await serve(gateway, provider, provider_maxRetries=0)
+    await serve(gateway, provider.url, provider_maxRetries=0)
     provider.script.append(says(body=payload))
     answered = await caller.post(request(stream=True))
     assert (answered.status, answered.error["code"]) == (502, "provider_bad_response")
@@ -79,7 +75,7 @@ async def test_what_is_no_completion_is_a_bad_response(
 async def test_a_protocol_whose_stream_cannot_be_made_of_it_counts_a_bad_response(
     gateway: Gateway, caller: Caller, provider: Provider
 ) -> None:
-    await serve(gateway, provider)
+    await serve(gateway, provider.url)
     provider.script.append(says(body={"id": "resp_1", "object": "response", "status": "completed", "output": []}))
     answered = await caller.post({"model": "support", "user": "u1", "input": "Hi", "stream": True}, "/v1/responses")
     assert (answered.status, answered.error["code"]) == (502, "provider_bad_response")

@@ -12,7 +12,7 @@ from promptrollout.gateway.process import Gateway
 from promptrollout.sandbox.model.answers import DrawSource, compose
 from promptrollout.sandbox.model.behaviour import Behaviour
 from promptrollout.sandbox.model.wire import WIRES
-from tests.unit.gateway.kit import Caller, Provider, arm, delivery, says, series, streams
+from tests.unit.gateway.kit import Caller, Provider, says, series, serve, streams
 from tests.unit.gateway.pipeline.test_protocols import COMBINATIONS, ENDED, PATHS, TEXT, ask, events, read
 
 NATIVE = {"OpenAI": {"chat": "chat", "responses": "responses", "messages": "chat"}, "Anthropic": {}}
@@ -37,18 +37,13 @@ def stream_of(protocol: str, *, tool: bool = False) -> bytes:
     return b"".join([made.head(), *(made.piece(character) for character in reply.text), made.end()])
 
 
-async def serve(gateway: Gateway, provider: Provider, kind: str, **changes: Any) -> None:
-    made = arm(url=provider.url, provider_type=kind, **changes)
-    await gateway.registry.apply("support", delivery(stable=made))
-
-
 @pytest.mark.parametrize("tool", [False, True])
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize(("protocol", "kind"), COMBINATIONS)
 async def test_any_cut_of_the_bytes_reads_the_same(
     gateway: Gateway, caller: Caller, provider: Provider, protocol: str, kind: str, size: int, tool: bool
 ) -> None:
-    await serve(gateway, provider, kind)
+    await serve(gateway, provider.url, provider_type=kind)
     sent = stream_of(native(protocol, kind), tool=tool)
     provider.script.append(streams(*(sent[at : at + size] for at in range(0, len(sent), size))))
     answered = await caller.post(ask(protocol, stream=True, tools=tool), path=PATHS[protocol])
@@ -76,7 +71,7 @@ def _calls(protocol: str, body: bytes) -> list[tuple[str, Any]]:
 async def test_a_stream_that_is_cut_anywhere_is_never_taken_for_whole(
     gateway: Gateway, caller: Caller, provider: Provider, protocol: str, kind: str, share: float
 ) -> None:
-    await serve(gateway, provider, kind)
+    await serve(gateway, provider.url, provider_type=kind)
     sent = stream_of(native(protocol, kind))
     provider.script.append(streams(sent[: int(len(sent) * share)]))
     answered = await caller.post(ask(protocol, stream=True), path=PATHS[protocol])
@@ -97,7 +92,7 @@ FAILURES = {
 async def test_what_the_provider_says_of_its_failure_reaches_the_caller_once(
     gateway: Gateway, caller: Caller, provider: Provider, protocol: str, kind: str
 ) -> None:
-    await serve(gateway, provider, kind)
+    await serve(gateway, provider.url, provider_type=kind)
     spoken = native(protocol, kind)
     sent = stream_of(spoken)
     half = sent[: sent.index(b"\n\n", len(sent) // 2) + 2]
@@ -117,7 +112,7 @@ async def test_what_the_provider_says_of_its_failure_reaches_the_caller_once(
 async def test_a_response_that_failed_is_an_error_of_the_arm(
     gateway: Gateway, caller: Caller, provider: Provider
 ) -> None:
-    await serve(gateway, provider, "OpenAI")
+    await serve(gateway, provider.url, provider_type="OpenAI")
     failed = {"id": "r", "status": "failed", "error": {"code": "server_error", "message": "gone"}, "output": []}
     event = {"type": "response.failed", "sequence_number": 1, "response": failed}
     provider.script.append(streams(b"event: response.failed\ndata: " + orjson.dumps(event) + b"\n\n"))
@@ -133,7 +128,7 @@ async def test_a_response_that_failed_is_an_error_of_the_arm(
 async def test_calls_that_are_no_json_cannot_be_told_to_anthropics_clients(
     gateway: Gateway, caller: Caller, provider: Provider
 ) -> None:
-    await serve(gateway, provider, "OpenAI")
+    await serve(gateway, provider.url, provider_type="OpenAI")
     call = {"id": "c", "type": "function", "function": {"name": "look_up", "arguments": '{"x":'}}
     choice = {"index": 0, "message": {"role": "assistant", "tool_calls": [call]}, "finish_reason": "tool_calls"}
     provider.script.append(says(body={"choices": [choice]}))
@@ -147,7 +142,7 @@ async def test_calls_that_are_no_json_cannot_be_told_to_anthropics_clients(
 async def test_who_hangs_up_in_mid_stream_stops_the_provider(
     gateway: Gateway, caller: Caller, provider: Provider, protocol: str, kind: str
 ) -> None:
-    await serve(gateway, provider, kind)
+    await serve(gateway, provider.url, provider_type=kind)
     sent = stream_of(native(protocol, kind))
     half = sent[: sent.index(b"\n\n", len(sent) // 2) + 2]
     gone = asyncio.Event()

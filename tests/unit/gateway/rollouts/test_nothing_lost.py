@@ -18,7 +18,8 @@ import aiohttp
 import pytest
 import yaml
 
-from promptrollout.api.names import ENV_ALLOWED_NETWORKS, ENV_BIND_ADDRESS, PORT_ADMIN, PORT_HTTP
+from promptrollout.api.names import ENV_BIND_ADDRESS
+from promptrollout.api.pod_settings import PORT_ADMIN, PORT_HTTP, variable
 from promptrollout.sandbox.model.behaviour import parse_behaviours
 from promptrollout.sandbox.model.server import SimulatedModel
 from tests.unit.gateway.kit import CANARY, arm, delivery, request
@@ -54,7 +55,7 @@ class Pod:
             "PROMPTROLLOUT_STATE_DIR": str(self.state),
             "PROMPTROLLOUT_DRAIN_SECONDS": "5",  # callers keep idle connections, for which a pod waits half of it
             ENV_BIND_ADDRESS: self.address,
-            ENV_ALLOWED_NETWORKS: "127.0.0.0/8",
+            variable("allowed_provider_networks"): "127.0.0.0/8",
         }
         with self._log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(

@@ -8,7 +8,6 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
@@ -29,15 +28,11 @@ from tests.unit.gateway.kit import (
     request,
     says,
     series,
+    serve,
     streams,
 )
 
 KEYS = ("sk-first-1111111111", "sk-second-2222222222", "sk-third-3333333333")
-
-
-async def serve(gateway: Gateway, url: str, sequence: int = 1, **provider: Any) -> None:
-    settings = {f"provider_{name}": value for name, value in provider.items()}
-    await gateway.registry.apply("support", delivery(sequence, stable=arm(url=url, **settings)))
 
 
 def write_keys(gateway: Gateway, *keys: str) -> None:
@@ -57,7 +52,7 @@ def authorizations(provider: Provider) -> list[str | None]:
 async def test_a_key_that_is_no_text_is_named_in_words(gateway: Gateway) -> None:
     write_keys(gateway, "k")
     (gateway.settings.provider_keys_dir / "openai" / "api-key").write_bytes(b"\xff\xfe")
-    await serve(gateway, "http://127.0.0.1:1/v1", needsKey=True)
+    await serve(gateway, "http://127.0.0.1:1/v1", provider_needsKey=True)
     problem = gateway.reporter.report().rollouts[0].problem
     assert problem is not None
     assert problem.endswith("api-key: it is not UTF-8 text")
@@ -65,7 +60,7 @@ async def test_a_key_that_is_no_text_is_named_in_words(gateway: Gateway) -> None
 
 async def test_keys_take_turns(gateway: Gateway, caller: Caller, provider: Provider) -> None:
     write_keys(gateway, *KEYS)
-    await serve(gateway, provider.url, needsKey=True)
+    await serve(gateway, provider.url, provider_needsKey=True)
     for _ in range(6):
         assert (await caller.post(request())).status == 200
     assert sorted(map(str, authorizations(provider))) == sorted([f"Bearer {key}" for key in KEYS] * 2)
@@ -76,12 +71,12 @@ async def test_a_key_that_is_refused_rests_and_another_answers_at_once(
     status: int, gateway: Gateway, caller: Caller, provider: Provider
 ) -> None:
     write_keys(gateway, *KEYS)
-    await serve(gateway, provider.url, needsKey=True, maxRetries=0)
+    await serve(gateway, provider.url, provider_needsKey=True, provider_maxRetries=0)
     provider.script.append(says(status, b"", **{"retry-after": "50"}))
     began = time.monotonic()
     for _ in range(7):
         assert (await caller.post(request())).status == 200
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 45, "nobody waits for the 50 s of the key that was refused"
     refused, *others = authorizations(provider)
     assert refused not in others
     assert set(others) == {f"Bearer {key}" for key in KEYS} - {refused}
@@ -92,7 +87,7 @@ async def test_where_every_key_is_refused_the_caller_hears_it(
     gateway: Gateway, caller: Caller, provider: Provider
 ) -> None:
     write_keys(gateway, *KEYS)
-    await serve(gateway, provider.url, needsKey=True)
+    await serve(gateway, provider.url, provider_needsKey=True)
     provider.script.extend(says(401, b"") for _ in range(10))
     assert (await caller.post(request())).status == 502
     assert len(provider.requests) == 3
@@ -100,7 +95,7 @@ async def test_where_every_key_is_refused_the_caller_hears_it(
 
 async def test_keys_rotate_without_a_restart(gateway: Gateway, caller: Caller, provider: Provider) -> None:
     write_keys(gateway, KEYS[0])
-    await serve(gateway, provider.url, needsKey=True)
+    await serve(gateway, provider.url, provider_needsKey=True)
     await caller.post(request())
     write_keys(gateway, KEYS[1], KEYS[2])
     assert gateway.providers.refresh_files() == []
@@ -120,7 +115,9 @@ async def test_no_key_shows_anywhere(
     """Whatever goes wrong: in answers, headers, logs, metrics, reports and files."""
     caplog.set_level(logging.DEBUG)
     write_keys(gateway, *KEYS)
-    await serve(gateway, provider.url, needsKey=True, maxRetries=1, timeouts={"firstByteSeconds": 1})
+    await serve(
+        gateway, provider.url, provider_needsKey=True, provider_maxRetries=1, provider_timeouts={"firstByteSeconds": 1}
+    )
     tells = {"error": {"message": f"wrong key {' '.join(KEYS)}", "code": KEYS[0], "param": KEYS[1]}}
     provider.script.extend(
         [
@@ -140,7 +137,7 @@ async def test_no_key_shows_anywhere(
     assert provider.script == type(provider.script)()
     write_keys(gateway, f"{KEYS[0]}\x07")
     seen += gateway.providers.refresh_files()
-    await serve(gateway, "http://127.0.0.1:1/v1", 2, needsKey=True, name="other")
+    await serve(gateway, "http://127.0.0.1:1/v1", 2, provider_needsKey=True, provider_name="other")
     for page in ("/metrics", "/rollouts"):
         seen.append((await Caller(gateway.admin_app).get(page)).body.decode())
     seen += [repr(endpoint.__dict__) for endpoint in gateway.providers._known.values()]
@@ -175,10 +172,10 @@ async def test_azures_form(gateway: Gateway, caller: Caller, provider: Provider)
         await serve(
             gateway,
             f"http://127.0.0.1:{runner.addresses[0][1]}/openai/deployments/gpt",
-            needsKey=True,
-            auth={"header": "api-key", "scheme": ""},
-            query=[{"name": "api-version", "value": "2024-10-21"}, {"name": "a", "value": "b c&d"}],
-            headers=[{"name": "X-Team", "value": "support"}, {"name": "Host", "value": "evil"}],
+            provider_needsKey=True,
+            provider_auth={"header": "api-key", "scheme": ""},
+            provider_query=[{"name": "api-version", "value": "2024-10-21"}, {"name": "a", "value": "b c&d"}],
+            provider_headers=[{"name": "X-Team", "value": "support"}, {"name": "Host", "value": "evil"}],
         )
         assert (await caller.post(request(), headers={"cookie": "c=1", "x-other": "1"})).status == 200
         serving = gateway.registry.find("support")
@@ -227,7 +224,7 @@ async def test_a_certificate_of_nobody_known_is_refused(
 
 
 async def test_insecure_skip_verify_takes_any(gateway: Gateway, caller: Caller, secure: tuple[str, Authority]) -> None:
-    await serve(gateway, secure[0], tls={"insecureSkipVerify": True})
+    await serve(gateway, secure[0], provider_tls={"insecureSkipVerify": True})
     assert (await caller.post(request())).status == 200
     await serve(gateway, secure[0], 2)
     assert (await caller.post(request())).status == 502, "no connection from before is used"
@@ -237,7 +234,7 @@ async def test_a_ca_of_its_own_may_come_late_and_rotate(
     gateway: Gateway, caller: Caller, secure: tuple[str, Authority], tmp_path: Path
 ) -> None:
     url, authority = secure
-    await serve(gateway, url, tls={"hasCa": True})
+    await serve(gateway, url, provider_tls={"hasCa": True})
     (report,) = gateway.reporter.report().rollouts
     assert "ModelProvider openai: its CA is missing" in (report.problem or "")
     path = gateway.settings.provider_keys_dir / "openai" / "ca.crt"
@@ -260,11 +257,11 @@ async def test_a_ca_of_its_own_may_come_late_and_rotate(
 async def test_a_stream_that_stops_in_the_middle_is_given_up(
     gateway: Gateway, caller: Caller, provider: Provider
 ) -> None:
-    await serve(gateway, provider.url, timeouts={"idleSeconds": 1})
+    await serve(gateway, provider.url, provider_timeouts={"idleSeconds": 1})
     provider.script.append(streams(chunk("Hel"), asyncio.Event()))
     began = time.monotonic()
     answered = await caller.post(request(stream=True))
-    assert 1 <= time.monotonic() - began < 5
+    assert 1 <= time.monotonic() - began < 60, "a watchdog: without idleSeconds it takes minutes"
     error = orjson.loads(answered.pieces[-1].removeprefix(b"data: "))["error"]
     assert (error["code"], error["message"]) == (
         "timeout",
@@ -277,7 +274,7 @@ async def test_a_cold_start_is_waited_for(
     gateway: Gateway, caller: Caller, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint, "LOADING_PAUSE_SECONDS", 0.02)
-    await serve(gateway, provider.url, maxRetries=0, timeouts={"coldStartSeconds": 30})
+    await serve(gateway, provider.url, provider_maxRetries=0, provider_timeouts={"coldStartSeconds": 30})
     provider.script.extend(says(503, {"error": "Model is loading"}) for _ in range(25))
     assert (await caller.post(request())).status == 200
     assert len(provider.requests) == 26
@@ -292,7 +289,7 @@ async def test_a_cold_endpoint_may_take_longer_for_its_first_byte(
     gateway: Gateway, caller: Caller, provider: Provider
 ) -> None:
     wakes = asyncio.Event()
-    await serve(gateway, provider.url, timeouts={"firstByteSeconds": 1, "coldStartSeconds": 30})
+    await serve(gateway, provider.url, provider_timeouts={"firstByteSeconds": 1, "coldStartSeconds": 30})
 
     async def answer(incoming: web.Request) -> web.StreamResponse:
         await wakes.wait()
@@ -306,13 +303,13 @@ async def test_a_cold_endpoint_may_take_longer_for_its_first_byte(
 
 
 async def test_without_patience_a_cold_start_is_a_failure(gateway: Gateway, caller: Caller, provider: Provider) -> None:
-    await serve(gateway, provider.url, maxRetries=0)
+    await serve(gateway, provider.url, provider_maxRetries=0)
     provider.script.append(says(503, {"error": "Model is loading"}))
     assert (await caller.post(request())).status == 503
 
 
 async def test_an_outage_does_not_multiply_the_load(gateway: Gateway, caller: Caller, provider: Provider) -> None:
-    await serve(gateway, provider.url, maxRetries=5, retryBudgetPercent=20)
+    await serve(gateway, provider.url, provider_maxRetries=5, provider_retryBudgetPercent=20)
     rng = [says(429, b"", **{"retry-after": "0"}) for _ in range(1000)]
     provider.script.extend(rng)
     began = time.monotonic()

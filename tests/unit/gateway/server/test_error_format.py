@@ -51,7 +51,8 @@ def shape_of(body: bytes) -> Shape:
 @pytest.fixture
 async def port(gateway: Gateway) -> AsyncIterator[int]:
     """Of a pod that takes no requests."""
-    full = ServingApp(gateway.registry, gateway.counters, Limits(max_concurrent_requests=0, max_queued_requests=0))
+    full = ServingApp(gateway.registry, gateway.counters, Limits(max_concurrent_requests=1, max_queued_requests=0))
+    gateway.counters.in_flight = 1
     async with listening(full) as number:
         yield number
 
