@@ -9,7 +9,7 @@ from typing_extensions import is_typeddict
 
 from promptrollout.llm.protocols.count_tokens import ONLY_TO_ANSWER
 from tests.clients.kit import ABSENT
-from tests.unit.gateway.test_translated_fields import OF_ANTHROPIC, OF_CHAT, OF_RESPONSES, Kind
+from tests.unit.llm.translations.test_translated_fields import OF_ANTHROPIC, OF_CHAT, OF_RESPONSES, Kind
 
 
 def types(module: str) -> Any:

@@ -28,7 +28,7 @@ from promptrollout.api.pod_settings import (
     STATE_DIR,
     PodSettings,
 )
-from promptrollout.gateway.auth.authenticate import Auth, made
+from promptrollout.gateway.auth.authenticate import Auth, authenticator_for
 from promptrollout.gateway.auth.caller_keys import CallerKeys
 from promptrollout.gateway.auth.token_reviews import CHECK_SECONDS, ServiceAccountRule, TokenReviews
 from promptrollout.gateway.metrics.counters import Counters
@@ -123,7 +123,7 @@ class Gateway:
         self.draining = False
         auth = settings.auth
         tokens = TokenReviews(auth.audience, auth.service_accounts, self._post)
-        self.authenticator = made(auth, CallerKeys(settings.caller_keys_dir), tokens)
+        self.authenticator = authenticator_for(auth, CallerKeys(settings.caller_keys_dir), tokens)
         self.authenticator.refresh()
         self.problems = PodProblems(self.authenticator, time.monotonic)
         self.reporter = PodReporter(settings.pod, self.registry, self.counters, self.problems.current)

@@ -488,7 +488,7 @@ HASH = "sha256:" + "a" * 64
     [
         ({"stringData": {"shop": f"{HASH}\nrollouts: a\ntenant: t\n"}}, None),
         ({"data": {"shop": base64.b64encode(HASH.encode()).decode()}}, None),
-        ({"stringData": {"shop": "sk-my-own-secret"}}, "Secret callers: shop: line 1 is none of: sha256:<64 hex"),
+        ({"stringData": {"shop": "sk-my-own-secret"}}, "Secret callers: shop: line 1 must be sha256:<64 hex"),
         ({"data": {"shop": "%%%"}}, "Secret callers: data.shop is not text in base64"),
         ({"stringData": {"shop": "rollouts: a"}}, "Secret callers: shop has no key"),
     ],

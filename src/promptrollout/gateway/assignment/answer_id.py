@@ -1,4 +1,4 @@
-"""Puts our response id in the place of the provider's: in whole answers, and in each event of a stream."""
+"""Replace the provider's id with our response id, in whole answers and in each event of a stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from promptrollout.gateway.assignment.response_id import ResponseId, ResponseIds
 
 
 class AnswerId:
-    """The id of one answer, made when the provider's is first seen."""
+    """The id of one answer, made when the provider's id is first seen."""
 
     def __init__(
         self,
@@ -26,12 +26,12 @@ class AnswerId:
         self._of = version, variant, shard
         self._provider, self._began_seconds = provider, began_seconds
         self._wall_clock = wall_clock
-        self._upstream = self._given = ""
+        self._upstream = self._replacement = ""
         self._replacements: tuple[tuple[bytes, bytes], ...] = ()
 
-    def replace_in(self, found: dict[str, Any], path: Sequence[str]) -> bool:
-        """Have it in `found`, at `path`; whether there was an id at all."""
-        holder: Any = found
+    def replace_in(self, body: dict[str, Any], path: Sequence[str]) -> bool:
+        """Replace the id in `body`, at `path`; whether there was one."""
+        holder: Any = body
         for name in path[:-1]:
             holder = holder.get(name)
             if not isinstance(holder, dict):
@@ -41,12 +41,12 @@ class AnswerId:
             return False
         if upstream != self._upstream:
             self._make(upstream, path[-1])
-        holder[path[-1]] = self._given
+        holder[path[-1]] = self._replacement
         return True
 
     def replaced(self, payload: bytes) -> bytes | None:
-        """The payload that `found` was read from, with our id; None where the place cannot be told for sure, so that
-        it must be written anew: the id stands there more than once, or was escaped."""
+        """The payload that the body was parsed from, with our id. None if it must be serialized again, because the id
+        occurs more than once or is escaped."""
         for old, new in self._replacements:
             if (times := payload.count(old)) == 1:
                 return payload.replace(old, new, 1)
@@ -58,9 +58,9 @@ class AnswerId:
         at = int(self._wall_clock())
         began = at if self._began_seconds is None else self._began_seconds
         self._upstream = upstream
-        self._given = self._ids.wrap(ResponseId(upstream, *self._of, at, self._provider, began))
-        # quotes inside of a text are escaped in JSON, so a bare `"id":"…"` is a field
+        self._replacement = self._ids.wrap(ResponseId(upstream, *self._of, at, self._provider, began))
+        # quotes inside a text are escaped in JSON, so a plain `"id":"…"` is a field
         self._replacements = tuple(
-            (f'"{name}":{space}"{upstream}"'.encode(), f'"{name}":{space}"{self._given}"'.encode())
+            (f'"{name}":{space}"{upstream}"'.encode(), f'"{name}":{space}"{self._replacement}"'.encode())
             for space in ("", " ")
         )

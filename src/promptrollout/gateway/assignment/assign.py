@@ -1,4 +1,4 @@
-"""First step of a request: whose unit it is, and which arm the unit is assigned to (docs/reference/stickiness.md)."""
+"""Assign a request to an arm: by its stickiness unit, the audience and testers (docs/reference/stickiness.md)."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from promptrollout.gateway.assignment.bucketing import shard, unit_hash, within
 from promptrollout.llm.protocols.base import OPENAI_CONVERSATION, OPENAI_USER, Fields
 
 Variant = Literal["stable", "canary", "stable-outside", "canary-outside"]
-"""`…-outside`: answered by that arm, but no part of the comparison (outside the audience, without a key, forced, or
+"""`…-outside`: answered by that arm, but not part of the comparison (outside the audience, without a key, forced, or
 pinned)."""
 
 Headers = Mapping[str, bytes]
-"""Lower-case names; values as they came, since their bytes are what is hashed."""
+"""Lower-case names; unchanged values, since their bytes are hashed."""
 
 USER_HEADER: Final = "x-user-id"
 CONVERSATION_HEADER: Final = "x-conversation-id"
-# OpenTelemetry's names of the two
+# OpenTelemetry's names for the same
 USER_BAGGAGE: Final = b"user.id"
 CONVERSATION_BAGGAGE: Final = b"gen_ai.conversation.id"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A RequestMatch, ready to be looked up."""
+    """A RequestMatch, compiled."""
 
     header: str
-    """Lower case; empty: `baggage` is looked at."""
+    """Lower case; empty: the rule is on `baggage`."""
     baggage: bytes
     values: frozenset[bytes]
 
@@ -43,10 +43,10 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """The part of a rollout's configuration that decides on the arm."""
+    """The part of a rollout's configuration that the assignment depends on."""
 
     weight: int
-    """Percent on the canary; 0 where there is none or the emergency override is in force."""
+    """Percent on the canary; 0 if there is none, or while the emergency override is in force."""
     salt: str
     by: Literal["User", "Conversation", "Request", "Header"]
     header: str
@@ -56,7 +56,7 @@ class Routing:
     has_audience: bool
     testers: tuple[Rule, ...]
     canary_loaded: bool
-    """There is a canary that testers may ask for."""
+    """There is a canary that testers may choose."""
 
     @staticmethod
     def of(
@@ -85,21 +85,21 @@ class Routing:
 class Assignment:
     variant: Variant
     shard: int = 0
-    """The unit's group; without meaning outside the comparison."""
+    """The unit's group; meaningless outside the comparison."""
     keyless: bool = False
-    """The request brought no stickiness key."""
+    """The request has no stickiness key."""
     unit: int | None = None
-    """The hash of its key; None where none was looked at."""
+    """The hash of its key; None if no key was used."""
     forced: bool = False
-    """A tester named the variant."""
+    """A tester chose the variant."""
 
     @property
     def on_canary(self) -> bool:
         return self.variant in ("canary", "canary-outside")
 
 
-class _Asked:
-    """The request as far as rules look at it; its baggage is parsed once, and only if it is asked for."""
+class _RequestView:
+    """The parts of a request that rules use; its baggage is parsed once, and only if a rule needs it."""
 
     __slots__ = ("_members", "headers")
 
@@ -109,8 +109,8 @@ class _Asked:
 
     def member(self, key: bytes) -> bytes | None:
         if self._members is None:
-            found = self.headers.get("baggage")
-            self._members = baggage.parse(found) if found else {}
+            header = self.headers.get("baggage")
+            self._members = baggage.parse(header) if header else {}
         return self._members.get(key)
 
     def matches(self, rule: Rule) -> bool:
@@ -126,14 +126,14 @@ def assign(
     user_fields: Fields = OPENAI_USER,
     conversation_fields: Fields = OPENAI_CONVERSATION,
 ) -> Assignment:
-    """The arm of this request. The same unit gets the same arm for as long as weight and salt stand."""
-    asked = _Asked(headers)
-    if routing.testers and (forced := _forced(routing, asked)) is not None:
+    """The arm of this request. A unit gets the same arm as long as weight and salt do not change."""
+    view = _RequestView(headers)
+    if routing.testers and (forced := _forced(routing, view)) is not None:
         return forced
-    if routing.has_audience and not _within(routing, asked):
+    if routing.has_audience and not _within(routing, view):
         return Assignment("stable-outside")
     by_request = routing.by == "Request"
-    unit = random_unit() if by_request else _unit(routing, asked, body, user_fields, conversation_fields)
+    unit = random_unit() if by_request else _unit(routing, view, body, user_fields, conversation_fields)
     if not unit:
         return Assignment("stable-outside", keyless=True)
     hashed = unit_hash(routing.salt, unit)
@@ -141,46 +141,46 @@ def assign(
     return Assignment(variant, shard(routing.salt, unit), unit=None if by_request else hashed)
 
 
-def _within(routing: Routing, asked: _Asked) -> bool:
+def _within(routing: Routing, view: _RequestView) -> bool:
     """Whether the request is in the audience."""
-    return all(map(asked.matches, routing.include)) and not any(map(asked.matches, routing.exclude))
+    return all(map(view.matches, routing.include)) and not any(map(view.matches, routing.exclude))
 
 
-def _forced(routing: Routing, asked: _Asked) -> Assignment | None:
-    """What a tester asks for; anybody else's wish, or another word, is none."""
-    wanted = asked.headers.get(HEADER_VARIANT)
-    if wanted not in (b"stable", b"canary") or not any(map(asked.matches, routing.testers)):
+def _forced(routing: Routing, view: _RequestView) -> Assignment | None:
+    """The variant that a tester chose; None for other callers, and for other values."""
+    wanted = view.headers.get(HEADER_VARIANT)
+    if wanted not in (b"stable", b"canary") or not any(map(view.matches, routing.testers)):
         return None
     variant: Variant = "canary-outside" if wanted == b"canary" and routing.canary_loaded else "stable-outside"
     return Assignment(variant, forced=True)
 
 
 def _unit(
-    routing: Routing, asked: _Asked, body: Mapping[str, Any], user_fields: Fields, conversation_fields: Fields
+    routing: Routing, view: _RequestView, body: Mapping[str, Any], user_fields: Fields, conversation_fields: Fields
 ) -> bytes:
-    """The first of: the header, the body's own fields for it, the baggage of the trace."""
-    headers, by = asked.headers, routing.by
+    """The stickiness key: of the header, else of the body's fields, else of the trace's baggage."""
+    headers, by = view.headers, routing.by
     if by == "User":
-        return headers.get(USER_HEADER) or _first(body, user_fields) or asked.member(USER_BAGGAGE) or b""
+        return headers.get(USER_HEADER) or _first(body, user_fields) or view.member(USER_BAGGAGE) or b""
     if by == "Conversation":
-        found = headers.get(CONVERSATION_HEADER) or _first(body, conversation_fields)
-        return found or asked.member(CONVERSATION_BAGGAGE) or b""
+        key = headers.get(CONVERSATION_HEADER) or _first(body, conversation_fields)
+        return key or view.member(CONVERSATION_BAGGAGE) or b""
     return headers.get(routing.header, b"")
 
 
 def _first(body: Mapping[str, Any], fields: Fields) -> bytes:
-    """The first of these fields that is a key."""
+    """The first of these fields that has a key."""
     for path in fields:
-        found: Any = body
+        value: Any = body
         for name in path:
-            found = found.get(name) if isinstance(found, dict) else None
-        if key := _text(found):
+            value = value.get(name) if isinstance(value, dict) else None
+        if key := _text(value):
             return key
     return b""
 
 
 def _text(value: Any) -> bytes:
-    """A key from the body. Numbers count as their decimal text; anything else is no key."""
+    """A key from the body. Numbers count as their decimal text; other types are not keys."""
     if isinstance(value, str):
         return value.encode()
     return str(value).encode() if isinstance(value, int) and not isinstance(value, bool) else b""

@@ -1,4 +1,4 @@
-"""Which units meet the canary: flagd's fractional rule, which others can reproduce (docs/reference/stickiness.md)."""
+"""Which units get the canary: flagd's fractional rule, which others can reproduce (docs/reference/stickiness.md)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import mmh3
 from promptrollout.api.names import SHARDS
 
 TOTAL: Final = 10_000
-"""Buckets; a percent of weight is a hundred of them."""
+"""Number of buckets; one percent of weight is a hundred of them."""
 _SHARD_SEED: Final = 0x53484152
 """`SHAR`, big-endian."""
 
@@ -25,8 +25,8 @@ def bucket(hashed: int) -> int:
 
 
 def within(hashed: int, weight: int) -> bool:
-    """Whether the unit of this hash is among the first `weight` percent. Growth only adds units: the canary's buckets
-    come first."""
+    """Whether the unit of this hash is among the first `weight` percent. A growing weight only adds units, since the
+    canary's buckets come first."""
     return bucket(hashed) < weight * (TOTAL // 100)
 
 

@@ -1,4 +1,4 @@
-"""What the id of a rendered prompt says beside its signed note: which process waits for its report, and where."""
+"""The id of a rendered prompt: which process waits for its usage report, and where."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ _TEXT: Final = re.compile(r"prompt-([0-9a-f]{8})\.([0-9]{1,18})\.([0-9]{1,5})\.(
 
 @dataclass(frozen=True, slots=True)
 class RenderId:
-    """Stands where an answer's id has its provider's."""
+    """Takes the place of the provider's id within a response id."""
 
     process: str
     number: int
-    """Of the render, in its process."""
+    """Number of the render in its process."""
     host: str
-    """Of its pod; empty where it does not know it."""
+    """Address of its pod; empty if the pod does not know it."""
     port: int
-    """Its admin port."""
+    """Admin port of its pod."""
 
     def __str__(self) -> str:
         return f"prompt-{self.process}.{self.number}.{self.port}.{self.host}"
 
     @staticmethod
     def read(upstream: str) -> RenderId | None:
-        """None: it is a provider's."""
-        found = _TEXT.fullmatch(upstream)
-        return None if found is None else RenderId(found[1], int(found[2]), found[4], int(found[3]))
+        """None: it is a provider's id."""
+        match = _TEXT.fullmatch(upstream)
+        return None if match is None else RenderId(match[1], int(match[2]), match[4], int(match[3]))
 
     @property
     def url(self) -> str:
-        """Of the pod's admin port; empty where it is not known. Pods are addressed by number, never by name."""
+        """URL of the pod's admin port; empty if not known. Always an IP address, never a name."""
         try:
             address = ipaddress.ip_address(self.host)
         except ValueError:

@@ -1,4 +1,4 @@
-"""First step of a request's way: who sent it. A key or a token is looked at here, and goes no further."""
+"""Authenticate the caller of a request. Its key or token is checked here, and not passed on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 from promptrollout.api.gateway import AuthMode as AuthMode
 from promptrollout.api.names import HEADER_TENANT
 from promptrollout.api.pod_settings import PodSettings
-from promptrollout.gateway.auth.caller_keys import ANYBODY, Caller, CallerKeys
+from promptrollout.gateway.auth.caller_keys import ANONYMOUS, Caller, CallerKeys
 from promptrollout.gateway.auth.token_reviews import FIX, ServiceAccountRule, TokenReviews, looks_like_token
 from promptrollout.gateway.http.errors import Unauthenticated
 
@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 
 
 MAX_KEY_BYTES: Final = 4096
-SAY_SECONDS: Final = 60.0
-"""Unknown keys are logged so often, however many there are."""
+LOG_SECONDS: Final = 60.0
+"""Rejected keys and tokens are logged at most once in so long, with their number."""
 _BEARER: Final = b"bearer "
-# where SDKs put a key: OpenAI's, Anthropic's, Azure's
+# the headers in which the SDKs of OpenAI, Anthropic and Azure send a key
 _KEY_HEADERS: Final = ("x-api-key", "api-key")
 
 
 @dataclass(frozen=True)
 class Auth:
-    """What the Deployment says of it."""
+    """Authentication as the Deployment configures it."""
 
     mode: AuthMode = "None"
     audience: str = PodSettings.model_fields["auth_audience"].default
@@ -37,7 +37,7 @@ class Auth:
 
 
 class Authenticator:
-    """Knows the callers. Without keys and tokens to look at, everybody is one."""
+    """Knows the callers. Without keys and tokens it admits every request."""
 
     def __init__(
         self,
@@ -49,63 +49,63 @@ class Authenticator:
         self.tokens = tokens
         self._had_keys = True
         self._clock = clock
-        self._unknown = 0
-        self._said_at = -math.inf
+        self._rejections = 0
+        self._logged_at = -math.inf
 
     async def caller(self, headers: dict[str, bytes]) -> Caller:
-        """Who sends these headers. Takes the credentials out of them, so that nothing later can pass them on or log
+        """The caller with these headers. Removes the credentials from them, so that nothing later can forward or log
         them, and sets the caller's tenant. Raises Unauthenticated, AuthenticationUnavailable."""
         credential = _credential(headers)
         if self.keys is None and self.tokens is None:
-            return ANYBODY
+            return ANONYMOUS
         if not credential:
             raise Unauthenticated("missing_api_key", "no API key: send Authorization: Bearer, x-api-key or api-key")
         caller = self.keys.find(credential) if self.keys is not None and len(credential) <= MAX_KEY_BYTES else None
         if caller is None and self.tokens is not None and looks_like_token(credential):
             caller = await self.tokens.find(credential)
         if caller is None:
-            raise self._refused(credential)
+            raise self._rejected(credential)
         headers.pop(HEADER_TENANT, None)
         if caller.tenant is not None:
             headers[HEADER_TENANT] = caller.tenant.encode()
         return caller
 
-    def _refused(self, credential: bytes) -> Unauthenticated:
-        self._unknown += 1
+    def _rejected(self, credential: bytes) -> Unauthenticated:
+        self._rejections += 1
         now = self._clock()
-        if now - self._said_at >= SAY_SECONDS:
-            logger.warning("%d requests with a key or token that is not taken since this was last said", self._unknown)
-            self._unknown, self._said_at = 0, now
+        if now - self._logged_at >= LOG_SECONDS:
+            logger.warning("%d requests with an invalid key or token since the last such message", self._rejections)
+            self._rejections, self._logged_at = 0, now
         if self.tokens is not None and looks_like_token(credential):
             message = (
-                f"the token is not taken: it must be of a ServiceAccount that may call, made for the audience "
-                f"{self.tokens.audience}, and not expired"
+                f"token rejected: it must be an unexpired token of an allowed ServiceAccount with audience "
+                f"{self.tokens.audience!r}"
             )
             return Unauthenticated("invalid_api_key", message)
-        return Unauthenticated("invalid_api_key", "the API key is not one of this gateway's")
+        return Unauthenticated("invalid_api_key", "this gateway does not know the API key")
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Why nobody is let in who should be: reason and message."""
+        """Why valid callers are refused: reason and message."""
         if self.keys is not None and not self.keys:
-            yield "NoKeys", "it has no callers' keys: every key is refused"
+            yield "NoKeys", "no caller keys are configured: every key is refused"
         if self.tokens is not None and self.tokens.forbidden:
-            yield "TokenReviewsForbidden", f"it may not review tokens: {FIX}"
+            yield "TokenReviewsForbidden", f"the gateway may not review tokens: {FIX}"
 
     def refresh(self) -> None:
-        """Read keys that rotated; say what is wrong with them."""
+        """Read changed key files; log their problems."""
         if self.keys is None:
             return
         for problem in self.keys.refresh():
-            logger.warning("caller keys: %s: its last good state, if this pod has one, stays in use", problem)
+            logger.warning("caller keys: %s. The last valid content stays in use, if this pod has read one", problem)
         if self._had_keys and not self.keys:
             logger.warning(
-                "caller keys: there are none: nobody is let in; look at the Secret that auth.keysSecretRef names"
+                "no caller keys are configured: every request gets 401. Check the Secret that auth.keysSecretRef names"
             )
         self._had_keys = bool(self.keys)
 
 
 def _credential(headers: dict[str, bytes]) -> bytes:
-    """The first that there is, taken out together with the others."""
+    """Remove all credentials; returns the first one."""
     authorization = headers.pop("authorization", b"")
     others = [headers.pop(name, b"") for name in _KEY_HEADERS]
     if authorization[: len(_BEARER)].lower() == _BEARER:
@@ -113,7 +113,7 @@ def _credential(headers: dict[str, bytes]) -> bytes:
     return next((value.strip() for value in others if value), b"")
 
 
-def made(auth: Auth, keys: CallerKeys, tokens: TokenReviews | None) -> Authenticator:
+def authenticator_for(auth: Auth, keys: CallerKeys, tokens: TokenReviews | None) -> Authenticator:
     """The authenticator of a mode."""
     return Authenticator(
         keys if auth.mode in ("Keys", "KeysAndServiceAccounts") else None,

@@ -1,4 +1,4 @@
-"""The callers' keys: hashes in the files of a Secret, read again when they change."""
+"""Caller keys: their hashes in the files of a Secret, read again when they change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Final
 MAX_FILES: Final = 10_000
 MAX_FILE_BYTES: Final = 16 * 1024
 MAX_HASHES: Final = 16
-"""Of one caller: the old key and the new one while it is rotated, and some more."""
+"""Per caller: the old and the new key during a rotation, and some more."""
 
 _NAME: Final = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 _HASH: Final = re.compile(r"sha256:([0-9a-f]{64})")
@@ -27,30 +27,30 @@ class Caller:
     """Who sent a request, and what it may use."""
 
     name: str
-    """Empty: nobody was asked."""
+    """Empty: requests are not authenticated."""
     tenant: str | None = None
     rollouts: frozenset[str] | None = None
-    """None: all of this gateway."""
+    """None: all rollouts of this gateway."""
 
     def may_use(self, rollout: str) -> bool:
         return self.rollouts is None or rollout in self.rollouts
 
 
-ANYBODY: Final = Caller("")
-CALLER: Final = ContextVar("caller", default=ANYBODY)
-"""Whose request is answered here. The registry asks it, so that no path to a rollout can forget to."""
+ANONYMOUS: Final = Caller("")
+CALLER: Final = ContextVar("caller", default=ANONYMOUS)
+"""The caller of the present request. The registry checks it, so that no endpoint can forget to."""
 
 
 class EntryError(ValueError):
-    """A caller's file cannot be used. Says which line and how it should look, never what stands there: somebody may
-    have put a key where its hash belongs."""
+    """A caller's file is not valid. Names the line and the right format, and never quotes the line: it may have a key
+    instead of its hash."""
 
 
 def parse_entry(name: str, text: str) -> tuple[Caller, list[bytes]]:
-    """A caller and the hashes of its keys. Lines: `sha256:<64 hex digits>`, once for each key; `rollouts: a, b`;
-    `tenant: t`; empty ones and those that begin with # are skipped. Raises EntryError."""
+    """A caller and the hashes of its keys. Lines: `sha256:<64 hex digits>` for each key; `rollouts: a, b`; `tenant: t`;
+    empty lines and those that begin with # are skipped. Raises EntryError."""
     if not _NAME.fullmatch(name):
-        raise EntryError(f"{name[:64]!r} is no name for a caller")
+        raise EntryError(f"{name[:64]!r} is not a valid name for a caller")
     hashes: list[bytes] = []
     rollouts: frozenset[str] | None = None
     tenant: str | None = None
@@ -59,22 +59,24 @@ def parse_entry(name: str, text: str) -> tuple[Caller, list[bytes]]:
         value = value.strip()
         if not line or line.startswith("#"):
             continue
-        if found := _HASH.fullmatch(line):
-            hashes.append(bytes.fromhex(found[1]))
+        if match := _HASH.fullmatch(line):
+            hashes.append(bytes.fromhex(match[1]))
         elif field == "rollouts":
             names = [part.strip() for part in value.split(",") if part.strip()]
             if not names or not all(map(_ROLLOUT.fullmatch, names)):
-                raise EntryError(f"{name}: line {number}: rollouts must be names of PromptRollouts with commas between")
+                raise EntryError(
+                    f"{name}: line {number}: rollouts must be names of PromptRollouts, separated by commas"
+                )
             rollouts = frozenset(names)
         elif field == "tenant" and _TENANT.fullmatch(value):
             tenant = value
         else:
             raise EntryError(
-                f"{name}: line {number} is none of: sha256:<64 hexadecimal digits of the key's hash>, "
-                "rollouts: <names>, tenant: <letters, digits, '-', '_', '.'>"
+                f"{name}: line {number} must be sha256:<64 hexadecimal digits of the key's hash>, rollouts: <names> "
+                "or tenant: <letters, digits, '-', '_', '.'>"
             )
     if len(hashes) > MAX_HASHES:
-        raise EntryError(f"{name}: {len(hashes)} keys; one caller may have {MAX_HASHES}")
+        raise EntryError(f"{name}: {len(hashes)} keys; a caller may have at most {MAX_HASHES}")
     return Caller(name, tenant, rollouts), hashes
 
 
@@ -83,7 +85,7 @@ def digest_of(key: bytes) -> bytes:
 
 
 class CallerKeys:
-    """Who a key belongs to. The keys themselves are never kept: only hashes of what callers send are compared."""
+    """Finds the caller of a key. Keys are never stored: only hashes are compared."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -91,22 +93,23 @@ class CallerKeys:
         self._entries: dict[str, tuple[Caller, list[bytes]]] = {}
         self._by_hash: dict[bytes, tuple[bytes, Caller]] = {}
         self._seen: str | None = None
-        """What `..data` pointed to when all was read."""
+        """The target of `..data` when everything was read."""
 
     def __len__(self) -> int:
         return len(self._by_hash)
 
     def find(self, key: bytes) -> Caller | None:
-        """The caller with this key. The time it takes says nothing of the keys: what is looked up is a hash, of which
-        nobody can choose a part, and what is found is compared as a whole."""
+        """The caller with this key. Its duration reveals nothing about the keys: the lookup is by hash, and the result
+        is compared in constant time."""
         digest = digest_of(key)
         known, caller = self._by_hash.get(digest, (b"", None))
         return caller if hmac.compare_digest(known, digest) else None
 
     def refresh(self) -> list[str]:
-        """Read what changed; in any thread, one at a time. A file that is gone takes its keys with it; of one that
-        cannot be read as it should be, the last good state stays. Returns what is wrong."""
-        # the kubelet swaps all files of a Secret at once, by this link: thousands need not be looked at every second
+        """Read changed files; in any thread, one at a time. The keys of a deleted file are removed; of an invalid file
+        the last valid content stays. Returns the problems."""
+        # the kubelet replaces all files of a Secret at once, by this link: no need to check thousands of files every
+        # second
         content = _link(self._folder / "..data")
         if content is not None and content == self._seen:
             return []
@@ -120,9 +123,9 @@ class CallerKeys:
         except FileNotFoundError:
             paths = []
         except OSError as error:
-            return [f"the callers' keys cannot be read: {error.strerror}"]
+            return [f"the folder of caller keys cannot be read: {error.strerror}"]
         if len(paths) > MAX_FILES:
-            problems.append(f"{len(paths)} callers; the first {MAX_FILES} are read")
+            problems.append(f"{len(paths)} callers; only the first {MAX_FILES} are read")
         for path in paths[:MAX_FILES]:
             try:
                 stat = path.stat()
@@ -134,15 +137,15 @@ class CallerKeys:
                     raise EntryError(f"{path.name}: more than {MAX_FILE_BYTES} bytes")
                 self._entries[path.name] = parse_entry(path.name, path.read_text())
             except FileNotFoundError:
-                states.pop(path.name, None)  # swapped meanwhile: seen the next time
+                states.pop(path.name, None)  # replaced meanwhile: read the next time
                 missed = True
             except OSError as error:
-                # of the pod, not of the file: tried again, and what it said before stays until then
+                # a problem of the pod, not of the file: read again, and the last content stays until then
                 states[path.name] = (0, 0, 0)
                 missed = True
                 problems.append(f"{path.name}: cannot be read: {error.strerror}")
             except UnicodeDecodeError:
-                problems.append(f"{path.name}: is no text")
+                problems.append(f"{path.name}: is not UTF-8 text")
             except EntryError as error:
                 problems.append(str(error))
         gone = self._entries.keys() - states.keys()

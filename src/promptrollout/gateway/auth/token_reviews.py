@@ -1,4 +1,4 @@
-"""Kubernetes ServiceAccount tokens: what the API server says of them, remembered for a bounded time and number."""
+"""Review Kubernetes ServiceAccount tokens at the API server; results are cached, limited in time and number."""
 
 from __future__ import annotations
 
@@ -23,47 +23,47 @@ logger = logging.getLogger(__name__)
 
 PATH: Final = "/apis/authentication.k8s.io/v1/tokenreviews"
 GOOD_SECONDS: Final = 60.0
-"""A token that was deleted or whose ServiceAccount is gone is good for at most so long."""
+"""A valid result is cached for so long: a deleted token, or one of a deleted ServiceAccount, stays valid no longer."""
 BAD_SECONDS: Final = 10.0
 OUTAGE_SECONDS: Final = 600.0
-"""While the API server cannot be asked, a token that was good stays so for at most so long after it was last asked."""
+"""While the API server is unreachable, a token stays valid for at most so long after its last review."""
 MAX_REMEMBERED: Final = 10_000
 MAX_REVIEWS: Final = 8
-"""At once."""
+"""Reviews at the same time."""
 MAX_WAITING: Final = 256
-"""Tokens that wait for one of these; callers with further ones are told to try again."""
+"""Tokens that wait for their review; callers with further ones are told to try again."""
 MAX_TOKEN_BYTES: Final = 8 * 1024
 
 ACCESS_PATH: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 CHECK_SECONDS: Final = 60.0
-"""How often a pod asks whether it may review tokens at all: before any caller finds out."""
+"""How often a pod checks that it may review tokens, so that a missing permission is reported early."""
 
 Post = Callable[[str, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
-"""Posts an object to a path, returns the API server's answer. Raises ApiException or ApiUnavailable."""
+"""Posts an object to a path and returns the API server's answer. Raises ApiException or ApiUnavailable."""
 
 
 @dataclass(slots=True)
 class _Remembered:
     caller: Caller | None
-    """None: no token of a ServiceAccount that may call."""
+    """None: not a token of an allowed ServiceAccount."""
     asked_at: float
     expires_at: float
-    """By the token's own claim, on the wall clock."""
+    """The token's own claim, on the wall clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceAccountRule:
-    """Whose tokens are taken, and what for."""
+    """An allowed ServiceAccount, and what it may use."""
 
     namespace: str
     name: str | None = None
-    """None: all of the namespace."""
+    """None: all ServiceAccounts of the namespace."""
     tenant: str | None = None
     rollouts: frozenset[str] | None = None
 
 
 class TokenReviews:
-    """Asks once for each token, however many requests bring it at the same time."""
+    """Reviews each token once, however many requests send it at the same time."""
 
     def __init__(
         self,
@@ -77,18 +77,18 @@ class TokenReviews:
         self._rules = rules
         self._post = post
         self.forbidden = False
-        """This gateway may not ask: no token is taken."""
+        """This gateway may not review tokens: all are rejected."""
         self._clock = clock
         self._wall_clock = wall_clock
         self._known: OrderedDict[bytes, _Remembered] = OrderedDict()
-        self._asking: dict[bytes, asyncio.Task[_Remembered]] = {}
+        self._reviewing: dict[bytes, asyncio.Task[_Remembered]] = {}
         self._places = asyncio.Semaphore(MAX_REVIEWS)
 
     def __len__(self) -> int:
         return len(self._known)
 
     async def check(self) -> None:
-        """Ask whether this gateway may ask. Where that is not answered, what is known stays."""
+        """Check whether this gateway may review tokens. Without an answer, the last result stays."""
         wanted = {"group": "authentication.k8s.io", "resource": "tokenreviews", "verb": "create"}
         body = {
             "apiVersion": "authorization.k8s.io/v1",
@@ -101,15 +101,15 @@ class TokenReviews:
             return
         forbidden = (answer.get("status") or {}).get("allowed") is not True
         if forbidden and not self.forbidden:
-            logger.error("ServiceAccount tokens cannot be looked at, and are all refused: %s", FIX)
+            logger.error("the gateway may not review ServiceAccount tokens, so all of them are rejected: %s", FIX)
         self.forbidden = forbidden
 
     async def find(self, token: bytes) -> Caller | None:
-        """The ServiceAccount with this token; None: not one that may call. Raises AuthenticationUnavailable."""
+        """The ServiceAccount with this token; None: it is not allowed. Raises AuthenticationUnavailable."""
         expires_at = _expiry(token, self.audience)
         now = self._wall_clock()
         if expires_at is None or expires_at <= now:
-            return None  # nothing that the API server need be asked about
+            return None  # no review is needed
         digest = hashlib.sha256(token).digest()
         known = self._known.get(digest)
         if known is not None:
@@ -118,22 +118,22 @@ class TokenReviews:
             if self._clock() - known.asked_at < seconds:
                 return known.caller
         try:
-            return (await self._asked(digest, token, expires_at)).caller
+            return (await self._review_once(digest, token, expires_at)).caller
         except AuthenticationUnavailable:
             if known is None or known.caller is None or self._clock() - known.asked_at >= OUTAGE_SECONDS:
                 raise
             return known.caller
 
-    async def _asked(self, digest: bytes, token: bytes, expires_at: float) -> _Remembered:
-        task = self._asking.get(digest)
+    async def _review_once(self, digest: bytes, token: bytes, expires_at: float) -> _Remembered:
+        task = self._reviewing.get(digest)
         if task is None:
-            if len(self._asking) >= MAX_WAITING:
-                raise AuthenticationUnavailable("too many new tokens wait for the API server: try again")
-            task = self._asking[digest] = asyncio.create_task(self._ask(digest, token, expires_at))
-            task.add_done_callback(lambda _: self._asking.pop(digest, None))
-        return await asyncio.shield(task)  # a caller who hangs up is not the only one who waits
+            if len(self._reviewing) >= MAX_WAITING:
+                raise AuthenticationUnavailable("too many tokens wait for their review by the API server: try again")
+            task = self._reviewing[digest] = asyncio.create_task(self._review(digest, token, expires_at))
+            task.add_done_callback(lambda _: self._reviewing.pop(digest, None))
+        return await asyncio.shield(task)  # other requests may wait for the same review if this caller disconnects
 
-    async def _ask(self, digest: bytes, token: bytes, expires_at: float) -> _Remembered:
+    async def _review(self, digest: bytes, token: bytes, expires_at: float) -> _Remembered:
         spec = {"token": token.decode("ascii"), "audiences": [self.audience]}
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec}
         async with self._places:
@@ -141,21 +141,23 @@ class TokenReviews:
                 answer = await self._post(PATH, body)
             except ApiException as error:
                 self.forbidden = self.forbidden or error.status == 403
-                # nothing of what it says: it may quote the request
-                logger.error("TokenReview: the API server answers %s; %s", error.status, FIX)
-                raise AuthenticationUnavailable("the API server does not review tokens for this gateway") from None
+                # without the error's text, which may quote the request
+                logger.error("TokenReview: the API server answered %s; %s", error.status, FIX)
+                raise AuthenticationUnavailable("the API server refuses to review tokens for this gateway") from None
             except ApiUnavailable:
                 logger.warning("TokenReview: the API server cannot be reached")
-                raise AuthenticationUnavailable("the API server cannot be asked about this token: try again") from None
-        found = _Remembered(self._caller(answer.get("status") or {}), self._clock(), expires_at)
-        self._known[digest] = found
+                raise AuthenticationUnavailable(
+                    "the API server cannot be reached to review this token: try again"
+                ) from None
+        result = _Remembered(self._caller(answer.get("status") or {}), self._clock(), expires_at)
+        self._known[digest] = result
         self._known.move_to_end(digest)
         while len(self._known) > MAX_REMEMBERED:
             self._known.popitem(last=False)
-        return found
+        return result
 
     def _caller(self, status: Mapping[str, Any]) -> Caller | None:
-        # an API server that knows no audiences answers without any: then the token may be for somebody else
+        # an API server without support for audiences returns none: the token may be for another audience
         if status.get("authenticated") is not True or self.audience not in (status.get("audiences") or []):
             return None
         user = (status.get("user") or {}).get("username")
@@ -172,13 +174,12 @@ FIX: Final = "let the gateway's ServiceAccount create tokenreviews: the chart's 
 
 
 def looks_like_token(credential: bytes) -> bool:
-    """Whether it is worth asking: a JWT, not a key."""
+    """Whether a credential is a JWT, and not a key."""
     return credential.startswith(b"eyJ") and credential.count(b".") == 2 and len(credential) <= MAX_TOKEN_BYTES
 
 
 def _expiry(token: bytes, audience: str) -> float | None:
-    """When the token says that it ends, if it says that it is for us. Nothing of this is believed: it only spares the
-    API server what it would refuse."""
+    """The token's own expiry, if it is for this audience. It is not trusted: it only avoids reviews that would fail."""
     try:
         part = token.split(b".")[1]
         claims = orjson.loads(base64.b64decode(part + b"=" * (-len(part) % 4), altchars=b"-_", validate=True))

@@ -1,4 +1,4 @@
-"""What a caller is told where no model is to blame: keys, limits, methods."""
+"""Errors of callers that no model causes: keys, limits, methods."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from promptrollout.llm.errors import CallerError
 
 
 class Unauthenticated(CallerError):
-    """The request brings no key, or none that is known."""
+    """The request has no key, or an unknown one."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(401, code, message)
@@ -14,7 +14,7 @@ class Unauthenticated(CallerError):
 
 
 class AuthenticationUnavailable(CallerError):
-    """Nobody can say now whose token it is."""
+    """The token cannot be reviewed now."""
 
     def __init__(self, message: str) -> None:
         super().__init__(503, "authentication_unavailable", message)
@@ -22,7 +22,7 @@ class AuthenticationUnavailable(CallerError):
 
 
 class RateLimited(CallerError):
-    """This caller has sent all the requests that it may for now."""
+    """The caller exceeded its rate limit."""
 
     def __init__(self, retry_after_seconds: int) -> None:
         super().__init__(429, "rate_limit_exceeded", f"too many requests with this key: wait {retry_after_seconds} s")
@@ -30,20 +30,20 @@ class RateLimited(CallerError):
 
 
 class MethodNotAllowed(CallerError):
-    """The URL takes another method."""
+    """The URL does not support the method."""
 
     def __init__(self, method: str, allowed: str) -> None:
-        super().__init__(405, "method_not_allowed", f"this URL takes {allowed}, not {method}")
+        super().__init__(405, "method_not_allowed", f"this URL supports {allowed}, not {method}")
         self.headers["allow"] = allowed
 
 
 class Overloaded(CallerError):
-    """This pod has all the requests that it takes."""
+    """This pod has as many requests as it can answer."""
 
     def __init__(self, retry_seconds: int = 1) -> None:
-        super().__init__(503, "overloaded", "this gateway pod is answering all the requests that it takes: try again")
+        super().__init__(503, "overloaded", "this gateway pod has as many requests as it can answer: try again")
         self.headers["retry-after"] = str(retry_seconds)
 
 
 class ClientGone(Exception):
-    """The caller hung up; there is nobody to answer."""
+    """The caller disconnected; no answer can be sent."""

@@ -1,4 +1,4 @@
-"""A request's JSON within bounds: what is taken here, every later step can walk through and write again."""
+"""Parse a request's JSON within limits, so that every later step can traverse and serialize it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pydantic import BaseModel, ValidationError
 from promptrollout.llm.errors import CallerError
 
 MAX_DEPTH: Final = 64
-"""Of objects and arrays in each other. Tools' schemas are the deepest that callers send, and OpenAI takes 10 levels of
-them; writers of JSON stop at 254."""
+"""Levels of nested objects and arrays. Schemas of tools are the deepest, of which OpenAI supports 10 levels; JSON
+serializers stop at 254."""
 MAX_BRACKETS: Final = 250_000
-"""In texts too. A body of nothing but empty lists takes the parser 170 ns for each, and nobody else is answered."""
+"""Those within texts included. The parser takes 170 ns for an empty list, and blocks the event loop meanwhile."""
 
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -30,14 +30,14 @@ def load(payload: bytes) -> dict[str, Any]:
         raise CallerError(400, "invalid_json", f"the request is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise CallerError(400, "invalid_json", "the request must be a JSON object")
-    # few brackets, and so most requests, cannot be deep: counting them costs next to nothing
+    # most requests have too few brackets to be deep: counting them costs next to nothing
     if brackets > MAX_DEPTH and _deeper_than(body, MAX_DEPTH):
-        raise CallerError(400, "invalid_json", f"the request is nested too deeply: {MAX_DEPTH} levels are taken")
+        raise CallerError(400, "invalid_json", f"the request is nested too deeply: at most {MAX_DEPTH} levels")
     return body
 
 
 def read(kind: type[_M], payload: bytes, code: str) -> _M:
-    """The request as this model has it. Raises CallerError, with `code` where a field is at fault, and names it."""
+    """The request as this model. Raises CallerError, which names an invalid field and has this `code` then."""
     body = load(payload)
     try:
         return kind.model_validate(body)

@@ -1,4 +1,4 @@
-"""All counters of a pod: the series of the versions that are or were served, and what the process counts of itself."""
+"""All counters of a pod: the series of the versions that it serves or served, and the process's own."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from promptrollout.gateway.metrics.in_flight import InFlightFile
 from promptrollout.gateway.metrics.series import Series
 
 SECONDS_KEPT = 120.0
-"""After a version retires: several scrapes, so that its last increments are seen."""
+"""A retired version's series are kept for several scrapes, so that its last increments are seen."""
 ROLLOUTS_WITH_SHARDS = 64
-"""At once; a page of metrics must stay one that can be scraped."""
+"""At the same time: the metrics page must stay small enough to be scraped."""
 
 Labels = tuple[str, str, str, Variant, str]
 
@@ -34,12 +34,13 @@ class Counters:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.process = secrets.token_hex(4)
-        """A label of every series: a pod that two jobs scrape shows the same counters twice, and who reads them must
-        be able to tell that from two pods. The scrape's own labels (job, instance) cannot say it."""
+        """A label of every series: if two jobs scrape a pod, the same counters appear twice, and a reader must be able
+        to tell that from two pods. The scrape's own labels (job, instance) do not show it."""
         self.in_flight_file = InFlightFile()
         self._series: dict[Labels, Series] = {}
         self._withheld: dict[tuple[str, str], Sequence[Compared]] = {}
-        """By rollout uid and name, in the order in which their canaries were loaded: whose shards find no place."""
+        """Rollouts without a place for their shards, by uid and name, in the order in which their canaries were
+        loaded."""
         self.unassigned: Counter[tuple[str, str]] = Counter()
         """By rollout uid and name."""
         self.diverted: Counter[tuple[str, str]] = Counter()
@@ -48,32 +49,32 @@ class Counters:
         self.swaps = 0
         self.refused: Counter[str] = Counter()
         self.votes_not_counted: Counter[str] = Counter()
-        """By why (a fixed set)."""
+        """By reason (a fixed set)."""
         self.answers_not_judged: Counter[str] = Counter()
-        """Against their output schema, by why (a fixed set)."""
+        """Not checked against their output schema, by reason (a fixed set)."""
         self.disk_errors: Counter[str] = Counter()
         self.disconnects = 0
         self.retries: Counter[str] = Counter()
-        """Further tries of calls, by provider."""
+        """Retries of calls, by provider."""
         self.in_flight = 0
         self.queued = 0
-        """Requests that wait for a place among those."""
+        """Requests that wait for a place."""
 
     def series(
         self, uid: str, rollout: str, version: str, variant: Variant, model: str, edges_seconds: Iterable[float] = ()
     ) -> Series:
-        """The counters of these labels; the same ones go on counting where a version comes back in time."""
+        """The counters of these labels. A version that comes back in time gets its former counters."""
         labels = (uid, rollout, version, variant, model)
-        found = self._series.get(labels)
-        if found is None:
-            found = self._series[labels] = Series(labels)
-        found.add_edges(edges_seconds)
-        found.retired_at = None
-        return found
+        series = self._series.get(labels)
+        if series is None:
+            series = self._series[labels] = Series(labels)
+        series.add_edges(edges_seconds)
+        series.retired_at = None
+        return series
 
     def rollout_loaded(self, uid: str, rollout: str, used: Sequence[Series], compared: Sequence[Compared] = ()) -> None:
-        """A configuration was swapped in: what it does not use of this rollout retires, shards too where no arms are
-        compared."""
+        """A configuration was put in service: retire the rollout's series that it does not use, and shards if no arms
+        are compared."""
         self.unassigned[uid, rollout] += 0
         self.diverted[uid, rollout] += 0
         if not compared:
@@ -91,7 +92,7 @@ class Counters:
             self._place_shards()
 
     def _place_shards(self) -> None:
-        """Begin to count by shards whatever finds a place, and go on with what has one."""
+        """Start to count by shards where there is a place; rollouts with a place keep it."""
         placed = {labels[:2] for labels, series in self._series.items() if series.shards is not None}
         for rollout, arms in list(self._withheld.items()):
             if rollout in placed or len(placed) < ROLLOUTS_WITH_SHARDS:
@@ -102,17 +103,17 @@ class Counters:
 
     @property
     def withheld(self) -> Collection[tuple[str, str]]:
-        """Rollouts, by uid and name, that have a canary, but no shards for want of a place."""
+        """Rollouts, by uid and name, with a canary but without a place for shards."""
         return self._withheld.keys()
 
     def rollout_gone(self, uid: str, rollout: str) -> None:
-        """The rollout is served no more."""
+        """The rollout is no longer served."""
         self.rollout_loaded(uid, rollout, ())
         del self.unassigned[uid, rollout], self.diverted[uid, rollout]
 
     def live(self) -> list[Series]:
-        """The series to export; drops what retired long enough ago, series only with nothing under way. Places that
-        become free so go to the shards that waited for one."""
+        """The series to export. Drops what retired long enough ago, except series with requests in flight. Places that
+        become free go to the shards that wait for one."""
         limit = self._clock() - SECONDS_KEPT
         for labels, series in list(self._series.items()):
             if series.shards and series.shards.retired_at is not None and series.shards.retired_at < limit:

@@ -1,4 +1,4 @@
-"""What is known of a request when it is over."""
+"""The outcome of a request."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from promptrollout.llm.errors import ErrorType
 
 @dataclass(slots=True)
 class Outcome:
-    """What is known of a request when it is over. Whoever answered, it counts for the arm that it was assigned to."""
+    """The outcome of a request. Whatever answered, it counts for the arm that the request was assigned to."""
 
     shard: int = 0
-    """Of its unit."""
+    """The group of its unit."""
     error_type: ErrorType | None = None
     fallback: bool = False
-    """A fallback answered; the error is the own provider's, and the answer's worth is counted all the same."""
+    """A fallback answered. The error is that of the arm's own provider; the answer is counted all the same."""
     usage: Usage | None = None
     price: Price | None = None
-    """Of the model that answered, which is not always that of the arm that is counted."""
+    """Of the model that answered, which may not be the counted arm's."""
     seconds: float = 0.0
-    """From the request to the last byte of the provider's answer, without the time that a slow reader took. Of an
-    abandoned request: until the caller hung up, the least that the answer would have taken."""
+    """From the request to the last byte of the provider's answer, without waiting for a slow caller. For an abandoned
+    request: until the caller disconnected, which is a lower bound."""
     first_token_seconds: float | None = None
-    """From the request to the first token of a stream, or the first byte of an answer as a whole; None: none came. Of
-    a request that timed out or was abandoned before that: until then, the least that it would have taken."""
+    """From the request to the first token of a stream, or the first byte of a whole answer; None: none came. For a
+    request that timed out or was abandoned before that: until then, which is a lower bound."""
     contract_kept: bool | None = None
     """None: not checked."""
     abandoned: bool = False
-    """The caller hung up before the answer was whole. Nobody knows whether it would have come: no error, but neither
-    nothing, or a version that hangs until its callers give up would look like one that is not asked."""
+    """The caller disconnected before the answer was complete. It might have come, so this is no error. It is counted,
+    or a version that hangs until its callers give up would look like one without requests."""
     refused: bool = False
     truncated: bool = False
     empty: bool = False
 
     @property
     def cached(self) -> bool:
-        """The provider says that it took some of the input from its cache."""
+        """The provider reports cached input."""
         return self.usage is not None and self.usage.cached_input > 0
 
     def answered(self, choices: Collection[Choice]) -> None:
-        """Note what a complete answer is. Of several choices one is enough: the caller may take any."""
+        """Record a complete answer. One of several choices is enough: the caller may use any."""
         self.refused = any(choice.refused for choice in choices)
         self.truncated = any(choice.truncated for choice in choices)
         self.empty = not choices or any(choice.empty for choice in choices)
 
     def over(self, seconds: float) -> None:
-        """Note when it was over: whoever waited for a first token in vain waited at least so long."""
+        """Record the duration; also as the lower bound of the time to a first token that never came."""
         self.seconds = seconds
         if self.first_token_seconds is None and (self.abandoned or self.error_type == "timeout"):
             self.first_token_seconds = seconds

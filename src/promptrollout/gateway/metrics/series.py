@@ -1,4 +1,4 @@
-"""The counters of one version in one variant, and of its shards: plain numbers, so that a request costs little."""
+"""The counters of one version in one variant, and of its shards: plain numbers, so that counting is cheap."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ DEFAULT_EDGES_SECONDS: Final[tuple[float, ...]] = (
     *(0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92),
 )
 CACHE_VALUES: Final = ("miss", "hit")
-"""In the order of whatever is kept by them."""
+"""The order of everything that is counted by cache use."""
 
 
 @dataclass(eq=False, slots=True)
 class Tally:
-    """What is counted twice: of a whole arm, and of each of its shards."""
+    """Counters that exist for a whole arm, and for each of its shards."""
 
     requests: int = 0
     errors: int = 0
@@ -42,7 +42,7 @@ class Tally:
     cached_input_tokens: int = 0
 
     def add(self, outcome: Outcome, cost_usd: float | None) -> None:
-        """One request more; `cost_usd` is None where nobody knows it."""
+        """Count a request; `cost_usd` is None if it is unknown."""
         self.requests += 1
         if outcome.error_type is not None:
             self.errors += 1
@@ -67,7 +67,7 @@ class Tally:
 
 
 _BILLED_UNKNOWN: Final = frozenset({None, "stream_broken", "timeout", "reported", "unreported"})
-"""Ends without usage of requests that a provider may have worked for: what ran into a timeout is billed."""
+"""Outcomes without usage for which the provider may still charge: a request that timed out is billed."""
 _tallied = attrgetter(*Tally.__slots__)
 
 
@@ -87,10 +87,10 @@ class Histogram:
         self.seconds_sum += seconds
 
     def add_edges(self, edges_seconds: Iterable[float]) -> None:
-        """Have these edges too. None is ever taken away, so every bucket that has been exported stays monotone.
+        """Add edges. No edge is ever removed, so that every exported bucket stays monotone.
 
-        What was counted in a bin that is now divided stays in its upper part: the new bucket begins at what is
-        surely below it, and its differences are right from now on.
+        The count of a bin that is divided stays in its upper part: the new bucket starts at a lower bound, and its
+        differences are right from now on.
         """
         for edge in edges_seconds:
             position = bisect_left(self.edges_seconds, edge)
@@ -115,9 +115,9 @@ class Shards:
     """By edges, by CACHE_VALUES, then by shard."""
     votes: Votes = field(default_factory=lambda: Votes(SHARDS))
     metrics: frozenset[str] = frozenset()
-    """What is exported of all this."""
+    """The metrics that are exported."""
     retired_at: float | None = None
-    """On the monotonic clock: since when the arm is compared with none."""
+    """On the monotonic clock: since when the arm is not compared."""
 
     def add(self, outcome: Outcome, cost_usd: float | None) -> None:
         shard, seconds, first_token = outcome.shard, outcome.seconds, outcome.first_token_seconds
@@ -172,7 +172,7 @@ class Series:
     shards: Shards | None = None
     """While a canary is loaded, and a while longer."""
     expected_scores: frozenset[str] = frozenset()
-    """Names of those that objectives are on."""
+    """The scores that objectives use."""
     in_flight: int = 0
     retired_at: float | None = None
     """On the monotonic clock: since when no configuration uses it."""
@@ -186,7 +186,7 @@ class Series:
         return self.labels[3]
 
     def count(self, outcome: Outcome) -> None:
-        """Count one request that is over."""
+        """Count a request that is over."""
         cost_usd = self._count_cost(outcome)
         self.total.add(outcome, cost_usd)
         if outcome.error_type is not None:
@@ -199,31 +199,31 @@ class Series:
             self.shards.add(outcome, cost_usd)
 
     def rate(self, rating: Rating, age: int, shard: int) -> None:
-        """Count a thumb; `age` in the order of names.AGES."""
+        """Count feedback; `age` is an index into names.AGES."""
         self.votes.rate(rating, age)
         if self.shards is not None:
             self.shards.votes.rate(rating, age, shard)
 
     def score(self, name: str, value: float, age: int, shard: int) -> None:
-        """Count a score. By shards only one that an objective is on: nobody reads the others so."""
+        """Count a score; by shards only if an objective uses it."""
         self.votes.score(name, value, age)
         if self.shards is not None and name in self.shards.votes.scores:
             self.shards.votes.score(name, value, age, shard)
 
     def expect_scores(self, names: Iterable[str]) -> None:
-        """Objectives are on these: they stand at zero from now on."""
+        """Export these scores from now on, from zero: objectives use them."""
         self.expected_scores = frozenset(names)
         self.votes.expect(self.expected_scores)
 
     def add_edges(self, edges_seconds: Iterable[float]) -> None:
-        """Have these edges in every histogram too."""
+        """Add edges to every histogram."""
         edges = list(edges_seconds)
         for histogram in (self.duration, *self.first_token):
             histogram.add_edges(edges)
 
     def compare(self, edges_seconds: Iterable[float], metrics: frozenset[str]) -> None:
-        """Count by shards too, and export these metrics of them. What has begun is counted on, exported or not: a
-        metric that comes later, or again, stands at what was counted since then, and so never falls."""
+        """Count by shards too, and export these metrics. Counting continues whether exported or not, so that a metric
+        that is exported later, or again, never falls."""
         if self.shards is None:
             self.shards = Shards()
         self.shards.add_edges(edges_seconds)
@@ -232,7 +232,7 @@ class Series:
         self.shards.retired_at = None
 
     def copy(self) -> Series:
-        """What is exported, as it is now."""
+        """A copy of what is exported."""
         return Series(
             self.labels,
             self.total.copy(),
@@ -252,12 +252,12 @@ class Series:
         )
 
     def _count_cost(self, outcome: Outcome) -> float | None:
-        """Count what is kept of the whole arm only; the request's cost in USD, None where nobody knows it."""
+        """Count the costs of the whole arm; returns the request's cost in USD, None if it is unknown."""
         usage, price = outcome.usage, outcome.price
         if usage is None:
             unknown = outcome.error_type in _BILLED_UNKNOWN
             if outcome.abandoned or outcome.fallback or unknown:
-                # nobody says how much was answered: counting nothing as free would make a version look cheap
+                # the usage is unknown: counting it as free would make a version look cheap
                 self.usage_missing += 1
                 return None
             return None if price is None else 0.0
@@ -265,7 +265,7 @@ class Series:
         self.tokens_sumsq += tokens * tokens
         self.output_tokens += usage.output
         if price is None:
-            # nobody knows what it costs: counting it as free would let it pass any objective
+            # the price is unknown: counting it as free would let it pass any objective
             self.unpriced += 1
             return None
         cost = price.cost_usd(usage)

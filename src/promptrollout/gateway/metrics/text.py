@@ -1,7 +1,6 @@
 """Prometheus' text format of the series of versions, and of their shards.
 
-Written by hand: a generic registry takes ten times as long for thousands of lines, and the event loop stands still
-meanwhile.
+Written by hand: a generic registry takes ten times as long for thousands of lines, and blocks the event loop.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class _Counter:
-    """A metric with one value for a series. A sum whose count stands elsewhere is `untyped`: the format has no better
-    word for it."""
+    """A metric with one value per series. A sum whose count is another metric is `untyped`: the format has no better
+    type."""
 
     name: str
     field: str
@@ -135,7 +134,7 @@ _SHARDED: Final = (
 )
 _SHARD_LABELS: Final = tuple(f'{names.LABEL_SHARD}="{shard}"' for shard in range(names.SHARDS))
 _AGE_LABELS: Final = tuple(f'age="{age}"' for age in names.AGES)
-# what is counted of scores: the name's end, in Moments; the count stands in the same family as the sum
+# metrics of scores: suffix, field of Moments, type, help; the count is in the same family as the sum
 _SCORES: Final = (
     ("_sum", "sum", "summary", "Scores of answers, by name and by the age of the answer."),
     ("_count", "count", "", ""),
@@ -150,7 +149,7 @@ def labels_text(**labels: str) -> str:
 
 
 def series_lines(copies: list[Copy]) -> Iterator[str]:
-    """Everything that is counted of versions."""
+    """All metrics of versions."""
     for counter in _COUNTERS:
         value = attrgetter(counter.field)
         yield from _head(counter.name, counter.type, counter.help)
@@ -183,7 +182,7 @@ def series_lines(copies: list[Copy]) -> Iterator[str]:
 
 
 def _vote_lines(copies: list[Copy]) -> Iterator[str]:
-    """Feedback of every version, from zero on; scores of those that have some, or objectives on them."""
+    """Feedback of every version, from zero; scores of versions that have some, or objectives on them."""
     yield from _head(names.METRIC_FEEDBACK, "counter", "Feedback on answers, by the age of the answer.")
     for c in copies:
         for rating, counts in c.series.votes.feedback.items():
@@ -202,7 +201,7 @@ def _vote_lines(copies: list[Copy]) -> Iterator[str]:
 
 
 def shard_lines(copies: list[Copy]) -> Iterator[str]:
-    """The counters of shards, of the arms that are compared now."""
+    """The metrics of shards, of the arms that are compared now."""
     compared = [(c.labels, c.series.shards) for c in copies if c.series.shards is not None]
     for metric, field in _SHARDED:
         name, value = names.shard_metric(metric), attrgetter(field)
@@ -222,12 +221,12 @@ def shard_lines(copies: list[Copy]) -> Iterator[str]:
 
 
 def _exporting(name: str, compared: list[tuple[str, Shards]]) -> list[tuple[str, Shards]]:
-    """Those whose objectives need the metric."""
+    """The arms whose objectives need the metric."""
     return [(labels, shards) for labels, shards in compared if name in shards.metrics]
 
 
 def _first_token_lines(compared: list[tuple[str, Shards]]) -> Iterator[str]:
-    """Of objectives' edges; without any, nobody needs the count either."""
+    """By objectives' edges; without any, the count is not needed either."""
     count = names.shard_metric(names.METRIC_FIRST_TOKEN + "_count")
     if exported := _exporting(count, compared):
         yield from _head(count, "untyped", f"{names.METRIC_FIRST_TOKEN}_count by groups of units.")
@@ -247,7 +246,7 @@ def _first_token_lines(compared: list[tuple[str, Shards]]) -> Iterator[str]:
 
 
 def _vote_shard_lines(compared: list[tuple[str, Shards]]) -> Iterator[str]:
-    """Feedback, and the scores that objectives are on."""
+    """Feedback, and the scores that objectives use."""
     name = names.shard_metric(names.METRIC_FEEDBACK)
     if exported := _exporting(name, compared):
         yield from _head(name, "counter", f"{names.METRIC_FEEDBACK} by groups of units.")

@@ -1,4 +1,4 @@
-"""Rendered prompts that wait for a report. Crashes do not report themselves: in time, silence is a failure."""
+"""Rendered prompts without a usage report. A crash reports nothing, so a missing report counts as a failure in time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from promptrollout.gateway.metrics.outcome import Outcome
 from promptrollout.gateway.metrics.series import Series
 
 MAX_UNREPORTED: Final = 50_000
-"""Of a pod: about 20 MB. Further renders are counted for no arm; which ones that are says nothing of the arms."""
+"""Per pod: about 20 MB. Further renders count for no arm, whichever arm they are of."""
 MAX_REPORTED: Final = 10_000
-"""So many reports are known when they come again; about 1 MB."""
+"""So many reports are recognized when they come again; about 1 MB."""
 
 
 @dataclass(slots=True)
@@ -32,25 +32,26 @@ class UnreportedRender:
 
 
 class UnreportedRenders:
-    """By their numbers. Those of one settle time settle in the order in which they came."""
+    """By number. Those with the same settle time settle in the order of their rendering."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, limit: int = MAX_UNREPORTED) -> None:
         self.clock = clock
         self._limit = limit
         self._by_settle_seconds: dict[int, OrderedDict[int, UnreportedRender]] = {}
         self._settle_seconds: dict[int, int] = {}
-        """By number."""
+        """By the render's number."""
         self._reported: OrderedDict[int, None] = OrderedDict()
-        """The oldest first."""
+        """Oldest first."""
         self._made = 0
         self.untracked = 0
-        """Renders that found no place."""
+        """Renders beyond the limit."""
 
     def __len__(self) -> int:
         return len(self._settle_seconds)
 
     def add(self, series: Series, outcome: Outcome, settle_seconds: int) -> int | None:
-        """The number of a render from now on; None without a place for it. Its series is kept until it is counted."""
+        """Wait for a render's report; returns its number, None beyond the limit. Its series is kept until it is
+        counted."""
         if len(self) >= self._limit:
             self.untracked += 1
             return None
@@ -62,38 +63,38 @@ class UnreportedRenders:
         return self._made
 
     def since(self, number: int) -> float | None:
-        """When a render that waits was made, on the clock; None of one that does not wait."""
+        """When a waiting render was made, on the clock; None if it does not wait."""
         settle_seconds = self._settle_seconds.get(number)
         return None if settle_seconds is None else self._by_settle_seconds[settle_seconds][number].since
 
-    def take(self, number: int) -> UnreportedRender | None:
-        """The render; None if it is counted already."""
+    def pop(self, number: int) -> UnreportedRender | None:
+        """Remove the render; None if it was counted already."""
         settle_seconds = self._settle_seconds.pop(number, None)
         return None if settle_seconds is None else self._by_settle_seconds[settle_seconds].pop(number)
 
     def report(self, number: int) -> UnreportedRender | None:
-        """Take the render whose report is here, and remember that it was."""
-        if (pending := self.take(number)) is not None:
+        """Remove the render whose report came, and remember that it came."""
+        if (render := self.pop(number)) is not None:
             self._reported[number] = None
             if len(self._reported) > MAX_REPORTED:
                 self._reported.popitem(last=False)
-        return pending
+        return render
 
     def was_reported(self, number: int) -> bool:
-        """As far as that is remembered."""
+        """Whether the report came, as far as that is remembered."""
         return number in self._reported
 
     def settle(self) -> None:
-        """Count those whose time is over as failures of their arms."""
+        """Count renders whose time is over as failures of their arms."""
         now = self.clock()
         for settle_seconds, waiting in list(self._by_settle_seconds.items()):
             while waiting:
-                number, pending = next(iter(waiting.items()))
-                if now - pending.since < settle_seconds:
+                number, render = next(iter(waiting.items()))
+                if now - render.since < settle_seconds:
                     break
-                self.take(number)
-                pending.outcome.error_type = "unreported"
-                pending.outcome.over(float(settle_seconds))
-                pending.count()
+                self.pop(number)
+                render.outcome.error_type = "unreported"
+                render.outcome.over(float(settle_seconds))
+                render.count()
             if not waiting:
                 del self._by_settle_seconds[settle_seconds]

@@ -1,4 +1,4 @@
-"""Counts of feedback and scores by the age of the answer that they are on: of an arm, or of each of its shards."""
+"""Counts of feedback and scores by the age of the answer: of an arm, or of each of its shards."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _LIMITS: Final = tuple(AGES.values())
 
 
 def age_of(seconds: float) -> int | None:
-    """Where an answer of this age stands in names.AGES; None: it is too old."""
-    found = bisect_left(_LIMITS, seconds)
-    return found if found < len(_LIMITS) else None
+    """The index in names.AGES of an answer of this age; None: it is too old."""
+    index = bisect_left(_LIMITS, seconds)
+    return index if index < len(_LIMITS) else None
 
 
 @dataclass(eq=False, slots=True)
 class Moments:
-    """Of the scores of one name, by age and then by group."""
+    """The moments of one score, by age and then by group."""
 
     count: list[int]
     sum: list[float]
@@ -31,12 +31,12 @@ class Moments:
 
 @dataclass(eq=False, slots=True)
 class Votes:
-    """Flat lists, so that a copy is cheap: by age and then by group."""
+    """Flat lists, by age and then by group, so that a copy is cheap."""
 
     groups: int = 1
     feedback: dict[Rating, list[int]] = field(default_factory=dict)
     scores: dict[str, Moments] = field(default_factory=dict)
-    """By name; what is here is exported."""
+    """By name; all of these are exported."""
 
     def __post_init__(self) -> None:
         self.feedback = self.feedback or {rating: [0] * len(AGES) * self.groups for rating in RATINGS}
@@ -53,7 +53,7 @@ class Votes:
         moments.sumsq[at] += value * value
 
     def expect(self, names: Iterable[str]) -> None:
-        """Have these scores, at zero where nothing was counted."""
+        """Add these scores, from zero."""
         size = len(AGES) * self.groups
         for name in names:
             if name not in self.scores:

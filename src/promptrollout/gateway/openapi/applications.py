@@ -1,6 +1,6 @@
 """Votes, rendered prompts, their reports and OpenFeature's protocol in the OpenAPI document.
 
-What requests may have comes from the models that read them; what answers have is held against this by tests.
+Requests are described by the models that read them; tests check the answers against this document.
 """
 
 from __future__ import annotations
@@ -51,24 +51,24 @@ _OF_ALL: Final[Codes] = {
     "503": ("overloaded", "authentication_unavailable"),
 }
 _WHY: Final = {
-    "400": "The request is at fault; `param` names the field.",
-    "401": "The gateway asks its callers for keys, and this one is missing or unknown.",
-    "404": "Nobody here has it, or it is not for this key.",
-    "405": "Another method is meant.",
-    "408": "The request was not here in time.",
+    "400": "The request is not valid; `param` names the field.",
+    "401": "The gateway requires a key, and it is missing or unknown.",
+    "404": "This gateway does not have it, or this key may not use it.",
+    "405": "The URL does not support this method.",
+    "408": "The request did not arrive in time.",
     "413": "The request is over the gateway's limit.",
-    "415": "Compressed requests are not taken.",
+    "415": "Compressed requests are not supported.",
     "429": "Too many requests with this key.",
     "431": "The request's head is too large.",
-    "500": "A fault of the gateway; its log says which.",
-    "503": "This pod is overloaded, or nobody can say now whose token it is.",
+    "500": "An internal error of the gateway; see its log.",
+    "503": "This pod is overloaded, or the token cannot be reviewed now.",
 }
 _UNFILLED: Final = ("invalid_type", "prompt_variable_missing", "prompt_render_failed", "system_message_refused")
 
 
 def _refusals(**codes: tuple[str, ...]) -> Schema:
-    """In OpenAI's shape; `codes` are those beside what all paths have, by `_<status>`."""
-    own = {status.removeprefix("_"): found for status, found in codes.items()}
+    """Refusals in OpenAI's format; `codes` are those besides the ones of all paths, by `_<status>`."""
+    own = {status.removeprefix("_"): values for status, values in codes.items()}
     return {
         status: refusal(status, _WHY[status], _with_code(*own.get(status, ()), *_OF_ALL.get(status, ())))
         for status in sorted({*_OF_ALL, *own})
@@ -81,17 +81,17 @@ def _with_code(*codes: str) -> Schema:
 
 
 def _ofrep_refusals(*, one: bool) -> Schema:
-    """In OpenFeature's shape; `one`: of a single flag."""
+    """Refusals in OpenFeature's format; `one`: of a single flag."""
     codes = {"400": sorted({*ofrep.CODES.values(), ofrep.GENERAL} - {"FLAG_NOT_FOUND"}), "404": ["FLAG_NOT_FOUND"]}
-    found = {}
+    refusals = {}
     for status in sorted({*_OF_ALL, "404"} if one else _OF_ALL):
         if status >= "500":
             schema = ref("schemas", "FlagsFailure")
         else:
             code = {"type": "object", "properties": {"errorCode": {"enum": codes.get(status, [ofrep.GENERAL])}}}
             schema = {"allOf": [ref("schemas", "FlagError"), code]}
-        found[status] = refusal(status, _WHY[status].partition("; `param`")[0].rstrip(".") + ".", schema)
-    return found
+        refusals[status] = refusal(status, _WHY[status].partition("; `param`")[0].rstrip(".") + ".", schema)
+    return refusals
 
 
 # ---------------------------------------------------------------- answers
@@ -102,10 +102,10 @@ _DIGEST: Final[Schema] = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
 _PROMPT: Final[Mapping[str, Schema]] = {
     "provider": {"type": "string", "description": "The ModelProvider's name."},
     "model": _TEXT,
-    "messages": {**_OBJECTS, "description": "The version's, filled, and the request's own."},
+    "messages": {**_OBJECTS, "description": "The version's messages, rendered, and the request's own."},
     "parameters": {"type": "object", "description": "As OpenAI's chat completions name them, whatever the provider."},
-    "tools": {**_OBJECTS, "description": "Where the version has some."},
-    "response_format": {"type": "object", "description": "Where the version has an `outputSchema`."},
+    "tools": {**_OBJECTS, "description": "If the version has some."},
+    "response_format": {"type": "object", "description": "If the version has an `outputSchema`."},
 }
 _NOT_ALWAYS: Final = ("tools", "response_format")
 
@@ -127,7 +127,7 @@ def _answered(kind: str, reasons: Iterable[str], why: str) -> Schema:
     counted = obj(object={"const": kind}, counted={"const": True})
     reason = {"enum": list(reasons), "description": why}
     not_counted = obj(object={"const": kind}, counted={"const": False}, reason=reason)
-    return {"oneOf": [counted, not_counted], "description": "Whether it counts, and why not."}
+    return {"oneOf": [counted, not_counted], "description": "Whether it was counted, or why not."}
 
 
 def _rendered() -> Schema:
@@ -140,16 +140,16 @@ def _rendered() -> Schema:
         **_PROMPT,
         "usage_token": {
             "type": ["string", "null"],
-            "description": "To report with, once; null where nothing is to be reported.",
+            "description": "For the usage report, once; null if nothing has to be reported.",
         },
         "cache_seconds": {
             "type": ["integer", "null"],
-            "description": "So long the prompt may be used; null without `evidenceSource: Reported`.",
+            "description": "How long the prompt may be used; null without `evidenceSource: Reported`.",
         },
     }
     return {
         **obj(_required(properties, *_NOT_ALWAYS), **properties),
-        "description": "The prompt of this user's version, in OpenAI's words.",
+        "description": "The prompt of this user's version, in OpenAI's format.",
     }
 
 
@@ -159,8 +159,8 @@ def _evaluation() -> Schema:
         version=VERSION,
         digest=_DIGEST,
         rolloutUID=_TEXT,
-        cacheSeconds={"type": "integer", "description": "With `evidenceSource: Reported`: so long it may be used."},
-        usageToken={"type": "string", "description": "To report with at `/v1/usage`, once."},
+        cacheSeconds={"type": "integer", "description": "With `evidenceSource: Reported`: how long it may be used."},
+        usageToken={"type": "string", "description": "For one usage report at `/v1/usage`."},
     )
     reason = {
         "enum": list(get_args(ofrep.Reason)),
@@ -172,20 +172,20 @@ def _evaluation() -> Schema:
 
 def _flag_error() -> Schema:
     codes = sorted({*ofrep.CODES.values(), ofrep.GENERAL})
-    key = {"type": "string", "description": "Of the flag, where one was asked for."}
+    key = {"type": "string", "description": "The flag, if one was asked for."}
     return obj(["errorCode", "errorDetails"], key=key, errorCode={"enum": codes}, errorDetails=_TEXT)
 
 
 def _schemas_read() -> dict[str, Schema]:
-    """Of the models that read requests."""
-    _, found = models_json_schema(
+    """The schemas of the models that read requests."""
+    _, definitions = models_json_schema(
         [(model, "validation") for model in _READ], ref_template="#/components/schemas/{model}"
     )
-    return {name: _untitled(schema) for name, schema in found["$defs"].items()}
+    return {name: _untitled(schema) for name, schema in definitions["$defs"].items()}
 
 
 def _untitled(schema: Any) -> Any:
-    """Without the titles that pydantic makes of names."""
+    """The schema without the titles that pydantic makes from names."""
     if isinstance(schema, list):
         return [_untitled(each) for each in schema]
     if not isinstance(schema, dict):
@@ -194,13 +194,13 @@ def _untitled(schema: Any) -> Any:
 
 
 def schemas() -> dict[str, Schema]:
-    """By name, for the document's components."""
+    """The schemas by name, for the document's components."""
     flag = {"oneOf": [ref("schemas", "Evaluation"), ref("schemas", "FlagError")]}
     return {
         **_schemas_read(),
         "RenderRequest": {
             "type": "object",
-            "description": "Who the user is, is found as for a chat. Other fields are ignored.",
+            "description": "The user is identified as for a chat completion. Other fields are ignored.",
             "properties": {"messages": MESSAGES, "prompt_variables": VARIABLES, "user": USER},
         },
         "FeedbackAnswer": _vote("feedback"),
@@ -215,7 +215,7 @@ def schemas() -> dict[str, Schema]:
         "Evaluation": _evaluation(),
         "Evaluations": obj(flags={"type": "array", "items": flag}),
         "FlagError": {**_flag_error(), "description": "OpenFeature's error."},
-        "FlagsFailure": {**obj(errorDetails=_TEXT), "description": "OpenFeature's error where it is the server's."},
+        "FlagsFailure": {**obj(errorDetails=_TEXT), "description": "OpenFeature's error for a failure of the server."},
     }
 
 
@@ -223,16 +223,16 @@ def schemas() -> dict[str, Schema]:
 
 
 def paths() -> dict[str, Schema]:
-    """By path; all are POST."""
+    """The operations by path; all are POST."""
     who = [
-        header(USER_HEADER, "Who stays on one arm, with `stickiness.by: User`."),
-        header(CONVERSATION_HEADER, "What stays on one arm, with `stickiness.by: Conversation`."),
+        header(USER_HEADER, "The stickiness unit, with `stickiness.by: User`."),
+        header(CONVERSATION_HEADER, "The stickiness unit, with `stickiness.by: Conversation`."),
     ]
     voted = ("invalid_vote", "invalid_response_id")
     rendered = {**answer("The prompt.", ref("schemas", "RenderedPrompt")), "headers": _RENDERED_HEADERS}
     silent = _refusals(_400=("invalid_type", "invalid_token"), _503=("other_pod_silent",))
     silent["503"]["description"] += " Or the pod that rendered the prompt does not answer: report again."
-    found = {
+    operations = {
         FEEDBACK_PATH: _operation(
             "postFeedback",
             "What a user says of an answer",
@@ -279,7 +279,10 @@ def paths() -> dict[str, Schema]:
                 "EvaluationRequest",
                 {
                     "200": {**answer("The user's prompts.", ref("schemas", "Evaluations")), "headers": _TAGGED},
-                    "304": {"description": "As If-None-Match has them.", "headers": _TAGGED},
+                    "304": {
+                        "description": "Unchanged since the answer that If-None-Match names.",
+                        "headers": _TAGGED,
+                    },
                 }
                 | _ofrep_refusals(one=False),
                 required=False,
@@ -287,7 +290,7 @@ def paths() -> dict[str, Schema]:
             "parameters": [header("If-None-Match", "`ETag`s of answers that the caller has.")],
         },
     }
-    return {path: {"post": operation} for path, operation in found.items()}
+    return {path: {"post": operation} for path, operation in operations.items()}
 
 
 _RENDERED_HEADERS: Final[Schema] = {

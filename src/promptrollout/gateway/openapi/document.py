@@ -1,4 +1,4 @@
-"""The serving port as an OpenAPI 3.1 document: what the gateway itself reads and refuses; the rest passes through.
+"""The serving port as an OpenAPI 3.1 document: what the gateway reads and refuses; the rest is forwarded.
 
 Served at `GET /openapi.json`; `python -m promptrollout.gateway.openapi` writes docs/reference/openapi.json. A field
 has a type here only if the gateway refuses another one: everything else is between caller and provider.
@@ -43,7 +43,7 @@ _STREAMED: Final[Schema] = {"description": "`true` for an answer as server-sent 
 _CHAT_REQUEST: Final[Schema] = {
     "type": "object",
     "required": ["model"],
-    "description": "OpenAI's chat completion request. Every field that is not here is sent on as it is.",
+    "description": "OpenAI's chat completion request. All other fields are forwarded unchanged.",
     "properties": {
         "model": ref("schemas", "Rollout"),
         "messages": MESSAGES,
@@ -52,7 +52,7 @@ _CHAT_REQUEST: Final[Schema] = {
         "stream": _STREAMED,
         "stream_options": {"description": "`include_usage: true` for a last event with the usage."},
         "response_format": {
-            "description": "A `json_schema` stands in the place of the version's `outputSchema`; all else gives way."
+            "description": "A `json_schema` replaces the version's `outputSchema`; other formats do not."
         },
     },
     "example": {"model": "support", "user": "u1", "messages": [{"role": "user", "content": "Hello"}]},
@@ -60,44 +60,44 @@ _CHAT_REQUEST: Final[Schema] = {
 _CHAT_ANSWER: Final[Schema] = {
     "type": "object",
     "required": ["choices"],
-    "description": "The provider's chat completion, untouched.",
+    "description": "The provider's chat completion, unchanged.",
     "properties": {"choices": {"type": "array"}},
 }
 _RESPONSES_REQUEST: Final[Schema] = {
     "type": "object",
     "required": ["model"],
-    "description": "OpenAI's request for a response. `background` is refused; every other field is sent on as it is.",
+    "description": "OpenAI's request for a response. `background` is refused; all others are forwarded unchanged.",
     "properties": {
         "model": ref("schemas", "Rollout"),
         "input": {
             "type": ["string", "array", "null"],
-            "items": {"type": "object", "description": "An item, in any shape that the provider takes."},
+            "items": {"type": "object", "description": "An item, in any format that the provider supports."},
         },
-        "instructions": {"type": ["string", "null"], "description": "Follow the version's own."},
+        "instructions": {"type": ["string", "null"], "description": "Appended to the version's own."},
         "prompt_variables": VARIABLES,
         "user": USER,
         "stream": _STREAMED,
-        "text": {"description": "A `json_schema` as its `format` stands in the place of the version's `outputSchema`."},
+        "text": {"description": "A `json_schema` as its `format` replaces the version's `outputSchema`."},
     },
     "example": {"model": "support", "user": "u1", "input": "Hello"},
 }
 _RESPONSES_ANSWER: Final[Schema] = {
     "type": "object",
     "required": ["output"],
-    "description": "The provider's response, untouched.",
+    "description": "The provider's response, unchanged.",
     "properties": {"output": {"type": "array"}},
 }
 _MESSAGES_REQUEST: Final[Schema] = {
     "type": "object",
     "required": ["model"],
-    "description": "Anthropic's request for a message. Fields that are not here are sent on as they are; where the "
-    "version's provider is of OpenAI's kind, what it does not support is refused by name.",
+    "description": "Anthropic's request for a message. All other fields are forwarded unchanged; if the "
+    "version's provider has OpenAI's API, what it does not support is refused by name.",
     "properties": {
         "model": ref("schemas", "Rollout"),
         "messages": MESSAGES,
-        "system": {"type": ["string", "array", "null"], "description": "Follows ours."},
+        "system": {"type": ["string", "array", "null"], "description": "Appended to the version's own."},
         "prompt_variables": VARIABLES,
-        "metadata": {"description": "Its `user_id` says who stays on one arm; the header x-user-id goes before it."},
+        "metadata": {"description": "Its `user_id` is the stickiness unit; the header x-user-id takes precedence."},
         "stream": _STREAMED,
     },
     "example": {"model": "support", "max_tokens": 100, "messages": [{"role": "user", "content": "Hello"}]},
@@ -105,32 +105,32 @@ _MESSAGES_REQUEST: Final[Schema] = {
 _MESSAGES_ANSWER: Final[Schema] = {
     "type": "object",
     "required": ["content"],
-    "description": "A message: the provider's, untouched, or made of what it answered.",
+    "description": "A message: the provider's, unchanged, or its answer translated.",
     "properties": {"content": {"type": "array"}},
 }
 _COUNT_REQUEST: Final[Schema] = {
     **_MESSAGES_REQUEST,
     "description": "Anthropic's request for a message, as it would be sent: the version's prompt is counted too. What "
-    "only says how to answer is left out. 404 where the version's provider is not of Anthropic's kind.",
+    "only says how to answer is left out. 404 if the version's provider does not have Anthropic's API.",
     "example": {"model": "support", "messages": [{"role": "user", "content": "Hello"}]},
 }
 _COUNT_ANSWER: Final[Schema] = {
     "type": "object",
     "required": ["input_tokens"],
-    "description": "The provider's answer, untouched.",
+    "description": "The provider's answer, unchanged.",
     "properties": {"input_tokens": {"type": "integer"}},
 }
 _EMBEDDINGS_REQUEST: Final[Schema] = {
     "type": "object",
     "required": ["model"],
-    "description": "OpenAI's request for embeddings, sent on to stable's provider under stable's model.",
+    "description": "OpenAI's request for embeddings, forwarded to stable's provider with stable's model.",
     "properties": {"model": ref("schemas", "Rollout")},
     "example": {"model": "support", "input": "Hello"},
 }
 _EMBEDDINGS_ANSWER: Final[Schema] = {
     "type": "object",
     "required": ["data"],
-    "description": "The provider's embeddings, untouched.",
+    "description": "The provider's embeddings, unchanged.",
     "properties": {"data": {"type": "array"}},
 }
 _MODEL: Final[Schema] = {
@@ -169,22 +169,22 @@ _MODELS: Final[Schema] = {
         "last_id": {"type": ["string", "null"]},
     },
 }
-_ANTHROPIC_VERSION: Final = header(ANTHROPIC_HEADER, "With it the answer, and an error, has Anthropic's shape.")
-# what the gateway refuses on its own, and what a provider's errors become
+_ANTHROPIC_VERSION: Final = header(ANTHROPIC_HEADER, "With it, answers and errors have Anthropic's format.")
+# the gateway's own refusals, and the provider's errors
 _REFUSALS: Final = {
-    "400": "The request is at fault, or the provider says so.",
-    "401": "The gateway asks its callers for keys, and this one is missing or unknown.",
+    "400": "The request is not valid, by the gateway or by the provider.",
+    "401": "The gateway requires a key, and it is missing or unknown.",
     "404": "No such rollout, or not for this key; or its provider does not support this URL.",
-    "405": "Another method is meant.",
-    "408": "The request was not here in time.",
+    "405": "The URL does not support this method.",
+    "408": "The request did not arrive in time.",
     "413": "The request is over the gateway's limit.",
-    "415": "Compressed requests are not taken.",
+    "415": "Compressed requests are not supported.",
     "429": "Too many requests, of this key or for the provider.",
     "4XX": "The provider refused the request, with its status, code and message.",
-    "502": "The provider failed, cannot be reached, or answered something else.",
+    "502": "The provider failed, cannot be reached, or its answer is not valid.",
     "503": "This pod, or the provider, is overloaded.",
     "504": "The provider took too long.",
-    "5XX": "A fault of the gateway.",
+    "5XX": "An internal error of the gateway.",
 }
 
 
@@ -277,16 +277,16 @@ def document() -> Schema:
 
 def _answered(protocol: str) -> Schema:
     about = _ANSWERED[protocol]
-    found = answer("The answer.", ref("schemas", f"{protocol}Answer"))
+    success = answer("The answer.", ref("schemas", f"{protocol}Answer"))
     if about.streams:
-        found["content"][_STREAM] = {}  # a schema there would be read as that of each event
-    found["headers"] = WHAT_ANSWERED
+        success["content"][_STREAM] = {}  # a schema there would be read as that of each event
+    success["headers"] = WHAT_ANSWERED
     error = ref("schemas", about.error)
     return {
         "operationId": about.operation,
         "summary": about.summary,
         "requestBody": json_body(ref("schemas", f"{protocol}Request")),
-        "responses": {"200": found, **{status: refusal(status, why, error) for status, why in _REFUSALS.items()}},
+        "responses": {"200": success, **{status: refusal(status, why, error) for status, why in _REFUSALS.items()}},
     }
 
 
@@ -311,8 +311,8 @@ def _model() -> Schema:
 def _of_either(*statuses: str) -> Schema:
     """Refusals in the shape that the caller's headers ask for."""
     error = {"oneOf": [ref("schemas", "Error"), ref("schemas", "MessagesError")]}
-    found = {status: refusal(status, _REFUSALS[status], error) for status in (*statuses, "503", "5XX")}
-    return {**found, "4XX": refusal("400", "The request is no HTTP as it should be.", error)}
+    refusals = {status: refusal(status, _REFUSALS[status], error) for status in (*statuses, "503", "5XX")}
+    return {**refusals, "4XX": refusal("400", "The request is not valid HTTP.", error)}
 
 
 DOCUMENT: Final = orjson.dumps(document())

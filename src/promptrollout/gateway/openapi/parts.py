@@ -1,4 +1,4 @@
-"""What the parts of the OpenAPI document share: references, errors, refusals, headers of answers."""
+"""Shared parts of the OpenAPI document: references, errors, refusals, headers of answers."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def ref(kind: str, name: str) -> Schema:
 
 
 def obj(required: Collection[str] | None = None, **properties: Schema) -> Schema:
-    """An object; all of its properties are required unless it says which."""
+    """An object; by default all of its properties are required."""
     return {"type": "object", "required": list(properties if required is None else required), "properties": properties}
 
 
 ROLLOUT: Final[Schema] = {"type": "string", "minLength": 1, "description": "The rollout; see `GET /v1/models`."}
 VARIABLES: Final[Schema] = {
     "type": ["object", "null"],
-    "description": "Values for the variables of the version's templates; not sent on.",
+    "description": "Values for the variables of the version's templates; not forwarded.",
 }
 MESSAGES: Final[Schema] = {
     "type": ["array", "null"],
-    "items": {"type": "object", "description": "A message, in any shape that the provider takes."},
-    "description": "What follows the version's own messages.",
+    "items": {"type": "object", "description": "A message, in any format that the provider supports."},
+    "description": "The messages after the version's own.",
 }
-USER: Final[Schema] = {"description": "Who stays on one arm; `safety_identifier` or the header x-user-id go before it."}
+USER: Final[Schema] = {"description": "The stickiness unit; `safety_identifier` and x-user-id take precedence."}
 VERSION: Final[Schema] = {
     "type": "string",
     "pattern": "^[0-9a-f]{10}$",
@@ -51,7 +51,7 @@ ERROR: Final[Schema] = {
         error=obj(
             message={"type": "string"},
             type={"type": "string"},
-            param={"type": ["string", "null"], "description": "The field that is at fault."},
+            param={"type": ["string", "null"], "description": "The invalid field."},
             code={"type": ["string", "null"], "description": "See the table in docs/reference/http-api.md."},
         )
     ),
@@ -67,14 +67,14 @@ RETRY_AFTER: Final[Schema] = {
 }
 ALLOW: Final[Schema] = {"Allow": {"schema": {"type": "string"}, "required": True}}
 AUTHENTICATE: Final[Schema] = {
-    "WWW-Authenticate": {"schema": {"const": "Bearer"}, "description": "Unless it is the provider that refuses."}
+    "WWW-Authenticate": {"schema": {"const": "Bearer"}, "description": "Not if the provider refused the request."}
 }
 OF_ARM: Final[Schema] = {
     HEADER_ROLLOUT: {"schema": {"type": "string"}, "required": True},
     HEADER_VERSION: {"schema": VERSION, "required": True},
     HEADER_VARIANT: {"schema": VARIANT, "required": True},
 }
-"""Headers that say which version it is."""
+"""Headers that identify the version."""
 WHAT_ANSWERED: Final[Schema] = {
     **OF_ARM,
     HEADER_PROVIDER: {
@@ -100,10 +100,10 @@ def answer(description: str, schema: Schema) -> Schema:
 
 def refusal(status: str, description: str, schema: Schema) -> Schema:
     """An answer that is an error."""
-    found = answer(description, schema)
+    error = answer(description, schema)
     if status in _HEADERS:
-        found["headers"] = _HEADERS[status]
-    return found
+        error["headers"] = _HEADERS[status]
+    return error
 
 
 def json_body(schema: Schema, *, required: bool = True) -> Schema:

@@ -22,7 +22,7 @@ def account(prepared: Prepared, reply: Reply) -> None:
 
 
 class AccountedOnExit:
-    """Counts a request that was not counted yet: after an error of the gateway, or after its caller hung up."""
+    """Counts a request that was not counted yet: after an error of the gateway, or after its caller disconnected."""
 
     def __init__(self, prepared: Prepared, reply: Reply) -> None:
         self._prepared = prepared

@@ -18,7 +18,7 @@ from promptrollout.gateway.applications.render import PromptRenderer
 from promptrollout.gateway.applications.usage import UsageReports
 from promptrollout.gateway.assignment.assign import Headers
 from promptrollout.gateway.auth.authenticate import Authenticator
-from promptrollout.gateway.auth.caller_keys import ANYBODY, CALLER, Caller
+from promptrollout.gateway.auth.caller_keys import ANONYMOUS, CALLER, Caller
 from promptrollout.gateway.http.errors import ClientGone, MethodNotAllowed
 from promptrollout.gateway.http.exchange import (
     JSON,
@@ -159,7 +159,7 @@ class ServingApp:
     async def _answer(
         self, endpoint: Endpoint, caller: Caller, headers: dict[str, bytes], receive: Receive, reply: Reply
     ) -> None:
-        if self._rates is not None and caller is not ANYBODY:
+        if self._rates is not None and caller is not ANONYMOUS:
             self._rates.spend(caller.name)
         with self._bodies.share() as share:
             payload = await read_body(headers, receive, self._limits.max_request_bytes, share)

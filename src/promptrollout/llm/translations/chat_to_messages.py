@@ -1,4 +1,4 @@
-"""OpenAI's chat requests for a provider that speaks Anthropic's Messages API."""
+"""OpenAI's chat requests for a provider with Anthropic's Messages API."""
 
 from __future__ import annotations
 

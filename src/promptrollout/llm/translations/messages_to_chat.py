@@ -1,4 +1,4 @@
-"""Anthropic's requests for a provider that speaks OpenAI's chat API."""
+"""Anthropic's requests for a provider with OpenAI's chat API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests of OpenAI's Responses API for a provider that speaks Anthropic's Messages API."""
+"""Requests of OpenAI's Responses API for a provider with Anthropic's Messages API."""
 
 from __future__ import annotations
 

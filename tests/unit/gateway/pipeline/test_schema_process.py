@@ -15,7 +15,7 @@ from promptrollout.api.template import prompt_problems
 from promptrollout.gateway.process import Gateway
 from promptrollout.llm.answers.schema_process import MAX_WAITING, SchemaProcess
 from tests.unit.gateway.kit import CANARY, Caller, Provider, arm, completion, delivery, request, says, series
-from tests.unit.gateway.test_schema_visits import doubled, expression
+from tests.unit.llm.answers.test_schema_visits import doubled, expression
 
 ENDLESS = orjson.dumps(doubled(30))
 UNION = orjson.dumps(expression("+", "*"))

@@ -14,7 +14,7 @@ from promptrollout.llm.errors import CallerError, Untranslatable
 from promptrollout.llm.protocols.messages import MESSAGES
 from promptrollout.llm.translations import TRANSLATIONS, messages_response
 from promptrollout.llm.translations.messages_response import ResponseStream
-from tests.unit.gateway.test_protocols import events
+from tests.unit.gateway.pipeline.test_protocols import events
 
 TO_MESSAGES = TRANSLATIONS["responses", "messages"].request
 

@@ -18,8 +18,8 @@ from promptrollout.llm.protocols import PROTOCOLS
 from tests.unit.gateway.kit import Caller
 
 DOCUMENT = document.document()
-PAGE = Path(__file__).parents[3] / "docs" / "reference" / "http-api.md"
-COPY = Path(__file__).parents[3] / document.DOCS_COPY
+PAGE = Path(__file__).parents[4] / "docs" / "reference" / "http-api.md"
+COPY = Path(__file__).parents[4] / document.DOCS_COPY
 
 
 async def test_the_document_is_served_and_its_copy_is_the_same(caller: Caller) -> None:

@@ -13,7 +13,7 @@ from promptrollout.sandbox.model.answers import DrawSource, compose
 from promptrollout.sandbox.model.behaviour import Behaviour
 from promptrollout.sandbox.model.wire import WIRES
 from tests.unit.gateway.kit import Caller, Provider, says, series, serve, streams
-from tests.unit.gateway.test_protocols import COMBINATIONS, ENDED, PATHS, TEXT, ask, events, read
+from tests.unit.gateway.pipeline.test_protocols import COMBINATIONS, ENDED, PATHS, TEXT, ask, events, read
 
 NATIVE = {"OpenAI": {"chat": "chat", "responses": "responses", "messages": "chat"}, "Anthropic": {}}
 

@@ -12,7 +12,7 @@ from promptrollout.api.delivery import Audience, RequestMatch, Stickiness
 from promptrollout.gateway.assignment.assign import Assignment, Routing, assign
 from promptrollout.gateway.assignment.bucketing import bucket, unit_hash, within
 
-DOCS = Path(__file__).parents[3] / "docs" / "reference" / "stickiness.md"
+DOCS = Path(__file__).parents[4] / "docs" / "reference" / "stickiness.md"
 VECTORS = json.loads(DOCS.with_name("stickiness-vectors.json").read_text())
 
 

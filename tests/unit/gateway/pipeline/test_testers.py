@@ -7,7 +7,7 @@ import pytest
 
 from promptrollout.gateway.process import Gateway
 from tests.unit.gateway.kit import CANARY, Provider, arm, counted, delivery, request
-from tests.unit.gateway.test_end_to_end import serving
+from tests.unit.gateway.pipeline.test_end_to_end import serving
 
 QA = {"x-team": "qa", "x-promptrollout-variant": "canary"}
 

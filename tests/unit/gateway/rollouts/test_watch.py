@@ -18,7 +18,7 @@ from promptrollout.gateway.process import Gateway
 from promptrollout.gateway.rollouts import watch as source_module
 from promptrollout.gateway.rollouts.watch import ConfigurationWatch
 from tests.unit.gateway.kit import arm, delivery
-from tests.unit.gateway.test_signing_keys import signing_key
+from tests.unit.gateway.rollouts.test_signing_keys import signing_key
 
 DELIVERIES = "/apis/promptrollout.dev/v1alpha1/namespaces/ns/promptdeliveries"
 SIGNING_KEYS = "/apis/promptrollout.dev/v1alpha1/namespaces/ns/promptsigningkeys"

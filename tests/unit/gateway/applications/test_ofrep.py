@@ -17,9 +17,9 @@ from openfeature.exception import ErrorCode
 from openfeature.flag_evaluation import Reason
 
 from promptrollout.gateway.process import Gateway
+from tests.unit.gateway.applications.test_prompts import REPORTED
 from tests.unit.gateway.kit import CANARY, STABLE, arm, counted, delivery
-from tests.unit.gateway.test_end_to_end import serving
-from tests.unit.gateway.test_prompts import REPORTED
+from tests.unit.gateway.pipeline.test_end_to_end import serving
 
 TEMPLATE = [{"role": "system", "content": "You serve {{ company }}."}]
 ACME = {"prompt_variables": {"company": "ACME"}}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from promptrollout.cluster import ApiUnavailable
-from promptrollout.gateway.auth.authenticate import Auth, Authenticator, made
+from promptrollout.gateway.auth.authenticate import Auth, Authenticator, authenticator_for
 from promptrollout.gateway.auth.caller_keys import CallerKeys
 from promptrollout.gateway.auth.token_reviews import ACCESS_PATH, TokenReviews
 from promptrollout.gateway.process import Gateway
@@ -80,7 +80,7 @@ async def test_the_report_has_them(gateway: Gateway) -> None:
 
 
 def test_keys_that_are_missing(tmp_path: Path) -> None:
-    authenticator = made(Auth("Keys"), CallerKeys(tmp_path), None)
+    authenticator = authenticator_for(Auth("Keys"), CallerKeys(tmp_path), None)
     problems = PodProblems(authenticator, Clock())
     authenticator.refresh()
     assert [reason for reason, _ in reasons(problems)] == ["NoKeys"]
@@ -101,7 +101,7 @@ async def test_a_gateway_that_may_not_review_tokens_finds_out_before_its_callers
         return answer
 
     tokens = TokenReviews("promptrollout", (), post)
-    problems = PodProblems(made(Auth("ServiceAccounts"), CallerKeys(Path("nowhere")), tokens), Clock())
+    problems = PodProblems(authenticator_for(Auth("ServiceAccounts"), CallerKeys(Path("nowhere")), tokens), Clock())
     for answer, expected in (
         (ApiUnavailable("down"), []),
         ({"status": {"allowed": False}}, ["TokenReviewsForbidden"]),

@@ -40,7 +40,7 @@ from tests.unit.gateway.kit import (
     series,
     value,
 )
-from tests.unit.gateway.test_end_to_end import serving
+from tests.unit.gateway.pipeline.test_end_to_end import serving
 
 ACME = {"prompt_variables": {"company": "ACME"}}
 KEY = "ab" * 32

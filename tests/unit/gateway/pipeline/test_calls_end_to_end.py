@@ -16,7 +16,7 @@ from promptrollout.gateway.process import Gateway
 from promptrollout.sandbox.model.behaviour import parse_behaviours
 from promptrollout.sandbox.model.server import SimulatedModel
 from tests.unit.gateway.kit import Provider, arm, chunk, counted, delivery, request, series, streams
-from tests.unit.gateway.test_end_to_end import serving
+from tests.unit.gateway.pipeline.test_end_to_end import serving
 
 DOWN = [{"name": "down", "errorKinds": [{"status": 503, "share": 1.0}]}]
 

@@ -36,7 +36,7 @@ from tests.unit.gateway.kit import (
     samples,
     value,
 )
-from tests.unit.gateway.test_end_to_end import serving
+from tests.unit.gateway.pipeline.test_end_to_end import serving
 
 IDS = ResponseIds("uid-1", bytes.fromhex(KEY))
 NOW = 1_700_000_000

@@ -94,7 +94,7 @@ async def test_an_id_of_a_time_to_come_is_none(gateway: Gateway) -> None:
     assert (await thumb(caller, token(SIGNING, NOW + 60))).json["counted"], "clocks of pods differ"
     late = await thumb(caller, token(SIGNING, NOW + 61))
     assert (late.status, late.error["code"]) == (400, "invalid_response_id")
-    assert "is of a time to come" in late.error["message"]
+    assert "has a future time" in late.error["message"]
 
 
 async def test_renders_of_before_the_change_are_reported_and_forged_reports_are_not_believed(gateway: Gateway) -> None:

@@ -24,7 +24,7 @@ from promptrollout.sandbox.model.behaviour import parse_behaviours
 from promptrollout.sandbox.model.server import SimulatedModel
 from tests.unit.gateway.kit import CANARY, arm, delivery, request
 from tests.unit.gateway.live import listening
-from tests.unit.gateway.test_source import CONFIGMAPS, DELIVERIES, ApiServer
+from tests.unit.gateway.rollouts.test_watch import CONFIGMAPS, DELIVERIES, ApiServer
 
 # each process has its ports on an address of its own
 _ADDRESSES = (f"127.{random.randrange(20, 250)}.{random.randrange(1, 250)}.{n}" for n in itertools.count(1))

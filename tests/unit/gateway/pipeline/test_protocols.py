@@ -14,7 +14,7 @@ import pytest
 from promptrollout.gateway.process import Gateway
 from promptrollout.sandbox.model.server import SimulatedModel
 from tests.unit.gateway.kit import STABLE, arm, delivery, series
-from tests.unit.gateway.test_end_to_end import serving
+from tests.unit.gateway.pipeline.test_end_to_end import serving
 
 TEXT = "Grüße aus 東京 🗼, in several pieces."
 PARAMETERS = {"type": "object", "properties": {"order": {"type": "integer"}}}
