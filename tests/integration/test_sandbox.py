@@ -408,7 +408,7 @@ def test_what_is_missing_is_said_and_retried(kubectl: Kubectl, eventually: Event
         return kubectl("get", "events", "-o", "jsonpath={range .items[*]}{.reason}: {.message}{'\\n'}{end}")
 
     eventually(lambda: 'FailedMount: MountVolume.SetUp failed: secret "late" not found' in told())
-    eventually(lambda: "the sandbox has no container runtime" in told())
+    eventually(lambda: "the sandbox runs only images named" in told())
     kubectl("create", "secret", "generic", "late", "--from-literal", "key=1")
     eventually(lambda: phase(kubectl, "env") == phase(kubectl, "volume") == "Running")
 
