@@ -297,11 +297,6 @@ class RolloutReport(Model):
     """Its shards are not exported here, since those of as many other rollouts are as a pod exports at once."""
 
 
-KEY_NOT_BOUND: Final = "ProviderKeyNotBound"
-KEY_UNBOUND: Final = "ProviderKeyUnbound"
-ADDRESS_REFUSED: Final = "ProviderAddressRefused"
-
-
 class PodProblem(Model):
     """What is wrong in a pod beyond one rollout."""
 

@@ -83,7 +83,8 @@ async def command(flags: Flags, verb: Verb, name: str, reason: str, wait: bool) 
         except TimeoutError:
             click.echo(
                 f"{verb} is written, but no operator handled it within {WAIT_SECONDS:.0f} s; it acts later. "
-                f"To send everybody to stable without the operator: promptrollout emergency stable {name}",
+                f"To send everybody to stable without the operator: promptrollout emergency stable {name} "
+                f"-n {target.namespace}",
                 err=True,
             )
             return EXIT_TIMEOUT
@@ -139,9 +140,13 @@ def news(status: Object, known: set[str]) -> list[Decision]:
 
 
 def report(verb: Verb, name: str, given: Command, decisions: list[Decision]) -> int:
-    """Print the refusal, or what was decided; returns the exit code."""
+    """Print the refusal, or what was decided; returns the exit code.
+
+    A refusal without the command's id is of an operator of the release before: it may be another's, and a pipeline must
+    not take it for success.
+    """
     for decision in decisions:
-        if decision.reason == DecisionReason.COMMAND_REFUSED and decision.command == given.id:
+        if decision.reason == DecisionReason.COMMAND_REFUSED and decision.command in (given.id, None):
             click.echo(f"rollout {name}: {decision.message}", err=True)
             return EXIT_FAILED
     for decision in decisions:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from promptrollout.api.conditions import ConditionReason
 from promptrollout.api.gateway import AuthMode as AuthMode
 from promptrollout.api.names import HEADER_TENANT
 from promptrollout.api.pod_settings import PodSettings
@@ -87,9 +88,9 @@ class Authenticator:
     def problems(self) -> Iterator[tuple[str, str]]:
         """Why valid callers are refused: reason and message."""
         if self.keys is not None and not self.keys:
-            yield "NoKeys", "no caller keys are configured: every key is refused"
+            yield ConditionReason.NO_KEYS, "no caller keys are configured: every key is refused"
         if self.tokens is not None and self.tokens.forbidden:
-            yield "TokenReviewsForbidden", f"the gateway may not review tokens: {FIX}"
+            yield ConditionReason.TOKEN_REVIEWS_FORBIDDEN, f"the gateway may not review tokens: {FIX}"
 
     def refresh(self) -> None:
         """Read changed key files; log their problems."""

@@ -5,17 +5,13 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 from promptrollout.api.delivery import ProviderConfig
+from promptrollout.api.pod_settings import CA_FILE, HOSTS_FILE, KEY_FILE
 from promptrollout.gateway.rollouts.load_errors import KeyMissing
 from promptrollout.llm.providers.endpoint import Endpoint
 from promptrollout.llm.providers.key_hosts import KeyHosts, parse_hosts
 from promptrollout.llm.providers.keys import parse_keys
-
-KEY_FILE: Final = "api-key"
-HOSTS_FILE: Final = "hosts"
-CA_FILE: Final = "ca.crt"
 
 
 class ProviderFiles:

@@ -146,7 +146,7 @@ class Registry:
                 if current is not None and sequence == current.sequence and served_content(raw) == current.served:
                     self._retire_or_revive(current, raw.get("retiredAt"))
                     return
-            self._put_in_service(configuration, current)
+            self._put_in_service(configuration)
             if not from_disk:
                 await asyncio.to_thread(self._store.save, name, raw)
 
@@ -181,8 +181,9 @@ class Registry:
             self.problems.record(name, sequence, raw, "invalid", f"{type(error).__name__}: {error}")
         return None
 
-    def _put_in_service(self, configuration: Configuration, current: LiveRollout | None) -> None:
+    def _put_in_service(self, configuration: Configuration) -> None:
         name, spec = configuration.name, configuration.spec
+        current = self._rollouts.get(name)  # read now: the sweep may have forgotten it while this one was loaded
         if current is not None and current.uid != spec.rollout_uid:
             self._counters.rollout_gone(current.uid, name)
         rollout = LiveRollout.succeeding(

@@ -9,7 +9,8 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from promptrollout.api.delivery import ADDRESS_REFUSED, KEY_NOT_BOUND, KEY_UNBOUND, PodProblem
+from promptrollout.api.conditions import ConditionReason
+from promptrollout.api.delivery import PodProblem
 from promptrollout.api.text import first_few
 from promptrollout.gateway.auth.authenticate import Authenticator
 from promptrollout.gateway.rollouts.live_rollout import LiveRollout
@@ -24,9 +25,9 @@ SHOWN: Final = 5
 """So many rollouts of a provider are named in the log."""
 MAX_PROBLEMS: Final = 16
 _CONFIGURED: Final = {
-    KEY_NOT_BOUND: "provider %s gets no requests: `hosts` in its key's Secret does not name the host of its baseURL",
-    ADDRESS_REFUSED: "provider %s gets no requests: gateways may not connect to its address",
-    KEY_UNBOUND: "the key of provider %s may be sent to any host: name its hosts in `hosts` of its Secret; "
+    ConditionReason.PROVIDER_KEY_NOT_BOUND: "provider %s gets no requests: `hosts` in its key's Secret does not name the host of its baseURL",
+    ConditionReason.PROVIDER_ADDRESS_REFUSED: "provider %s gets no requests: gateways may not connect to its address",
+    ConditionReason.PROVIDER_KEY_UNBOUND: "the key of provider %s may be sent to any host: name its hosts in `hosts` of its Secret; "
     "a later release will require that",
 }
 """In the order of the report; beyond MAX_PROBLEMS the last ones are left out."""
@@ -76,10 +77,10 @@ class PodProblems:
         problems = [PodProblem(reason=reason, message=text) for reason, text in self._authenticator.problems()]
         now = self._clock()
         # they get no requests, so they are not down
-        refused = {name for reason, name in self._configured if reason != KEY_UNBOUND}
+        refused = {name for reason, name in self._configured if reason != ConditionReason.PROVIDER_KEY_UNBOUND}
         for name, since in sorted(self._down_since.items()):
             if now - since >= DOWN_AFTER_SECONDS and name not in refused:
-                problems.append(PodProblem(reason="ProviderDown", message=name))
+                problems.append(PodProblem(reason=ConditionReason.PROVIDER_DOWN, message=name))
         for reason in _CONFIGURED:
             names = sorted(name for each, name in self._configured if each == reason)
             problems += [PodProblem(reason=reason, message=name) for name in names]
@@ -91,14 +92,14 @@ def _configured(rollouts: Iterable[LiveRollout], not_loaded: Iterable[LoadProble
     problems: set[tuple[str, str]] = set()
     for problem in not_loaded:
         if isinstance(problem.error, KeyNotBound):
-            problems.add((KEY_NOT_BOUND, problem.error.provider))
+            problems.add((ConditionReason.PROVIDER_KEY_NOT_BOUND, problem.error.provider))
         elif isinstance(problem.error, ProviderAddressRefused):
-            problems.add((ADDRESS_REFUSED, problem.error.provider))
+            problems.add((ConditionReason.PROVIDER_ADDRESS_REFUSED, problem.error.provider))
     for endpoint in (endpoint for rollout in rollouts for endpoint in rollout.endpoints):
         if endpoint.key_not_bound:
-            problems.add((KEY_NOT_BOUND, endpoint.name))
+            problems.add((ConditionReason.PROVIDER_KEY_NOT_BOUND, endpoint.name))
         elif endpoint.key_unbound:
-            problems.add((KEY_UNBOUND, endpoint.name))
+            problems.add((ConditionReason.PROVIDER_KEY_UNBOUND, endpoint.name))
         if endpoint.refused_at is not None:
-            problems.add((ADDRESS_REFUSED, endpoint.name))
+            problems.add((ConditionReason.PROVIDER_ADDRESS_REFUSED, endpoint.name))
     return problems

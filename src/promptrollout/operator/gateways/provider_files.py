@@ -11,16 +11,12 @@ import hashlib
 from collections.abc import Iterable, Mapping
 
 from promptrollout.api.meta import ConfigMapKeyRef, SecretKeyRef
+from promptrollout.api.pod_settings import CA_FILE, HOSTS_FILE, KEY_FILE
 from promptrollout.api.provider import ProviderSpec
 
 Ref = SecretKeyRef | ConfigMapKeyRef
 Files = Mapping[str, Ref]
 """Where each file comes from, by its path below PROVIDER_KEYS_DIR."""
-
-KEY_FILE = "api-key"
-HOSTS_FILE = "hosts"
-"""Beside the key: the hosts that it may be sent to."""
-CA_FILE = "ca.crt"
 
 
 def source_of(ref: Ref) -> str:

@@ -111,7 +111,8 @@ class Source:
         session.cert = client_certificate
         session.verify = ca_file if ca_file is not None else True
         session.hooks["response"].append(self._refuse_partial)  # the client keeps data.result and drops the rest
-        # no retries here: the scheduler tries again, and a slow source must not block threads
+        # no retries but of a connection that was closed while idle (see `_ask`): the scheduler tries again, and a
+        # slow source must not block threads
         self._client = PrometheusConnect(url=self._url, retry=Retry(total=0, read=False), auth=access, session=session)
         self._offset = 0.0
         self.problem: str = "it has not been queried yet"
