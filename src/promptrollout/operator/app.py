@@ -24,10 +24,10 @@ from promptrollout.operator.cluster.watches import Watches
 from promptrollout.operator.cluster.workers import Workers
 from promptrollout.operator.config import Config, MetricsSource, PodEnvironment
 from promptrollout.operator.controllers import controllers
+from promptrollout.operator.declarations.reconcile import DeclarationReconciler
 from promptrollout.operator.delivery.acknowledge import Acknowledger
 from promptrollout.operator.evidence.analyses import Analyses
 from promptrollout.operator.gateways.reconcile import GatewayReconciler
-from promptrollout.operator.rollouts.declarations import DeclarationReconciler
 from promptrollout.operator.rollouts.reconcile import RolloutReconciler
 from promptrollout.operator.sources.access import SourceAccess
 from promptrollout.operator.sources.prometheus import Source

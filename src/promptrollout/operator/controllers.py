@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 from promptrollout.api.names import LABEL_GATEWAY
+from promptrollout.operator import dependents
 from promptrollout.operator.cluster.queue import Key
+from promptrollout.operator.declarations import reconcile as declarations
+from promptrollout.operator.declarations.reconcile import DeclarationReconciler
 from promptrollout.operator.delivery.acknowledge import Acknowledger
+from promptrollout.operator.dependents import Dependents
 from promptrollout.operator.gateways.reconcile import GatewayReconciler
-from promptrollout.operator.rollouts import declarations, dependents
-from promptrollout.operator.rollouts.declarations import DeclarationReconciler
-from promptrollout.operator.rollouts.dependents import Dependents
 from promptrollout.operator.rollouts.reconcile import RolloutReconciler
 
 Object = dict[str, Any]

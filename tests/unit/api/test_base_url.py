@@ -9,7 +9,7 @@ from promptrollout.api.base_url import BASE_URL_PROBLEM, base_url_doubt
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.provider import ProviderSpec
 from promptrollout.operator.cluster.store import Store
-from promptrollout.operator.rollouts.declarations import provider_verdict
+from promptrollout.operator.declarations.reconcile import provider_verdict
 
 
 @pytest.mark.parametrize(

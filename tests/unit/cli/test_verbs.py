@@ -57,6 +57,14 @@ def test_refusal_is_exit_code_1_and_says_why(capsys: pytest.CaptureFixture[str])
     assert "no canary is in progress" in capsys.readouterr().err
 
 
+def test_a_refusal_that_names_no_command_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    """As an operator of the release before writes it: a pipeline must not go on."""
+    given = bound(rollout(stage="Idle"), "promote", "ann", "")
+    status = {"history": [decision("n", "CommandRefused", "no canary is in progress", None)]}
+    assert report("promote", "r", given, news(status, set())) == 1
+    assert "no canary is in progress" in capsys.readouterr().err
+
+
 def test_the_refusal_of_another_command_is_not_mine(capsys: pytest.CaptureFixture[str]) -> None:
     given = bound(rollout(stage="Idle"), "pause", "ann", "")
     status = {

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from promptrollout.api.rollout import Decision
+from promptrollout.operator import dependents
 from promptrollout.operator.cluster.events import event_of, recent
 from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.cluster.store import Store
 from promptrollout.operator.config import ConfigError, load, pod_environment
+from promptrollout.operator.declarations.reconcile import provider_verdict, slo_verdict, version_verdict
 from promptrollout.operator.delivery import copies
 from promptrollout.operator.delivery.confirmations import Acknowledgement
 from promptrollout.operator.delivery.status import delivery_status, is_complete
-from promptrollout.operator.rollouts import dependents
-from promptrollout.operator.rollouts.declarations import provider_verdict, slo_verdict, version_verdict
 from tests.unit.operator.world import PROMPT, a_copy, an_object, store_with
 
 OF = {

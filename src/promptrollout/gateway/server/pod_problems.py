@@ -25,10 +25,11 @@ SHOWN: Final = 5
 """So many rollouts of a provider are named in the log."""
 MAX_PROBLEMS: Final = 16
 _CONFIGURED: Final = {
-    ConditionReason.PROVIDER_KEY_NOT_BOUND: "provider %s gets no requests: `hosts` in its key's Secret does not name the host of its baseURL",
+    ConditionReason.PROVIDER_KEY_NOT_BOUND: "provider %s gets no requests: "
+    "`hosts` in its key's Secret does not name the host of its baseURL",
     ConditionReason.PROVIDER_ADDRESS_REFUSED: "provider %s gets no requests: gateways may not connect to its address",
-    ConditionReason.PROVIDER_KEY_UNBOUND: "the key of provider %s may be sent to any host: name its hosts in `hosts` of its Secret; "
-    "a later release will require that",
+    ConditionReason.PROVIDER_KEY_UNBOUND: "the key of provider %s may be sent to any host: "
+    "name its hosts in `hosts` of its Secret; a later release will require that",
 }
 """In the order of the report; beyond MAX_PROBLEMS the last ones are left out."""
 
@@ -40,7 +41,7 @@ class PodProblems:
         self._authenticator = authenticator
         self._clock = clock
         self._down_since: dict[str, float] = {}
-        self._configured: set[tuple[str, str]] = set()
+        self._configured: set[tuple[ConditionReason, str]] = set()
 
     def update(self, rollouts: Iterable[LiveRollout], not_loaded: Iterable[LoadProblem] = ()) -> None:
         """Find the providers that are down (unreachable for an arm, or its circuit is open), those that may get no
@@ -87,9 +88,9 @@ class PodProblems:
         return problems[:MAX_PROBLEMS]
 
 
-def _configured(rollouts: Iterable[LiveRollout], not_loaded: Iterable[LoadProblem]) -> set[tuple[str, str]]:
+def _configured(rollouts: Iterable[LiveRollout], not_loaded: Iterable[LoadProblem]) -> set[tuple[ConditionReason, str]]:
     """Reason and name of each provider with a problem in its configuration."""
-    problems: set[tuple[str, str]] = set()
+    problems: set[tuple[ConditionReason, str]] = set()
     for problem in not_loaded:
         if isinstance(problem.error, KeyNotBound):
             problems.add((ConditionReason.PROVIDER_KEY_NOT_BOUND, problem.error.provider))

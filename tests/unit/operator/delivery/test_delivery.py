@@ -15,11 +15,11 @@ from promptrollout.engine.lifecycle.facts import DeliveryIntent
 from promptrollout.engine.objectives.signals import SIGNALS
 from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.cluster.store import Store
+from promptrollout.operator.declarations.reconcile import provider_verdict
 from promptrollout.operator.delivery.compile import CannotCompile, body_of, compile_delivery, prompt_in, read
+from promptrollout.operator.dependents import of_delivery
 from promptrollout.operator.evidence.requests import ObjectiveQueries
 from promptrollout.operator.gateways.provider_files import source_of
-from promptrollout.operator.rollouts.declarations import provider_verdict
-from promptrollout.operator.rollouts.dependents import of_delivery
 from promptrollout.operator.rollouts.resolve import resolve
 from tests.unit.operator.world import a_copy, an_object, prompt, rollout_spec, store_with
 

@@ -14,10 +14,10 @@ from promptrollout.api.rollout import Stickiness
 from promptrollout.api.template import prompt_problems
 from promptrollout.engine.lifecycle.facts import DeliveryIntent
 from promptrollout.operator.cluster.store import Store
+from promptrollout.operator.declarations.reconcile import tls_verdict
 from promptrollout.operator.delivery.compile import CannotCompile, compile_delivery
 from promptrollout.operator.gateways.objects import gateway_objects, held_template, mounted_files
 from promptrollout.operator.gateways.provider_files import source_of
-from promptrollout.operator.rollouts.declarations import tls_verdict
 from promptrollout.operator.rollouts.resolve import resolve
 from tests.unit.operator.world import PROMPT, a_copy, an_object, price, prompt, rollout_spec, store_with, texts
 

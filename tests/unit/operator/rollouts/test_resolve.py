@@ -8,7 +8,7 @@ from promptrollout.api.delivery import VersionRef
 from promptrollout.api.digest import digest_of
 from promptrollout.api.slo import Objective
 from promptrollout.operator.cluster.store import Store
-from promptrollout.operator.rollouts.declarations import slo_verdict
+from promptrollout.operator.declarations.reconcile import slo_verdict
 from promptrollout.operator.rollouts.resolve import Resolved, resolve
 from tests.unit.operator.world import PROMPT, a_copy, an_object, prompt, rollout_spec, store_with, texts
 

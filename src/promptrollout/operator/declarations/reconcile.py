@@ -26,7 +26,7 @@ from promptrollout.operator.cluster.conditions import conditions, same_status
 from promptrollout.operator.cluster.events import announce
 from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.cluster.store import Store
-from promptrollout.operator.rollouts.addresses import elsewhere
+from promptrollout.operator.declarations.addresses import elsewhere
 
 Object = dict[str, Any]
 Verdict = tuple[bool, str, str]

@@ -11,7 +11,7 @@ from typing import Any
 from promptrollout.api.names import LABEL_GATEWAY, LABEL_ROLLOUT
 from promptrollout.operator.cluster.queue import Key
 from promptrollout.operator.cluster.store import Store
-from promptrollout.operator.rollouts.addresses import addresses
+from promptrollout.operator.declarations.addresses import addresses
 from promptrollout.operator.rollouts.pod_failures import failure_of
 
 Object = dict[str, Any]
