@@ -347,7 +347,7 @@ def _objectives(kind: str, spec: dict[str, Any]) -> Iterator[tuple[Path, dict[st
 
 
 def metadata_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Empty if it is none: what is wrong with it is said where its object is checked."""
+    """Empty if it cannot be parsed: the check of its own object reports that."""
     return _mapping(manifest.get("metadata"))
 
 

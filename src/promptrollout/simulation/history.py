@@ -19,7 +19,7 @@ TIMEOUT_SECONDS = 60
 """Longer windows than the operator ever asks for at once."""
 
 
-def question_of(
+def evidence_request(
     rules: Snapshot, uid: str, stable: str, canary: str, exposed_at: int, name: str, namespace: str
 ) -> EvidenceRequest:
     """`uid`: of the PromptRollout; `stable` and `canary`: the label `version`, ten characters of a digest."""
@@ -46,23 +46,23 @@ def history(
     """
     source = Source(SOURCE, url, Metrics(), timeout=TIMEOUT_SECONDS, namespace_label="namespace" if namespace else "")
     try:
-        question = question_of(rules, uid, stable, canary, start, name, namespace)
-        return asyncio.run(_read(source, question, start, end))
+        request = evidence_request(rules, uid, stable, canary, start, name, namespace)
+        return asyncio.run(_read(source, request, start, end))
     except SourceError as error:
         raise ValueError(str(error)) from error
     finally:
         source.close()
 
 
-async def _read(source: Source, question: EvidenceRequest, start: int, end: int) -> list[RecordedInterval]:
-    width = question.interval_seconds
+async def _read(source: Source, request: EvidenceRequest, start: int, end: int) -> list[RecordedInterval]:
+    width = request.interval_seconds
     position = start // width * width - BASELINE_INTERVALS * width
     last = end // width * width
     analyses = Analyses({SOURCE: source}, settle_seconds=0.0, changed=lambda _: None)
-    key = Key("PromptRollout", question.namespace, question.rollout)
+    key = Key("PromptRollout", request.namespace, request.rollout)
     lines: list[RecordedInterval] = []
     while position < last:
-        analyses.request(key, question, position)
+        analyses.request(key, request, position)
         await analyses.look()
         evidence = analyses.evidence(key, position, SOURCE)
         if not evidence.available:

@@ -27,7 +27,7 @@ class Point:
     breach: float
     promotion: float
     low: float | None
-    """Of the interval for canary minus stable, as people read it; None while there is none."""
+    """Of the interval for canary minus stable, as people read it; None while it is unknown."""
     high: float | None
 
 

@@ -130,8 +130,8 @@ def watch_pods(draft: Draft) -> Move | None:
 
 
 def is_suspect(draft: Draft, failure: PodFailure, begun: int) -> bool:
-    """Pods failed more often than by accident since then, shortly after its weight was raised; or no other canary's of
-    the gateway was either. With users on it on trial one failure is enough."""
+    """Whether pods failed repeatedly after `begun`, and this canary's weight was raised recently, or no other canary's
+    of the gateway was. While it is tried alone with users, one failure is enough."""
     latest = failure.times[-1]
     count = sum(begun <= at and latest - at < SUSPECT_SECONDS for at in failure.times)
     on_trial = draft.clock.trial_at is not None and draft.status.weight > 0

@@ -117,7 +117,7 @@ class Dispersion:
         """Correlation of an arm's requests within an interval, as what lasts for several of them adds to sums over
         time: a block of b intervals with correlation rho counts like single ones with b rho.
 
-        Successive differences (von Neumann), so that slow drift is none.
+        Successive differences (von Neumann), so that slow drift does not count.
         """
         pairs = zip(LENGTHS, self.blocks, strict=True)
         return max(length * blocks.correlation() for length, blocks in pairs)

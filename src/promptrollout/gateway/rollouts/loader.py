@@ -31,7 +31,7 @@ class Loader:
 
     def __init__(self, providers: ProviderPool, in_flight_file: InFlightFile | None = None) -> None:
         self._providers = providers
-        self._spans = in_flight_file or InFlightFile()
+        self._in_flight_file = in_flight_file or InFlightFile()
 
     async def load(self, name: str, raw: dict[str, Any], previous: Configuration | None) -> Configuration:
         """The compiled configuration; without its canary if only that cannot be loaded, so that stable still serves.
@@ -44,7 +44,7 @@ class Loader:
                 "operator's release"
             )
         known = [arm.prompt for arm in (previous.stable, previous.canary) if arm is not None] if previous else []
-        spec, stable_prompt, canary_prompt = await asyncio.to_thread(_compile, raw, known, self._spans)
+        spec, stable_prompt, canary_prompt = await asyncio.to_thread(_compile, raw, known, self._in_flight_file)
         stable = self._arm("stable", spec.rollout_uid, spec.stable, stable_prompt)
         canary, problem = None, None
         if isinstance(canary_prompt, LoadError):

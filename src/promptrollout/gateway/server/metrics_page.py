@@ -100,8 +100,8 @@ def _by(counted: Mapping[str, int]) -> Values:
 def _process_families(counters: Counters, state: PodState) -> Iterator[Metric]:
     """What the pod counts of itself."""
     gateway, rollout = "promptrollout_gateway", ("rollout_uid", "rollout")
-    servings = [((s.configuration.spec.rollout_uid, s.configuration.name), s) for s in state.rollouts]
-    circuits = [((*of, *labels.values()), circuit) for of, s in servings for labels, circuit in s.circuits]
+    rollouts = [((s.configuration.spec.rollout_uid, s.configuration.name), s) for s in state.rollouts]
+    circuits = [((*of, *labels.values()), circuit) for of, s in rollouts for labels, circuit in s.circuits]
     circuit_labels = (*rollout, "arm", "version", "provider", "model")
     yield _counter(names.METRIC_UNASSIGNED, "Requests without a stickiness key.", rollout, counters.unassigned.items())
     yield _counter(
@@ -126,13 +126,13 @@ def _process_families(counters: Counters, state: PodState) -> Iterator[Metric]:
         f"{gateway}_config_sequence",
         "The last configuration sequence that is fully in service.",
         rollout,
-        ((of, s.acknowledged) for of, s in servings),
+        ((of, s.acknowledged) for of, s in rollouts),
     )
     yield _gauge(
         f"{gateway}_overridden",
         "1 while the emergency override holds the rollout on stable.",
         rollout,
-        ((of, int(s.overridden)) for of, s in servings),
+        ((of, int(s.overridden)) for of, s in rollouts),
     )
     yield CounterMetricFamily(f"{gateway}_config_swaps", "Configurations put in service.", counters.swaps)
     yield _counter(

@@ -123,7 +123,7 @@ class OneChoiceReader(StreamReader):
 
 
 def parsed_answer(payload: bytes, field: str) -> Body | None:
-    """The JSON object of an answer, which has a list in this field; None if it is none."""
+    """The JSON object of an answer, which has a list in this field; None for anything else."""
     try:
         parsed = orjson.loads(payload)
     except orjson.JSONDecodeError:

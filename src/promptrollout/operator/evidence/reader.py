@@ -128,7 +128,7 @@ class Reader:
         self._states: dict[str, dict[Stratum, _State]] = {objective.name: {} for objective in request.objectives}
 
     def start_of_window(self) -> int:
-        """Samples after this are needed for the next `take`."""
+        """Samples after this are needed for the next `read`."""
         width = self.request.interval_seconds
         return self.position if self.warm else self.position - math.ceil(WARM_UP_SECONDS / width) * width
 
@@ -218,7 +218,7 @@ class _Filed:
     """Series of the windows by objective, stratum and process, and there by interval."""
 
     def __init__(self, request: EvidenceRequest, windows: Windows, unread: Collection[str]) -> None:
-        self._question = request
+        self._request = request
         self._windows = windows
         self._arms = {(variant, version): arm for arm, variant, version in request.arms}
         self._sliced: dict[int, ByInterval] = {}
@@ -260,7 +260,7 @@ class _Filed:
         stratum = tuple([series.labels.get(name, "") for name in names]) if names else ()
         by_interval = self._sliced.get(id(series))
         if by_interval is None:
-            by_interval = self._sliced[id(series)] = _slice(series, self._question.interval_seconds)
+            by_interval = self._sliced[id(series)] = _slice(series, self._request.interval_seconds)
         processes = self.strata[objective.name].setdefault(stratum, {})
         processes.setdefault((arm, series.process), []).append(
             _Sliced((role, shard, series.part), by_interval, series.self_named)

@@ -154,9 +154,9 @@ def _label_filter(counters: list[Counter]) -> LabelFilter:
     return union_of_filters({name: frozenset({value}) for name, value in counter.labels} for counter in counters)
 
 
-def union_of_filters(all_narrowed: Iterable[LabelFilter]) -> LabelFilter:
+def union_of_filters(filters: Iterable[LabelFilter]) -> LabelFilter:
     """A filter for several needs: the labels that all of them filter by, with all their values."""
-    first, *others = all_narrowed
+    first, *others = filters
     found = dict(first)
     for other in others:
         found = {name: values | other[name] for name, values in found.items() if name in other}

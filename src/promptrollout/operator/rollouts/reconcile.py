@@ -97,7 +97,7 @@ class RolloutReconciler:
         if until is None or snapshot is None or source is None or intent is None:
             self._analyses.stop(key)
             return
-        question = EvidenceRequest(
+        request = EvidenceRequest(
             uid=item["metadata"]["uid"],
             source=source,
             interval_seconds=snapshot.interval_seconds,
@@ -109,7 +109,7 @@ class RolloutReconciler:
             rollout=key.name,
             namespace=key.namespace,
         )
-        self._analyses.request(key, question, until)
+        self._analyses.request(key, request, until)
 
     def _wake_at(self, key: Key, record: Record, result: Plan, now: float) -> None:
         times = []

@@ -100,8 +100,8 @@ def ensure(progress: Progress, environ: Mapping[str, str] | None = None) -> Bina
             build.build(missing, cache, cached_path, progress)
         found = {name: find(name, cache, environ) for name in VERSIONS}
     paths = {name: path for name, path in found.items() if path is not None}
-    if lacking := sorted(set(VERSIONS) - set(paths)):
-        raise SandboxError(f"{', '.join(lacking)}: still missing after the set-up; see the messages above")
+    if missing := sorted(set(VERSIONS) - set(paths)):
+        raise SandboxError(f"{', '.join(missing)}: still missing after the set-up; see the messages above")
     return Binaries(
         etcd=paths["etcd"],
         kube_apiserver=paths["kube-apiserver"],
