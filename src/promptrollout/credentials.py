@@ -10,9 +10,11 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import yaml
+from aiohttp.helpers import strip_auth_from_url
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_kube_config
 from kubernetes.aio.config.config_exception import ConfigException
+from yarl import URL
 
 from promptrollout import __version__
 from promptrollout.api.names import ENV_SERVICEACCOUNT_DIR
@@ -81,6 +83,12 @@ def _client(configuration: Configuration) -> ApiClient:
     configuration.client_session_kwargs = {"trust_env": False}
     if not configuration.proxy:  # of the kubeconfig
         configuration.proxy = _proxy(configuration.host)
+    if configuration.proxy:
+        # the user and password go in a header: errors show the proxy's URL
+        url, user = strip_auth_from_url(URL(configuration.proxy))
+        configuration.proxy = str(url)
+        if user is not None:
+            configuration.proxy_headers = {"Proxy-Authorization": user.encode()}
     try:
         client = ApiClient(configuration)
     except (OSError, ssl.SSLError) as error:

@@ -91,6 +91,15 @@ async def test_another_server_is_asked_through_the_proxy_of_the_environment(monk
         ("https://k8s.corp.example", "", True),
         ("https://127.0.3.4:6443", "", False),
         ("https://[::1]:6443", "", False),
+        # as Go's httpproxy reads it
+        ("https://[fd00::1]:443", "fd00::1", False),
+        ("https://[fd00::1]:443", "[fd00::1]:443", False),
+        ("https://k8s.corp.example", "*.corp.example", False),
+        ("https://k8s.corp.example", "k8s.corp.example:443", False),
+        ("https://k8s.corp.example", "k8s.corp.example:6443", True),
+        ("https://k8s.corp.example", "example", False),
+        ("https://mycorp.example", "corp.example", True),
+        ("https://k8s.corp.example", "a.b,*", False),
     ],
 )
 async def test_no_proxy_names_hosts_domains_and_networks(
@@ -100,6 +109,36 @@ async def test_no_proxy_names_hosts_domains_and_networks(
     monkeypatch.setenv("NO_PROXY", no_proxy)
     async with connect_with_token(server, "t", CA_FILE) as client:
         assert client.configuration.proxy == ("http://proxy.example:3128" if proxied else None)
+
+
+async def test_a_proxys_password_is_sent_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:s3c%40ret@127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        async with connect_with_token("https://cluster.example:6443", "t", CA_FILE) as client:
+            with pytest.raises(cluster.ApiUnavailable) as refused:
+                await cluster.request(client, "GET", "/version")
+    assert b"Proxy-Authorization: Basic dXNlcjpzM2NAcmV0\r\n" in heads[0]
+    assert "407" in str(refused.value)
+    assert "s3c" not in str(refused.value)
+
+
+@pytest.mark.parametrize("proxy", ["http://[fd00::9:3128", "http://u:s3cret@proxy:99999", "socks5://u:s3cret@proxy"])
+async def test_a_proxy_that_cannot_be_used_is_left_out_with_a_warning(
+    proxy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    async with connect_with_token("https://cluster.example:6443", "t", CA_FILE) as client:
+        assert client.configuration.proxy is None
+    assert "not used" in caplog.text
+    assert "s3cret" not in caplog.text
 
 
 async def test_the_kubeconfigs_own_proxy_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

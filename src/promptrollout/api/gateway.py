@@ -1,8 +1,8 @@
 """PromptGateway: the serving pods of a namespace's rollouts."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from promptrollout.api.meta import Conditions, CustomResource, Model, Name, ObjectName
 
@@ -44,6 +44,10 @@ class SecretName(Model):
     """Name of the Secret."""
 
 
+MAX_CALLERS_BYTES: Final = 100_000
+"""Of all `serviceAccounts` as JSON."""
+
+
 class ServiceAccountCallers(Model):
     """ServiceAccounts that may call."""
 
@@ -78,6 +82,18 @@ class Auth(Model):
     """Audience of the tokens. Not that of the API server: a gateway could then use its callers' tokens there."""
     service_accounts: Annotated[list[ServiceAccountCallers], Field(max_length=64)] = []
     """Who may call. The first match counts. Empty: all ServiceAccounts of the gateway's namespace."""
+
+    @field_validator("service_accounts")
+    @classmethod
+    def _fits_a_variable(cls, callers: list[ServiceAccountCallers]) -> list[ServiceAccountCallers]:
+        """Pods get them in one environment variable, and Linux starts no process with one of 128 KiB."""
+        size = sum(len(each.model_dump_json(by_alias=True)) + 1 for each in callers)
+        if size > MAX_CALLERS_BYTES:
+            raise ValueError(
+                f"{size:,} bytes as JSON, and pods can be given {MAX_CALLERS_BYTES:,}: "
+                "list fewer entries or fewer `rollouts`"
+            )
+        return callers
 
 
 class GatewaySpec(Model):
