@@ -27,6 +27,6 @@ def test_callers_that_no_process_could_be_given_are_refused() -> None:
 
 
 def test_a_process_starts_with_as_many_as_are_accepted() -> None:
-    GatewaySpec.model_validate(callers(46, 64))
+    GatewaySpec.model_validate(callers(40, 64))
     environment = {**os.environ, "CALLERS": "x" * MAX_CALLERS_BYTES}
     assert subprocess.run([sys.executable, "-c", ""], env=environment, check=False).returncode == 0
