@@ -133,7 +133,7 @@ DECISIONS: Final[Mapping[DecisionReason, Explanation]] = MappingProxyType(
         ),
         _R.METRICS_RECOVERED: _normal("The metrics source can be read again."),
         _R.PODS_FAILING: _warning(
-            "Gateway pods ended or hang soon after a canary got users: weight 0 at once. Without proof it is not "
+            "Gateway pods crashed or hung soon after a canary got users: weight 0 at once. Without proof it is not "
             "rejected, but retried alone.",
             "Read `kubectl logs --previous` of the pod. Fix the prompt, its output schema, or the gateway's memory.",
         ),

@@ -348,7 +348,7 @@ class RolloutStatus(Model):
     previous: VersionRef | None = None
     """The version before stable. `undo` and a revert in Git go back to it at once."""
     withdrawal: Annotated[str, Field(max_length=64)] | None = None
-    """Reason of the rollback that is in progress."""
+    """Reason of the last rollback of this revision. Absent once its version starts over."""
     direct: bool = False
     """The canary goes straight to 100 %, because it was served just before."""
     paused: bool = False

@@ -13,7 +13,7 @@ def emergency() -> None:
     """Send everybody to stable, even with the operator down.
 
     `stable` writes a ConfigMap that the gateway pods watch themselves. An operator that runs, or comes back, treats it
-    as an abort: the canary's version is rejected. `clear` takes the override away.
+    as an abort: the canary's version is rejected. `clear` removes the override.
     """
 
 

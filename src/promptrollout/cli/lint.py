@@ -47,7 +47,7 @@ def lint(files: tuple[str, ...], strict: bool, requests_per_minute: float | None
     """Check manifests without a cluster: FILEs, directories, or `-` for standard input.
 
     Finds what the API server would refuse, unknown fields, prompts and output schemas that do not compile, and
-    references that the given files contradict. Objects of other groups are passed over. Exit code 1 on errors.
+    references that the given files contradict. Objects of other groups are ignored. Exit code 1 on errors.
     """
     documents = [document for name in files for document in _documents(name)]
     if requests_per_minute is not None:

@@ -47,7 +47,7 @@ def plan(
 ) -> None:
     """Say what each step can detect with this traffic, how long a good version takes, and what stays undecided.
 
-    What is not said of stable is assumed, and stated in the output.
+    Values of stable that you do not give are assumed, and stated in the output.
     """
     require("numpy")
     from promptrollout.simulation import assumed
