@@ -414,3 +414,26 @@ def test_the_delivery_and_the_generation_are_told() -> None:
     assert [(lag.pod, lag.reason) for lag in delivery.laggards] == [("pod-b", "silent")]
     assert world.status.observed_generation == 1
     assert {c.observed_generation for c in world.status.conditions} == {1}
+
+
+def test_an_invalid_spec_is_named_first_of_several_holds() -> None:
+    world = started()
+    world.tell("pause")
+    world.problems = ("spec.x: broken",)
+    world.tick()
+    assert (world.status.phase, world.status.conditions[0].reason) == ("Paused", "InvalidSpec")
+    assert world.status.message.startswith(f"{TWO} at 10 %, held: the spec is invalid: spec.x: broken")
+    assert "paused by a person" in world.status.message
+
+
+def test_an_undo_with_an_invalid_spec_is_on_its_way_and_not_held() -> None:
+    world = started()
+    world.tick(60)
+    world.deaf = {"pod-a"}
+    world.tell("undo")
+    world.problems = ("spec.x: broken",)
+    world.settle()
+    assert world.status.retracing
+    assert world.status.phase == "Progressing"
+    assert "held" not in world.status.message
+    assert "waiting for pod-a" in world.status.message

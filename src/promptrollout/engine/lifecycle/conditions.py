@@ -16,7 +16,7 @@ from promptrollout.engine.lifecycle.messages import (
     version_name,
 )
 from promptrollout.engine.lifecycle.moves import current_step, overdue
-from promptrollout.engine.lifecycle.reasons import Hold, MissingEvidence
+from promptrollout.engine.lifecycle.reasons import Hold, HoldReason, MissingEvidence
 from promptrollout.engine.statistics.evidence import Evidence
 
 HEAVY_PERCENT = 20
@@ -120,8 +120,9 @@ def summary_in_progress(
 ) -> tuple[str, str, str]:
     s, step = draft.status, current_step(draft)
     head = f"{version_name(s.canary)} at {s.weight} %"
-    if draft.facts.desired.problems:
-        return "Paused", ConditionReason.INVALID_SPEC, f"{head}, held: {holds_text(holds[:1])}"
+    if any(hold.reason is HoldReason.INVALID_SPEC for hold in holds):
+        first = sorted(holds, key=lambda hold: hold.reason is not HoldReason.INVALID_SPEC)
+        return "Paused", ConditionReason.INVALID_SPEC, f"{head}, held: {holds_text(first)}"
     if holds:
         paused = any(hold.is_pause for hold in holds)
         text = f"{head}, held: {holds_text(holds)}"
