@@ -54,7 +54,7 @@ def test_a_canary_whose_provider_is_away_leaves_after_fifteen_minutes(seconds: i
         decision = newest(world, "ProviderUnreachable")
         assert (decision.type, world.status.rejected) == ("Warning", [])
         assert decision.message == "only the canary's provider could not be reached for 900 s: weight 0, not rejected"
-        assert (world.status.analysis, world.status.clock.exposed_at, world.status.step) == ([], None, "0/2")
+        assert (world.status.analysis, world.status.clock.exposed_at, world.status.step) == ([], None, "")
 
 
 def test_pods_that_do_not_confirm_a_rollback_are_evicted_after_a_minute_and_again_each_minute() -> None:
@@ -195,7 +195,7 @@ def test_each_move_of_a_good_version_is_recorded_with_what_comes_next() -> None:
             "Normal",
             False,
         ),
-        ("RolloutStarted", f"the prompt changed: loading {TWO} at weight 0", "0/3", 0, "Normal", False),
+        ("RolloutStarted", f"the prompt changed: loading {TWO} at weight 0", "", 0, "Normal", False),
         ("StepCompleted", "step 1/3 (10 %) passed; pausing at 10 %", "1/3", 10, "Normal", True),
         ("PauseCompleted", "pause of 60 s is over; going to 50 %", "2/3", 10, "Normal", False),
         ("StepCompleted", "step 3/3 (50 %) passed; going to 100 %", "3/3", 50, "Normal", True),
@@ -420,7 +420,7 @@ def test_steps_edited_while_it_loads_change_nothing_yet() -> None:
     world.deaf, world.desired = {"pod-a"}, V2
     world.settle()
     edited(world, steps=[Step(weight=30, min_duration_seconds=60)])
-    assert (world.at, world.status.step) == (("Loading", 0), "0/1")
+    assert (world.at, world.status.step) == (("Loading", 0), "")
     world.deaf = set()
     world.heard["pod-a"] = world.sequence
     world.settle()

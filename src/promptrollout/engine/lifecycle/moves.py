@@ -153,7 +153,7 @@ def step_label(draft: Draft) -> str:
         return ""
     total = len(s.snapshot.steps)
     done = total if s.stage == "Promoting" else s.current_step_index + (s.stage == "Stepping")
-    return f"{done}/{total}"
+    return f"{done}/{total}" if done else ""  # while loading no step has begun
 
 
 def current_step(draft: Draft) -> Step | None:
@@ -263,7 +263,8 @@ def finish_withdrawal(draft: Draft) -> None:
     if canary is not None:
         done = DecisionReason.ROLLBACK_COMPLETED if draft.is_rejected(canary) else DecisionReason.CANARY_WITHDRAWN
         pods = draft.facts.delivered.total if draft.facts.delivered else 0
-        draft.record(done, f"all {pods} ready pods confirmed weight 0 for {version_name(canary)} within {took} s")
+        who = "the ready pod" if pods == 1 else f"all {pods} ready pods"
+        draft.record(done, f"{who} confirmed weight 0 for {version_name(canary)} within {took} s")
 
 
 def start_over(draft: Draft) -> None:
