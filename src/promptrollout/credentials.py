@@ -38,9 +38,11 @@ async def connect(kubeconfig: str = "", context: str = "") -> ApiClient:
     if _in_pod(kubeconfig, context):
         _use_service_account(configuration)
     else:
+        files = kubeconfig or _kubeconfig_files()
+        _expect_a_file(files)
         try:
             await load_kube_config(  # type: ignore[no-untyped-call]
-                config_file=kubeconfig or _kubeconfig_files(),
+                config_file=files,
                 context=context or None,
                 client_configuration=configuration,
                 persist_config=False,
@@ -138,6 +140,12 @@ def _use_service_account(configuration: Configuration) -> None:
 
 def _kubeconfig_files() -> str:
     return os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+
+
+def _expect_a_file(files: str) -> None:
+    """The client would log that there is none, and then complain about a context that no file could name."""
+    if not any(Path(path).expanduser().exists() for path in files.split(os.pathsep) if path):
+        raise ClusterError(f"no cluster: no kubeconfig at {files}; set KUBECONFIG or --kubeconfig")
 
 
 def _kubeconfig_namespace(files: str, context: str) -> str:

@@ -176,7 +176,7 @@ async def test_kubeconfig_gives_server_and_namespace_and_its_absence_says_what_t
 ) -> None:
     config = tmp_path / "config"
     monkeypatch.setenv("KUBECONFIG", str(config))
-    with pytest.raises(cluster.ClusterError, match="set KUBECONFIG"):
+    with pytest.raises(cluster.ClusterError, match=f"no kubeconfig at {config}; set KUBECONFIG or --kubeconfig"):
         await cluster.connect()
     write_kubeconfig(config, "http://127.0.0.1:7")
     async with await cluster.connect() as client:

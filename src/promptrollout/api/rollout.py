@@ -337,7 +337,7 @@ class RolloutStatus(Model):
     current_step_index: Annotated[int, Field(ge=0)] = 0
     """From 0."""
     step: Annotated[str, Field(max_length=16)] = ""
-    """The step for people, such as `2/4`."""
+    """The step for people, such as `2/4`. Empty while the canary loads."""
     weight: Annotated[int, Field(ge=0, le=100)] = 0
     """Percent of users on the version that the spec asks for: the canary's weight, 100 once it is stable, 0 after a
     rollback."""

@@ -59,11 +59,18 @@ def lint(files: tuple[str, ...], strict: bool, requests_per_minute: float | None
     ours = sum(isinstance(document, Manifest) and _is_ours(document.body) for document in documents)
     errors = sum(finding.is_error for finding in findings)
     warnings = len(findings) - errors
-    click.echo(f"{ours} objects checked: {errors} errors, {warnings} warnings", err=bool(errors))
+    click.echo(
+        f"{_counted(ours, 'object')} checked: {_counted(errors, 'error')}, {_counted(warnings, 'warning')}",
+        err=bool(errors),
+    )
     if errors or (strict and warnings):
         raise click.exceptions.Exit(1)
     if not ours:
         raise click.ClickException(f"no object of {GROUP} in {', '.join(files)}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def check(documents: Sequence[Manifest | Unreadable]) -> Iterator[Finding]:

@@ -50,7 +50,9 @@ class Moment(click.ParamType[int]):
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Recorded metrics: JSON lines.",
 )
-@click.option("--prometheus", "url", metavar="URL", help="Historical metrics; needs --from, --to, --uid, --stable and --canary.")
+@click.option(
+    "--prometheus", "url", metavar="URL", help="Historical metrics; needs --from, --to, --uid, --stable and --canary."
+)
 @click.option("--from", "start", type=Moment(), help="When the canary got its first users.")
 @click.option("--to", "end", type=Moment())
 @click.option("--uid", help="metadata.uid of the PromptRollout.")

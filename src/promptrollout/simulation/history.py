@@ -55,6 +55,7 @@ def history(
 
 
 async def _read(source: Source, request: EvidenceRequest, start: int, end: int) -> list[RecordedInterval]:
+    await source.read_clock()  # raises, where `Analyses` would log the problem as well
     width = request.interval_seconds
     position = start // width * width - BASELINE_INTERVALS * width
     last = end // width * width

@@ -334,4 +334,4 @@ def test_the_detectable_rate_is_the_one_that_breaches() -> None:
 
 
 def test_few_requests_say_so() -> None:
-    assert "too few requests to detect even a total failure" in judged(VERSUS_STABLE, (1, 0, 19, 0)).message
+    assert "too few requests to detect any rise" in judged(VERSUS_STABLE, (1, 0, 19, 0)).message

@@ -71,6 +71,9 @@ def test_the_record_carries_each_decision_with_its_evidence() -> None:
     assert text.index("RolloutStarted") < text.index("ObjectiveBreached") < text.index("RollbackCompleted")
     assert "BREACH" in text
     assert f"evidence of {INTERVAL} s)" in text
+    breach = next(d for d in decisions if d.reason == "ObjectiveBreached")
+    (samples,) = {row.canary_samples for row in breach.evidence if row.verdict == "Breach"}
+    assert view.result_line(decisions).endswith(f"bad change rolled back after {samples:,} canary requests")
 
 
 def test_durations_are_listed_in_order() -> None:

@@ -10,6 +10,7 @@ from promptrollout.engine.lifecycle.draft import ACTIVE, Draft
 from promptrollout.engine.lifecycle.messages import version_name
 from promptrollout.engine.objectives import sample_ratio
 from promptrollout.engine.objectives.definitions import definition_hash
+from promptrollout.engine.objectives.judgement import enough_without_proof
 
 DEFAULT_STEP_SECONDS = 300
 STARTS_OVER = (DecisionReason.PROVIDER_UNREACHABLE, DecisionReason.METRICS_LOST, DecisionReason.PODS_FAILING)
@@ -96,7 +97,7 @@ def apply_move(draft: Draft, move: Move | None) -> None:
         case UpdateRules():
             update_rules(draft, move.snapshot)
         case EnterStep():
-            draft.each_row(lambda row: row.model_copy(update={"verdict": "Pass"}) if row.name in move.passed else row)
+            draft.each_row(lambda row: _passed(row) if row.name in move.passed else row)
             if move.reason is not None:
                 draft.record(move.reason, move.message, evidence=move.evidence)
             enter_step(draft, move.index)
@@ -115,6 +116,10 @@ def apply_move(draft: Draft, move: Move | None) -> None:
 
 
 # ---------------------------------------------------------------- what each does
+
+
+def _passed(row: ObjectiveStatus) -> ObjectiveStatus:
+    return row.model_copy(update={"verdict": "Pass", "message": enough_without_proof(row.message)[:512]})
 
 
 def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool, why: str) -> None:
@@ -263,7 +268,8 @@ def finish_withdrawal(draft: Draft) -> None:
     if canary is not None:
         done = DecisionReason.ROLLBACK_COMPLETED if draft.is_rejected(canary) else DecisionReason.CANARY_WITHDRAWN
         pods = draft.facts.delivered.total if draft.facts.delivered else 0
-        draft.record(done, f"all {pods} ready pods confirmed weight 0 for {version_name(canary)} within {took} s")
+        who = "the ready pod" if pods == 1 else f"all {pods} ready pods"
+        draft.record(done, f"{who} confirmed weight 0 for {version_name(canary)} within {took} s")
 
 
 def start_over(draft: Draft) -> None:

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 from promptrollout.engine.objectives import wording
 from promptrollout.engine.statistics.evidence import Counts
 
+_OPEN = "no breach, not shown to be "
+
 
 @dataclass(frozen=True, slots=True)
 class Levels:
@@ -87,6 +89,11 @@ class ObjectiveTest(Protocol):
         """Raises ValueError if the text is not a state of this test."""
 
 
+def enough_without_proof(message: str) -> str:
+    """The message of a judgement without proof, where a step needs none: its verdict is a pass."""
+    return message.replace(_OPEN, "no breach, which is enough for this step; not shown to be ")
+
+
 def verdict_text(findings: Sequence[Finding], levels: Levels, remarks: Sequence[str]) -> str:
     """All findings as one clause after the values: what was crossed, or what was shown, or what is still open."""
     level = levels.breach / max(1, len(findings))
@@ -95,5 +102,5 @@ def verdict_text(findings: Sequence[Finding], levels: Levels, remarks: Sequence[
         kept = " and ".join(f.kept_text for f in findings)
         said.append(f"{kept} with {wording.confidence(levels.promote)}")
     if findings and not said:
-        said.append("no breach, not shown to be " + " and ".join(f.open_text for f in findings if not f.kept))
+        said.append(_OPEN + " and ".join(f.open_text for f in findings if not f.kept))
     return "; ".join([*said, *remarks])

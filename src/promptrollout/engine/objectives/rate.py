@@ -284,7 +284,7 @@ class RateTest:
     def _detectable_text(self, state: RateState, level: float) -> str:
         rate = self.detectable(state, level)
         if rate > 1:
-            return "too few requests to detect even a total failure"
+            return "too few requests to detect any rise"
         return f"a rise to {wording.share(rate)} or more would have been detected"
 
     def difference(self, state: RateState) -> tuple[float, float] | None:

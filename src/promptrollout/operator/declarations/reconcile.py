@@ -112,7 +112,9 @@ def provider_verdict(item: Object, store: Store) -> Verdict:
             "Give another endpoint a ModelProvider of its own"
         )
         return False, ConditionReason.SERVED_ELSEWHERE, text
-    prices = f"{len(spec.prices)} model prices" if spec.prices else "no prices: the cost of its requests is unknown"
+    prices = "no prices: the cost of its requests is unknown"
+    if spec.prices:
+        prices = f"{len(spec.prices)} model price{'s' if len(spec.prices) > 1 else ''}"
     doubt = base_url_doubt(spec.base_url)
     return True, ConditionReason.VALID, f"{spec.base_url}, {prices}" + (f"; spec.baseURL {doubt}" if doubt else "")
 

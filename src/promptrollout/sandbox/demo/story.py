@@ -71,12 +71,13 @@ def run(options: Options, console: Console) -> bool:
 
 def _run(box: Sandbox, options: Options, console: Console) -> bool:
     durations: list[tuple[str, float]] = []
+    result = ""
     started = time.monotonic()
     try:
         box.down()  # processes of a demo that was killed
         box.up(lambda line: console.print(line, style="dim", markup=False, highlight=False))
         durations.append(("sandbox and operator up", time.monotonic() - started))
-        uvloop.run(_tell(options, box, console, durations))
+        result = uvloop.run(_tell(options, box, console, durations))
         ended_well = True
     except (DemoFailure, SandboxError) as failure:
         console.print(f"\n{failure}", style="bold red", markup=False)
@@ -97,15 +98,18 @@ def _run(box: Sandbox, options: Options, console: Console) -> bool:
     view.print_durations(console, durations)
     if options.keep and box.is_up:
         view.print_whole_lines(console, view.how_to_connect(options.directory))
+    if ended_well:
+        view.print_whole_lines(console, result, "bold green")
     return ended_well
 
 
-async def _tell(options: Options, box: Sandbox, console: Console, durations: list[tuple[str, float]]) -> None:
+async def _tell(options: Options, box: Sandbox, console: Console, durations: list[tuple[str, float]]) -> str:
+    """Returns the result in one line."""
     quickstart = Quickstart(find_quickstart())
     async with await cluster.connect(box.kubeconfig) as api:
         follower = Follower(partial(cluster.watch, api), quickstart.namespace, quickstart.name)
         async with _running(follower.run()):
-            await Story(options, box, console, durations, quickstart, follower).tell()
+            return await Story(options, box, console, durations, quickstart, follower).tell()
 
 
 class Story:
@@ -135,7 +139,7 @@ class Story:
         for version, called in ((self._first, "first"), (self._good, "good change"), (self._bad, "bad change")):
             self._scene.names[short_digest(version.digest)] = called
 
-    async def tell(self) -> None:
+    async def tell(self) -> str:
         """Install, send traffic, change the prompt twice, show the records."""
         async with aiohttp.ClientSession() as session:
             url = await self._serve_first_version(session)
@@ -160,6 +164,7 @@ class Story:
         self._print_ending(good, bad)
         self._console.print()
         await self._describe()
+        return view.result_line(self._follower.record(bad))
 
     async def _serve_first_version(self, session: aiohttp.ClientSession) -> str:
         self._scene.chapter = "first version"

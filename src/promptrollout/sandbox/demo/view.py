@@ -164,6 +164,13 @@ def print_durations(console: Console, durations: list[tuple[str, float]]) -> Non
     console.print(table)
 
 
+def result_line(bad: list[Decision]) -> str:
+    """The end of both changes. `bad`: the record of the bad one."""
+    breach = next(decision for decision in bad if decision.reason == "ObjectiveBreached")
+    requests = max((row.canary_samples for row in breach.evidence if row.verdict == "Breach"), default=0)
+    return f"Result: good change at 100 %; bad change rolled back after {requests:,} canary requests"
+
+
 def how_to_stop(directory: Path) -> str:
     return f"promptrollout sandbox down --dir {shlex.quote(str(directory))}"
 
