@@ -439,7 +439,10 @@ def test_every_reason_to_hold_is_said_and_an_undo_goes_through_those_of_people()
     world.paused, world.frozen, world.metrics_available = True, "bf", False
     world.desired, world.problems = None, ("x: y", "z: w")
     world.tick()
-    assert world.status.message == f"{TWO} at 10 %, held: paused by spec.paused: set it to false in the manifest"
+    assert world.status.message == (
+        f"{TWO} at 10 %, held: the spec is invalid: x: y; paused by spec.paused: set it to false in the manifest; "
+        "PromptFreeze bf is in force; metrics are not available: connection refused"
+    )
     world.desired, world.problems = None, ()
     world.tick()
     assert world.status.message == (
