@@ -96,3 +96,11 @@ def test_every_condition_of_a_rollout_is_explained() -> None:
     status = World().tick().status
     section = text("docs/reference/conditions.md").partition("## PromptRollout\n")[2].partition("\n## ")[0]
     assert set(re.findall(r"^- \*\*`(\w+)`\*\*", section, re.M)) == {each.type for each in status.conditions}
+
+
+def test_every_module_that_the_architecture_names_exists() -> None:
+    source = ROOT / "src" / "promptrollout"
+    named = re.findall(r"`([\w/.]+/[\w]*(?:\.py)?)`", (ROOT / "docs" / "architecture.md").read_text())
+    assert len(named) > 40
+    places = (source, source.parent.parent, source.parent)
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
