@@ -51,7 +51,7 @@ e2e: $(VENV)/.installed ## demo and contract on the cluster of KUBECONFIG, which
 kind-e2e: $(VENV)/.installed ## the same on a kind cluster that it makes and deletes (needs docker, kind, helm; skips otherwise)
 	@$(BIN)/pytest tests/e2e --kind $(ARGS)
 
-unit: $(VENV)/.installed ## the tests without a cluster, in a minute or two
+unit: $(VENV)/.installed ## the tests without a cluster, in a few minutes
 	@$(PYTEST) tests/unit tests/properties $(ARGS)
 
 clients: $(VENV)/.clients ## real SDKs and schemathesis against a gateway on a port

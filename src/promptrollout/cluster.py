@@ -29,6 +29,7 @@ __all__ = [
     "connect",
     "connect_with_token",
     "custom_path",
+    "list_all",
     "namespace",
     "namespace_is_terminating",
     "request",
@@ -136,7 +137,7 @@ async def watch(
         try:
             if version is None or time.monotonic() >= list_due:
                 version = None
-                items, version = await _list(client, path, params)
+                items, version = await list_all(client, path, params)
                 list_due = time.monotonic() + relist_seconds * rng.uniform(0.8, 1.2)
                 heard()
                 for event in differences(known, items):
@@ -184,7 +185,7 @@ def differences(known: dict[str, Object], items: list[Object]) -> list[tuple[Eve
     return events
 
 
-async def _list(client: ApiClient, path: str, params: Mapping[str, str]) -> tuple[list[Object], str]:
+async def list_all(client: ApiClient, path: str, params: Mapping[str, str]) -> tuple[list[Object], str]:
     """All pages, and the version to watch from."""
     items: list[Object] = []
     page = dict(params, limit=str(PAGE_SIZE))

@@ -1,7 +1,7 @@
 """Whatever prompt is accepted: to check it, to load it and to hold an answer against its schema takes little time.
 
 What is asserted is processor time, with a margin of fifty over what was measured: each of these bounds is a count, and
-a schema or a template that escapes the counting takes minutes, or for ever.
+a schema or a template that escapes the counting has no bound at all.
 """
 
 from __future__ import annotations

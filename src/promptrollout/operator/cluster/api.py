@@ -22,7 +22,6 @@ from promptrollout.cluster import APPLY_PATCH, MERGE_PATCH, ApiException, ApiUna
 from promptrollout.operator.cluster.metrics import Metrics
 
 Object = dict[str, Any]
-PAGE_SIZE = 500
 
 
 class Stale(Exception):
@@ -112,18 +111,10 @@ class Api:
 
     async def list(self, kind: str, namespace: str | None = None, selector: str | None = None) -> list[Object]:
         """All pages; by default of the objects that are watched."""
-        items: list[Object] = []
         label_selector = KINDS[kind].selector if selector is None else selector
-        params = {"limit": str(PAGE_SIZE)} | ({"labelSelector": label_selector} if label_selector else {})
-        while True:
-            answer = await cluster.request(
-                self._client, "GET", path_of(kind, namespace), params=params, timeout_seconds=30.0
-            )
-            items += answer.get("items") or []
-            token = (answer.get("metadata") or {}).get("continue")
-            if not token:
-                return items
-            params["continue"] = token
+        params = {"labelSelector": label_selector} if label_selector else {}
+        items, _ = await cluster.list_all(self._client, path_of(kind, namespace), params)
+        return items
 
     async def served_plurals(self) -> set[str]:
         """Resources of our group that the API server knows: the CRDs that are established."""
