@@ -191,15 +191,19 @@ def error_rates(rng: Generator, scenario: Scenario, buckets: Buckets, seconds: F
     """Chance of a bad request by interval, slice and shard, under canary and under stable."""
     errors, times = scenario.errors, len(seconds)
     both = wave(errors.cycle, seconds) if errors.cycle is not None else np.ones(times)
+    added = np.zeros(times)
     if (spike := errors.common_spike) is not None:
-        both[max(0, spike.start + BASELINE) : max(0, spike.end + BASELINE)] *= spike.multiple
+        during = slice(max(0, spike.start + BASELINE), max(0, spike.end + BASELINE))
+        both[during] *= spike.multiple
+        added[during] = spike.added
     habits = buckets.habits(rng, errors.rate, scenario.users)
     arms = []
     for multiple in (since(times, errors.onset, errors.canary_multiple), np.ones((1, 1, 1))):
         shock: Floats = np.ones(times)
         if errors.shocks > 0 and 0 < errors.rate < 1:
             shock = shocks(rng, errors, times)
-        arms.append(np.minimum(1, habits * multiple * (both * shock)[:, None, None]))
+        own = np.minimum(1, habits * multiple * (both * shock)[:, None, None])
+        arms.append(own + (1 - own) * added[:, None, None])
     canary, stable = arms
     if (outage := scenario.gaps.canary_provider_outage) is not None:
         start, end = (max(0, at + BASELINE) for at in (outage.start, outage.end))

@@ -47,7 +47,16 @@ class Window(Strict):
 
 
 class Spike(Window):
-    multiple: Multiple
+    multiple: Multiple = 1
+    """Of each arm's own rate."""
+    added: Share = 0
+    """Share of requests that fail in both arms alike, on top of that: a provider's trouble."""
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if self.multiple == 1 and self.added == 0:
+            raise ValueError("multiple and added change nothing: set one of them")
+        return self
 
 
 class Cycle(Strict):

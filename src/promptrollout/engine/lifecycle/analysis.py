@@ -14,7 +14,7 @@ from promptrollout.engine.objectives.definitions import gate_of, make_test
 from promptrollout.engine.objectives.judgement import Judgement, Levels
 from promptrollout.engine.objectives.sample_ratio import LEAST_OFF, LEAST_OFF_OF_USERS, SampleRatio
 from promptrollout.engine.objectives.signals import signal_of
-from promptrollout.engine.statistics.common_cause import SUSPECT
+from promptrollout.engine.statistics.common_cause import COMMON
 from promptrollout.engine.statistics.evidence import Counts, Interval
 
 FAMILY_LEVEL = 0.05
@@ -23,6 +23,8 @@ PROMOTION_LEVEL = 0.05
 """Chance, over all attempts together, that a canary at the margin passes an objective."""
 
 OUTAGE_SHARE = 0.5
+OUTAGE_FAILURES = 5
+"""One failure of two requests is no outage."""
 MOST_SAMPLES = 2**53
 """The largest integer that the API and JSON hold exactly."""
 ENDED_SECONDS = 120
@@ -166,7 +168,7 @@ class AnalysisFold:
             if self.breached is None and not fold.was_in_breach and fold.test.breached(fold.state, self._levels):
                 self.breached = fold.objective.name
 
-        common = any(fold.state.suspicion >= SUSPECT for fold in self._folds)
+        common = any(fold.state.suspicion >= COMMON for fold in self._folds)
         self._common_since = (self._common_since or interval.start) if common else None
 
     def rows(self) -> list[ObjectiveStatus]:
@@ -201,7 +203,8 @@ def is_outage(objectives: Iterable[Objective], interval: Interval) -> bool:
         if objective.signal == "ErrorRate":
             stable = [counts.stable for counts in interval.counts.get(objective.name, ()) if counts.stable.n > 0]
             if stable:
-                return sum(arm.total for arm in stable) >= OUTAGE_SHARE * sum(arm.n for arm in stable)
+                failed = sum(arm.total for arm in stable)
+                return failed >= OUTAGE_FAILURES and failed >= OUTAGE_SHARE * sum(arm.n for arm in stable)
     return False
 
 

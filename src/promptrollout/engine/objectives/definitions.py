@@ -9,10 +9,13 @@ from promptrollout.api.slo import Objective
 from promptrollout.engine.objectives import rate, rate_state
 from promptrollout.engine.objectives.judgement import ObjectiveTest
 from promptrollout.engine.objectives.mean import MeanTest
+from promptrollout.engine.objectives.mean_state import SUSPECT_EFFECTS
 from promptrollout.engine.objectives.rate import RateTest
 from promptrollout.engine.objectives.signals import edge_seconds, maximum_of, own_series, signal_of
 from promptrollout.engine.statistics.contrast import EFFECTS
 from promptrollout.engine.statistics.dispersion import LENGTHS
+from promptrollout.engine.statistics.logspace import EVERY, FIRST
+from promptrollout.engine.statistics.pending import ENOUGH
 
 NEGLIGIBLE_RATE = 0.005
 """Default of `negligibleRate`."""
@@ -57,8 +60,19 @@ def bounds_of(objective: Objective) -> Bounds:
 
 
 GRIDS = {
-    "rate": (rate_state.WORSE, rate_state.BETTER, rate_state.WORSE_ODDS, rate.FADING, LENGTHS),
-    "mean": (EFFECTS, LENGTHS),
+    "rate": (
+        rate_state.MEANING,
+        rate_state.WORSE,
+        rate_state.BETTER,
+        rate_state.WORSE_ODDS,
+        rate_state.SUSPECT_ODDS,
+        rate.FADING,
+        LENGTHS,
+        FIRST,
+        EVERY,
+        ENOUGH,
+    ),
+    "mean": (EFFECTS, SUSPECT_EFFECTS, LENGTHS, FIRST, EVERY),
 }
 """What the sums were made with: sums of other alternatives are not sums of these."""
 

@@ -6,10 +6,17 @@ from dataclasses import dataclass, replace
 
 from promptrollout.engine.objectives import wording
 from promptrollout.engine.objectives.judgement import Finding, Judgement, Levels, verdict_text
-from promptrollout.engine.objectives.mean_state import LENGTH, SINGLES, MeanState
+from promptrollout.engine.objectives.mean_state import LENGTH, SINGLES, SUSPECT_EFFECTS, MeanState
 from promptrollout.engine.objectives.signals import Signal
 from promptrollout.engine.statistics import encoding
-from promptrollout.engine.statistics.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
+from promptrollout.engine.statistics.common_cause import (
+    COMMON,
+    MOST_PER_INTERVAL,
+    SUSPECT,
+    cusums_after,
+    is_common,
+    suspicion_of,
+)
 from promptrollout.engine.statistics.contrast import EFFECTS, TUNING, Contrast, half_width, log_bets, log_one_sided
 from promptrollout.engine.statistics.dispersion import SKEWED
 from promptrollout.engine.statistics.evidence import Arm, Counts
@@ -18,10 +25,6 @@ from promptrollout.engine.statistics.moments import total_of, variances, with_sq
 
 GATE = 200
 """Canary samples before a mean is judged at all: estimated variances make its validity asymptotic."""
-SUSPECT_EFFECTS = (0.03, 0.12)
-"""Those by which stable comes under suspicion of being beyond the absolute bound itself. The least is the canary's own:
-else both arms a little beyond it would cast no suspicion on stable, and roll the canary back."""
-
 KURTOSIS = 10.0
 """Presumed of one sample, where only the error of an estimated variance depends on it."""
 
@@ -120,12 +123,12 @@ class MeanTest:
             if self.rollback is not None:
                 relative = relative.observe(log_bets(scale, *self._excess(here, self.rollback), both, most))
 
-        absolute, suspicion = state.absolute, state.suspicion
+        absolute, cusums = state.absolute, state.cusums
         if self.bound is not None:
             excess = self._beyond(stable)
             bets = [effect / scale for effect in SUSPECT_EFFECTS]
-            suspicion = suspicion_after(suspicion, n_s, max(bet * excess - bet * bet * v_s * n_s / 2 for bet in bets))
-            if n_c > 0 and not is_common(suspicion, excess):
+            cusums = cusums_after(cusums, n_s, (bet * excess - bet * bet * v_s * n_s / 2 for bet in bets))
+            if n_c > 0 and not is_common(suspicion_of(cusums), excess):
                 absolute = absolute.observe(log_bets(scale, self._beyond(canary), v_c * n_c, one, most))
 
         return replace(
@@ -134,7 +137,7 @@ class MeanTest:
             effective=state.effective + n_c / both,
             relative=relative,
             absolute=absolute,
-            suspicion=suspicion,
+            cusums=cusums,
             contrast=contrast,
             promotion=promotion,
             promotable=state.promotable + (n_c if promotable else 0.0),
@@ -236,13 +239,13 @@ class MeanTest:
         judged = self.judged(state)
         findings = self._findings(state, levels) if judged and not state.coverage.differs else []
         breach = any(finding.breached for finding in findings)
-        common_cause = self.bound is not None and state.suspicion >= SUSPECT
+        common_cause = self.bound is not None and state.suspicion >= COMMON
         remarks = [state.coverage.text()] if state.coverage.differs else []
         remarks += [] if judged else [self._waiting_text(state)]
         if common_cause:
             side = "above" if self.more_is_worse else "below"
             bound = wording.value(self.signal, self.bound or 0.0)
-            remarks.append(f"stable is {side} {bound} too, so that bound is suspended")
+            remarks.append(f"stable was {side} {bound} lately, so that bound is suspended")
         if judged and not breach:
             remarks.append(self._detectable_text(state, levels.breach / self.bounds))
         if state.effective > 0:

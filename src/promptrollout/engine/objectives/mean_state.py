@@ -8,10 +8,15 @@ from dataclasses import dataclass
 
 from promptrollout.engine.objectives.coverage import Coverage
 from promptrollout.engine.statistics import dispersion
+from promptrollout.engine.statistics.common_cause import Cusums, suspicion_of
 from promptrollout.engine.statistics.contrast import EFFECTS, Contrast
 from promptrollout.engine.statistics.dispersion import Dispersion
 from promptrollout.engine.statistics.evidence import Arm
 from promptrollout.engine.statistics.logspace import StartMixture
+
+SUSPECT_EFFECTS = (0.03, 0.12)
+"""Those by which stable comes under suspicion of being beyond the absolute bound itself. The least is the canary's own:
+else both arms a little beyond it would cast no suspicion on stable, and roll the canary back."""
 
 _NOTHING = Arm(0.0, 0.0)
 
@@ -31,7 +36,7 @@ class MeanState:
     """Canary samples of the intervals used, each divided by its interval's dispersion."""
     relative: StartMixture
     absolute: StartMixture
-    suspicion: float
+    cusums: Cusums
     """Of stable being beyond the absolute bound itself; see common_cause."""
     contrast: Contrast
     """Of all intervals used, for the interval of the difference."""
@@ -44,6 +49,11 @@ class MeanState:
     coverage: Coverage
     dispersion: Dispersion
 
+    @property
+    def suspicion(self) -> float:
+        """ln, at least 0."""
+        return suspicion_of(self.cusums)
+
     def numbers(self) -> Iterator[float]:
         for arm in (self.canary, self.stable):
             yield from (arm.n, arm.total, arm.total_squared)
@@ -51,7 +61,7 @@ class MeanState:
         yield from (self.scale, self.effective)
         yield from self.relative.numbers()
         yield from self.absolute.numbers()
-        yield self.suspicion
+        yield from self.cusums
         yield from self.contrast.numbers()
         yield from self.promotion.numbers()
         yield from (self.promotable, self.promotable_total, self.promotable_spread)
@@ -70,7 +80,7 @@ class MeanState:
             effective=0.0,
             relative=StartMixture.start(len(EFFECTS)),
             absolute=StartMixture.start(len(EFFECTS)),
-            suspicion=0.0,
+            cusums=(0.0,) * len(SUSPECT_EFFECTS),
             contrast=Contrast(),
             promotion=Contrast(),
             promotable=0.0,
@@ -87,10 +97,10 @@ class MeanState:
         shown = Arm(next(numbers), next(numbers))
         scale, effective = next(numbers), next(numbers)
         relative, absolute = (StartMixture.read(numbers, len(EFFECTS)) for _ in range(2))
-        suspicion = next(numbers)
+        cusums = tuple(next(numbers) for _ in SUSPECT_EFFECTS)
         contrast, promotion = (Contrast.read(numbers) for _ in range(2))
         promotable = [next(numbers) for _ in range(3)]
-        finite = (scale, effective, suspicion, *promotable)
+        finite = (scale, effective, *cusums, *promotable)
         if not (canary.is_usable and stable.is_usable and shown.is_usable) or any(
             not (math.isfinite(x) and x >= 0) for x in finite
         ):
@@ -103,7 +113,7 @@ class MeanState:
             effective=effective,
             relative=relative,
             absolute=absolute,
-            suspicion=suspicion,
+            cusums=cusums,
             contrast=contrast,
             promotion=promotion,
             promotable=promotable[0],
@@ -116,5 +126,5 @@ class MeanState:
 
 SINGLES = tuple(n + len(Coverage._fields) for n in dispersion.SINGLES)
 """Of `singles`: without shards and with them."""
-LENGTH = 6 + 2 + 2 + 2 * (1 + len(EFFECTS)) + 1 + 2 * 5 + 3
+LENGTH = 6 + 2 + 2 + 2 * (1 + len(EFFECTS)) + len(SUSPECT_EFFECTS) + 2 * 5 + 3
 """Of `numbers`."""

@@ -10,24 +10,32 @@ from promptrollout.engine.objectives.rate_state import (
     BETTER,
     BETTER_ODDS,
     LENGTH,
+    SINGLES,
     SPOTLESS_ODDS,
+    SUSPECT_ODDS,
     WORSE,
     WORSE_ODDS,
     Grid,
     RateState,
+    StepCounts,
 )
 from promptrollout.engine.objectives.signals import Signal
 from promptrollout.engine.statistics import encoding
 from promptrollout.engine.statistics.bernoulli import log_bound, two_arm_bet
-from promptrollout.engine.statistics.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
+from promptrollout.engine.statistics.common_cause import (
+    COMMON,
+    MOST_PER_INTERVAL,
+    SUSPECT,
+    cusums_after,
+    is_common,
+    suspicion_of,
+)
 from promptrollout.engine.statistics.contrast import TUNING, half_width
-from promptrollout.engine.statistics.dispersion import SINGLES, SKEWED
+from promptrollout.engine.statistics.dispersion import SKEWED
 from promptrollout.engine.statistics.evidence import Arm, Counts
 from promptrollout.engine.statistics.logspace import log_add, log_mix, log_needed, log_threshold, shrunk
+from promptrollout.engine.statistics.pending import ENOUGH, MOST_SECONDS, Pending
 
-SUSPECT_ODDS = (1.25, 1.5, 5.0)
-"""Alternatives by which stable comes under suspicion of being above `max` itself. The least is the canary's own: else
-both arms a little above it would cast no suspicion on stable, and roll the canary back."""
 FADING = 0.95
 """Of stable's rate, from interval to interval: half of it is of the last 14."""
 
@@ -48,6 +56,7 @@ class RateTest:
     """Breach versus stable; given exactly when the margin is."""
     maximum: float | None = None
     negligible: float = 0.005
+    interval_seconds: int = 30
 
     def __post_init__(self) -> None:
         if (self.margin_percent is None) != (self.rollback_percent is None):
@@ -79,32 +88,13 @@ class RateTest:
             return state
         n_c, e_c = sum(c.canary.n for c in usable), sum(c.canary.total for c in usable)
         n_s, e_s = sum(c.stable.n for c in usable), sum(c.stable.total for c in usable)
-        # the weight of this interval is fixed before its values are read: by rate and dispersion of the earlier ones
-        rate = state.recent_bad / state.recent if state.recent else 0.0
-        rho = state.dispersion.between_intervals()
-        pairs = n_c * n_s / (n_c + n_s) if n_c > 0 and n_s > 0 else 0.0
-        both, one = 1 + SKEWED * rho * pairs, 1 + SKEWED / 2 * rho * n_c
-
-        relative, floor, promotion, contrast = state.relative, state.floor, state.promotion, state.contrast
-        if n_c > 0 and self.margin_percent is not None and self.rollback_percent is not None:
-            theta0 = 1 + self.rollback_percent / 100
-            relative = relative.observe(_log_values(theta0, g, rate, usable) / both for g in WORSE)
-            floor = floor.observe(log_bound(self.negligible, g, n_c, e_c) / one for g in WORSE_ODDS)
-            if promotable:
-                margin = 1 + self.margin_percent / 100
-                promotion = tuple(
-                    x + _log_values(margin, g, rate, usable) / both for x, g in zip(promotion, BETTER, strict=True)
-                )
-        for counts in usable:
-            c, s = counts.canary, counts.stable
-            if c.n > 0 and s.n > 0:
-                contrast = contrast.add(c.n, c.total, s.n, s.total, both, both)
-
-        absolute, suspicion = state.absolute, state.suspicion
+        state = self._compare(state, usable, promotable=promotable)
+        # the weight of this interval is fixed before its values are read: by the dispersion of the earlier ones
+        one = 1 + SKEWED / 2 * state.dispersion.between_intervals() * n_c
+        absolute, cusums = state.absolute, state.cusums
         if self.maximum is not None:
-            gain = max(log_bound(self.maximum, g, n_s, e_s) for g in SUSPECT_ODDS)
-            suspicion = suspicion_after(suspicion, n_s, gain)
-            if n_c > 0 and not is_common(suspicion, e_s - self.maximum * n_s):
+            cusums = cusums_after(cusums, n_s, (log_bound(self.maximum, g, n_s, e_s) for g in SUSPECT_ODDS))
+            if n_c > 0 and not is_common(suspicion_of(cusums), e_s - self.maximum * n_s):
                 most = MOST_PER_INTERVAL * self.user_dispersion(state)  # what the verdict will divide by, again
                 gains = (log_bound(self.maximum, g, n_c, e_c) / one for g in WORSE_ODDS)
                 absolute = absolute.observe(min(x, most) for x in gains)
@@ -117,22 +107,19 @@ class RateTest:
         variance = _variance(fading.recent_bad, fading.recent)
         # what people read of stable is of the same seconds as the canary's: none of it was before the first user
         met = state.canary > 0 or n_c > 0
-        return RateState(
+        return replace(
+            state,
             canary=state.canary + n_c,
             canary_bad=state.canary_bad + e_c,
             stable=state.stable + (n_s if met else 0.0),
             stable_bad=state.stable_bad + (e_s if met else 0.0),
             recent=fading.recent,
             recent_bad=fading.recent_bad,
-            effective=state.effective + n_c / both,
-            relative=relative,
-            floor=floor,
             absolute=absolute,
-            suspicion=suspicion,
-            promotion=promotion,
+            cusums=cusums,
             promotable=state.promotable + (n_c / one if promotable else 0.0),
             promotable_bad=state.promotable_bad + (e_c / one if promotable else 0.0),
-            contrast=contrast,
+            step=state.step.add(n_c, e_c, n_s, e_s) if promotable else state.step,
             dispersion=(
                 state.dispersion.interrupted()
                 if outage
@@ -140,8 +127,73 @@ class RateTest:
             ),
         )
 
+    def _compare(self, state: RateState, strata: Sequence[Counts], *, promotable: bool) -> RateState:
+        """With both arms compared within the interval, or within the few that end with it."""
+        if state.pending.intervals and promotable != bool(state.pending.promotable):
+            state = self._settled(state)
+        # a bet is fixed before its values are read: by rate and dispersion of earlier intervals
+        rate = state.recent_bad / state.recent if state.recent else 0.0
+        rho = state.dispersion.between_intervals()
+        pending = state.pending if state.pending.intervals else Pending.begin(rate, rho, promotable=promotable)
+        if self.signal.strata or (not pending.intervals and sum(c.canary.n for c in strata) >= ENOUGH):
+            # of strata each is compared alone, and the next interval may have others
+            return self._compared(state, strata, rate, rho, promotable=promotable)
+        if not state.canary and not any(c.canary.n for c in strata):
+            return state
+        for counts in strata:
+            pending = pending.add(counts)
+        state = replace(state, pending=pending)
+        most = max(1, MOST_SECONDS // self.interval_seconds)
+        return self._settled(state) if pending.is_enough(most) else state
+
+    def _settled(self, state: RateState) -> RateState:
+        """With what was pending as evidence."""
+        was, state = state.pending, replace(state, pending=Pending())
+        return self._compared(state, [was.counts], was.rate, was.rho, promotable=bool(was.promotable))
+
+    def _compared(
+        self, state: RateState, strata: Sequence[Counts], rate: float, rho: float, *, promotable: bool
+    ) -> RateState:
+        n_c, n_s = sum(c.canary.n for c in strata), sum(c.stable.n for c in strata)
+        if n_c <= 0:
+            return state
+        both = 1 + SKEWED * rho * n_c / (n_c + n_s) * n_s
+        relative, promotion, contrast = state.relative, state.promotion, state.contrast
+        if self.margin_percent is not None and self.rollback_percent is not None:
+            theta0 = 1 + self.rollback_percent / 100
+            relative = relative.observe(self._log_worse(theta0, g, rate, strata) / both for g in WORSE)
+            if promotable:
+                margin = 1 + self.margin_percent / 100
+                promotion = tuple(
+                    x + _log_values(margin, g, rate, strata) / both for x, g in zip(promotion, BETTER, strict=True)
+                )
+        for counts in strata:
+            c, s = counts.canary, counts.stable
+            if c.n > 0 and s.n > 0:
+                contrast = contrast.add(c.n, c.total, s.n, s.total, both, both)
+        return replace(
+            state,
+            relative=relative,
+            promotion=promotion,
+            contrast=contrast,
+            effective=state.effective + n_c / both,
+        )
+
+    def _log_worse(self, theta0: float, multiple: float, rate: float, strata: Sequence[Counts]) -> float:
+        """ln e-value of an interval against "at most theta0 times stable's rate, or negligible"; strata multiply."""
+        found = 0.0
+        for counts in strata:
+            if counts.canary.n > 0:
+                bet = two_arm_bet(
+                    theta0, multiple, max(rate, self.negligible / theta0), counts.canary.n, counts.stable.n
+                )
+                found += bet.log_value_above(self.negligible, counts)
+        return found
+
     def new_step(self, state: RateState) -> RateState:
-        return replace(state, promotion=(0.0,) * len(BETTER), promotable=0.0, promotable_bad=0.0)
+        if state.pending.intervals:
+            state = self._settled(state)
+        return replace(state, promotion=(0.0,) * len(BETTER), promotable=0.0, promotable_bad=0.0, step=StepCounts())
 
     # ------------------------------------------------------------ evidence
 
@@ -154,9 +206,7 @@ class RateTest:
 
     def log_breach_relative(self, state: RateState) -> float:
         """ln evidence of "worse than stable by more than rollbackAbovePercent, and above the negligible rate"."""
-        return min(
-            state.relative.log_evidence(list(WORSE.values())), state.floor.log_evidence(list(WORSE_ODDS.values()))
-        )
+        return state.relative.log_evidence(list(WORSE.values()))
 
     def log_breach_absolute(self, state: RateState) -> float:
         """ln evidence of "above max"; none while stable is under suspicion of the same."""
@@ -212,16 +262,16 @@ class RateTest:
     def judge(self, state: RateState, levels: Levels) -> Judgement:
         findings = self._findings(state, levels) if state.canary else []
         breach = any(finding.breached for finding in findings)
-        common_cause = self.maximum is not None and state.suspicion >= SUSPECT
+        common_cause = self.maximum is not None and state.suspicion >= COMMON
         remarks: list[str] = []
         if not state.canary:
             remarks.append("no canary requests measured yet")
         if common_cause:
-            remarks.append(f"stable is above {wording.share(self.maximum or 0)} too, so that bound is suspended")
+            remarks.append(f"stable was above {wording.share(self.maximum or 0)} lately, so that bound is suspended")
         if state.canary and not breach:
             remarks.append(self._detectable_text(state, levels.breach / self.bounds))
         remarks += wording.dispersion(
-            self.user_dispersion(state), state.effective / state.canary if state.canary else 1.0
+            self.user_dispersion(state), self._weighed(state) / state.canary if state.canary else 1.0
         )
         return Judgement(
             breach=breach,
@@ -244,28 +294,32 @@ class RateTest:
         if state.canary <= 0:
             return math.inf
         # as many independent requests as the dispersed ones weigh
-        share = state.effective / state.canary / self.user_dispersion(state)
+        share = self._weighed(state) / state.canary / self.user_dispersion(state)
         n_c, n_s, e_s = state.canary * share, state.stable * share, state.stable_bad * share
         rates: list[float] = []
         if self.rollback_percent is not None:
-            theta0, rate = 1 + self.rollback_percent / 100, e_s / n_s if n_s else 0.0
-            ratio = math.inf
+            theta0 = 1 + self.rollback_percent / 100
+            rate, ratio = max(e_s / n_s if n_s else 0.0, self.negligible / theta0), math.inf
             for g, weight in WORSE.items():
                 bet = two_arm_bet(theta0, g, rate, n_c, n_s)
-                others = bet.log_value(Counts(Arm(n_c, 0.0), Arm(n_s, e_s)))
+                others = bet.log_value_above(self.negligible, Counts(Arm(n_c, 0.0), Arm(n_s, e_s)))
                 gain = bet.canary_bad - bet.canary_good
                 if gain > 0:
                     ratio = min(ratio, (log_needed(level, weight) - others) / gain / n_c)
-            rates.append(max(ratio, _detectable_bound(self.negligible, n_c, level)))
+            rates.append(ratio)
         enough = state.absolute.intervals >= log_needed(level, 1.0) / MOST_PER_INTERVAL
         if self.maximum is not None and state.suspicion < SUSPECT and enough:
             rates.append(_detectable_bound(self.maximum, n_c, level))
         return min(rates, default=math.inf)
 
+    def _weighed(self, state: RateState) -> float:
+        """Canary requests, each divided by its interval's dispersion; pending ones count as they are."""
+        return state.effective + state.pending.canary
+
     # ------------------------------------------------------------ checkpoints
 
     def encode(self, state: RateState) -> str:
-        return encoding.encode(self.definition, state.numbers(), state.dispersion.singles())
+        return encoding.encode(self.definition, state.numbers(), state.singles())
 
     def decode(self, text: str) -> RateState:
         return RateState.read(*encoding.decode(self.definition, text, LENGTH, SINGLES))

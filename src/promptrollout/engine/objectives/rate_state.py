@@ -6,9 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from promptrollout.engine.statistics import dispersion
+from promptrollout.engine.statistics.common_cause import Cusums, suspicion_of
 from promptrollout.engine.statistics.contrast import Contrast
 from promptrollout.engine.statistics.dispersion import Dispersion
 from promptrollout.engine.statistics.logspace import StartMixture
+from promptrollout.engine.statistics.pending import Pending
 
 Grid = dict[float, float]
 """Alternatives and their weights, which sum to 1."""
@@ -24,6 +27,28 @@ BETTER_ODDS: Grid = {0.1: 0.25, 0.25: 0.25, 0.5: 0.25, 0.8: 0.25}
 """Of a fixed bound's promotion test."""
 SPOTLESS_ODDS: Grid = {0.01: 0.65, 0.25: 0.2, 0.5: 0.15}
 """The same for the negligible rate, where only arms (nearly) without failures need it."""
+SUSPECT_ODDS = (1.25, 1.5, 5.0)
+"""Alternatives by which stable comes under suspicion of being above `max` itself. The least is the canary's own: else
+both arms a little above it would cast no suspicion on stable, and roll the canary back."""
+MEANING = 2
+"""Of the sums: 2 since one e-process tests "neither worse than stable nor above the negligible rate" interval by
+interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepCounts:
+    """Requests in the step's promotable intervals, and the bad ones among them."""
+
+    canary: float = 0.0
+    canary_bad: float = 0.0
+    stable: float = 0.0
+    stable_bad: float = 0.0
+
+    def add(self, n_c: float, e_c: float, n_s: float, e_s: float) -> StepCounts:
+        return StepCounts(self.canary + n_c, self.canary_bad + e_c, self.stable + n_s, self.stable_bad + e_s)
+
+    def numbers(self) -> Iterator[float]:
+        yield from (self.canary, self.canary_bad, self.stable, self.stable_bad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +65,10 @@ class RateState:
     effective: float
     """Canary requests, each divided by its interval's dispersion."""
     relative: StartMixture
-    """Breach versus stable."""
-    floor: StartMixture
-    """Breach above the negligible rate."""
+    """Breach versus stable, and above the negligible rate."""
     absolute: StartMixture
     """Breach of `max`."""
-    suspicion: float
+    cusums: Cusums
     """Of stable being above `max` itself; see common_cause."""
     promotion: tuple[float, ...]
     """ln e per alternative in BETTER, over the promotable intervals."""
@@ -53,16 +76,29 @@ class RateState:
     """Canary requests in the promotable intervals, and the bad ones among them, divided by the interval's
     dispersion."""
     promotable_bad: float
+    step: StepCounts
     contrast: Contrast
+    pending: Pending
+    """What is not in `effective`, `relative`, `promotion` and `contrast` yet."""
     dispersion: Dispersion
+
+    @property
+    def suspicion(self) -> float:
+        """ln, at least 0."""
+        return suspicion_of(self.cusums)
 
     def numbers(self) -> Iterator[float]:
         yield from (self.canary, self.canary_bad, self.stable, self.stable_bad)
         yield from (self.recent, self.recent_bad, self.effective)
-        for mixture in (self.relative, self.floor, self.absolute):
+        for mixture in (self.relative, self.absolute):
             yield from mixture.numbers()
-        yield from (self.suspicion, *self.promotion, self.promotable, self.promotable_bad)
+        yield from (*self.cusums, *self.promotion, self.promotable, self.promotable_bad)
+        yield from self.step.numbers()
         yield from self.contrast.numbers()
+
+    def singles(self) -> Iterator[float]:
+        yield from self.pending
+        yield from self.dispersion.singles()
 
     @classmethod
     def start(cls) -> RateState:
@@ -75,26 +111,28 @@ class RateState:
             recent_bad=0.0,
             effective=0.0,
             relative=StartMixture.start(len(WORSE)),
-            floor=StartMixture.start(len(WORSE_ODDS)),
             absolute=StartMixture.start(len(WORSE_ODDS)),
-            suspicion=0.0,
+            cusums=(0.0,) * len(SUSPECT_ODDS),
             promotion=(0.0,) * len(BETTER),
             promotable=0.0,
             promotable_bad=0.0,
+            step=StepCounts(),
             contrast=Contrast(),
+            pending=Pending(),
             dispersion=Dispersion(),
         )
 
     @classmethod
     def read(cls, numbers: Iterator[float], singles: Iterator[float]) -> RateState:
-        """The inverse of `numbers` and the dispersion's `singles`; ValueError if they are not such sums."""
+        """The inverse of `numbers` and `singles`; ValueError if they are not such sums."""
         totals = [next(numbers) for _ in range(7)]
         relative = StartMixture.read(numbers, len(WORSE))
-        floor, absolute = (StartMixture.read(numbers, len(WORSE_ODDS)) for _ in range(2))
-        suspicion = next(numbers)
+        absolute = StartMixture.read(numbers, len(WORSE_ODDS))
+        cusums = tuple(next(numbers) for _ in SUSPECT_ODDS)
         promotion = tuple(next(numbers) for _ in BETTER)
         promotable, promotable_bad = next(numbers), next(numbers)
-        finite = (*totals, suspicion, promotable, promotable_bad)
+        step = StepCounts(*(next(numbers) for _ in range(4)))
+        finite = (*totals, *cusums, promotable, promotable_bad, *step.numbers())
         if any(not (math.isfinite(x) and x >= 0) for x in finite) or not all(math.isfinite(x) for x in promotion):
             raise ValueError("damaged checkpoint (a sum is negative or not a number): its evidence restarts")
         contrast = Contrast.read(numbers)
@@ -107,16 +145,19 @@ class RateState:
             recent_bad=totals[5],
             effective=totals[6],
             relative=relative,
-            floor=floor,
             absolute=absolute,
-            suspicion=suspicion,
+            cusums=cusums,
             promotion=promotion,
             promotable=promotable,
             promotable_bad=promotable_bad,
+            step=step,
             contrast=contrast,
+            pending=Pending.read(singles),
             dispersion=Dispersion.read(singles),
         )
 
 
-LENGTH = 7 + (1 + len(WORSE)) + 2 * (1 + len(WORSE_ODDS)) + 1 + len(BETTER) + 2 + 5
+LENGTH = 7 + (1 + len(WORSE)) + (1 + len(WORSE_ODDS)) + len(SUSPECT_ODDS) + len(BETTER) + 2 + 4 + 5
 """Of `numbers`."""
+SINGLES = tuple(n + len(Pending._fields) for n in dispersion.SINGLES)
+"""Of `singles`: without shards and with them."""

@@ -28,6 +28,20 @@ class Bet(NamedTuple):
             + (s.n - s.total) * self.stable_good
         )
 
+    def log_value_above(self, negligible: float, counts: Counts) -> float:
+        """ln of an e-value against "the null of the bet, or the canary's rate is at most `negligible`".
+
+        C + min(S, -n_c ln m): C and S are what the canary's and stable's requests add to the bet, m is the mean of what
+        one canary request multiplies the evidence by at that rate. Below the bet's own value, and at most what C is
+        worth where the rate is `negligible`; so the null may hold by either half, and by another one in each interval.
+        """
+        c, s = counts.canary, counts.stable
+        of_canary = c.total * self.canary_bad + (c.n - c.total) * self.canary_good
+        of_stable = s.total * self.stable_bad + (s.n - s.total) * self.stable_good
+        good = math.exp(self.canary_good)
+        mean = good + negligible * (math.exp(self.canary_bad) - good)
+        return of_canary + min(of_stable, -c.n * math.log(mean))
+
 
 def two_arm_bet(theta0: float, multiple: float, rate: float, canary_n: float, stable_n: float) -> Bet:
     """For p_c = multiple theta0 p_s against p_c = theta0 p_s, where stable's rate is thought to be `rate`.

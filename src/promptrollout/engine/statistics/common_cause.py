@@ -1,14 +1,24 @@
 """Is stable above an absolute bound as well? Then the prompt is not the cause, and the bound cannot judge it.
 
-Suspicion is stable's CUSUM against the bound (Page 1954): its recent ln evidence of being above, never below 0. It
-looks at stable's counts alone, so choosing by it which intervals count against the canary leaves the canary's evidence
-valid; a wrong suspicion costs time, never a false alarm.
+Suspicion is the mean of stable's CUSUMs against the bound (Page 1954), one per alternative: its recent evidence of
+being above, never below 1. (The best alternative of each interval would always gain: at little traffic that alone
+suspended the bound for good.) It looks at stable's counts alone, so choosing by it which intervals count against the
+canary leaves the canary's evidence valid; a wrong suspicion costs time, never a false alarm.
 """
 
 import math
+from collections.abc import Iterable
+
+from promptrollout.engine.statistics.logspace import log_mix
+
+Cusums = tuple[float, ...]
+"""ln per alternative, each at least 0."""
 
 SUSPECT = math.log(3)
-"""From here on stable counts as above the bound."""
+"""From here on an interval is left out of the canary's sums. Stable at half of the bound is here in some 2 % of the
+intervals."""
+COMMON = math.log(20)
+"""From here on people are told, and the weight may be reduced."""
 CAP = math.log(1000)
 """Keeps an hour of trouble from casting suspicion for a day."""
 FADING = 0.8
@@ -19,11 +29,16 @@ MOST_PER_INTERVAL = 2.0
 has time to show that it is above too. A smaller bet is still a bet, so it is valid."""
 
 
-def suspicion_after(suspicion: float, stable_requests: float, gain: float) -> float:
-    """After one interval; `gain` is stable's ln e-value of being above the bound in it."""
+def cusums_after(cusums: Cusums, stable_requests: float, gains: Iterable[float]) -> Cusums:
+    """After one interval; `gains` are stable's ln e-values of being above the bound in it, per alternative."""
     if stable_requests <= 0:
-        return suspicion * FADING
-    return min(max(suspicion + gain, 0.0), CAP)
+        return tuple([x * FADING for x in cusums])
+    return tuple([min(max(x + gain, 0.0), CAP) for x, gain in zip(cusums, gains, strict=True)])
+
+
+def suspicion_of(cusums: Cusums) -> float:
+    """ln of the mean over the alternatives."""
+    return log_mix(cusums, (1 / len(cusums),) * len(cusums))
 
 
 def is_common(suspicion: float, stable_excess: float) -> bool:

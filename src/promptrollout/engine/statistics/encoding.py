@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 MOST = 1e30
 """Larger than any sum of counts, costs or logarithms."""
-VERSION = 4
+VERSION = 5
 """Of the meaning of the sums. A change restarts the evidence of running rollouts."""
 REMEMBERED = 4096
 """Texts written last (some 6 MB): the next plan reads what this one wrote, and base85 costs as much as an interval."""
