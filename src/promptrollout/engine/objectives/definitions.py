@@ -14,7 +14,7 @@ from promptrollout.engine.objectives.rate import RateTest
 from promptrollout.engine.objectives.signals import edge_seconds, maximum_of, own_series, signal_of
 from promptrollout.engine.statistics.contrast import EFFECTS
 from promptrollout.engine.statistics.dispersion import LENGTHS
-from promptrollout.engine.statistics.logspace import EVERY, FIRST
+from promptrollout.engine.statistics.logspace import EARLY, EVERY, FIRST
 from promptrollout.engine.statistics.pending import ENOUGH
 
 NEGLIGIBLE_RATE = 0.005
@@ -59,6 +59,7 @@ def bounds_of(objective: Objective) -> Bounds:
     return Bounds(margin, rollback, bound, negligible)
 
 
+STARTS = (FIRST, EARLY, EVERY)
 GRIDS = {
     "rate": (
         rate_state.MEANING,
@@ -68,11 +69,10 @@ GRIDS = {
         rate_state.SUSPECT_ODDS,
         rate.FADING,
         LENGTHS,
-        FIRST,
-        EVERY,
+        STARTS,
         ENOUGH,
     ),
-    "mean": (EFFECTS, SUSPECT_EFFECTS, LENGTHS, FIRST, EVERY),
+    "mean": (EFFECTS, SUSPECT_EFFECTS, LENGTHS, STARTS),
 }
 """What the sums were made with: sums of other alternatives are not sums of these."""
 

@@ -37,10 +37,12 @@ def log_threshold(level: float) -> float:
     return -math.log(level)
 
 
-FIRST = 0.75
+FIRST = 0.8
 """Share of a bet that is placed at the first interval; the rest is held back for regressions that begin later."""
-EVERY = 16
-"""Intervals from one later start to the next."""
+EARLY = (1, 2, 4)
+"""Intervals after which the first of the later ones begin."""
+EVERY = 8
+"""Intervals from one of the others to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,11 @@ class StartMixture:
     """E-process against a set of alternatives, mixed over the interval in which the regression began.
 
     Evidence summed from a rollout's first request blinds: every good request must first be outweighed. So a share of
-    the bet is held back for each later start. Per alternative, M_t = e_t (M_{t-1} + w_{t-1}) with w_0 = FIRST,
-    w_t = (1 - FIRST)(1/sqrt(b) - 1/sqrt(b+1)) where t = b EVERY, and 0 between. What begins after 300 intervals pays
-    6.5 nats for that; a start at each of them, by 1/(t (t+1)), would cost 12.8. The mass that has not started after t
-    intervals is (1 - FIRST)/sqrt(b), b = t/EVERY rounded up. A convex mixture of e-processes is one, so looking at any
-    time stays valid, and the state stays constant.
+    the bet is held back for later starts: the b-th one after EARLY intervals, then at multiples of EVERY. Per
+    alternative, M_t = e_t (M_{t-1} + w_{t-1}) with w_0 = FIRST, (1 - FIRST)(1/sqrt(b) - 1/sqrt(b+1)) at the b-th start
+    and 0 between. What begins after 300 intervals pays 7.9 nats for that; a start at each interval, by 1/(t (t+1)),
+    would cost 13. The mass that has not started after b starts is (1 - FIRST)/sqrt(b+1). A convex mixture of
+    e-processes is one, so looking at any time stays valid, and the state stays constant.
     """
 
     intervals: int
@@ -66,8 +68,9 @@ class StartMixture:
     def observe(self, increments: Iterable[float]) -> "StartMixture":
         """After one interval; `increments` are ln e_t per alternative."""
         t = self.intervals
-        block, between = divmod(t, EVERY)
-        starting = NEVER if between else math.log(FIRST if t == 0 else (1 - FIRST) * _starts(block))
+        b = _starts(t)
+        starts = b > _starts(t - 1)
+        starting = math.log(FIRST if t == 0 else (1 - FIRST) * (b**-0.5 - (b + 1) ** -0.5)) if starts else NEVER
         logs = [max(LEAST, x + log_add(m, starting)) for m, x in zip(self.logs, increments, strict=True)]
         return StartMixture(t + 1, tuple(logs))
 
@@ -75,7 +78,7 @@ class StartMixture:
         """ln E_t, the mean over the alternatives by their weights plus the mass not yet started."""
         if not self.intervals:
             return 0.0
-        return log_add(log_mix(self.logs, weights), math.log((1 - FIRST) / math.sqrt(-(-self.intervals // EVERY))))
+        return log_add(log_mix(self.logs, weights), math.log((1 - FIRST) / math.sqrt(_starts(self.intervals - 1) + 1)))
 
     def numbers(self) -> Iterator[float]:
         yield float(self.intervals)
@@ -91,8 +94,9 @@ class StartMixture:
         return cls(int(intervals), logs)
 
 
-def _starts(block: int) -> float:
-    return (math.sqrt(block + 1) - math.sqrt(block)) / math.sqrt(block * (block + 1))
+def _starts(t: int) -> int:
+    """How many later starts there were up to interval t; -1 before the first interval."""
+    return -1 if t < 0 else t // EVERY + sum(t >= early for early in EARLY)
 
 
 def log_needed(level: float, weight: float) -> float:
