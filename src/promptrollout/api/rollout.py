@@ -226,6 +226,9 @@ class ObjectiveStatus(Model):
     """The verdict in one sentence."""
     common_cause: bool | None = None
     """The row decides nothing and the rollout holds: stable violates `max` too, or the arms cannot be compared."""
+    step_beyond_bound: Annotated[str, Field(max_length=128)] | None = None
+    """The step cannot pass: what its own samples say is beyond a bound, though not yet proven. Absent while it is
+    not."""
     checkpoint: Annotated[str, Field(max_length=1024)] | None = None
     """Running sums of the test. Only the engine reads them."""
 

@@ -221,6 +221,7 @@ def updated_row(row: ObjectiveStatus, judgement: Judgement, *, step_samples: int
             "difference": judgement.difference[:96],
             "message": judgement.message[:512],
             "common_cause": judgement.common_cause or None,
+            "step_beyond_bound": judgement.beyond[:128] or None,
             "checkpoint": checkpoint,
         }
     )
@@ -262,6 +263,8 @@ def missing_evidence(draft: Draft) -> list[MissingEvidence]:
             missing.append(MissingEvidence(objective.name, Missing.STEP_SAMPLES, samples, objective.min_samples))
         elif row is not None and row.common_cause:
             missing.append(MissingEvidence(objective.name, Missing.COMPARISON))
+        elif row is not None and row.step_beyond_bound:
+            missing.append(MissingEvidence(objective.name, Missing.ESTIMATE, text=row.step_beyond_bound))
         elif advance_on == "NonInferior" and (row is None or row.verdict != "Pass"):
             missing.append(MissingEvidence(objective.name, Missing.PROOF))
     return missing

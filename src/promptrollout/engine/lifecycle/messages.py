@@ -152,6 +152,8 @@ def missing_text(missing: MissingEvidence) -> str:
             return f"{name}: {have} of {need} canary samples in this step"
         case Missing.COMPARISON:
             return f"{name}: stable is above the bound too, or answers could not be judged"
+        case Missing.ESTIMATE:
+            return f"{name}: {missing.text}"
         case Missing.PROOF:
             return f"{name}: not yet shown to be within its margin"
 

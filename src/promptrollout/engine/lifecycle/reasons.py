@@ -104,6 +104,7 @@ class Missing(StrEnum):
     SAMPLES = "Samples"
     STEP_SAMPLES = "StepSamples"
     COMPARISON = "Comparison"
+    ESTIMATE = "Estimate"
     PROOF = "Proof"
 
 
@@ -115,3 +116,5 @@ class MissingEvidence:
     what: Missing
     have: int = 0
     need: int = 0
+    text: str = ""
+    """What the step's own samples say."""

@@ -57,6 +57,9 @@ class Judgement:
     have been seen; for no evidence what is missing."""
     common_cause: bool = False
     """Stable violates `max` as well, so the absolute test is suspended."""
+    beyond: str = ""
+    """`23 % of 39 in this step, its maximum is 10 %`: what the step's own samples say is beyond a bound, so it cannot
+    pass yet. Empty if not."""
 
 
 class ObjectiveTest(Protocol):

@@ -264,7 +264,28 @@ class MeanTest:
             difference=self._difference_text(state),
             message=wording.fits(f"{self._values_text(state, canary, stable)}: {said}", 512),
             common_cause=common_cause or state.coverage.differs,
+            beyond=self._beyond_text(state),
         )
+
+    def _beyond_text(self, state: MeanState) -> str:
+        """What the step's own samples say, if it is beyond a bound by more than half a standard error."""
+        if state.promotable <= 0:
+            return ""
+        users, sums = self.user_dispersion(state), state.promotion
+        mean = wording.value(self.signal, state.promotable_total / state.promotable)
+        said = f"{mean} of {wording.count(state.promotable)} in this step"
+        if self.bound is not None:
+            excess = self._beyond(Arm(state.promotable, state.promotable_total))
+            if excess > math.sqrt(users * state.promotable_spread) / 2:
+                name = "maximum" if self.more_is_worse else "minimum"
+                return f"{said}, its {name} is {wording.value(self.signal, self.bound)}"
+        if self.margin is not None and sums.weight > 0:
+            excess, variance = self._excess(sums, self.margin)
+            if excess > math.sqrt(users * variance) / 2:
+                stable = wording.value(self.signal, sums.stable / sums.weight)
+                worse = "above" if self.more_is_worse else "below"
+                return f"{said}, more than {self._margin_text(self.margin)} {worse} the {stable} on stable"
+        return ""
 
     def detectable(self, state: MeanState, level: float) -> float:
         """Nearest canary mean, from the start on, whose expected evidence crosses 1/level on the samples seen so far.

@@ -283,7 +283,24 @@ class RateTest:
             difference=self._difference_text(state),
             message=wording.fits(f"{self._values_text(state)}: {verdict_text(findings, levels, remarks)}", 512),
             common_cause=common_cause,
+            beyond=self._beyond_text(state),
         )
+
+    def _beyond_text(self, state: RateState) -> str:
+        """What the step's own counts say, if it is beyond a bound: (bad - 1)/n, because a plain share of few requests
+        is above the bound in a quarter of healthy steps."""
+        step = state.step
+        if step.canary <= 0:
+            return ""
+        share = (step.canary_bad - 1) / step.canary
+        said = f"{wording.share(step.canary_bad / step.canary)} of {wording.count(step.canary)} in this step"
+        if self.maximum is not None and share > self.maximum:
+            return f"{said}, its maximum is {wording.share(self.maximum)}"
+        if self.margin_percent is not None and step.stable > 0:
+            stable = step.stable_bad / step.stable
+            if share > max((1 + self.margin_percent / 100) * stable, self.negligible):
+                return f"{said}, more than {self.margin_percent:g} % above the {wording.share(stable)} on stable"
+        return ""
 
     def detectable(self, state: RateState, level: float) -> float:
         """Smallest canary rate, from the start on, whose expected evidence crosses 1/level on the requests seen so far.
