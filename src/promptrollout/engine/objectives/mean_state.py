@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from promptrollout.engine.objectives.coverage import Coverage
 from promptrollout.engine.statistics import dispersion
@@ -61,12 +62,12 @@ class MeanState:
         yield from (self.scale, self.effective)
         yield from self.relative.numbers()
         yield from self.absolute.numbers()
-        yield from self.cusums
         yield from self.contrast.numbers()
         yield from self.promotion.numbers()
         yield from (self.promotable, self.promotable_total, self.promotable_spread)
 
     def singles(self) -> Iterator[float]:
+        yield from self.cusums
         yield from self.coverage
         yield from self.dispersion.singles()
 
@@ -97,9 +98,9 @@ class MeanState:
         shown = Arm(next(numbers), next(numbers))
         scale, effective = next(numbers), next(numbers)
         relative, absolute = (StartMixture.read(numbers, len(EFFECTS)) for _ in range(2))
-        cusums = tuple(next(numbers) for _ in SUSPECT_EFFECTS)
         contrast, promotion = (Contrast.read(numbers) for _ in range(2))
         promotable = [next(numbers) for _ in range(3)]
+        cusums = tuple(islice(singles, len(SUSPECT_EFFECTS)))
         finite = (scale, effective, *cusums, *promotable)
         if not (canary.is_usable and stable.is_usable and shown.is_usable) or any(
             not (math.isfinite(x) and x >= 0) for x in finite
@@ -124,7 +125,7 @@ class MeanState:
         )
 
 
-SINGLES = tuple(n + len(Coverage._fields) for n in dispersion.SINGLES)
+SINGLES = tuple(n + len(SUSPECT_EFFECTS) + len(Coverage._fields) for n in dispersion.SINGLES)
 """Of `singles`: without shards and with them."""
-LENGTH = 6 + 2 + 2 + 2 * (1 + len(EFFECTS)) + len(SUSPECT_EFFECTS) + 2 * 5 + 3
+LENGTH = 6 + 2 + 2 + 2 * (1 + len(EFFECTS)) + 2 * 5 + 3
 """Of `numbers`."""

@@ -114,9 +114,7 @@ class RateTest:
             recent_bad=recent_bad,
             absolute=absolute,
             cusums=cusums,
-            promotable=state.promotable + (n_c / one if promotable else 0.0),
-            promotable_bad=state.promotable_bad + (e_c / one if promotable else 0.0),
-            step=state.step.add(n_c, e_c, n_s, e_s) if promotable else state.step,
+            step=state.step.add(n_c, e_c, n_s, e_s, one) if promotable else state.step,
             dispersion=(
                 state.dispersion.interrupted()
                 if outage
@@ -190,7 +188,7 @@ class RateTest:
     def new_step(self, state: RateState) -> RateState:
         if state.pending.intervals:
             state = self._settled(state)
-        return replace(state, promotion=(0.0,) * len(BETTER), promotable=0.0, promotable_bad=0.0, step=StepCounts())
+        return replace(state, promotion=(0.0,) * len(BETTER), step=StepCounts())
 
     # ------------------------------------------------------------ evidence
 
@@ -389,7 +387,7 @@ def _log_values(theta0: float, multiple: float, rate: float, strata: Sequence[Co
 
 
 def _log_below(bound: float, grid: Grid, state: RateState) -> float:
-    logs = [log_bound(bound, g, state.promotable, state.promotable_bad) for g in grid]
+    logs = [log_bound(bound, g, state.step.weighed, state.step.weighed_bad) for g in grid]
     return log_mix(logs, list(grid.values()))
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 from promptrollout.engine.statistics import dispersion
 from promptrollout.engine.statistics.common_cause import Cusums, suspicion_of
@@ -35,20 +38,22 @@ MEANING = 2
 interval."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepCounts:
-    """Requests in the step's promotable intervals, and the bad ones among them."""
+class StepCounts(NamedTuple):
+    """Requests in the step's promotable intervals, and the bad ones among them; in single precision as in a
+    checkpoint."""
 
     canary: float = 0.0
     canary_bad: float = 0.0
     stable: float = 0.0
     stable_bad: float = 0.0
 
-    def add(self, n_c: float, e_c: float, n_s: float, e_s: float) -> StepCounts:
-        return StepCounts(self.canary + n_c, self.canary_bad + e_c, self.stable + n_s, self.stable_bad + e_s)
+    weighed: float = 0.0
+    """The canary's, each divided by its interval's dispersion, and the bad ones likewise."""
+    weighed_bad: float = 0.0
 
-    def numbers(self) -> Iterator[float]:
-        yield from (self.canary, self.canary_bad, self.stable, self.stable_bad)
+    def add(self, n_c: float, e_c: float, n_s: float, e_s: float, dispersion: float) -> StepCounts:
+        added = (n_c, e_c, n_s, e_s, n_c / dispersion, e_c / dispersion)
+        return StepCounts(*array("f", [x + y for x, y in zip(self, added, strict=True)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +77,6 @@ class RateState:
     """Of stable being above `max` itself; see common_cause."""
     promotion: tuple[float, ...]
     """ln e per alternative in BETTER, over the promotable intervals."""
-    promotable: float
-    """Canary requests in the promotable intervals, and the bad ones among them, divided by the interval's
-    dispersion."""
-    promotable_bad: float
     step: StepCounts
     contrast: Contrast
     pending: Pending
@@ -92,12 +93,11 @@ class RateState:
         yield from (self.recent, self.recent_bad, self.effective)
         for mixture in (self.relative, self.absolute):
             yield from mixture.numbers()
-        yield from (*self.cusums, *self.promotion, self.promotable, self.promotable_bad)
-        yield from self.step.numbers()
+        yield from self.promotion
         yield from self.contrast.numbers()
 
     def singles(self) -> Iterator[float]:
-        yield from self.pending
+        yield from (*self.cusums, *self.step, *self.pending)
         yield from self.dispersion.singles()
 
     @classmethod
@@ -114,8 +114,6 @@ class RateState:
             absolute=StartMixture.start(len(WORSE_ODDS)),
             cusums=(0.0,) * len(SUSPECT_ODDS),
             promotion=(0.0,) * len(BETTER),
-            promotable=0.0,
-            promotable_bad=0.0,
             step=StepCounts(),
             contrast=Contrast(),
             pending=Pending(),
@@ -128,14 +126,13 @@ class RateState:
         totals = [next(numbers) for _ in range(7)]
         relative = StartMixture.read(numbers, len(WORSE))
         absolute = StartMixture.read(numbers, len(WORSE_ODDS))
-        cusums = tuple(next(numbers) for _ in SUSPECT_ODDS)
         promotion = tuple(next(numbers) for _ in BETTER)
-        promotable, promotable_bad = next(numbers), next(numbers)
-        step = StepCounts(*(next(numbers) for _ in range(4)))
-        finite = (*totals, *cusums, promotable, promotable_bad, *step.numbers())
+        contrast = Contrast.read(numbers)
+        cusums = tuple(islice(singles, len(SUSPECT_ODDS)))
+        step = StepCounts(*islice(singles, len(StepCounts._fields)))
+        finite = (*totals, *cusums, *step)
         if any(not (math.isfinite(x) and x >= 0) for x in finite) or not all(math.isfinite(x) for x in promotion):
             raise ValueError("damaged checkpoint (a sum is negative or not a number): its evidence restarts")
-        contrast = Contrast.read(numbers)
         return cls(
             canary=totals[0],
             canary_bad=totals[1],
@@ -148,8 +145,6 @@ class RateState:
             absolute=absolute,
             cusums=cusums,
             promotion=promotion,
-            promotable=promotable,
-            promotable_bad=promotable_bad,
             step=step,
             contrast=contrast,
             pending=Pending.read(singles),
@@ -157,7 +152,7 @@ class RateState:
         )
 
 
-LENGTH = 7 + (1 + len(WORSE)) + (1 + len(WORSE_ODDS)) + len(SUSPECT_ODDS) + len(BETTER) + 2 + 4 + 5
+LENGTH = 7 + (1 + len(WORSE)) + (1 + len(WORSE_ODDS)) + len(BETTER) + 5
 """Of `numbers`."""
-SINGLES = tuple(n + len(Pending._fields) for n in dispersion.SINGLES)
+SINGLES = tuple(n + len(SUSPECT_ODDS) + len(StepCounts._fields) + len(Pending._fields) for n in dispersion.SINGLES)
 """Of `singles`: without shards and with them."""

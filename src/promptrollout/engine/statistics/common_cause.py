@@ -7,12 +7,13 @@ canary leaves the canary's evidence valid; a wrong suspicion costs time, never a
 """
 
 import math
+from array import array
 from collections.abc import Iterable
 
 from promptrollout.engine.statistics.logspace import log_mix
 
 Cusums = tuple[float, ...]
-"""ln per alternative, each at least 0."""
+"""ln per alternative, each at least 0, in single precision as in a checkpoint."""
 
 SUSPECT = math.log(3)
 """From here on an interval is left out of the canary's sums. Stable at half of the bound is here in some 2 % of the
@@ -32,8 +33,8 @@ has time to show that it is above too. A smaller bet is still a bet, so it is va
 def cusums_after(cusums: Cusums, stable_requests: float, gains: Iterable[float]) -> Cusums:
     """After one interval; `gains` are stable's ln e-values of being above the bound in it, per alternative."""
     if stable_requests <= 0:
-        return tuple([x * FADING for x in cusums])
-    return tuple([min(max(x + gain, 0.0), CAP) for x, gain in zip(cusums, gains, strict=True)])
+        return tuple(array("f", [x * FADING for x in cusums]))
+    return tuple(array("f", [min(max(x + gain, 0.0), CAP) for x, gain in zip(cusums, gains, strict=True)]))
 
 
 def suspicion_of(cusums: Cusums) -> float:
