@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from typing import Any, Self
@@ -42,10 +41,8 @@ class RolloutStory:
     # ------------------------------------------------------------ then
 
     def status(self) -> Status:
-        done = self.kubectl.run("get", "promptrollout", self.name, "-o", "json")
-        if done.returncode:
-            return {}
-        status: Status = json.loads(done.stdout).get("status", {})
+        found = self.kubectl.find("promptrollout", self.name) or {}
+        status: Status = found.get("status", {})
         return status
 
     def until(self, test: Callable[[Status], Any], seconds: float | None = None) -> Status:

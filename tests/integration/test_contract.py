@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from promptrollout.sandbox.sandbox import Sandbox
+from tests.integration.api import ApiKubectl
 from tests.integration.cluster import Kubectl
 from tests.integration.story import Story
 
@@ -21,6 +22,12 @@ LONG = [{"weight": 10, "minDurationSeconds": 3600}, {"weight": 50}]
 @pytest.fixture
 def story(operator: Sandbox, kubectl: Kubectl) -> Story:
     return Story(operator, kubectl)
+
+
+@pytest.fixture
+def with_kubectl(operator: Sandbox, kubectl: ApiKubectl) -> Story:
+    """Manifests are applied by kubectl itself, as people and GitOps controllers do."""
+    return Story(operator, kubectl.real)
 
 
 # ---------------------------------------------------------------- the two ways it ends
@@ -132,7 +139,8 @@ def test_status_edited_by_hand_or_lost(story: Story) -> None:
 # ---------------------------------------------------------------- 7: GitOps
 
 
-def test_the_same_manifests_again_write_nothing(story: Story) -> None:
+def test_the_same_manifests_again_write_nothing(with_kubectl: Story) -> None:
+    story = with_kubectl
     story.given(v1={}).apply("v1").healthy("v1")
     story.until(lambda s: s["stage"] == "Idle")
 
@@ -149,7 +157,8 @@ def test_the_same_manifests_again_write_nothing(story: Story) -> None:
     assert versions() == before
 
 
-def test_nothing_but_status_is_written_on_what_a_person_applied(story: Story) -> None:
+def test_nothing_but_status_is_written_on_what_a_person_applied(with_kubectl: Story) -> None:
+    story = with_kubectl
     story.given(v1={}, v2={}).apply("v1").healthy("v1")
     with story.users():
         story.apply("v2").healthy("v2")
@@ -201,4 +210,4 @@ def test_the_version_in_use_deleted_or_pruned_keeps_serving(story: Story) -> Non
     story.kubectl("delete", "promptversion", copy)
     story.kubectl.apply({**kind, "metadata": {"name": "first"}, "spec": template})
     story.healthy("v1")
-    story.wait(lambda: story.kubectl.run("get", "promptversion", copy).returncode == 0, "the copy comes back")
+    story.wait(lambda: story.kubectl.find("promptversion", copy), "the copy comes back")

@@ -37,7 +37,7 @@ def no_operator(story: Story) -> Iterator[None]:
     """The operator is away in the meantime."""
     before = story.operator_pod()
     story.system("scale", "deployment/promptrollout-operator", "--replicas=0")
-    story.wait(lambda: story.system.run("get", "pod", before).returncode, "the operator's end")
+    story.wait(lambda: story.system.find("pod", before) is None, "the operator's end")
     try:
         yield
     finally:

@@ -129,7 +129,7 @@ def test_env_and_volumes_of_every_kind_reach_the_process(kubectl: Kubectl, event
             },
         ),
     )
-    report = json.loads(eventually(lambda: kubectl.run("logs", "report").stdout))
+    report = json.loads(eventually(lambda: kubectl.log("report")))
     env, volumes = report["env"], report["volumes"]
     status = kubectl.json("get", "pod", "report")["status"]
     assert env["POD"] == "report"
@@ -171,7 +171,7 @@ print(json.dumps({"uid": os.getuid(), "gid": os.getgid(), "name": outcome(lambda
 time.sleep(600)
 """
     kubectl.apply(pod("user", code))
-    report = json.loads(eventually(lambda: kubectl.run("logs", "user").stdout.strip()))
+    report = json.loads(eventually(lambda: kubectl.log("user").strip()))
     assert (report["uid"], report["gid"], report["name"], report["home"]) == (65532, 65532, "KeyError", "RuntimeError")
     assert {"HOME", "USER", "LOGNAME", "LANG"}.isdisjoint(report["env"])
 
@@ -198,12 +198,12 @@ while True:
             spec={"volumes": [{"name": "cm", "configMap": {"name": "cm"}}]},
         ),
     )
-    eventually(lambda: "old" in kubectl.run("logs", "watcher").stdout)
+    eventually(lambda: "old" in kubectl.log("watcher"))
     kubectl.apply({**config, "data": {"text": "new"}})
-    lines = eventually(lambda: "new" in (out := kubectl("logs", "watcher")) and out.split())
+    lines = eventually(lambda: "new" in (out := kubectl.log("watcher")) and out.split())
     assert lines[0] == "old"
     # the test session's sandbox renews tokens after 5 s
-    eventually(lambda: len(set(kubectl("logs", "watcher").split()) - {"old", "new"}) >= 2)
+    eventually(lambda: len(set(kubectl.log("watcher").split()) - {"old", "new"}) >= 2)
     assert container_status(kubectl, "watcher")["restartCount"] == 0
 
 
@@ -230,10 +230,10 @@ while True:
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot"}},
         pod("caller", code, spec={"serviceAccountName": "robot"}),
     )
-    eventually(lambda: "403 403" in kubectl.run("logs", "caller").stdout)
+    eventually(lambda: "403 403" in kubectl.log("caller"))
     kubectl("create", "role", "reader", "--verb=list", "--resource=configmaps")
     kubectl("create", "rolebinding", "reader", "--role=reader", f"--serviceaccount={kubectl.namespace}:robot")
-    eventually(lambda: "200 403" in kubectl("logs", "caller"))
+    eventually(lambda: "200 403" in kubectl.log("caller"))
 
 
 def test_logs_tail_follow_and_previous(
@@ -250,7 +250,7 @@ raise SystemExit(3)
 """
     kubectl.apply(pod("talker", code))
     eventually(lambda: phase(kubectl, "talker") == "Running")
-    eventually(lambda: "line 4" in kubectl.run("logs", "talker").stdout)
+    eventually(lambda: "line 4" in kubectl.log("talker"))
     assert kubectl("logs", "talker", "--tail", "2") == "line 3\nline 4\n"
     with kubectl.start("logs", "talker", "--follow", "--tail", "1") as followed:
         assert followed.stdout is not None
@@ -304,7 +304,7 @@ def test_pods_end_gracefully_or_by_force(
         pod("stubborn", stubborn, spec={"terminationGracePeriodSeconds": 2}),
     )
     for name, word in (("polite", "listening"), ("stubborn", "up")):
-        eventually(lambda name=name, word=word: word in kubectl.run("logs", name).stdout)
+        eventually(lambda name=name, word=word: word in kubectl.log(name))
     pids = [sandbox.pid(namespace, name) for name in ("polite", "stubborn")]
     started = time.monotonic()
     kubectl("delete", "pod", "polite")
@@ -321,7 +321,7 @@ def test_a_forced_deletion_kills_at_once(
 ) -> None:
     stubborn = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up')\ntime.sleep(600)"
     kubectl.apply(pod("stubborn", stubborn, spec={"terminationGracePeriodSeconds": 300}))
-    eventually(lambda: kubectl.run("logs", "stubborn").stdout)
+    eventually(lambda: kubectl.log("stubborn"))
     first = sandbox.pid(namespace, "stubborn")
     kubectl("delete", "pod", "stubborn", "--wait=false")
     kubectl("delete", "pod", "stubborn", "--force", "--grace-period=0")
@@ -376,7 +376,7 @@ def test_init_containers_run_first(kubectl: Kubectl, eventually: Eventually) -> 
     first = pod_spec("import os; open(os.environ['TMPDIR'] + '/made', 'w').write('by init')")["containers"][0]
     code = "import os, time; print(open(os.environ['TMPDIR'] + '/made').read()); time.sleep(600)"
     kubectl.apply(pod("staged", code, spec={"initContainers": [{**first, "name": "first"}]}))
-    eventually(lambda: kubectl.run("logs", "staged").stdout == "by init\n")
+    eventually(lambda: kubectl.log("staged") == "by init\n")
 
 
 def test_pod_security_refuses_a_privileged_pod(kubectl: Kubectl) -> None:
