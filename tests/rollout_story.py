@@ -96,6 +96,10 @@ class RolloutStory:
         items = self.kubectl.json("get", "events")["items"]
         return [e["reason"] for e in items if e["involvedObject"].get("name") == self.name]
 
+    def expect_events(self, *reasons: str) -> None:
+        """They come: the operator writes them after the status that they tell of."""
+        self.wait(lambda: set(reasons) <= set(self.events()), f"the Events {', '.join(reasons)}")
+
     def operator_log(self) -> str:
         return self.system.run("logs", "-l", "app.kubernetes.io/component=operator", "--tail=40").stdout
 

@@ -47,7 +47,7 @@ def test_a_good_version_reaches_everybody_and_no_user_flips_back(story: Story) -
     for decision in steps:
         assert {row["name"] for row in decision["evidence"]} >= {"errors"}
         assert all(row["canarySamples"] > 0 for row in decision["evidence"] if row["name"] == "errors")
-    assert {"InitialVersion", "RolloutStarted", "StepCompleted", "RolloutCompleted"} <= set(story.events())
+    story.expect_events("InitialVersion", "RolloutStarted", "StepCompleted", "RolloutCompleted")
     assert all(r["stable"] == story.digest("v2") or r["canary"] == story.digest("v2") for r in story.reports())
 
 
@@ -73,7 +73,7 @@ def test_a_breach_rolls_back_with_its_evidence_and_stays_rejected(story: Story) 
         assert row[field], field
     assert decision["windowSeconds"] >= 1
     assert {r["weight"] for r in story.reports()} == {0}
-    assert "ObjectiveBreached" in story.events()
+    story.expect_events("ObjectiveBreached")
 
     # a recreated object, as `kubectl replace --force` or a restore makes it, does not forget
     manifest = story.manifest("v2")
@@ -179,7 +179,7 @@ def test_a_revert_in_git_in_the_middle_of_a_canary_cancels_it(story: Story) -> N
         story.apply("v2", steps=LONG).at_weight(10)
         status = story.apply("v1", steps=LONG).healthy("v1")
     assert status.get("rejected", []) == []
-    assert "RolloutCancelled" in story.events()
+    story.expect_events("RolloutCancelled")
 
 
 def test_a_new_edit_in_the_middle_of_a_canary_starts_over(story: Story) -> None:
@@ -189,7 +189,7 @@ def test_a_new_edit_in_the_middle_of_a_canary_starts_over(story: Story) -> None:
         story.apply("v3", steps=LONG)
         status = story.until(lambda s: s["canary"]["digest"] == story.digest("v3") and s["weight"] == 10)
     assert status.get("rejected", []) == []
-    assert "RolloutSuperseded" in story.events()
+    story.expect_events("RolloutSuperseded")
 
 
 def test_the_version_in_use_deleted_or_pruned_keeps_serving(story: Story) -> None:

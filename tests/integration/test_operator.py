@@ -84,7 +84,7 @@ def test_what_is_wrong_with_a_declaration_is_an_event_too(story: Story) -> None:
 
         def told(kind: str = item["kind"], reason: str = reason, says: str = says) -> bool:
             which = f"involvedObject.kind={kind},reason={reason}"
-            return says in story.kubectl("get", "events", "--field-selector", which, "-o", "json")
+            return says in str(story.kubectl.json("get", "events", "--field-selector", which))
 
         story.wait(told, f"an Event {reason} of the {item['kind']}")
 
@@ -92,7 +92,7 @@ def test_what_is_wrong_with_a_declaration_is_an_event_too(story: Story) -> None:
 def test_owned_objects_are_put_right_and_go_with_their_gateway(story: Story) -> None:
     story.given(replicas=1, v1={}).apply("v1").healthy("v1")
     kinds = "deployment,service,serviceaccount,rolebinding,poddisruptionbudget,networkpolicy"
-    names = story.kubectl("get", kinds, "-l", "promptrollout.dev/gateway=default", "-o", "name").split()
+    names = story.kubectl.names(kinds, "-l", "promptrollout.dev/gateway=default")
     assert len(names) == 6
     story.kubectl("scale", "deployment", "default-gateway", "--replicas=3")
     story.wait(
@@ -122,7 +122,7 @@ def test_owned_objects_are_put_right_and_go_with_their_gateway(story: Story) -> 
     story.wait(is_ours, "the Deployment as the PromptGateway has it")
     story.kubectl("delete", "promptgateway", "default")
     story.wait(
-        lambda: not story.kubectl("get", kinds, "-l", "promptrollout.dev/gateway=default", "-o", "name").split(),
+        lambda: not story.kubectl.names(kinds, "-l", "promptrollout.dev/gateway=default"),
         "the end of the owned objects",
     )
 

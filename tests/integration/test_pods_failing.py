@@ -96,7 +96,7 @@ def test_a_canary_that_kills_its_pods_is_taken_back_tried_alone_and_rejected(sto
     sent, failed = calm.sent - before.sent, failures(calm) - failures(before)
     assert sent > 0
     assert failed <= 0.01 * sent + 10, (before, calm)
-    assert {"PodsFailing", "RollbackCompleted"} <= set(story.events())
+    story.expect_events("PodsFailing", "RollbackCompleted")
     assert other.status()["stable"]["digest"] == other.digest("w1")
 
 

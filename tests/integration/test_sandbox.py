@@ -53,6 +53,11 @@ def waiting_reason(kubectl: Kubectl, name: str) -> str:
     return str(container_status(kubectl, name).get("state", {}).get("waiting", {}).get("reason"))
 
 
+def events(kubectl: Kubectl) -> str:
+    """A line each."""
+    return "\n".join(f"{each['reason']}: {each['message']}" for each in kubectl.json("get", "events")["items"])
+
+
 def is_ready(kubectl: Kubectl, name: str) -> bool:
     conditions = kubectl.json("get", "pod", name)["status"].get("conditions") or []
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
@@ -290,9 +295,8 @@ def test_probes_gate_traffic_and_restart(
     (temporary / "broken-live").unlink()
     eventually(lambda: is_ready(kubectl, "probed"))
     assert sandbox.pid(namespace, "probed") != before
-    events = kubectl("get", "events", "-o", "jsonpath={range .items[*]}{.reason}: {.message}{'\\n'}{end}")
-    assert "Unhealthy: Readiness probe failed: HTTP probe failed with statuscode: 500" in events
-    assert "Killing: Container main failed liveness probe, will be restarted" in events
+    eventually(lambda: "Unhealthy: Readiness probe failed: HTTP probe failed with statuscode: 500" in events(kubectl))
+    eventually(lambda: "Killing: Container main failed liveness probe, will be restarted" in events(kubectl))
 
 
 def test_pods_end_gracefully_or_by_force(
@@ -346,7 +350,7 @@ def test_exec_and_tcp_probes(kubectl: Kubectl, sandbox: Sandbox, namespace: str,
             spec={"volumes": [{"name": "state", "emptyDir": {}}]},
         )
     )
-    eventually(lambda: "Readiness probe failed: command exited with 1" in kubectl("get", "events"))
+    eventually(lambda: "Readiness probe failed: command exited with 1" in events(kubectl))
     assert not is_ready(kubectl, "probed")
     (sandbox.layout.pods / f"{namespace}_probed" / "volumes" / "state" / "ready").touch()
     eventually(lambda: is_ready(kubectl, "probed"))
@@ -404,11 +408,8 @@ def test_what_is_missing_is_said_and_retried(kubectl: Kubectl, eventually: Event
     message = container_status(kubectl, "env")["state"]["waiting"]["message"]
     assert message == 'secret "late" not found'
 
-    def told() -> str:
-        return kubectl("get", "events", "-o", "jsonpath={range .items[*]}{.reason}: {.message}{'\\n'}{end}")
-
-    eventually(lambda: 'FailedMount: MountVolume.SetUp failed: secret "late" not found' in told())
-    eventually(lambda: "the sandbox runs only images named" in told())
+    eventually(lambda: 'FailedMount: MountVolume.SetUp failed: secret "late" not found' in events(kubectl))
+    eventually(lambda: "the sandbox runs only images named" in events(kubectl))
     kubectl("create", "secret", "generic", "late", "--from-literal", "key=1")
     eventually(lambda: phase(kubectl, "env") == phase(kubectl, "volume") == "Running")
 
