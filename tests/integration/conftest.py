@@ -27,8 +27,8 @@ KEEP_VARIABLE = "PROMPTROLLOUT_TEST_SANDBOX"
 @pytest.fixture(scope="session")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """Control plane, node, Prometheus and simulated model; the operator comes with the fixture `operator`."""
-    # of the processes in Go: a quarter less CPU for half as much memory again, with a sandbox for each worker
-    os.environ.setdefault("GOGC", "400")
+    # of the control plane's processes: less CPU for more memory, as there is a sandbox for each worker
+    os.environ.setdefault("GOGC", "200")
     settings = Settings(install_operator=False, token_max_age_seconds=5.0)
     if kept := os.environ.get(KEEP_VARIABLE):
         box = Sandbox(Path(kept, os.environ.get("PYTEST_XDIST_WORKER", "")), settings)
