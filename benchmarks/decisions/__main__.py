@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from benchmarks.decisions.bench import NO_TOLERANCE, OURS, Figures, figures, run_all
 from benchmarks.decisions.case import ALPHA, Case, read_cases
 from benchmarks.decisions.plots import plot
-from benchmarks.decisions.rules import floor
+from benchmarks.decisions.rules import TwoArmOracle, floor
 from benchmarks.report import Report
 
 ORACLE = "oracle"
@@ -115,6 +115,18 @@ def judge(report: Report, cases: Mapping[str, Case], results: Results, given_rul
             report.goal(f"runs that were decided, {name}", 0, ended)
         elif case.decides_nothing:
             report.goal(f"decisions without evidence, {name}", 0, ours.blind_decisions)
+        if case.requests_at_most is not None:
+            report.goal(f"requests until rollback, {name}", case.requests_at_most, ours.requests_median)
+        if case.as_quick_as in results:
+            other = results[case.as_quick_as][OURS.name].promotion_seconds_p90
+            mine = ours.promotion_seconds_p90
+            report.goal(
+                f"time to promote (p90) / that of {case.as_quick_as}, {name}", 1.3, mine and other and mine / other
+            )
+        if case.times_two_arm_oracle is not None and TwoArmOracle.name in results[name]:
+            least, mine = results[name][TwoArmOracle.name].requests_median, ours.requests_median
+            ratio = mine / least if mine and least else None
+            report.goal(f"requests until rollback / two-arm oracle's, {name}", case.times_two_arm_oracle, ratio)
         if name == "spotless":
             report.goal("canary requests until a spotless one is promoted", 1_000, ours.promotion_requests_median)
     for name, limit in (("errors-x3", 1.35), ("errors-x1.5", 1.55)):

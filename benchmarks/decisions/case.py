@@ -41,6 +41,13 @@ class Case(Strict):
     """Metrics are missing or mislead for a while: nothing may be decided on that."""
     compares_with_oracle: bool = False
     """Our rule runs with rollbackAbovePercent 0 as well."""
+    requests_at_most: Annotated[int, Field(ge=1)] | None = None
+    """Goal of the median number of canary requests from the onset until rollback."""
+    as_quick_as: str | None = None
+    """Name of a case: nine tenths of the runs are promoted within 1.3 times its time."""
+    times_two_arm_oracle: Annotated[float, Field(gt=1)] | None = None
+    """Goal of the median requests until rollback, as a multiple of those of somebody who knows both rates, and tests
+    the same null at the same level and weights."""
 
     @property
     def name(self) -> str:

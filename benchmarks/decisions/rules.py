@@ -9,6 +9,10 @@ import numpy as np
 from benchmarks.decisions.case import ALPHA, Case, Ramp
 from benchmarks.decisions.kayenta import Kayenta
 from benchmarks.decisions.replay import Arm, History, Rule, Signal, Verdict
+from promptrollout.api.slo import Objective
+from promptrollout.engine.objectives.definitions import bounds_of
+from promptrollout.engine.statistics.bernoulli import two_arm_bet
+from promptrollout.engine.statistics.evidence import Counts
 
 
 class ArgoRollouts:
@@ -147,6 +151,28 @@ class OracleSPRT:
         return "rollback" if log_ratio >= math.log(1 / ALPHA) else "advance"
 
 
+class TwoArmOracle:
+    """The test of our null (worse than stable by rollbackAbovePercent) for somebody who knows both rates."""
+
+    name = "two-arm oracle"
+    ramp: Ramp | None = None
+
+    def __init__(self, case: Case) -> None:
+        self.good, self.bad = rates(case)
+        objective = Objective.model_validate(case.objectives[0])
+        self.theta0 = 1 + (bounds_of(objective).rollback or 0) / 100
+        self.log_ratio = 0.0
+
+    def decide(self, history: History) -> Verdict:
+        signal = history.signals[history.case.judged]
+        counts = Counts.of(signal.canary.n[-1], signal.canary.total[-1], signal.stable.n[-1], signal.stable.total[-1])
+        if counts.canary.n > 0:
+            multiple = self.bad / self.good / self.theta0
+            bet = two_arm_bet(self.theta0, multiple, self.good, counts.canary.n, counts.stable.n)
+            self.log_ratio += bet.log_value(counts)
+        return "rollback" if self.log_ratio >= math.log(1 / ALPHA) else "advance"
+
+
 def rates(case: Case) -> tuple[float, float]:
     """Stable's and canary's true rate. ValueError if the case has no two constant rates."""
     scenario = case.scenario
@@ -188,4 +214,6 @@ def classical(case: Case, rng: np.random.Generator) -> list[Rule]:
         rules += [ArgoRollouts(0.95), ArgoRollouts(0.97), Flagger(0.97)]
     with contextlib.suppress(ValueError):
         rules.append(OracleSPRT(case))
+        if case.times_two_arm_oracle is not None:
+            rules.append(TwoArmOracle(case))
     return rules
