@@ -117,7 +117,7 @@ def judge(report: Report, cases: Mapping[str, Case], results: Results, given_rul
             report.goal(f"decisions without evidence, {name}", 0, ours.blind_decisions)
         if case.requests_at_most is not None:
             report.goal(f"requests until rollback, {name}", case.requests_at_most, ours.requests_median)
-        if case.as_quick_as in results:
+        if case.as_quick_as is not None and case.as_quick_as in results:
             other = results[case.as_quick_as][OURS.name].promotion_seconds_p90
             mine = ours.promotion_seconds_p90
             report.goal(

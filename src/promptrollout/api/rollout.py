@@ -293,6 +293,13 @@ class Clock(Model):
     (`reporting`). Promotion evidence counts from then on."""
     evaluated_until: Seconds | None = None
     """End of the last interval in the checkpoints. A multiple of the interval."""
+    baseline_until: Seconds | None = None
+    """Intervals up to here are read once more, for objectives that began in mid-canary: what stable did before."""
+    objectives: Annotated[int, Field(ge=0)] = 0
+    """The most objectives of this revision so far. They share the chance of a false alarm, also once some are removed.
+    """
+    restarts: Annotated[int, Field(ge=0)] = 0
+    """How often evidence began anew in this revision: each time at a stricter level."""
     step_active_seconds: Seconds = 0
     """Active time in the current step."""
     active_seconds: Seconds = 0

@@ -87,7 +87,7 @@ class Detection:
         canary, stable = zip(*n, strict=True)
         baseline = self.given.baselines[self.objective.name]
         rng = np.random.default_rng([1, run])
-        at, fold = levels(self.rules, 1), ObjectiveFold(self.objective, None)
+        at, fold = levels(self.rules, 1), ObjectiveFold(self.objective, None, self.rules.interval_seconds)
         fold.state, step = primed(self.objective, self.given, run), 0
         signal = signal_of(self.objective)
         for look, counts in zip(looks, drawn(rng, signal, baseline, canary, stable, ratio), strict=True):
@@ -101,7 +101,7 @@ class Detection:
 
 def primed(objective: Objective, given: Assumed, run: int) -> Any:
     """A test's state at the first exposure: it knows stable from the intervals before."""
-    test: Any = make_test(objective)
+    test: Any = make_test(objective, given.interval_seconds)
     n = given.samples(objective, given.interval_seconds, 0)
     return _primed(test, signal_of(objective), given.baselines[objective.name], n, run)
 
@@ -141,7 +141,7 @@ def seconds_to_pass(
     baseline, signal = given.baselines[objective.name], signal_of(objective)
     times: list[float] = []
     for run in range(PASS_RUNS):
-        fold = ObjectiveFold(objective, None)
+        fold = ObjectiveFold(objective, None, given.interval_seconds)
         fold.state = primed(objective, given, run)
         rng = np.random.default_rng([2, run])
         times.append(_first_pass(fold, drawn(rng, signal, baseline, canary, stable, 1.0), weight, at, ends))

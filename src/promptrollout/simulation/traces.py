@@ -46,7 +46,7 @@ def traces(rules: Snapshot, looks: tuple[Look, ...], attempt: int = 1) -> list[T
     at = levels(rules, attempt)
     found = []
     for objective in rules.objectives:
-        test = make_test(objective)
+        test = make_test(objective, rules.interval_seconds)
         own = signal_of(objective).unit
         unit, scale = _UNITS.get(own, (own, 1.0))
         rows = [(look.seconds, row) for look in looks for row in look.rows if row.name == objective.name]

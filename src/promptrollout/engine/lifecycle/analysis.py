@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable, Sequence
 
 from promptrollout.api.decisions import DecisionReason
-from promptrollout.api.rollout import ObjectiveStatus, Snapshot
+from promptrollout.api.rollout import Clock, ObjectiveStatus, Snapshot
 from promptrollout.api.slo import Objective
 from promptrollout.engine.lifecycle.draft import Draft
-from promptrollout.engine.lifecycle.moves import current_step, is_last_weight
+from promptrollout.engine.lifecycle.moves import current_step, is_last_weight, read_baseline
 from promptrollout.engine.lifecycle.reasons import Missing, MissingEvidence
 from promptrollout.engine.objectives import sample_ratio
 from promptrollout.engine.objectives.definitions import gate_of, make_test
@@ -38,11 +38,14 @@ WATCHED = ("Stepping", "Promoting", "Baking")
 """Stages in which the canary serves users, so evidence is read."""
 
 
-def levels(snapshot: Snapshot, attempt: int) -> Levels:
-    """Breach: the family's level shared by K objectives. Promotion: .05 * 6 / (pi^2 n^2) for the n-th attempt, which
-    sums to .05 over all attempts (reference: statistics of repeated attempts, the Basel series)."""
+def levels(snapshot: Snapshot, attempt: int, clock: Clock | None = None) -> Levels:
+    """Breach: the family's level shared by the most objectives that there were, and divided by (1 + m)^2 once evidence
+    began anew m times: however often that happens, false alarms stay below pi^2/6 = 1.65 times the level. Promotion:
+    .05 * 6 / (pi^2 n^2) for the n-th attempt, which sums to .05 over all attempts (reference: statistics of repeated
+    attempts, the Basel series)."""
+    most, restarts = (clock.objectives, clock.restarts) if clock is not None else (0, 0)
     return Levels(
-        breach=FAMILY_LEVEL / max(1, len(snapshot.objectives)),
+        breach=FAMILY_LEVEL / max(1, most, len(snapshot.objectives)) / (1 + restarts) ** 2,
         promote=PROMOTION_LEVEL * 6 / (math.pi**2 * attempt**2),
     )
 
@@ -59,8 +62,12 @@ def fold_evidence(draft: Draft, *, held: bool) -> ObjectiveStatus | None:
     if not due:
         return None
     analysis, unreachable = AnalysisFold(draft, s.snapshot, held=held), draft.clock.unreachable_since
-    for text in analysis.unreadable:
-        draft.record(DecisionReason.EVIDENCE_RESTARTED, text)
+    if analysis.unreadable:
+        for text in analysis.unreadable.values():
+            draft.record(DecisionReason.EVIDENCE_RESTARTED, text)
+        draft.set(analysis=[row for row in s.analysis if row.name not in analysis.unreadable])
+        read_baseline(draft)
+        return None
     for interval in due:
         # an outage of the canary's provider is no verdict on the canary, even before it was noticed
         if unreachable is None or interval.end <= unreachable - s.snapshot.interval_seconds:
@@ -75,10 +82,10 @@ def fold_evidence(draft: Draft, *, held: bool) -> ObjectiveStatus | None:
 class ObjectiveFold:
     """One objective's row while intervals are folded in: its test, and the test's state in plain numbers."""
 
-    def __init__(self, objective: Objective, row: ObjectiveStatus | None) -> None:
+    def __init__(self, objective: Objective, row: ObjectiveStatus | None, interval_seconds: int) -> None:
         self.objective = objective
         self.signal = signal_of(objective)
-        self.test = make_test(objective)
+        self.test = make_test(objective, interval_seconds)
         self.row = row or ObjectiveStatus(name=objective.name, signal=objective.signal, verdict="NoEvidence")
         self.was_in_breach = self.row.verdict == "Breach"
         self.step_samples = self.row.step_samples
@@ -111,8 +118,10 @@ class AnalysisFold:
     def __init__(self, draft: Draft, snapshot: Snapshot, *, held: bool) -> None:
         s, clock, step = draft.status, draft.clock, current_step(draft)
         before = {row.name: row for row in s.analysis}
-        self._levels = levels(snapshot, s.attempt)
-        self._folds = [ObjectiveFold(objective, before.get(objective.name)) for objective in snapshot.objectives]
+        self._levels = levels(snapshot, s.attempt, clock)
+        width = snapshot.interval_seconds
+        self._folds = [ObjectiveFold(objective, before.get(objective.name), width) for objective in snapshot.objectives]
+        self._baseline_until = clock.baseline_until or 0
         self._weight = s.weight
         self._acknowledged = clock.acknowledged_at
         self._exposed = (clock.exposed_at or 0) // snapshot.interval_seconds * snapshot.interval_seconds
@@ -128,9 +137,9 @@ class AnalysisFold:
         """Name of the first objective that came into breach."""
 
     @property
-    def unreadable(self) -> list[str]:
+    def unreadable(self) -> dict[str, str]:
         """Objectives whose stored evidence cannot be read and restarts, and why."""
-        return [f"{fold.objective.name}: {fold.unreadable}" for fold in self._folds if fold.unreadable]
+        return {f.objective.name: f"{f.objective.name}: {f.unreadable}" for f in self._folds if f.unreadable}
 
     @property
     def clock(self) -> dict[str, int | None]:
@@ -145,6 +154,9 @@ class AnalysisFold:
 
     def add(self, interval: Interval) -> None:
         """Add one interval to every row, and its length to the durations in which it was active."""
+        if interval.end <= self._baseline_until:
+            self._add_baseline(interval)
+            return
         outage = is_outage([fold.objective for fold in self._folds], interval)
         if outage != (self._outage_since is not None):
             self._outage_since = interval.start if outage else None
@@ -170,6 +182,14 @@ class AnalysisFold:
 
         common = any(fold.state.suspicion >= COMMON for fold in self._folds)
         self._common_since = (self._common_since or interval.start) if common else None
+
+    def _add_baseline(self, interval: Interval) -> None:
+        """What stable did before, for the objectives that begin now."""
+        for fold in self._folds:
+            strata = interval.counts.get(fold.objective.name)
+            if strata is not None and not fold.row.canary_samples:
+                alone = [counts.stable_alone() for counts in strata]
+                fold.add(alone, self._weight, promotable=False, outage=is_outage([fold.objective], interval))
 
     def rows(self) -> list[ObjectiveStatus]:
         rows = [fold.result(self._levels) for fold in self._folds]

@@ -142,6 +142,9 @@ def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool
         unmeasured_since=None,
         exposed_at=None,
         evaluated_until=None,
+        baseline_until=None,
+        objectives=len(snapshot.objectives),
+        restarts=0,
         active_seconds=0,
         suspected_at=None,
         suspected_weight=0,
@@ -274,10 +277,19 @@ def finish_withdrawal(draft: Draft) -> None:
 
 def start_over(draft: Draft) -> None:
     """Keep the canary, at weight 0 and without evidence, until it may start over from its first step."""
+    if any(row.canary_samples for row in draft.status.analysis):
+        draft.set_clock(restarts=draft.clock.restarts + 1)
     draft.set(withdrawal=None, analysis=[], current_step_index=0)
     draft.enter("Loading", 0)
     draft.set(step=step_label(draft))
-    draft.set_clock(exposed_at=None, evaluated_until=None, outage_since=None, unmeasured_since=None, trial_at=None)
+    draft.set_clock(
+        exposed_at=None,
+        evaluated_until=None,
+        baseline_until=None,
+        outage_since=None,
+        unmeasured_since=None,
+        trial_at=None,
+    )
 
 
 def update_rules(draft: Draft, snapshot: Snapshot) -> None:
@@ -290,6 +302,8 @@ def update_rules(draft: Draft, snapshot: Snapshot) -> None:
     if old.interval_seconds != snapshot.interval_seconds and draft.clock.evaluated_until is not None:
         width, until = snapshot.interval_seconds, min(draft.clock.evaluated_until, draft.now)
         draft.set_clock(evaluated_until=-(-until // width) * width)
+    most = max(draft.clock.objectives, len(old.objectives), len(snapshot.objectives))
+    draft.set_clock(objectives=most)
     if (old.stickiness, old.audience) != (snapshot.stickiness, snapshot.audience):
         start_over(draft)
         draft.record(
@@ -304,6 +318,8 @@ def update_rules(draft: Draft, snapshot: Snapshot) -> None:
             "evidenceSource or reporting was edited: evidence is measured anew, so the canary starts over at weight 0",
         )
         return
+    if {o.name for o in snapshot.objectives} - {row.name for row in draft.status.analysis}:
+        read_baseline(draft)
     here = s.current_step_index + 1
     if old.steps[:here] != snapshot.steps[:here] and s.stage == "Stepping":
         reach = [i for i, step in enumerate(snapshot.steps) if step.weight is not None and step.weight <= s.weight]
@@ -320,7 +336,19 @@ def update_rules(draft: Draft, snapshot: Snapshot) -> None:
     )
 
 
+def read_baseline(draft: Draft) -> None:
+    """Objectives begin in mid-canary: the intervals before are read once more, for them and of stable alone."""
+    until, snapshot = draft.clock.evaluated_until, draft.status.snapshot
+    if until is None or snapshot is None:
+        return
+    draft.set_clock(
+        evaluated_until=max(0, until - BASELINE_INTERVALS * snapshot.interval_seconds),
+        baseline_until=until,
+        restarts=draft.clock.restarts + 1,
+    )
+
+
 def kept_rows(old: Snapshot, new: Snapshot, rows: list[ObjectiveStatus]) -> list[ObjectiveStatus]:
-    before = {objective.name: definition_hash(objective) for objective in old.objectives}
-    same = {o.name for o in new.objectives if before.get(o.name) == definition_hash(o)}
+    before = {o.name: definition_hash(o, old.interval_seconds) for o in old.objectives}
+    same = {o.name for o in new.objectives if before.get(o.name) == definition_hash(o, new.interval_seconds)}
     return [row for row in rows if row.name in same or row.name == sample_ratio.NAME]

@@ -77,7 +77,7 @@ GRIDS = {
 """What the sums were made with: sums of other alternatives are not sums of these."""
 
 
-def definition_hash(objective: Objective) -> str:
+def definition_hash(objective: Objective, interval_seconds: int = 30) -> str:
     """Ten hex digits of everything that the sums depend on. Another hash means that the evidence restarts.
 
     Not in it: name, minSamples and advanceOn, which are applied when the sums are judged.
@@ -91,6 +91,7 @@ def definition_hash(objective: Objective) -> str:
         bounds.bound,
         bounds.negligible if signal_of(objective).kind == "rate" else None,
         own_series(objective),
+        interval_seconds,
         repr(GRIDS[signal_of(objective).kind]),
     ]
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:10]
@@ -103,11 +104,11 @@ def gate_of(objective: Objective) -> int:
 
 
 @lru_cache(maxsize=1024)
-def make_test(objective: Objective) -> ObjectiveTest:
-    """The test of one objective. ValueError, with the field and the fix, if its bounds make no sense."""
+def make_test(objective: Objective, interval_seconds: int = 30) -> ObjectiveTest:
+    """The test of one objective, on intervals of this length. ValueError, with the field and the fix, if its bounds make no sense."""
     try:
         signal = signal_of(objective)
-        bounds, definition = bounds_of(objective), definition_hash(objective)
+        bounds, definition = bounds_of(objective), definition_hash(objective, interval_seconds)
         if signal.kind == "rate":
             return RateTest(
                 signal=signal,
@@ -116,6 +117,7 @@ def make_test(objective: Objective) -> ObjectiveTest:
                 rollback_percent=bounds.rollback,
                 maximum=bounds.bound,
                 negligible=bounds.negligible,
+                interval_seconds=interval_seconds,
             )
         return MeanTest(
             signal=signal,
