@@ -53,16 +53,16 @@ def costs(hits: float, n: float) -> Arm:
 
 @pytest.mark.parametrize(("weight", "mean"), [(10, 0.00177), (49, 0.00177), (50, 0.00366), (90, 0.00366)])
 def test_costs_are_as_billed_once_the_canary_has_half_of_the_users(weight: int, mean: float) -> None:
-    fold = ObjectiveFold(COST, None)
+    fold = ObjectiveFold(COST, None, 30)
     fold.add([Counts(costs(0.2, 100), costs(0.9, 900))], weight, promotable=True, outage=False)
     assert fold.state.canary.total / fold.state.canary.n == pytest.approx(mean)
 
 
 def test_a_signal_that_counts_from_full_weight_on_is_not_taken_before() -> None:
-    from_weight = ObjectiveFold(COST, None)
+    from_weight = ObjectiveFold(COST, None, 30)
     assert from_weight.signal.from_weight <= 1
     hits = COST.model_copy(update={"signal": "CacheHitRate", "name": "hits"})
-    fold = ObjectiveFold(hits, None)
+    fold = ObjectiveFold(hits, None, 30)
     assert fold.signal.from_weight > 1
     for weight, taken in ((fold.signal.from_weight - 1, 0), (fold.signal.from_weight, 100)):
         fold.add([Counts.of(100, 50, 100, 50)], weight, promotable=True, outage=False)
@@ -71,7 +71,7 @@ def test_a_signal_that_counts_from_full_weight_on_is_not_taken_before() -> None:
 
 
 def test_only_usable_requests_of_confirmed_steps_are_samples_of_the_step() -> None:
-    fold = ObjectiveFold(ERRORS, None)
+    fold = ObjectiveFold(ERRORS, None, 30)
     good, bad = Counts.of(60, 1, 500, 5), Counts.of(40, math.nan, 500, 5)
     fold.add([good, bad], 10, promotable=True, outage=False)
     assert fold.step_samples == 60
@@ -81,7 +81,7 @@ def test_only_usable_requests_of_confirmed_steps_are_samples_of_the_step() -> No
 
 def test_a_damaged_checkpoint_restarts_the_row_and_no_more() -> None:
     fold = ObjectiveFold(
-        ERRORS, ObjectiveStatus(name="errors", signal="ErrorRate", verdict="Pass", checkpoint="2:x:AAAA")
+        ERRORS, ObjectiveStatus(name="errors", signal="ErrorRate", verdict="Pass", checkpoint="2:x:AAAA"), 30
     )
     assert fold.state == fold.test.start()
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from promptrollout.engine.statistics.common_cause import cusums_after, is_common, suspicion_of
+from promptrollout.engine.statistics.common_cause import is_common
 from promptrollout.engine.statistics.logspace import NEVER, StartMixture, log_add, log_mix, log_threshold, shrunk
 
 
