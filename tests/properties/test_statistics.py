@@ -72,7 +72,7 @@ def test_a_restart_anywhere_changes_no_later_bit_of_a_rate(before: list[Counts],
     text = RATE.encode(state)
     again = RATE.decode(text)
     assert again == state
-    assert len(text) <= 1024
+    assert len(text) <= 1280
     for interval in later:
         state = RATE.observe(state, (interval,), promotable=False)
         again = RATE.observe(again, (interval,), promotable=False)
@@ -93,7 +93,7 @@ def test_a_restart_anywhere_changes_no_later_bit_of_a_mean(before: list[Counts],
     text = COST.encode(state)
     again = COST.decode(text)
     assert again == state
-    assert len(text) <= 1024
+    assert len(text) <= 1280
     for interval in later:
         state = COST.observe(state, (interval,), promotable=False)
         again = COST.observe(again, (interval,), promotable=False)

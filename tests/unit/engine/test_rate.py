@@ -299,7 +299,7 @@ def test_after_a_hundred_thousand_intervals_a_regression_still_shows() -> None:
     aged = StartMixture(100_000, tuple(-1e4 for _ in state.relative.logs))
     floor = StartMixture(100_000, tuple(-1e4 for _ in state.floor.logs))
     state = replace(state, relative=aged, floor=floor, canary=1e6, stable=9e6)
-    assert len(BOTH.encode(state)) <= 1024
+    assert len(BOTH.encode(state)) <= 1280
     assert BOTH.decode(BOTH.encode(state)) == state
     for _ in range(30):
         state = BOTH.observe(state, (Counts.of(100, 30, 900, 18),), promotable=True)

@@ -137,6 +137,6 @@ def test_it_starts_again_from_its_text_to_the_last_bit() -> None:
     seen = observed(4, times=3)
     text = seen.encode()
     assert SampleRatio.decode(text) == seen
-    assert len(text) <= 1024
+    assert len(text) <= 1280
     with pytest.raises(ValueError, match="its evidence restarts"):
         SampleRatio.decode(text[:-8])

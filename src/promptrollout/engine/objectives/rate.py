@@ -233,9 +233,8 @@ class RateTest:
         evidence += [self.log_promote_absolute(state, self.maximum)] if self.maximum is not None else []
         return shrunk(min(evidence), users) >= needed and not self.breached(state, levels)
 
-    def _findings(self, state: RateState, levels: Levels) -> list[Finding]:
+    def _findings(self, state: RateState, levels: Levels, users: float) -> list[Finding]:
         crossed, passed = log_threshold(levels.breach / self.bounds), log_threshold(levels.promote)
-        users = self.user_dispersion(state)
         found: list[Finding] = []
         if self.margin_percent is not None:
             alone = shrunk(log_mix(state.promotion, list(BETTER.values())) - math.log(2), users) >= passed
@@ -263,7 +262,8 @@ class RateTest:
         return found
 
     def judge(self, state: RateState, levels: Levels) -> Judgement:
-        findings = self._findings(state, levels) if state.canary else []
+        users = self.user_dispersion(state)
+        findings = self._findings(state, levels, users) if state.canary else []
         breach = any(finding.breached for finding in findings)
         common_cause = self.maximum is not None and state.suspicion >= COMMON
         remarks: list[str] = []
@@ -273,9 +273,7 @@ class RateTest:
             remarks.append(f"stable was above {wording.share(self.maximum or 0)} lately, so that bound is suspended")
         if state.canary and not breach:
             remarks.append(self._detectable_text(state, levels.breach / self.bounds))
-        remarks += wording.dispersion(
-            self.user_dispersion(state), self._weighed(state) / state.canary if state.canary else 1.0
-        )
+        remarks += wording.dispersion(users, self._weighed(state) / state.canary if state.canary else 1.0)
         return Judgement(
             breach=breach,
             non_inferior=bool(findings) and not breach and all(finding.kept for finding in findings),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from promptrollout.engine.statistics.common_cause import MOST_PER_INTERVAL
 
@@ -53,7 +53,7 @@ class Contrast:
         )
 
     def numbers(self) -> Iterator[float]:
-        yield from astuple(self)
+        yield from (self.weight, self.canary, self.stable, self.canary_spread, self.stable_spread)
 
     @classmethod
     def read(cls, numbers: Iterator[float]) -> "Contrast":

@@ -130,7 +130,7 @@ class Dispersion:
         if not self.requests:
             return 1.0
         free = (self.canary_free * canary_variance, self.stable_free * stable_variance)
-        squares = (math.fsum(z * z for z in arm) for arm in (self.canary, self.stable))
+        squares = (math.fsum([z * z for z in arm]) for arm in (self.canary, self.stable))
         ratios = [found / expected for found, expected in zip(squares, free, strict=True) if expected > 0]
         factor = sum(ratios) / len(ratios) / (1 + _SHARD_ERROR * math.sqrt(2 / len(ratios))) if ratios else 1.0
         if 0 < self.effective_shards() < LEAST_SHARDS:
@@ -141,7 +141,7 @@ class Dispersion:
 
     def effective_shards(self) -> float:
         """(sum U)^2 / sum U^2 of the canary's requests: how many shards of equal size weigh as much."""
-        squares = math.fsum(u * u for u in self.requests)
+        squares = math.fsum([u * u for u in self.requests])
         return math.fsum(self.requests) ** 2 / squares if squares > 0 else 0.0
 
     # ------------------------------------------------------------ what it learns
