@@ -151,6 +151,11 @@ def since(times: int, onset: int, multiple: float) -> Floats:
     return np.where(np.arange(times) >= onset + BASELINE, multiple, 1.0)[:, None, None]
 
 
+def worse_from(times: int, onset: int) -> NDArray[np.bool_]:
+    """Shaped as `since`."""
+    return (np.arange(times) >= onset + BASELINE)[:, None, None]
+
+
 def requests(scenario: Scenario, seconds: Floats, rng: Generator) -> Floats:
     """Expected requests of each interval, without those that a pod's restart forgot."""
     given = scenario.requests_per_minute
@@ -197,12 +202,22 @@ def error_rates(rng: Generator, scenario: Scenario, buckets: Buckets, seconds: F
         both[during] *= spike.multiple
         added[during] = spike.added
     habits = buckets.habits(rng, errors.rate, scenario.users)
+    worse = since(times, errors.onset, errors.canary_multiple)
+    if (some := errors.some_users) is not None:
+        hit = rng.random(len(buckets.activity)) < some.share
+        worse = np.where(
+            worse_from(times, errors.onset), worse * buckets.mean_of(np.where(hit, some.multiple, 1.0)), worse
+        )
+    fails = np.zeros(buckets.share.shape)
+    if errors.failing_user is not None:
+        fails = buckets.mean_of((np.arange(len(buckets.activity)) == errors.failing_user - 1).astype(np.float64))
     arms = []
-    for multiple in (since(times, errors.onset, errors.canary_multiple), np.ones((1, 1, 1))):
+    for multiple in (worse, np.ones((1, 1, 1))):
         shock: Floats = np.ones(times)
         if errors.shocks > 0 and 0 < errors.rate < 1:
             shock = shocks(rng, errors, times)
         own = np.minimum(1, habits * multiple * (both * shock)[:, None, None])
+        own = own + (1 - own) * fails
         arms.append(own + (1 - own) * added[:, None, None])
     canary, stable = arms
     if (outage := scenario.gaps.canary_provider_outage) is not None:

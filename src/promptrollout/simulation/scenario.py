@@ -73,11 +73,25 @@ class DailyRequests(Cycle):
     """Requests a minute, over the whole period."""
 
 
+class SomeUsers(Strict):
+    """Users whom the canary serves worse than others."""
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+    """Of all users, chosen by chance."""
+    multiple: Multiple
+    """Of what they would meet on stable."""
+
+
 class Errors(Strict):
     rate: Share = 0.02
     """Of stable's requests; 0 is spotless."""
     canary_multiple: Multiple = 1
     onset: Onset = 0
+    some_users: SomeUsers | None = None
+    """On the canary, from `onset` on. Needs `users`."""
+    failing_user: Annotated[int, Field(ge=1)] | None = None
+    """All requests of the user with this rank of activity fail on both arms; 1 is the most active one. Needs `users`.
+    """
     common_spike: Spike | None = None
     """Affects both arms."""
     cycle: Cycle | None = None
@@ -215,6 +229,14 @@ class Scenario(Strict):
     gaps: Gaps = Gaps()
     sample_ratio: Annotated[float, Field(gt=0, le=2)] = 1
     """Units that reach the canary, divided by those that its weight asks for; 1 is no mismatch."""
+
+    @model_validator(mode="after")
+    def _has_users(self) -> Self:
+        if self.users is None and (self.errors.some_users is not None or self.errors.failing_user is not None):
+            raise ValueError("errors.someUsers and errors.failingUser speak of users: set users.count")
+        if self.users is not None and (self.errors.failing_user or 1) > self.users.count:
+            raise ValueError(f"errors.failingUser is a rank among {self.users.count} users (users.count)")
+        return self
 
 
 def load(path: Path) -> Scenario:

@@ -66,6 +66,12 @@ class Buckets:
         chance: Floats = np.divide(total, self.share, out=np.full(self.share.shape, mean), where=self.share > 0)
         return np.minimum(1, chance)
 
+    def mean_of(self, values: Floats) -> Floats:
+        """Mean over the requests of each slice and shard of what each user has; 1 where there are no users."""
+        total = np.bincount(self.place, self.activity * values, self.share.size).reshape(self.share.shape)
+        mean: Floats = np.divide(total, self.share, out=np.ones(self.share.shape), where=self.share > 0)
+        return mean
+
     def users_at(self, rng: Generator, place: Counted) -> Counted:
         """A user for each request, given where it fell."""
         order = np.argsort(self.place, kind="stable")

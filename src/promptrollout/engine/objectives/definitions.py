@@ -105,7 +105,8 @@ def gate_of(objective: Objective) -> int:
 
 @lru_cache(maxsize=1024)
 def make_test(objective: Objective, interval_seconds: int = 30) -> ObjectiveTest:
-    """The test of one objective, on intervals of this length. ValueError, with the field and the fix, if its bounds make no sense."""
+    """The test of one objective, on intervals of this length. ValueError, with the field and the fix, if its bounds
+    make no sense."""
     try:
         signal = signal_of(objective)
         bounds, definition = bounds_of(objective), definition_hash(objective, interval_seconds)

@@ -42,6 +42,6 @@ def decode(
     if odd or floats not in singles:
         raise ValueError(f"checkpoint of {len(raw)} bytes does not hold {length} numbers: its evidence restarts")
     values = struct.unpack(f"<{length}d{floats}f", raw)
-    if not all([-MOST <= x <= MOST or x == -math.inf for x in values]):
+    if not all(-MOST <= x <= MOST or x == -math.inf for x in values):
         raise ValueError("damaged checkpoint (a number is larger than any sum can be): its evidence restarts")
     return iter(values[:length]), iter(values[length:])
