@@ -81,7 +81,7 @@ class RateTest:
         n_s, e_s = sum(c.stable.n for c in usable), sum(c.stable.total for c in usable)
         # the weight of this interval is fixed before its values are read: by rate and dispersion of the earlier ones
         rate = state.recent_bad / state.recent if state.recent else 0.0
-        rho = state.dispersion.between_intervals()
+        rho = state.dispersion.between_intervals() if n_c > 0 else 0.0
         pairs = n_c * n_s / (n_c + n_s) if n_c > 0 and n_s > 0 else 0.0
         both, one = 1 + SKEWED * rho * pairs, 1 + SKEWED / 2 * rho * n_c
 
