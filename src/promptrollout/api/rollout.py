@@ -226,7 +226,7 @@ class ObjectiveStatus(Model):
     """The verdict in one sentence."""
     common_cause: bool | None = None
     """The row decides nothing and the rollout holds: stable violates `max` too, or the arms cannot be compared."""
-    checkpoint: Annotated[str, Field(max_length=1024)] | None = None
+    checkpoint: Annotated[str, Field(max_length=2304)] | None = None
     """Running sums of the test. Only the engine reads them."""
 
 
