@@ -82,10 +82,10 @@ def correlation(strata: Sequence[Counts], spreads: Sequence[float], kurtoses: Se
     as many quiet ones as ten intervals have. A correlation that lasts for a block counts once for each interval of it.
     What is 16 times as much as was expected, and between half and twice was done by the canary, counts as expected.
 
-    Blocks of 16 begin at every eighth interval. What they show must stand out by one and a half standard errors, of
-    1.4 times the variance, and then counts half as much again."""
+    Blocks of 16 begin at every eighth interval. What they show must stand out by two standard errors, of 1.4 times the
+    variance, and then counts twice."""
     found = [0.0]
-    for length, starts, deviations, factor in ((1, (0,), 1.0, 1.0), (4, (0,), 1.0, 1.0), (16, (0, 8), 1.5, 1.5)):
+    for length, starts, deviations, factor in ((1, (0,), 1.0, 1.0), (4, (0,), 1.0, 1.0), (16, (0, 8), 2.0, 2.0)):
         sums = [changes_between(strata, spreads, kurtoses, length, start) for start in starts]
         changes, excess, error = (sum(each) for each in zip(*sums, strict=True))
         error *= 1.4 if len(starts) > 1 else 1.0
@@ -115,8 +115,8 @@ def changes_between(
             of_canary = canary_block.total / canary_block.n - canary_before.total / canary_before.n
             if change > 16 * expected and 0.5 <= of_canary / step <= 2:
                 change = expected
-            # a surprise counts at most nine times what was expected
-            excess += min(change, 9 * expected) - widths
+            # a surprise counts at most eight times what was expected
+            excess += min(change, 8 * expected) - widths
             error += widths**2 * (3 + 0.375 * kurtosis * widths)
             changes += 1
     return changes, excess, error

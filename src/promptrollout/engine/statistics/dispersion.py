@@ -32,17 +32,17 @@ BASELINE = 60
 """Intervals of stable alone that are kept to be judged as a whole, without their incident."""
 SURPRISE = 25.0
 """A squared change of the baseline counts at most this many times what was expected."""
-SURPRISE_LATER = 9.0
+SURPRISE_LATER = 8.0
 """The same once the canary has users: one incident of stable alone must not blind the test."""
 PRIOR = 10
 """Quiet changes that are presumed, for what is expected of the next one."""
 QUIET = 10
 """Quiet intervals that are presumed, for the correlation: of long blocks few are ever seen, and as many quiet ones as
 of short blocks would hide shocks of minutes."""
-LASTING = 1.5
+LASTING = 2.0
 """Of the longest blocks' correlation. Neighbours share the shock at their border, so their difference shows 69 % of
 shocks that last ten intervals, and 85 % of five."""
-DEVIATIONS = (1.0, 1.0, 1.5)
+DEVIATIONS = (1.0, 1.0, 2.0)
 """Standard errors by which a correlation must stand out, for each length: the last one is used enlarged."""
 HALF_SHARED = 1.4
 """Variance of two series of blocks together over the sum of theirs: each block shares its halves with two others."""
