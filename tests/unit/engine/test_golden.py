@@ -83,15 +83,16 @@ def correlation(strata: Sequence[Counts], spreads: Sequence[float], kurtoses: Se
     What is 16 times as much as was expected, and between half and twice was done by the canary, counts as expected.
 
     Blocks of 16 begin at every eighth interval. What they show must stand out by two standard errors, of 1.4 times the
-    variance, and then counts twice."""
-    found = [0.0]
-    for length, starts, deviations, factor in ((1, (0,), 1.0, 1.0), (4, (0,), 1.0, 1.0), (16, (0, 8), 2.0, 2.0)):
+    variance; where it is more than shorter blocks show, one and a half times the difference is added."""
+    found = []
+    for length, starts, deviations in ((1, (0,), 1.0), (4, (0,), 1.0), (16, (0, 8), 2.0)):
         sums = [changes_between(strata, spreads, kurtoses, length, start) for start in starts]
         changes, excess, error = (sum(each) for each in zip(*sums, strict=True))
         error *= 1.4 if len(starts) > 1 else 1.0
         quiet = len(starts) * 10 / length
-        found.append(factor * length * max(excess - deviations * math.sqrt(error), 0) / (2 * (changes + quiet)))
-    return max(found)
+        found.append(length * max(excess - deviations * math.sqrt(error), 0) / (2 * (changes + quiet)))
+    short, long = max(found[:2]), found[2]
+    return max(short, long + 1.5 * (long - short))
 
 
 def changes_between(
@@ -158,7 +159,14 @@ LASTING = [counts for counts in FLUCTUATING for _ in range(4)]
 """The same, each for four intervals."""
 
 
-@pytest.mark.parametrize(("strata", "least"), [(FLUCTUATING, 0.0005), (LASTING, 0.001)], ids=["short", "lasting"])
+LONG = [counts for counts in FLUCTUATING for _ in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("strata", "least"),
+    [(FLUCTUATING, 0.0005), (LASTING, 0.001), (LONG, 0.005)],
+    ids=["short", "lasting", "long"],
+)
 def test_where_stable_fluctuates_every_bet_of_a_rate_is_smaller_by_that_much(
     strata: list[Counts], least: float
 ) -> None:
