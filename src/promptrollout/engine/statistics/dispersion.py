@@ -40,8 +40,8 @@ QUIET = 10
 """Quiet intervals that are presumed, for the correlation: of long blocks few are ever seen, and as many quiet ones as
 of short blocks would hide shocks of minutes."""
 LASTING = 1.5
-"""How much of what the longest blocks show beyond shorter ones is added again. What lasts nearly as long as a block is in
-both neighbours, so they differ by less: of shocks of ten intervals 69 % are seen, of five 85 %."""
+"""How much of what the longest blocks show beyond shorter ones is added again. A shock that lasts nearly as long as a
+block is in both neighbours, so they differ by less: of shocks of ten intervals 69 % are seen, of five 85 %."""
 DEVIATION, LONG_DEVIATIONS = 1.0, 2.0
 """Standard errors by which a correlation must stand out; the longest blocks' is used enlarged."""
 HALF_SHARED = 1.4
