@@ -52,7 +52,7 @@ kind-e2e: $(VENV)/.installed ## the same on a kind cluster that it makes and del
 	@$(BIN)/pytest tests/e2e --kind $(ARGS)
 
 unit: $(VENV)/.installed ## the tests without a cluster, in a few minutes
-	@$(PYTEST) tests/unit tests/properties $(ARGS)
+	@$(PYTEST) tests/properties tests/unit $(ARGS)
 
 clients: $(VENV)/.clients ## real SDKs and schemathesis against a gateway on a port
 	@$(PYTEST) tests/clients $(ARGS)

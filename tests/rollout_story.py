@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from typing import Any, Self
@@ -42,10 +41,8 @@ class RolloutStory:
     # ------------------------------------------------------------ then
 
     def status(self) -> Status:
-        done = self.kubectl.run("get", "promptrollout", self.name, "-o", "json")
-        if done.returncode:
-            return {}
-        status: Status = json.loads(done.stdout).get("status", {})
+        found = self.kubectl.find("promptrollout", self.name) or {}
+        status: Status = found.get("status", {})
         return status
 
     def until(self, test: Callable[[Status], Any], seconds: float | None = None) -> Status:
@@ -98,6 +95,10 @@ class RolloutStory:
     def events(self) -> list[str]:
         items = self.kubectl.json("get", "events")["items"]
         return [e["reason"] for e in items if e["involvedObject"].get("name") == self.name]
+
+    def expect_events(self, *reasons: str) -> None:
+        """They come: the operator writes them after the status that they tell of."""
+        self.wait(lambda: set(reasons) <= set(self.events()), f"the Events {', '.join(reasons)}")
 
     def operator_log(self) -> str:
         return self.system.run("logs", "-l", "app.kubernetes.io/component=operator", "--tail=40").stdout

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -38,6 +39,7 @@ class LocalUsers:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._drive()), daemon=True)
         self._stop, self._running = threading.Event(), threading.Event()
         self._traffic: Traffic | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -49,10 +51,17 @@ class LocalUsers:
         self._thread.join(20)
 
     def stats(self) -> TrafficStats:
+        """Counted in the thread that counts on: from here, a dictionary would change while it is copied."""
         assert self._traffic is not None
-        return self._traffic.stats()
+        if self._loop is None or not self._thread.is_alive():
+            return self._traffic.stats()
+        counted: Future[TrafficStats] = Future()
+        stats = self._traffic.stats
+        self._loop.call_soon_threadsafe(lambda: counted.set_result(stats()))
+        return counted.result(60)
 
     async def _drive(self) -> None:
+        self._loop = asyncio.get_running_loop()
         async with self._make() as self._traffic:
             self._running.set()
             await asyncio.to_thread(self._stop.wait)

@@ -13,11 +13,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import httpx
 import uvloop
 
 from promptrollout.gateway.process import Gateway, Settings
 from promptrollout.sandbox.model.server import SimulatedModel
+from tests.connections import HTTP
 from tests.unit.gateway.kit import CANARY, LOOPBACK, Provider, Script, arm, delivery, serving
 
 Result = TypeVar("Result")
@@ -72,7 +72,7 @@ class World:
     def serve(self, *behaviours: dict[str, Any], **changes: Any) -> None:
         """Let the simulated model answer for the rollout `support`, by these rules; `changes` are the version's."""
         rules = [{"name": f"rule-{n}", "latency": {"fixedMs": 0}, **one} for n, one in enumerate(behaviours)]
-        httpx.put(f"{self.model_root}/control/behaviours", json=rules).raise_for_status()
+        HTTP.put(f"{self.model_root}/control/behaviours", json=rules).raise_for_status()
         self.deliver(stable=arm(url=self.model_url, **changes))
 
     def script(self, *scripts: Script, **changes: Any) -> None:

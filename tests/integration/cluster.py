@@ -41,6 +41,16 @@ class Kubectl:
     def json(self, *arguments: str) -> Any:
         return json.loads(self(*arguments, "-o", "json"))
 
+    def find(self, kind: str, name: str) -> Manifest | None:
+        """None: it is not there, or the API server does not answer."""
+        done = self.run("get", kind, name, "-o", "json")
+        found: Manifest | None = None if done.returncode else json.loads(done.stdout)
+        return found
+
+    def log(self, pod: str) -> str:
+        """What the pod's container has written; empty if there is none."""
+        return self.run("logs", pod).stdout
+
     def apply(self, *manifests: Manifest, arguments: tuple[str, ...] = ()) -> str:
         """`kubectl apply` of plain objects (or of text, by calling it with stdin)."""
         objects = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE, Settings
+from tests.integration.api import ApiKubectl
 from tests.integration.cluster import Kubectl
 from tests.rollout_story import PATIENCE_SECONDS
 
@@ -25,6 +27,8 @@ KEEP_VARIABLE = "PROMPTROLLOUT_TEST_SANDBOX"
 @pytest.fixture(scope="session")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """Control plane, node, Prometheus and simulated model; the operator comes with the fixture `operator`."""
+    # of the control plane's processes: less CPU for more memory, as there is a sandbox for each worker
+    os.environ.setdefault("GOGC", "200")
     settings = Settings(install_operator=False, token_max_age_seconds=5.0)
     if kept := os.environ.get(KEEP_VARIABLE):
         box = Sandbox(Path(kept, os.environ.get("PYTEST_XDIST_WORKER", "")), settings)
@@ -64,24 +68,37 @@ def no_operator(sandbox: Sandbox) -> Iterator[None]:
 @pytest.fixture
 def namespace(sandbox: Sandbox) -> Iterator[str]:
     """A fresh namespace that enforces the restricted Pod Security Standard."""
-    kubectl = Kubectl(sandbox.kubeconfig)
+    with fresh_namespace(sandbox) as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def shared_namespace(sandbox: Sandbox) -> Iterator[str]:
+    """One namespace for all tests of a file that leave nothing behind: dry runs."""
+    with fresh_namespace(sandbox) as name:
+        yield name
+
+
+@contextlib.contextmanager
+def fresh_namespace(sandbox: Sandbox) -> Iterator[str]:
     name = f"test-{secrets.token_hex(4)}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    kubectl = ApiKubectl(sandbox.kubeconfig, name)
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     # the controller manager makes it; after an outage of the API server it takes its time, and no pod is taken before
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while kubectl.run("get", "serviceaccount", "default", "-n", name).returncode:
+    while kubectl.find("serviceaccount", "default") is None:
         assert time.monotonic() < deadline, f"the namespace has no default ServiceAccount after {PATIENCE_SECONDS} s"
-        time.sleep(0.1)
+        time.sleep(0.05)
     yield name
     # the namespace controller takes its time; names are unique, so nobody has to wait for it
-    kubectl("delete", "namespace", name, "--wait=false")
+    kubectl.api.text("DELETE", f"/api/v1/namespaces/{name}")
 
 
 @pytest.fixture
-def kubectl(sandbox: Sandbox, namespace: str) -> Kubectl:
+def kubectl(sandbox: Sandbox, namespace: str) -> ApiKubectl:
     """kubectl with the test's namespace as default."""
-    return Kubectl(sandbox.kubeconfig, namespace)
+    return ApiKubectl(sandbox.kubeconfig, namespace)
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
-
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE
 from promptrollout.sandbox.traffic import TrafficStats
+from tests.connections import HTTP
+from tests.integration.api import ApiKubectl
 from tests.integration.cluster import Kubectl
 from tests.rollout_story import RolloutStory, Status
 from tests.users import LocalUsers
@@ -31,7 +31,7 @@ class Story(RolloutStory):
     """The simulated model behaves by the version's word (`behave`)."""
 
     def __init__(self, sandbox: Sandbox, kubectl: Kubectl) -> None:
-        super().__init__(kubectl, Kubectl(sandbox.kubeconfig, OPERATOR_NAMESPACE), "app")
+        super().__init__(kubectl, ApiKubectl(sandbox.kubeconfig, OPERATOR_NAMESPACE), "app")
         self.sandbox = sandbox
 
     # ------------------------------------------------------------ given
@@ -63,7 +63,7 @@ class Story(RolloutStory):
             {"name": f"{self.namespace}-{word}", "match": {"promptContains": self.marker(word)}, **behaviour}
             for word, behaviour in behaviours.items()
         ]
-        httpx.put(f"{self.sandbox.model_url}/control/behaviours", json=rules).raise_for_status()
+        HTTP.put(f"{self.sandbox.model_url}/control/behaviours", json=rules).raise_for_status()
 
     def marker(self, word: str) -> str:
         return f"{self.namespace}/{word}."
@@ -107,7 +107,7 @@ class Story(RolloutStory):
         """What each gateway pod says of the rollout."""
         found = []
         for pod in self.pods():
-            answer = httpx.get(f"http://{pod['status']['podIP']}:9090/rollouts", params={"name": self.name}).json()
+            answer = HTTP.get(f"http://{pod['status']['podIP']}:9090/rollouts", params={"name": self.name}).json()
             found += answer["rollouts"]
         return found
 

@@ -12,8 +12,8 @@ import yaml
 
 from promptrollout.api.base_url import BASE_URL_PROBLEM
 from promptrollout.sandbox.sandbox import Sandbox
+from tests.integration.api import ApiKubectl, Refused
 from tests.integration.chart import install_all_but_the_operator, rendered
-from tests.integration.cluster import Kubectl
 
 pytestmark = pytest.mark.usefixtures("no_operator")
 
@@ -32,11 +32,19 @@ def installed(sandbox: Sandbox) -> Sandbox:
 class People:
     """Users of one namespace."""
 
-    def __init__(self, kubectl: Kubectl, namespace: str) -> None:
+    def __init__(self, kubectl: ApiKubectl, namespace: str) -> None:
         self.kubectl, self.namespace = kubectl, namespace
 
     def grant(self, user: str, role: str, kind: str = "ClusterRole") -> None:
-        self.kubectl("create", "rolebinding", f"{user}-{role}", f"--{kind.lower()}={role}", f"--user={user}")
+        group = "rbac.authorization.k8s.io"
+        binding = {
+            "apiVersion": f"{group}/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": f"{user}-{role}"},
+            "roleRef": {"apiGroup": group, "kind": kind, "name": role},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": user}],
+        }
+        self.kubectl.apply(binding)
 
     def let_use(self, user: str, verb: str, secret: str) -> None:
         """The narrowest grant: one verb on one Secret."""
@@ -50,23 +58,24 @@ class People:
         self.kubectl.apply(role)
         self.grant(user, f"{verb}-{secret}", "Role")
 
-    def apply(self, user: str, body: Manifest, *flags: str) -> str:
+    def apply(self, user: str, body: Manifest, *, dry_run: bool = False) -> str:
         """Server-side apply under a field manager of the user's, as a GitOps controller does; empty: accepted."""
-        done = self.kubectl.run(
-            *("apply", "--server-side", "--force-conflicts", f"--field-manager={user}", f"--as={user}", "-f", "-"),
-            *flags,
-            stdin=json.dumps(body),
-        )
-        return "" if done.returncode == 0 else done.stderr
+        try:
+            self.kubectl.api.apply(body, self.namespace, manager=user, user=user, dry_run=dry_run)
+        except Refused as refused:
+            return str(refused)
+        return ""
 
 
 @pytest.fixture
-def people(installed: Sandbox, kubectl: Kubectl, namespace: str, eventually: Callable[..., Any]) -> People:
+def people(installed: Sandbox, kubectl: ApiKubectl, namespace: str, eventually: Callable[..., Any]) -> People:
     found = People(kubectl, namespace)
     for user in ("alice", "bob"):
         found.grant(user, "promptrollout-edit")
-    # a policy that was just applied is not yet in force: for more than 15 s where the API server starves
-    eventually(lambda: "you may not use Secret" in found.apply("alice", provider(key=("probe", "k"))))
+    # a policy that was just applied is not yet in force: for more than 15 s where the API server starves. A dry run:
+    # once the object is there, applying it again would change nothing and be accepted
+    probe = provider(key=("probe", "k"))
+    eventually(lambda: "you may not use Secret" in found.apply("alice", probe, dry_run=True))
     return found
 
 
@@ -84,7 +93,7 @@ def strict(people: People, eventually: Callable[..., Any]) -> Iterator[People]:
     people.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all([policy, binding]))
     refused = "gateways may not connect to this address"
     probe = provider("probe", baseURL="http://127.0.0.1/v1")
-    eventually(lambda: refused in people.apply("alice", probe, "--dry-run=server"))
+    eventually(lambda: refused in people.apply("alice", probe, dry_run=True))
     yield people
     people.kubectl("delete", "validatingadmissionpolicybinding", people.namespace)
 
@@ -185,16 +194,16 @@ TAKEN = ("10.96.0.10:8000", "192.168.1.2", "[fd12::7]:8000", "8.8.8.8", "vllm.mo
 
 def test_addresses_that_gateways_refuse_are_refused_at_apply(strict: People) -> None:
     for host in REFUSED:
-        refusal = strict.apply("alice", provider(baseURL=f"http://{host}/v1"), "--dry-run=server")
+        refusal = strict.apply("alice", provider(baseURL=f"http://{host}/v1"), dry_run=True)
         assert "gateways may not connect to this address (loopback, link-local, metadata)" in refusal, host
     for host in MISSPELT:
-        refusal = strict.apply("alice", provider(baseURL=f"http://{host}/v1"), "--dry-run=server")
+        refusal = strict.apply("alice", provider(baseURL=f"http://{host}/v1"), dry_run=True)
         assert "spec.baseURL: write its address in the usual form" in refusal, host
     for host in ("[::1", "vllm:99999", "vllm:４４３", "①⑥⑨.254.169.254", "169。254。169。254", "%31%36%39.254.169.254"):
-        refusal = strict.apply("alice", provider(baseURL=f"http://{host}/v1"), "--dry-run=server")
+        refusal = strict.apply("alice", provider(baseURL=f"http://{host}/v1"), dry_run=True)
         assert BASE_URL_PROBLEM in refusal, host
     for host in TAKEN:
-        assert strict.apply("alice", provider(baseURL=f"http://{host}/v1"), "--dry-run=server") == "", host
+        assert strict.apply("alice", provider(baseURL=f"http://{host}/v1"), dry_run=True) == "", host
 
 
 def test_a_network_that_the_installation_allows_is_taken(people: People) -> None:

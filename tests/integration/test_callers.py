@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from promptrollout.sandbox.sandbox import Sandbox
+from tests.integration.api import ApiKubectl
 from tests.integration.cluster import Kubectl
 
 ROOT = Path(__file__).parents[2]
@@ -25,8 +26,9 @@ Eventually = Callable[..., Any]
 KEY = "a-callers-key"
 
 
-@pytest.fixture
-def crds(kubectl: Kubectl) -> None:
+@pytest.fixture(scope="module")
+def crds(sandbox: Sandbox) -> None:
+    kubectl = ApiKubectl(sandbox.kubeconfig)
     kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
     kubectl.until_established()
 

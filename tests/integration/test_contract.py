@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from promptrollout.sandbox.sandbox import Sandbox
+from tests.integration.api import ApiKubectl
 from tests.integration.cluster import Kubectl
 from tests.integration.story import Story
 
@@ -21,6 +22,12 @@ LONG = [{"weight": 10, "minDurationSeconds": 3600}, {"weight": 50}]
 @pytest.fixture
 def story(operator: Sandbox, kubectl: Kubectl) -> Story:
     return Story(operator, kubectl)
+
+
+@pytest.fixture
+def with_kubectl(operator: Sandbox, kubectl: ApiKubectl) -> Story:
+    """Manifests are applied by kubectl itself, as people and GitOps controllers do."""
+    return Story(operator, kubectl.real)
 
 
 # ---------------------------------------------------------------- the two ways it ends
@@ -40,7 +47,7 @@ def test_a_good_version_reaches_everybody_and_no_user_flips_back(story: Story) -
     for decision in steps:
         assert {row["name"] for row in decision["evidence"]} >= {"errors"}
         assert all(row["canarySamples"] > 0 for row in decision["evidence"] if row["name"] == "errors")
-    assert {"InitialVersion", "RolloutStarted", "StepCompleted", "RolloutCompleted"} <= set(story.events())
+    story.expect_events("InitialVersion", "RolloutStarted", "StepCompleted", "RolloutCompleted")
     assert all(r["stable"] == story.digest("v2") or r["canary"] == story.digest("v2") for r in story.reports())
 
 
@@ -66,7 +73,7 @@ def test_a_breach_rolls_back_with_its_evidence_and_stays_rejected(story: Story) 
         assert row[field], field
     assert decision["windowSeconds"] >= 1
     assert {r["weight"] for r in story.reports()} == {0}
-    assert "ObjectiveBreached" in story.events()
+    story.expect_events("ObjectiveBreached")
 
     # a recreated object, as `kubectl replace --force` or a restore makes it, does not forget
     manifest = story.manifest("v2")
@@ -132,7 +139,8 @@ def test_status_edited_by_hand_or_lost(story: Story) -> None:
 # ---------------------------------------------------------------- 7: GitOps
 
 
-def test_the_same_manifests_again_write_nothing(story: Story) -> None:
+def test_the_same_manifests_again_write_nothing(with_kubectl: Story) -> None:
+    story = with_kubectl
     story.given(v1={}).apply("v1").healthy("v1")
     story.until(lambda s: s["stage"] == "Idle")
 
@@ -149,7 +157,8 @@ def test_the_same_manifests_again_write_nothing(story: Story) -> None:
     assert versions() == before
 
 
-def test_nothing_but_status_is_written_on_what_a_person_applied(story: Story) -> None:
+def test_nothing_but_status_is_written_on_what_a_person_applied(with_kubectl: Story) -> None:
+    story = with_kubectl
     story.given(v1={}, v2={}).apply("v1").healthy("v1")
     with story.users():
         story.apply("v2").healthy("v2")
@@ -170,7 +179,7 @@ def test_a_revert_in_git_in_the_middle_of_a_canary_cancels_it(story: Story) -> N
         story.apply("v2", steps=LONG).at_weight(10)
         status = story.apply("v1", steps=LONG).healthy("v1")
     assert status.get("rejected", []) == []
-    assert "RolloutCancelled" in story.events()
+    story.expect_events("RolloutCancelled")
 
 
 def test_a_new_edit_in_the_middle_of_a_canary_starts_over(story: Story) -> None:
@@ -180,7 +189,7 @@ def test_a_new_edit_in_the_middle_of_a_canary_starts_over(story: Story) -> None:
         story.apply("v3", steps=LONG)
         status = story.until(lambda s: s["canary"]["digest"] == story.digest("v3") and s["weight"] == 10)
     assert status.get("rejected", []) == []
-    assert "RolloutSuperseded" in story.events()
+    story.expect_events("RolloutSuperseded")
 
 
 def test_the_version_in_use_deleted_or_pruned_keeps_serving(story: Story) -> None:
@@ -201,4 +210,4 @@ def test_the_version_in_use_deleted_or_pruned_keeps_serving(story: Story) -> Non
     story.kubectl("delete", "promptversion", copy)
     story.kubectl.apply({**kind, "metadata": {"name": "first"}, "spec": template})
     story.healthy("v1")
-    story.wait(lambda: story.kubectl.run("get", "promptversion", copy).returncode == 0, "the copy comes back")
+    story.wait(lambda: story.kubectl.find("promptversion", copy), "the copy comes back")

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from promptrollout.sandbox.sandbox import Sandbox
+from tests.connections import HTTP
 from tests.integration.chart import install_all_but_the_operator
 from tests.integration.cluster import Kubectl
 from tests.integration.story import Story
@@ -31,9 +32,14 @@ def test_there_are_examples() -> None:
     assert len(FILES) >= 9
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(EXAMPLES)))
-def test_example_is_accepted(sandbox: Sandbox, kubectl: Kubectl, file: Path) -> None:
+@pytest.fixture(scope="module")
+def chart(sandbox: Sandbox) -> None:
     install_all_but_the_operator(sandbox.kubeconfig)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(EXAMPLES)))
+def test_example_is_accepted(chart: None, sandbox: Sandbox, shared_namespace: str, file: Path) -> None:
+    kubectl = Kubectl(sandbox.kubeconfig, shared_namespace)
     bodies = [body for body in yaml.safe_load_all(file.read_text()) if body and body["kind"] != "Namespace"]
     for body in bodies:
         body["metadata"].pop("namespace", None)
@@ -50,7 +56,7 @@ def asked(story: Story, key: str = "") -> httpx.Response | None:
     body["prompt_variables"] = {"company": "Example"}
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        return httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers)
+        return HTTP.post(f"{url}/v1/chat/completions", json=body, headers=headers)
     except httpx.TransportError:
         return None
 

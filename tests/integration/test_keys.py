@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
-import httpx
 import pytest
 
 from promptrollout.gateway.assignment.response_id import ResponseId, ResponseIds
 from promptrollout.sandbox.sandbox import Sandbox
+from tests.connections import HTTP
 from tests.integration.cluster import Kubectl
 from tests.integration.story import Story, ours
 
@@ -41,7 +41,7 @@ def signing_key(story: Story) -> dict[str, Any]:
 
 def vote(story: Story, response_id: str) -> dict[str, Any]:
     url = story.wait(story.gateway_url, "the gateway's URL")
-    answer = httpx.post(f"{url}/v1/feedback", json={"response_id": response_id, "rating": "positive"})
+    answer = HTTP.post(f"{url}/v1/feedback", json={"response_id": response_id, "rating": "positive"})
     found: dict[str, Any] = answer.json()
     return found
 
@@ -50,7 +50,7 @@ def ask(story: Story) -> str:
     url = story.wait(story.gateway_url, "the gateway's URL")
     message = {"role": "user", "content": "Hello"}
     body = {"model": story.name, "user": "u1", "messages": [message]}
-    return str(httpx.post(f"{url}/v1/chat/completions", json=body).json()["id"])
+    return str(HTTP.post(f"{url}/v1/chat/completions", json=body).json()["id"])
 
 
 def forged(story: Story, key: str) -> str:
@@ -149,7 +149,7 @@ def test_keys_of_response_ids_are_in_an_object_of_their_own(story: Story) -> Non
     assert vote(story, given)["counted"]
     # who wants others deletes it: they are drawn at once, and pods take them over without a restart
     story.kubectl("delete", "promptsigningkey", story.name)
-    story.wait(lambda: story.kubectl.run("get", "promptsigningkey", story.name).returncode == 0, "the new one")
+    story.wait(lambda: story.kubectl.find("promptsigningkey", story.name), "the new one")
     assert signing_key(story)["key"] != key
     story.wait(lambda: vote(story, given).get("error", {}).get("code") == "invalid_response_id", "its being taken over")
     assert story.delivery()["spec"]["sequence"] == spec["sequence"], "it is no change of the configuration"

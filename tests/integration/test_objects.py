@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,8 @@ from promptrollout.api.digest import digest_of
 from promptrollout.api.names import API_VERSION
 from promptrollout.api.prompt import PromptSpec
 from promptrollout.sandbox.sandbox import Sandbox
+from tests.integration.api import ApiKubectl, Refused
 from tests.integration.chart import install_all_but_the_operator
-from tests.integration.cluster import Kubectl
 
 pytestmark = pytest.mark.usefixtures("no_operator")
 
@@ -130,24 +128,21 @@ GOOD = (rollout, provider, version, gateway, slo, delivery)
 
 
 class Objects:
-    """Manifests applied in the test's namespace."""
+    """Manifests applied on the server's side, in the test's namespace."""
 
-    def __init__(self, kubectl: Kubectl) -> None:
+    def __init__(self, kubectl: ApiKubectl) -> None:
         self.kubectl = kubectl
 
-    def apply(self, body: Manifest, *flags: str) -> Manifest:
-        done = self._apply(body, "-o", "json", *flags)
-        assert done.returncode == 0, done.stderr
-        result: Manifest = json.loads(done.stdout)
-        return result
+    def apply(self, body: Manifest) -> Manifest:
+        return self.kubectl.api.apply(body, self.kubectl.namespace)
 
     def refusal(self, body: Manifest) -> str:
-        done = self._apply(body, "--dry-run=server")
-        assert done.returncode != 0, f"accepted: {done.stdout}"
-        return done.stderr
-
-    def _apply(self, body: Manifest, *flags: str) -> subprocess.CompletedProcess[str]:
-        return self.kubectl.run("apply", "--server-side", "-f", "-", *flags, stdin=json.dumps(body))
+        """What the API server says of a dry run."""
+        try:
+            accepted = self.kubectl.api.apply(body, self.kubectl.namespace, dry_run=True)
+        except Refused as refused:
+            return str(refused)
+        pytest.fail(f"accepted: {accepted}")
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +151,14 @@ def chart(sandbox: Sandbox) -> None:
 
 
 @pytest.fixture
-def objects(chart: None, kubectl: Kubectl) -> Objects:
+def objects(chart: None, kubectl: ApiKubectl) -> Objects:
     return Objects(kubectl)
+
+
+@pytest.fixture
+def trials(chart: None, sandbox: Sandbox, shared_namespace: str) -> Objects:
+    """For dry runs alone."""
+    return Objects(ApiKubectl(sandbox.kubeconfig, shared_namespace))
 
 
 @pytest.mark.parametrize("make", GOOD, ids=lambda make: make.__name__)
@@ -177,8 +178,8 @@ def test_good_manifest_is_accepted_and_applying_it_again_changes_nothing(
 
 def test_client_side_apply_twice_changes_nothing(objects: Objects) -> None:
     bodies = [make() for make in GOOD]
-    objects.kubectl.apply(*bodies)
-    lines = objects.kubectl.apply(*bodies).splitlines()
+    objects.kubectl.real.apply(*bodies)
+    lines = objects.kubectl.real.apply(*bodies).splitlines()
     assert len(lines) == len(GOOD)
     assert [line for line in lines if not line.endswith("unchanged")] == []
 
@@ -364,11 +365,11 @@ REFUSALS: tuple[Refusal, ...] = (
     ("make", "change", "message"), [case[1:] for case in REFUSALS], ids=[case[0] for case in REFUSALS]
 )
 def test_bad_manifest_is_refused(
-    objects: Objects, make: Callable[[], Manifest], change: Callable[[Manifest], None], message: str
+    trials: Objects, make: Callable[[], Manifest], change: Callable[[Manifest], None], message: str
 ) -> None:
     body = make()
     change(body)
-    assert message in objects.refusal(body)
+    assert message in trials.refusal(body)
 
 
 Change = tuple[str, Callable[[], Manifest], Callable[[Manifest], None], str]
@@ -437,7 +438,7 @@ def test_examples_of_the_docs_are_accepted(objects: Objects) -> None:
     blocks = [block.split("```")[0] for block in page.split("```yaml\n")[1:]]
     assert blocks
     for block in blocks:
-        objects.apply(yaml.safe_load(block), "--validate=strict")
+        objects.apply(yaml.safe_load(block))
 
 
 def test_status_is_a_subresource(objects: Objects) -> None:

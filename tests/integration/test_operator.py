@@ -11,6 +11,7 @@ import pytest
 
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import OPERATOR_NAMESPACE
+from tests.connections import HTTP
 from tests.integration.cluster import Kubectl
 from tests.integration.story import Story, ours
 
@@ -83,7 +84,7 @@ def test_what_is_wrong_with_a_declaration_is_an_event_too(story: Story) -> None:
 
         def told(kind: str = item["kind"], reason: str = reason, says: str = says) -> bool:
             which = f"involvedObject.kind={kind},reason={reason}"
-            return says in story.kubectl("get", "events", "--field-selector", which, "-o", "json")
+            return says in str(story.kubectl.json("get", "events", "--field-selector", which))
 
         story.wait(told, f"an Event {reason} of the {item['kind']}")
 
@@ -91,7 +92,7 @@ def test_what_is_wrong_with_a_declaration_is_an_event_too(story: Story) -> None:
 def test_owned_objects_are_put_right_and_go_with_their_gateway(story: Story) -> None:
     story.given(replicas=1, v1={}).apply("v1").healthy("v1")
     kinds = "deployment,service,serviceaccount,rolebinding,poddisruptionbudget,networkpolicy"
-    names = story.kubectl("get", kinds, "-l", "promptrollout.dev/gateway=default", "-o", "name").split()
+    names = story.kubectl.names(kinds, "-l", "promptrollout.dev/gateway=default")
     assert len(names) == 6
     story.kubectl("scale", "deployment", "default-gateway", "--replicas=3")
     story.wait(
@@ -121,7 +122,7 @@ def test_owned_objects_are_put_right_and_go_with_their_gateway(story: Story) -> 
     story.wait(is_ours, "the Deployment as the PromptGateway has it")
     story.kubectl("delete", "promptgateway", "default")
     story.wait(
-        lambda: not story.kubectl("get", kinds, "-l", "promptrollout.dev/gateway=default", "-o", "name").split(),
+        lambda: not story.kubectl.names(kinds, "-l", "promptrollout.dev/gateway=default"),
         "the end of the owned objects",
     )
 
@@ -157,7 +158,7 @@ def test_without_analysis_steps_advance_by_time_alone(story: Story) -> None:
 def test_its_own_metrics_tell_of_phases_decisions_and_writes(story: Story) -> None:
     story.given(v1={}).apply("v1").healthy("v1")
     pod = story.system.json("get", "pod", story.operator_pod(), "-n", OPERATOR_NAMESPACE)
-    text = httpx.get(f"http://{pod['status']['podIP']}:9090/metrics").text
+    text = HTTP.get(f"http://{pod['status']['podIP']}:9090/metrics").text
     phase = f'promptrollout_rollout_info{{namespace="{story.namespace}",phase="Healthy",rollout="app"}} 1.0'
     assert phase in text
     assert 'promptrollout_decisions_total{reason="InitialVersion"}' in text
@@ -191,7 +192,7 @@ def test_callers_need_keys_of_the_secret_and_keys_rotate_without_a_restart(story
     def asked(key: str) -> int:
         url, headers = story.gateway_url(), {"authorization": f"Bearer {key}"} if key else {}
         try:
-            return httpx.get(f"{url}/v1/models", headers=headers).status_code if url else 0
+            return HTTP.get(f"{url}/v1/models", headers=headers).status_code if url else 0
         except httpx.TransportError:
             return 0
 

@@ -15,6 +15,7 @@ import pytest
 from promptrollout.sandbox.sandbox import Sandbox
 from promptrollout.sandbox.settings import SandboxError
 from promptrollout.sandbox.traffic import TrafficStats
+from tests.connections import HTTP
 from tests.integration.cluster import Kubectl
 from tests.integration.story import Story
 
@@ -36,7 +37,7 @@ def deadly(story: Story, digest: str, seen: Callable[[], TrafficStats]) -> Itera
             for pod in story.pods():
                 with contextlib.suppress(httpx.HTTPError, SandboxError, ProcessLookupError, KeyError):
                     url = f"http://{pod['status']['podIP']}:9090/rollouts"
-                    served = httpx.get(url, timeout=1).json()["rollouts"]
+                    served = HTTP.get(url, timeout=1).json()["rollouts"]
                     if any(r.get("canary") == digest and r["weight"] > 0 for r in served):
                         pid, until = story.sandbox.pid(story.namespace, pod["metadata"]["name"]), seen()
                         os.kill(pid, signal.SIGKILL)
@@ -95,7 +96,7 @@ def test_a_canary_that_kills_its_pods_is_taken_back_tried_alone_and_rejected(sto
     sent, failed = calm.sent - before.sent, failures(calm) - failures(before)
     assert sent > 0
     assert failed <= 0.01 * sent + 10, (before, calm)
-    assert {"PodsFailing", "RollbackCompleted"} <= set(story.events())
+    story.expect_events("PodsFailing", "RollbackCompleted")
     assert other.status()["stable"]["digest"] == other.digest("w1")
 
 

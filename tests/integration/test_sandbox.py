@@ -53,6 +53,11 @@ def waiting_reason(kubectl: Kubectl, name: str) -> str:
     return str(container_status(kubectl, name).get("state", {}).get("waiting", {}).get("reason"))
 
 
+def events(kubectl: Kubectl) -> str:
+    """A line each."""
+    return "\n".join(f"{each['reason']}: {each['message']}" for each in kubectl.json("get", "events")["items"])
+
+
 def is_ready(kubectl: Kubectl, name: str) -> bool:
     conditions = kubectl.json("get", "pod", name)["status"].get("conditions") or []
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
@@ -129,7 +134,7 @@ def test_env_and_volumes_of_every_kind_reach_the_process(kubectl: Kubectl, event
             },
         ),
     )
-    report = json.loads(eventually(lambda: kubectl.run("logs", "report").stdout))
+    report = json.loads(eventually(lambda: kubectl.log("report")))
     env, volumes = report["env"], report["volumes"]
     status = kubectl.json("get", "pod", "report")["status"]
     assert env["POD"] == "report"
@@ -171,7 +176,7 @@ print(json.dumps({"uid": os.getuid(), "gid": os.getgid(), "name": outcome(lambda
 time.sleep(600)
 """
     kubectl.apply(pod("user", code))
-    report = json.loads(eventually(lambda: kubectl.run("logs", "user").stdout.strip()))
+    report = json.loads(eventually(lambda: kubectl.log("user").strip()))
     assert (report["uid"], report["gid"], report["name"], report["home"]) == (65532, 65532, "KeyError", "RuntimeError")
     assert {"HOME", "USER", "LOGNAME", "LANG"}.isdisjoint(report["env"])
 
@@ -198,12 +203,12 @@ while True:
             spec={"volumes": [{"name": "cm", "configMap": {"name": "cm"}}]},
         ),
     )
-    eventually(lambda: "old" in kubectl.run("logs", "watcher").stdout)
+    eventually(lambda: "old" in kubectl.log("watcher"))
     kubectl.apply({**config, "data": {"text": "new"}})
-    lines = eventually(lambda: "new" in (out := kubectl("logs", "watcher")) and out.split())
+    lines = eventually(lambda: "new" in (out := kubectl.log("watcher")) and out.split())
     assert lines[0] == "old"
     # the test session's sandbox renews tokens after 5 s
-    eventually(lambda: len(set(kubectl("logs", "watcher").split()) - {"old", "new"}) >= 2)
+    eventually(lambda: len(set(kubectl.log("watcher").split()) - {"old", "new"}) >= 2)
     assert container_status(kubectl, "watcher")["restartCount"] == 0
 
 
@@ -230,10 +235,10 @@ while True:
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot"}},
         pod("caller", code, spec={"serviceAccountName": "robot"}),
     )
-    eventually(lambda: "403 403" in kubectl.run("logs", "caller").stdout)
+    eventually(lambda: "403 403" in kubectl.log("caller"))
     kubectl("create", "role", "reader", "--verb=list", "--resource=configmaps")
     kubectl("create", "rolebinding", "reader", "--role=reader", f"--serviceaccount={kubectl.namespace}:robot")
-    eventually(lambda: "200 403" in kubectl("logs", "caller"))
+    eventually(lambda: "200 403" in kubectl.log("caller"))
 
 
 def test_logs_tail_follow_and_previous(
@@ -250,7 +255,7 @@ raise SystemExit(3)
 """
     kubectl.apply(pod("talker", code))
     eventually(lambda: phase(kubectl, "talker") == "Running")
-    eventually(lambda: "line 4" in kubectl.run("logs", "talker").stdout)
+    eventually(lambda: "line 4" in kubectl.log("talker"))
     assert kubectl("logs", "talker", "--tail", "2") == "line 3\nline 4\n"
     with kubectl.start("logs", "talker", "--follow", "--tail", "1") as followed:
         assert followed.stdout is not None
@@ -290,9 +295,8 @@ def test_probes_gate_traffic_and_restart(
     (temporary / "broken-live").unlink()
     eventually(lambda: is_ready(kubectl, "probed"))
     assert sandbox.pid(namespace, "probed") != before
-    events = kubectl("get", "events", "-o", "jsonpath={range .items[*]}{.reason}: {.message}{'\\n'}{end}")
-    assert "Unhealthy: Readiness probe failed: HTTP probe failed with statuscode: 500" in events
-    assert "Killing: Container main failed liveness probe, will be restarted" in events
+    eventually(lambda: "Unhealthy: Readiness probe failed: HTTP probe failed with statuscode: 500" in events(kubectl))
+    eventually(lambda: "Killing: Container main failed liveness probe, will be restarted" in events(kubectl))
 
 
 def test_pods_end_gracefully_or_by_force(
@@ -304,7 +308,7 @@ def test_pods_end_gracefully_or_by_force(
         pod("stubborn", stubborn, spec={"terminationGracePeriodSeconds": 2}),
     )
     for name, word in (("polite", "listening"), ("stubborn", "up")):
-        eventually(lambda name=name, word=word: word in kubectl.run("logs", name).stdout)
+        eventually(lambda name=name, word=word: word in kubectl.log(name))
     pids = [sandbox.pid(namespace, name) for name in ("polite", "stubborn")]
     started = time.monotonic()
     kubectl("delete", "pod", "polite")
@@ -321,7 +325,7 @@ def test_a_forced_deletion_kills_at_once(
 ) -> None:
     stubborn = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up')\ntime.sleep(600)"
     kubectl.apply(pod("stubborn", stubborn, spec={"terminationGracePeriodSeconds": 300}))
-    eventually(lambda: kubectl.run("logs", "stubborn").stdout)
+    eventually(lambda: kubectl.log("stubborn"))
     first = sandbox.pid(namespace, "stubborn")
     kubectl("delete", "pod", "stubborn", "--wait=false")
     kubectl("delete", "pod", "stubborn", "--force", "--grace-period=0")
@@ -346,7 +350,7 @@ def test_exec_and_tcp_probes(kubectl: Kubectl, sandbox: Sandbox, namespace: str,
             spec={"volumes": [{"name": "state", "emptyDir": {}}]},
         )
     )
-    eventually(lambda: "Readiness probe failed: command exited with 1" in kubectl("get", "events"))
+    eventually(lambda: "Readiness probe failed: command exited with 1" in events(kubectl))
     assert not is_ready(kubectl, "probed")
     (sandbox.layout.pods / f"{namespace}_probed" / "volumes" / "state" / "ready").touch()
     eventually(lambda: is_ready(kubectl, "probed"))
@@ -376,7 +380,7 @@ def test_init_containers_run_first(kubectl: Kubectl, eventually: Eventually) -> 
     first = pod_spec("import os; open(os.environ['TMPDIR'] + '/made', 'w').write('by init')")["containers"][0]
     code = "import os, time; print(open(os.environ['TMPDIR'] + '/made').read()); time.sleep(600)"
     kubectl.apply(pod("staged", code, spec={"initContainers": [{**first, "name": "first"}]}))
-    eventually(lambda: kubectl.run("logs", "staged").stdout == "by init\n")
+    eventually(lambda: kubectl.log("staged") == "by init\n")
 
 
 def test_pod_security_refuses_a_privileged_pod(kubectl: Kubectl) -> None:
@@ -404,11 +408,8 @@ def test_what_is_missing_is_said_and_retried(kubectl: Kubectl, eventually: Event
     message = container_status(kubectl, "env")["state"]["waiting"]["message"]
     assert message == 'secret "late" not found'
 
-    def told() -> str:
-        return kubectl("get", "events", "-o", "jsonpath={range .items[*]}{.reason}: {.message}{'\\n'}{end}")
-
-    eventually(lambda: 'FailedMount: MountVolume.SetUp failed: secret "late" not found' in told())
-    eventually(lambda: "the sandbox runs only images named" in told())
+    eventually(lambda: 'FailedMount: MountVolume.SetUp failed: secret "late" not found' in events(kubectl))
+    eventually(lambda: "the sandbox runs only images named" in events(kubectl))
     kubectl("create", "secret", "generic", "late", "--from-literal", "key=1")
     eventually(lambda: phase(kubectl, "env") == phase(kubectl, "volume") == "Running")
 

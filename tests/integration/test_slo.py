@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from promptrollout.sandbox.sandbox import Sandbox
+from tests.integration.api import ApiKubectl
 from tests.integration.chart import install_all_but_the_operator
-from tests.integration.cluster import Kubectl
 from tests.integration.test_objects import Objects
 from tests.objectives import REFUSED, TAKEN
 
@@ -19,8 +19,8 @@ def chart(sandbox: Sandbox) -> None:
 
 
 @pytest.fixture
-def objects(chart: None, kubectl: Kubectl) -> Objects:
-    return Objects(kubectl)
+def objects(chart: None, sandbox: Sandbox, shared_namespace: str) -> Objects:
+    return Objects(ApiKubectl(sandbox.kubeconfig, shared_namespace))
 
 
 def slo(*objectives: Fields) -> Fields:

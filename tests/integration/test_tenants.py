@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from promptrollout.sandbox.sandbox import Sandbox
+from tests.integration.api import ApiKubectl
 from tests.integration.cluster import Kubectl
 from tests.integration.pods import pod
 from tests.integration.story import Story
@@ -48,11 +49,11 @@ def story(operator: Sandbox, kubectl: Kubectl) -> Story:
 @pytest.fixture
 def neighbour(sandbox: Sandbox) -> Iterator[Story]:
     """Another tenant, in a namespace of its own."""
-    kubectl = Kubectl(sandbox.kubeconfig)
+    kubectl = ApiKubectl(sandbox.kubeconfig)
     name = f"neighbour-{time.monotonic_ns() % 10**8}"
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    other = Story(sandbox, Kubectl(sandbox.kubeconfig, name))
-    other.wait(lambda: not other.kubectl.run("get", "serviceaccount", "default").returncode, "its account")
+    other = Story(sandbox, ApiKubectl(sandbox.kubeconfig, name))
+    other.wait(lambda: other.kubectl.find("serviceaccount", "default"), "its account")
     yield other
     with contextlib.suppress(AssertionError):
         kubectl("delete", "namespace", name, "--wait=false")

@@ -318,3 +318,11 @@ def test_a_skewed_cost_keeps_its_level_and_a_rise_is_found() -> None:
     test = MeanTest(SIGNALS["CostPerRequest"], "d", margin=10, rollback=5)
     assert sum(risen_costs_breach(rng, test, 1.05) for _ in range(60)) <= 6
     assert all(risen_costs_breach(rng, test, 1.5) for _ in range(20))
+
+
+@given(rate_histories, mean_histories)
+def test_breach_and_pass_are_the_same_without_the_sentences(rates: list[Counts], means: list[Counts]) -> None:
+    for test, state in ((RATE, observed_rate(rates)), (COST, observed_mean(means))):
+        judgement = test.judge(state, LEVELS)
+        assert test.breached(state, LEVELS) == judgement.breach
+        assert test.passed(state, LEVELS) == (judgement.non_inferior and not judgement.common_cause)

@@ -18,6 +18,7 @@ import uvicorn
 from kubernetes.aio.client import ApiClient
 
 from promptrollout import cluster
+from promptrollout.api.delivery import PodProblem
 from promptrollout.api.gateway import GatewaySpec
 from promptrollout.api.networks import Networks
 from promptrollout.api.pod_settings import (
@@ -126,7 +127,7 @@ class Gateway:
         self.authenticator = authenticator_for(auth, CallerKeys(settings.caller_keys_dir), tokens)
         self.authenticator.refresh()
         self.problems = PodProblems(self.authenticator, time.monotonic)
-        self.reporter = PodReporter(settings.pod, self.registry, self.counters, self.problems.current)
+        self.reporter = PodReporter(settings.pod, self.registry, self.counters, self.current_problems)
         self.client: ApiClient | None = None
         self.serving_app = ServingApp(
             self.registry,
@@ -148,6 +149,11 @@ class Gateway:
         """Read caller keys again and update the problems; called every second."""
         await asyncio.to_thread(self.authenticator.refresh)  # thousands of callers are thousands of files
         self.problems.update(self.registry.all(), self.registry.not_loaded())
+
+    def current_problems(self) -> list[PodProblem]:
+        """For the report. Of now: the operator asks as soon as a delivery is in service, and then once a minute."""
+        self.problems.update(self.registry.all(), self.registry.not_loaded())
+        return self.problems.current()
 
     async def check_tokens(self) -> None:
         """Check regularly that tokens can be reviewed, if ServiceAccounts may call."""

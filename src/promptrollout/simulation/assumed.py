@@ -10,7 +10,7 @@ from numpy.random import Generator
 from promptrollout.api.rollout import Snapshot
 from promptrollout.api.slo import Objective
 from promptrollout.engine.objectives import wording
-from promptrollout.engine.objectives.signals import maximum_of, signal_of
+from promptrollout.engine.objectives.signals import Signal, maximum_of, signal_of
 from promptrollout.engine.statistics.evidence import Arm, Counts
 from promptrollout.simulation.recorded import Recorded
 from promptrollout.simulation.traffic import Strata
@@ -124,8 +124,12 @@ def from_recorded(recorded: Recorded, rules: Snapshot, said: Mapping[str, Baseli
 
 def worse(objective: Objective, base: float, ratio: float) -> float:
     """`ratio` times as bad as `base`; a share of requests is at most 1."""
-    value = base / ratio if signal_of(objective).direction == "less_is_worse" else base * ratio
-    return min(value, 1.0) if signal_of(objective).kind == "rate" else value
+    return _worse(signal_of(objective), base, ratio)
+
+
+def _worse(signal: Signal, base: float, ratio: float) -> float:
+    value = base / ratio if signal.direction == "less_is_worse" else base * ratio
+    return min(value, 1.0) if signal.kind == "rate" else value
 
 
 def worst_ratio(objective: Objective, base: float) -> float:
@@ -136,22 +140,20 @@ def worst_ratio(objective: Objective, base: float) -> float:
 
 
 def drawn(
-    rng: Generator, objective: Objective, baseline: Baseline, n_c: Sequence[float], n_s: Sequence[float], ratio: float
-) -> list[Counts]:
-    """Counts per interval. `n_c` and `n_s`: expected samples in each; the canary is `ratio` times as bad."""
+    rng: Generator, signal: Signal, baseline: Baseline, n_c: Sequence[float], n_s: Sequence[float], ratio: float
+) -> Iterator[Counts]:
+    """Counts per interval, all drawn at once. `n_c` and `n_s`: expected samples in each; the canary is `ratio` times as
+    bad."""
     arms = []
-    for expected, value in ((n_s, baseline.value), (n_c, worse(objective, baseline.value, ratio))):
+    for expected, value in ((n_s, baseline.value), (n_c, _worse(signal, baseline.value, ratio))):
         n = rng.poisson(np.asarray(expected, dtype=float))
-        kind = signal_of(objective).kind
-        arms.append(list(_rates(rng, n, value) if kind == "rate" else _means(rng, n, value, baseline.spread)))
+        arms.append(_rates(rng, n, value) if signal.kind == "rate" else _means(rng, n, value, baseline.spread))
     stable, canary = arms
-    return [Counts(c, s) for c, s in zip(canary, stable, strict=True)]
+    return map(Counts, canary, stable)
 
 
 def _rates(rng: Generator, n: "np.ndarray[tuple[int], np.dtype[np.int64]]", share: float) -> Iterator[Arm]:
-    bad = rng.binomial(n, share)
-    for requests, failed in zip(n.tolist(), bad.tolist(), strict=True):
-        yield Arm(float(requests), float(failed))
+    return map(Arm, n.astype(float).tolist(), rng.binomial(n, share).astype(float).tolist())
 
 
 def _means(
@@ -167,8 +169,7 @@ def _means(
     total = np.where(n > 0, rng.gamma(np.maximum(n, 1e-9) * shape), 0.0)
     squares = n * second + slope * (total - n * first) + np.sqrt(n) * residual * rng.standard_normal(len(n))
     squares = np.maximum(squares, total**2 / np.maximum(n, 1))
-    for requests, one, two in zip(n.tolist(), (total * scale).tolist(), (squares * scale**2).tolist(), strict=True):
-        yield Arm(float(requests), one, two)
+    return map(Arm, n.astype(float).tolist(), (total * scale).tolist(), (squares * scale**2).tolist())
 
 
 class GoodVersion:
@@ -190,7 +191,7 @@ class GoodVersion:
         if not self._ahead.get(objective.name):
             n_c, n_s = self._given.samples(objective, self.interval_seconds, self._weight)
             baseline = self._given.baselines[objective.name]
-            block = drawn(self._rng, objective, baseline, [n_c] * AT_ONCE, [n_s] * AT_ONCE, 1.0)
+            block = list(drawn(self._rng, signal_of(objective), baseline, [n_c] * AT_ONCE, [n_s] * AT_ONCE, 1.0))
             self._ahead[objective.name] = block
         return self._ahead[objective.name].pop()
 

@@ -4,8 +4,9 @@ Monte Carlo with a fixed seed on the engine's own tests, for requests that do no
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from statistics import median
 from typing import Any
 
@@ -15,9 +16,10 @@ from promptrollout.api.rollout import Snapshot
 from promptrollout.api.slo import Objective
 from promptrollout.engine.lifecycle.analysis import ObjectiveFold, levels
 from promptrollout.engine.lifecycle.moves import BASELINE_INTERVALS
-from promptrollout.engine.objectives.signals import signal_of
+from promptrollout.engine.objectives.definitions import make_test
+from promptrollout.engine.objectives.signals import Signal, signal_of
 from promptrollout.engine.statistics.evidence import Counts
-from promptrollout.simulation.assumed import Assumed, drawn, worst_ratio
+from promptrollout.simulation.assumed import Assumed, Baseline, drawn, worst_ratio
 from promptrollout.simulation.undecidable import weight_steps
 
 CHANCE = 0.8
@@ -54,7 +56,6 @@ class Detection:
     given: Assumed
     _known: list[dict[float, int]] = field(default_factory=lambda: [{} for _ in range(RUNS)])
     """By run and ratio: index of the step in which it was caught, or how many steps there are."""
-    _primed: dict[int, Any] = field(default_factory=dict)
 
     def smallest(self, step: int) -> float | None:
         """The smallest ratio that is caught by the end of step `step` (from 0) with 80 % chance; None if nothing is."""
@@ -87,10 +88,9 @@ class Detection:
         baseline = self.given.baselines[self.objective.name]
         rng = np.random.default_rng([1, run])
         at, fold = levels(self.rules, 1), ObjectiveFold(self.objective, None)
-        if run not in self._primed:
-            self._primed[run] = primed(self.objective, self.given, run)
-        fold.state, step = self._primed[run], 0
-        for look, counts in zip(looks, drawn(rng, self.objective, baseline, canary, stable, ratio), strict=True):
+        fold.state, step = primed(self.objective, self.given, run), 0
+        signal = signal_of(self.objective)
+        for look, counts in zip(looks, drawn(rng, signal, baseline, canary, stable, ratio), strict=True):
             if look.step != step:
                 step, fold.step_samples = look.step, 0
             fold.add([counts], look.weight, promotable=True, outage=False)
@@ -101,14 +101,19 @@ class Detection:
 
 def primed(objective: Objective, given: Assumed, run: int) -> Any:
     """A test's state at the first exposure: it knows stable from the intervals before."""
-    fold = ObjectiveFold(objective, None)
-    n_c, n_s = given.samples(objective, given.interval_seconds, 0)
-    rng = np.random.default_rng([0, run])
+    test: Any = make_test(objective)
+    n = given.samples(objective, given.interval_seconds, 0)
+    return _primed(test, signal_of(objective), given.baselines[objective.name], n, run)
+
+
+@lru_cache(maxsize=8 * RUNS)
+def _primed(test: Any, signal: Signal, baseline: Baseline, n: tuple[float, float], run: int) -> Any:
+    """The same for all steps and weights of a plan."""
     count = BASELINE_INTERVALS
-    before = drawn(rng, objective, given.baselines[objective.name], [n_c] * count, [n_s] * count, 1.0)
-    for counts in before:
-        fold.add([counts], 100, promotable=False, outage=False)
-    return fold.state
+    state, rng = test.start(), np.random.default_rng([0, run])
+    for counts in drawn(rng, signal, baseline, [n[0]] * count, [n[1]] * count, 1.0):
+        state = test.observe(state, [counts], promotable=False)
+    return state
 
 
 def _looks(rules: Snapshot) -> list[_Look]:
@@ -133,23 +138,22 @@ def seconds_to_pass(
     ends = [end for end in _pass_ends(rules.interval_seconds) if end <= within]
     lengths = [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
     canary, stable = zip(*(given.samples(objective, length, weight) for length in lengths), strict=True)
-    baseline = given.baselines[objective.name]
-    times = []
+    baseline, signal = given.baselines[objective.name], signal_of(objective)
+    times: list[float] = []
     for run in range(PASS_RUNS):
         fold = ObjectiveFold(objective, None)
         fold.state = primed(objective, given, run)
         rng = np.random.default_rng([2, run])
-        times.append(_first_pass(fold, drawn(rng, objective, baseline, canary, stable, 1.0), weight, at, ends))
+        times.append(_first_pass(fold, drawn(rng, signal, baseline, canary, stable, 1.0), weight, at, ends))
         if 2 * sum(map(math.isinf, times)) > PASS_RUNS:
             return math.inf
     return median(times)
 
 
-def _first_pass(fold: ObjectiveFold, counts: Sequence[Counts], weight: int, at: Any, ends: Sequence[float]) -> float:
+def _first_pass(fold: ObjectiveFold, counts: Iterator[Counts], weight: int, at: Any, ends: Sequence[float]) -> float:
     for each, end in zip(counts, ends, strict=True):
         fold.add([each], weight, promotable=True, outage=False)
-        judgement = fold.test.judge(fold.state, at)
-        if judgement.non_inferior and not judgement.common_cause:
+        if fold.test.passed(fold.state, at):
             return end
     return math.inf
 

@@ -58,13 +58,10 @@ def traces(rules: Snapshot, looks: tuple[Look, ...], attempt: int = 1) -> list[T
 def _point(test: ObjectiveTest, at: Levels, scale: float, seconds: int, row: ObjectiveStatus) -> Point:
     state = test.decode(row.checkpoint) if row.checkpoint else test.start()
 
-    def passes(level: float) -> bool:
-        judgement = test.judge(state, Levels(breach=10**-MOST, promote=level))
-        return judgement.non_inferior and not judgement.common_cause
-
     low, high = (None, None) if (ends := test.difference(state)) is None else (end * scale for end in ends)
     breach = strictest(lambda level: test.breached(state, Levels(breach=level, promote=at.promote)))
-    return Point(seconds, breach, strictest(passes), low, high)
+    proof = strictest(lambda level: test.passed(state, Levels(breach=10**-MOST, promote=level)))
+    return Point(seconds, breach, proof, low, high)
 
 
 def strictest(decides: Callable[[float], bool]) -> float:

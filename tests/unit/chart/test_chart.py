@@ -71,7 +71,7 @@ def render(template: Helm) -> Render:
     def run(*values: str) -> list[Manifest]:
         done = template(*values)
         assert done.returncode == 0, done.stderr
-        return [body for body in yaml.safe_load_all(done.stdout) if body]
+        return [body for body in yaml.load_all(done.stdout, yaml.CSafeLoader) if body]
 
     return run
 
@@ -226,7 +226,7 @@ def test_a_sources_secret_is_mounted_and_its_keys_become_paths(render: Render, t
 
 def test_no_source_at_all_is_an_empty_list(helm: Helm) -> None:
     done = helm("template", "r", str(CHART), "--set-json", "metricsSources=[]")
-    manifests = [body for body in yaml.safe_load_all(done.stdout) if body]
+    manifests = [body for body in yaml.load_all(done.stdout, yaml.CSafeLoader) if body]
     assert yaml.safe_load(only(manifests, "ConfigMap")["data"]["config.yaml"])["metricsSources"] == []
 
 
@@ -238,7 +238,7 @@ async def test_the_sandbox_takes_values_over_its_own(helm: Helm, tmp_path: Path)
     files = [str(tmp_path / "one"), str(tmp_path / "two")]
     text = await install.render(binaries, Layout(tmp_path), "http://prometheus", files)
     config = yaml.safe_load(
-        only([body for body in yaml.safe_load_all(text) if body], "ConfigMap")["data"]["config.yaml"]
+        only([body for body in yaml.load_all(text, yaml.CSafeLoader) if body], "ConfigMap")["data"]["config.yaml"]
     )
     assert (config["metricsSources"], config["logLevel"]) == ([], "warning")
 
@@ -320,7 +320,7 @@ def test_releases_of_other_names_share_a_cluster(helm: Helm) -> None:
     for name in ("team-a", "team-b"):
         flags = ("--set", "crds.enabled=false", "--set", f"watchNamespaces={{{name}}}")
         done = helm("template", name, str(CHART), "--namespace", name, *flags)
-        manifests = [m for m in yaml.safe_load_all(done.stdout) if m]
+        manifests = [m for m in yaml.load_all(done.stdout, yaml.CSafeLoader) if m]
         found.append({(m["kind"], m["metadata"]["name"]) for m in manifests if m["kind"] in CLUSTER_SCOPED})
         config = yaml.safe_load(only(manifests, "ConfigMap")["data"]["config.yaml"])
         role = only(manifests, "ClusterRole", config["gatewayClusterRole"])["metadata"]["name"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from promptrollout.api.rollout import Snapshot
+from promptrollout.engine.objectives.signals import signal_of
 from promptrollout.simulation.advice import never_decided
 from promptrollout.simulation.assumed import Assumed, Baseline, assumed, drawn, from_recorded, worse
 from promptrollout.simulation.forecast import forecast
@@ -40,7 +41,7 @@ class Worse:
         for objective in self._objectives:
             n_c, n_s = self._given.samples(objective, self.interval_seconds, weight)
             base = self._given.baselines[objective.name]
-            found[objective.name] = tuple(drawn(self._rng, objective, base, [n_c], [n_s], self._ratio))
+            found[objective.name] = tuple(drawn(self._rng, signal_of(objective), base, [n_c], [n_s], self._ratio))
         return found
 
     def available(self, k: int) -> bool:
@@ -210,7 +211,9 @@ def test_traffic_and_values_are_taken_from_a_recording() -> None:
 
 def test_drawn_means_have_their_moments() -> None:
     objective = rules(objectives=[COST]).objectives[0]
-    counts = drawn(np.random.default_rng(1), objective, Baseline(0.002, 1.5), [400.0] * 500, [4000.0] * 500, 1.25)
+    counts = list(
+        drawn(np.random.default_rng(1), signal_of(objective), Baseline(0.002, 1.5), [400.0] * 500, [4000.0] * 500, 1.25)
+    )
     for arms, mean in (([c.canary for c in counts], 0.0025), ([c.stable for c in counts], 0.002)):
         n = sum(arm.n for arm in arms)
         found = sum(arm.total for arm in arms) / n

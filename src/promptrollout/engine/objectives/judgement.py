@@ -76,6 +76,9 @@ class ObjectiveTest(Protocol):
     def breached(self, state: Any, levels: Levels) -> bool:
         """`judge(...).breach`, without its sentences."""
 
+    def passed(self, state: Any, levels: Levels) -> bool:
+        """`judge(...).non_inferior` without a common cause, without its sentences."""
+
     def judge(self, state: Any, levels: Levels) -> Judgement: ...
 
     def difference(self, state: Any) -> tuple[float, float] | None:

@@ -78,7 +78,6 @@ class MeanTest:
         ]
         if not usable:
             return state
-        state = replace(state, coverage=state.coverage.observe(usable))
         canary, stable = total_of(counts.canary for counts in usable), total_of(counts.stable for counts in usable)
         # the weight of this interval is fixed before its values are read, by variances and dispersion of earlier ones
         known = variances(state.canary, state.stable)
@@ -89,6 +88,7 @@ class MeanTest:
             canary=total_of((state.canary, canary)),
             stable=total_of((state.stable, stable)),
             shown=total_of((state.shown, Arm(stable.n, stable.total))) if met else state.shown,
+            coverage=state.coverage.observe(usable),
             dispersion=(
                 state.dispersion.interrupted()
                 if outage
@@ -202,6 +202,13 @@ class MeanTest:
         evidence += [self.log_breach_absolute(state)] if self.bound is not None else []
         # most looks end here: evidence that is too weak as it stands stays too weak when users are weighed
         return max(evidence) >= crossed and shrunk(max(evidence), self.user_dispersion(state)) >= crossed
+
+    def passed(self, state: MeanState, levels: Levels) -> bool:
+        if not self.judged(state) or state.coverage.differs or (self.bound is not None and state.suspicion >= SUSPECT):
+            return False
+        evidence = [self.log_promote_relative(state)] if self.margin is not None else []
+        evidence += [self.log_promote_absolute(state)] if self.bound is not None else []
+        return min(evidence) >= log_threshold(levels.promote) and not self.breached(state, levels)
 
     def _findings(self, state: MeanState, levels: Levels) -> list[Finding]:
         crossed, passed = log_threshold(levels.breach / self.bounds), log_threshold(levels.promote)

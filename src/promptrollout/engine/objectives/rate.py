@@ -21,7 +21,7 @@ from promptrollout.engine.statistics import encoding
 from promptrollout.engine.statistics.bernoulli import log_bound, two_arm_bet
 from promptrollout.engine.statistics.common_cause import MOST_PER_INTERVAL, SUSPECT, is_common, suspicion_after
 from promptrollout.engine.statistics.contrast import TUNING, half_width
-from promptrollout.engine.statistics.dispersion import SINGLES, SKEWED
+from promptrollout.engine.statistics.dispersion import SINGLES, SKEWED, both_moments
 from promptrollout.engine.statistics.evidence import Arm, Counts
 from promptrollout.engine.statistics.logspace import log_add, log_mix, log_needed, log_threshold, shrunk
 
@@ -77,8 +77,7 @@ class RateTest:
         usable = [counts.clipped() for counts in strata if counts.canary.is_usable and counts.stable.is_usable]
         if not usable:
             return state
-        n_c, e_c = sum(c.canary.n for c in usable), sum(c.canary.total for c in usable)
-        n_s, e_s = sum(c.stable.n for c in usable), sum(c.stable.total for c in usable)
+        (n_c, e_c), (n_s, e_s) = both_moments(usable)
         # the weight of this interval is fixed before its values are read: by rate and dispersion of the earlier ones
         rate = state.recent_bad / state.recent if state.recent else 0.0
         rho = state.dispersion.between_intervals() if n_c > 0 else 0.0
@@ -109,12 +108,10 @@ class RateTest:
                 gains = (log_bound(self.maximum, g, n_c, e_c) / one for g in WORSE_ODDS)
                 absolute = absolute.observe(min(x, most) for x in gains)
 
-        fading = (
-            state
-            if outage
-            else replace(state, recent=FADING * state.recent + n_s, recent_bad=FADING * state.recent_bad + e_s)
-        )
-        variance = _variance(fading.recent_bad, fading.recent)
+        recent, recent_bad = state.recent, state.recent_bad
+        if not outage:
+            recent, recent_bad = FADING * recent + n_s, FADING * recent_bad + e_s
+        variance = _variance(recent_bad, recent)
         # what people read of stable is of the same seconds as the canary's: none of it was before the first user
         met = state.canary > 0 or n_c > 0
         return RateState(
@@ -122,8 +119,8 @@ class RateTest:
             canary_bad=state.canary_bad + e_c,
             stable=state.stable + (n_s if met else 0.0),
             stable_bad=state.stable_bad + (e_s if met else 0.0),
-            recent=fading.recent,
-            recent_bad=fading.recent_bad,
+            recent=recent,
+            recent_bad=recent_bad,
             effective=state.effective + n_c / both,
             relative=relative,
             floor=floor,
@@ -179,6 +176,14 @@ class RateTest:
         evidence += [self.log_breach_absolute(state)] if self.maximum is not None else []
         # most looks end here: evidence that is too weak as it stands stays too weak when users are weighed
         return max(evidence) >= crossed and shrunk(max(evidence), self.user_dispersion(state)) >= crossed
+
+    def passed(self, state: RateState, levels: Levels) -> bool:
+        if not state.canary or (self.maximum is not None and state.suspicion >= SUSPECT):
+            return False
+        needed, users = log_threshold(levels.promote), self.user_dispersion(state)
+        evidence = [self.log_promote_relative(state)] if self.margin_percent is not None else []
+        evidence += [self.log_promote_absolute(state, self.maximum)] if self.maximum is not None else []
+        return shrunk(min(evidence), users) >= needed and not self.breached(state, levels)
 
     def _findings(self, state: RateState, levels: Levels) -> list[Finding]:
         crossed, passed = log_threshold(levels.breach / self.bounds), log_threshold(levels.promote)

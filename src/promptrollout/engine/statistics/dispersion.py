@@ -203,8 +203,7 @@ class Dispersion:
 
     def observe(self, strata: Sequence[Counts], variance: float, kurtosis: float) -> Dispersion:
         """After one interval. `variance` and `kurtosis` of one request on stable, as known so far."""
-        of_canary = sum(c.canary.n for c in strata), sum(c.canary.total for c in strata)
-        of_stable = sum(c.stable.n for c in strata), sum(c.stable.total for c in strata)
+        of_canary, of_stable = both_moments(strata)
         blocks = self.blocks
         waiting = self.waiting
         if of_canary[0] > 0 and waiting:
@@ -288,6 +287,15 @@ def shard_squares(arm: Arm) -> float:
     free = 1 - math.fsum(shard[0] ** 2 for shard in arm.shards) / n**2
     squares = math.fsum((shard[1] - mean * shard[0]) ** 2 for shard in arm.shards)
     return arm.total**2 / arm.n + (squares / free * (arm.n / n) if free > 0 else 0.0)
+
+
+def both_moments(strata: Sequence[Counts]) -> tuple[Moments, Moments]:
+    """Of canary and stable, over all strata."""
+    if len(strata) == 1:  # of nearly all signals: a quarter of the time that sums take
+        canary, stable = strata[0].canary, strata[0].stable
+        return (canary.n, canary.total), (stable.n, stable.total)
+    of_canary = sum(c.canary.n for c in strata), sum(c.canary.total for c in strata)
+    return of_canary, (sum(c.stable.n for c in strata), sum(c.stable.total for c in strata))
 
 
 def _residuals(before: tuple[float, ...], shards: Sequence[Shard]) -> tuple[tuple[float, ...], float]:

@@ -35,7 +35,6 @@ def write(gateway: Gateway, provider: str, **files: str | None) -> None:
 
 async def told(gateway: Gateway) -> list[tuple[str, str]]:
     await gateway.registry.sweep()
-    gateway.problems.update(gateway.registry.all(), gateway.registry.not_loaded())
     return [(each.reason, each.message) for each in gateway.reporter.report().problems]
 
 

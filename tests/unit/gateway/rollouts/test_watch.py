@@ -181,8 +181,10 @@ async def test_a_probe_that_stays_silent_delays_nothing_else(gateway: Gateway, s
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked.set()
-        await reader.read()
-        writer.close()
+        try:
+            await reader.read()
+        finally:  # the test may end first
+            writer.close()
 
     def tick() -> None:
         nonlocal ticks

@@ -2,8 +2,10 @@
 
 import math
 import random
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import replace
+from operator import itemgetter
 
 import pytest
 
@@ -316,7 +318,8 @@ def cut(windows: dict[str, list[Series]], after: int, until: int) -> dict[str, l
     for metric, all_series in windows.items():
         kept = []
         for s in all_series:
-            samples = tuple((at, value) for at, value in s.samples if after < at <= until)
+            first, end = (bisect_right(s.samples, at, key=itemgetter(0)) for at in (after, until))
+            samples = s.samples[first:end]
             if samples:
                 kept.append(replace(s, samples=samples))
         found[metric] = kept

@@ -3,8 +3,10 @@ queries, on wild histories."""
 
 import math
 import random
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -92,8 +94,8 @@ def history(rng: random.Random, question: EvidenceRequest) -> Windows:
 def cut(windows: Windows, after: int, until: int) -> Windows:
     found: Windows = {}
     for query, all_series in windows.items():
-        each = ((s, tuple(sample for sample in s.samples if after < sample[0] <= until)) for s in all_series)
-        found[query] = [replace(s, samples=samples) for s, samples in each if samples]
+        each = ((s, *(bisect_right(s.samples, at, key=itemgetter(0)) for at in (after, until))) for s in all_series)
+        found[query] = [replace(s, samples=s.samples[first:end]) for s, first, end in each if first < end]
     return found
 
 
