@@ -26,7 +26,8 @@ MODULES = (
         "objectives.rate",
     ),
     *("objectives.rate_state", "objectives.sample_ratio", "statistics.bernoulli", "statistics.common_cause"),
-    *("statistics.contrast", "statistics.dispersion", "statistics.evidence", "statistics.logspace"),
+    *("statistics.contrast", "statistics.dispersion", "statistics.evidence", "statistics.incident"),
+    "statistics.logspace",
 )
 WRITERS = re.compile(r"_text__mutmut_")
 KILLED = (1, 3, 24, 36, 152, 255, -24)

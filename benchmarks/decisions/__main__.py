@@ -102,7 +102,9 @@ def judge(report: Report, cases: Mapping[str, Case], results: Results, given_rul
                 report.goal(f"judged at all, {name}", 1, None)
             continue
         if case.promised and case.truth in ("harmless", "unreadable"):
-            report.goal(f"false rollback, {name}", 100 * ALPHA, 100 * ours.rolled_back, unit="%")
+            report.goal(f"false rollback, {name}", 100 * case.most_rolled_back, 100 * ours.rolled_back, unit="%")
+        if case.most_requests is not None:
+            report.goal(f"canary requests until rollback, {name}", case.most_requests, ours.requests_median)
         if case.truth == "harmless" and case.has_traffic:
             minutes = None if ours.promotion_seconds_p90 is None else ours.promotion_seconds_p90 / 60
             report.goal(f"time to promote (p90), {name}", case.planned_seconds / 60, minutes, unit="min")

@@ -33,6 +33,10 @@ class Case(Strict):
     """The signal that the truth is about."""
     promised: bool = True
     """A goal is made of it. Otherwise it shows where the promise ends."""
+    most_rolled_back: Annotated[float, Field(gt=0, lt=1)] = ALPHA
+    """Goal, where a rollback is false."""
+    most_requests: Annotated[int, Field(ge=1)] | None = None
+    """Goal, where it is right: the canary's requests until then (median)."""
     has_traffic: bool = True
     """Enough requests to be promoted in the steps' own time."""
     lost_seconds: Annotated[int, Field(ge=0)] = 0

@@ -229,7 +229,7 @@ class ObjectiveStatus(Model):
     step_beyond_bound: Annotated[str, Field(max_length=128)] | None = None
     """The step cannot pass: what its own samples say is beyond a bound, though not yet proven. Absent while it is
     not."""
-    checkpoint: Annotated[str, Field(max_length=1280)] | None = None
+    checkpoint: Annotated[str, Field(max_length=2560)] | None = None
     """Running sums of the test. Only the engine reads them."""
 
 

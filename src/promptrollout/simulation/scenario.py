@@ -111,6 +111,9 @@ class Users(Strict):
     """The r-th most active user sends requests in proportion to r to the minus this."""
     intra_user_correlation: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Of two requests of one user."""
+    rate_exponent: Annotated[float, Field(ge=0, le=2)] = 0
+    """A user's errors go with their activity to this power; 0: heavy users fail as often as others, 1: a user who asks
+    twice as often fails twice as often."""
 
 
 class Latency(Strict):

@@ -61,7 +61,11 @@ class Buckets:
         if users is None or users.intra_user_correlation == 0 or not 0 < mean < 1:
             return np.full(self.share.shape, mean)
         strength = 1 / users.intra_user_correlation - 1
-        each = rng.beta(mean * strength, (1 - mean) * strength, users.count)
+        means = np.full(users.count, mean)
+        if users.rate_exponent:
+            relative = self.activity**users.rate_exponent
+            means = np.minimum(_MOST, mean * relative / np.sum(self.activity * relative))
+        each = rng.beta(means * strength, (1 - means) * strength)
         total = np.bincount(self.place, self.activity * each, self.share.size).reshape(self.share.shape)
         chance: Floats = np.divide(total, self.share, out=np.full(self.share.shape, mean), where=self.share > 0)
         return np.minimum(1, chance)
@@ -82,6 +86,8 @@ class Buckets:
         return order[np.minimum(at, len(order) - 1)]
 
 
+_MOST = 0.95
+"""Mean chance of a bad request of a user, however active."""
 COLUMNS = 5
 """n, total, squares, input and saved, on the first axis of a Split."""
 

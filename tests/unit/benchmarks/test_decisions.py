@@ -50,6 +50,13 @@ def test_a_threefold_error_rate_is_found_about_as_soon_as_by_an_oracle() -> None
     assert mine.requests_median < 2 * oracle.requests_median
 
 
+def test_an_incident_that_is_over_does_not_hide_a_regression() -> None:
+    found = figures(outcomes("x3-after-incident")[OURS.name])
+    assert found.rolled_back == 1
+    assert found.requests_median is not None
+    assert found.requests_median < 400, "with the incident as a habit of stable's it takes about 700"
+
+
 def test_a_canary_at_the_margin_is_not_promoted() -> None:
     assert count(outcomes("errors-at-margin")[OURS.name], "promoted") <= MOST_FALSE
 

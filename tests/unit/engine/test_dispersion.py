@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from promptrollout.engine.statistics.dispersion import LEAST_SHARDS, PRIOR, SHARDS, Dispersion, shard_squares
+from promptrollout.engine.statistics.dispersion import BASELINE, LEAST_SHARDS, SHARDS, Dispersion, shard_squares
 from promptrollout.engine.statistics.evidence import Arm, Counts, Shard
 
 VARIANCE = 0.02 * 0.98
@@ -14,6 +14,14 @@ VARIANCE = 0.02 * 0.98
 
 def stable_alone(n: float, bad: float) -> Counts:
     return Counts(Arm(0, 0), Arm(n, bad))
+
+
+def beside_a_canary(bad: list[float], n: float = 500.0) -> Dispersion:
+    """Intervals of n requests on stable, of which so many are bad, while the canary has a few."""
+    seen = Dispersion()
+    for each in bad:
+        seen = seen.observe([Counts.of(5, 0, n, each)], VARIANCE, 50.0)
+    return seen
 
 
 def sharded(canary: list[Shard], stable: list[Shard]) -> Counts:
@@ -49,41 +57,57 @@ def test_shocks_show_as_the_correlation_within_an_interval(correlation: float) -
 
 
 def test_it_is_the_excess_of_the_squared_change_written_out() -> None:
-    seen = Dispersion()
-    for bad in (10.0, 14.0, 5.0):
-        seen = seen.observe([stable_alone(500, bad)], VARIANCE, 50.0)
+    """Over twice the two changes that were seen and ten that are presumed, less one standard error."""
+    seen = beside_a_canary([10.0, 14.0, 5.0])
     alone = 1 / 500 + 1 / 500
     excess = ((4 / 500) ** 2 + (9 / 500) ** 2) / VARIANCE - 2 * alone
     error = 2 * alone**2 * (3 + 0.375 * 50 * alone)
     (single, *_) = seen.blocks
     assert single.changes == 2
     assert single.excess == pytest.approx(excess, rel=1e-5)
-    assert single.correlation() == pytest.approx(max(0, excess - math.sqrt(error)) / (2 * (2 + PRIOR)), rel=1e-5)
+    assert seen.between_intervals() == pytest.approx(max(0, excess - math.sqrt(error)) / (2 * (2 + 10)), rel=1e-5)
 
 
-def test_a_blip_counts_at_most_twenty_five_times_what_was_expected() -> None:
-    """Before it one change was seen, whose excess is spread over that one and ten quiet ones."""
+@pytest.mark.parametrize(("has_users", "most"), [(False, 25), (True, 8)])
+def test_a_blip_counts_at_most_so_many_times_what_was_expected(has_users: bool, most: int) -> None:
+    """Before it one change was seen, whose excess is spread over that one and ten quiet ones. While the canary has
+    users stable's own incident must not blind the test."""
+    baseline = [10.0] * (BASELINE - 2)
     seen = Dispersion()
-    for bad in (10.0, 30.0, 400.0):
-        seen = seen.observe([stable_alone(500, bad)], VARIANCE, 50.0)
-    alone = 1 / 500 + 1 / 500
-    first = (20 / 500) ** 2 / VARIANCE - alone
-    assert 25 * (alone + first / 11) < (370 / 500) ** 2 / VARIANCE, "or this shows nothing"
-    assert seen.blocks[0].excess == pytest.approx(first + 25 * (alone + first / 11) - alone, rel=1e-5)
+    for bad in (*baseline, 30.0, 400.0):  # the last two are no incident: they are too few to be out of the ordinary
+        seen = seen.observe([Counts.of(5 if has_users else 0, 0, 500, bad)], 1.0, 50.0)
+    alone, before = 1 / 500 + 1 / 500, -(BASELINE - 3) * 2 / 500
+    first = before + (20 / 500) ** 2 - alone
+    assert first < 0, "or what was expected is more than independent requests show"
+    counted = min((370 / 500) ** 2, most * alone)
+    assert seen.blocks[0].excess == pytest.approx(first + counted - alone, rel=1e-4)
 
 
 def test_blocks_compare_the_means_of_all_their_intervals() -> None:
     """Two blocks of four: 40 and 80 bad ones of 2,000; the squared change less 1/n + 1/n', less one standard error."""
-    seen = Dispersion()
-    for bad in (4.0, 16.0, 12.0, 8.0, 20.0, 25.0, 15.0, 20.0):
-        seen = seen.observe([stable_alone(500, bad)], VARIANCE, 50.0)
+    seen = beside_a_canary([4.0, 16.0, 12.0, 8.0, 20.0, 25.0, 15.0, 20.0])
     alone = 2 / 2000
-    excess = (40 / 2000) ** 2 / VARIANCE - alone
+    excess = min((40 / 2000) ** 2 / VARIANCE, 8 * alone) - alone
     error = alone**2 * (3 + 0.375 * 50 * alone)
-    four, sixteen = seen.blocks[1], seen.blocks[2]
+    four, sixteen, later = seen.blocks[1:]
     assert (four.intervals, four.changes, sixteen.intervals, sixteen.changes) == (0, 1, 8, 0)
-    assert four.correlation() == pytest.approx((excess - math.sqrt(error)) / 22, rel=1e-5)
-    assert seen.between_intervals() == pytest.approx(4 * four.correlation())
+    assert (later.intervals, later.changes) == (0, 0), "it begins in the middle of the other's first block"
+    expected = 4 * (excess - math.sqrt(error)) / (2 * (1 + 10 / 4))
+    assert seen.between_intervals() == pytest.approx(expected, rel=1e-5)
+
+
+def test_long_blocks_are_compared_from_every_eighth_interval_on() -> None:
+    """Five times eight intervals alike: blocks of 16 show three changes, after a first one of eight."""
+    levels = [10.0, 16.0, 9.0, 14.0, 10.0]
+    seen = beside_a_canary([bad for bad in levels for _ in range(8)])
+    first, second = seen.blocks[2:]
+    assert (first.changes, second.changes) == (1, 2)
+    n = 16 * 500
+    alone, short = 2 / n, 1 / n + 2 / n
+    of_first = ((13 - 11.5) / 500) ** 2 / VARIANCE - alone
+    of_second = (((12.5 - 10) / 500) ** 2 + ((12 - 12.5) / 500) ** 2) / VARIANCE - alone - short
+    assert first.excess == pytest.approx(of_first, rel=1e-3)
+    assert second.excess == pytest.approx(of_second, rel=1e-3)
 
 
 @pytest.mark.parametrize("lasting", [4, 16])
@@ -116,10 +140,53 @@ def test_slow_drift_and_an_outage_are_no_fluctuation() -> None:
     for k in range(200):
         drift = drift.observe([stable_alone(600, 12 + 6 * math.sin(k / 600))], VARIANCE, 50.0)
     assert drift.between_intervals() == 0
-    steady = Dispersion().observe([stable_alone(600, 12)], VARIANCE, 50.0)
-    over = steady.interrupted().observe([stable_alone(600, 300)], VARIANCE, 50.0)
+    steady = beside_a_canary([12.0], 600)
+    over = steady.interrupted().observe([Counts.of(5, 0, 600, 300)], VARIANCE, 50.0)
     assert over.between_intervals() == 0
-    assert steady.observe([stable_alone(600, 300)], VARIANCE, 50.0).between_intervals() > 0
+    assert steady.observe([Counts.of(5, 0, 600, 300)], VARIANCE, 50.0).between_intervals() > 0
+
+
+# ---------------------------------------------------------------- the baseline, and its incident
+
+
+def after_baseline(rates: list[float], n: float = 300.0) -> Dispersion:
+    """Stable alone with these rates, then one interval in which the canary has users."""
+    seen = Dispersion()
+    for rate in rates:
+        seen = seen.observe([stable_alone(n, round(n * rate))], VARIANCE, 50.0)
+    return seen.observe([Counts.of(15, 0, n, round(n * 0.02))], VARIANCE, 50.0)
+
+
+@pytest.mark.parametrize("first", [0, 9, 20, 40])
+def test_an_incident_of_the_baseline_says_nothing_about_the_time_after_it(first: int) -> None:
+    """Twenty intervals at 30 %, wherever they are among the sixty."""
+    rates = [0.3 if first <= k < first + 20 else 0.02 for k in range(BASELINE)]
+    assert after_baseline(rates).between_intervals() == 0
+
+
+def test_what_comes_again_and_again_is_a_habit() -> None:
+    """Two incidents are not one: what is left without the longer of them still fluctuates."""
+    rates = [0.3 if k in range(8, 16) or k in range(40, 52) else 0.02 for k in range(BASELINE)]
+    assert after_baseline(rates).between_intervals() > 0.05
+
+
+def test_shocks_of_minutes_are_known_before_the_canary_has_users() -> None:
+    """Of six levels of ten intervals each none is left out: they are what is usual."""
+    levels = [0.01, 0.035, 0.02, 0.005, 0.03, 0.012]
+    seen = after_baseline([level for level in levels for _ in range(10)])
+    assert seen.between_intervals() > 0.02
+    assert sum(blocks.changes for blocks in seen.blocks[2:]) == 5
+
+
+def test_a_short_baseline_is_judged_when_the_canary_gets_its_first_users() -> None:
+    rates = [0.3 if 4 <= k < 8 else 0.02 for k in range(12)]
+    waiting = Dispersion()
+    for rate in rates:
+        waiting = waiting.observe([stable_alone(300, 300 * rate)], VARIANCE, 50.0)
+    assert waiting.between_intervals() == 0, "what sizes the first bet has no incident in it"
+    assert Dispersion.read(waiting.singles()) == waiting
+    assert after_baseline(rates).waiting == ()
+    assert after_baseline(rates).between_intervals() == 0
 
 
 # ---------------------------------------------------------------- users
@@ -225,10 +292,12 @@ def test_it_starts_again_from_its_numbers_to_the_last_bit() -> None:
     assert Dispersion.read(seen.singles()) == seen
     plain = Dispersion().observe([stable_alone(600, 12)], VARIANCE, 50.0)
     assert Dispersion.read(plain.singles()) == plain
-    broken = list(seen.singles())
-    broken[1] = -1.0
-    with pytest.raises(ValueError, match="not the sums"):
-        Dispersion.read(iter(broken))
+    singles = list(seen.singles())
+    for k, wrong in ((0, -1.0), (0, 1.0), (0, 0.5), (1, -1.0)):
+        broken = [*singles]
+        broken[k] = wrong
+        with pytest.raises(ValueError, match="not the sums"):
+            Dispersion.read(iter(broken))
 
 
 def test_what_hits_both_arms_is_no_unrest_of_stable() -> None:

@@ -79,33 +79,48 @@ def means_after(test: MeanTest, strata: Sequence[Counts]) -> MeanState:
 def correlation(strata: Sequence[Counts], spreads: Sequence[float], kurtoses: Sequence[float]) -> float:
     """Of stable, by von Neumann's differences between the means of neighbouring blocks of 1, 4 and 16 intervals: what
     they show beyond independent requests by more than one standard error, over twice as many changes as were seen and
-    ten quiet ones more. A correlation that lasts for a block counts once for each interval of it. What is 16 times
-    as much as was expected, and between half and twice was done by the canary, counts as expected."""
-    found = [0.0]
+    as many quiet ones as ten intervals have. A correlation that lasts for a block counts once for each interval of it.
+    What is 16 times as much as was expected, and between half and twice was done by the canary, counts as expected.
+
+    Blocks of 16 begin at every eighth interval. What they show must stand out by two standard errors, of 1.4 times the
+    variance; where it is more than shorter blocks show, one and a half times the difference is added."""
+    found = []
+    for length, starts, deviations in ((1, (0,), 1.0), (4, (0,), 1.0), (16, (0, 8), 2.0)):
+        sums = [changes_between(strata, spreads, kurtoses, length, start) for start in starts]
+        changes, excess, error = (sum(each) for each in zip(*sums, strict=True))
+        error *= 1.4 if len(starts) > 1 else 1.0
+        quiet = len(starts) * 10 / length
+        found.append(length * max(excess - deviations * math.sqrt(error), 0) / (2 * (changes + quiet)))
+    short, long = max(found[:2]), found[2]
+    return max(short, long + 1.5 * (long - short))
+
+
+def changes_between(
+    strata: Sequence[Counts], spreads: Sequence[float], kurtoses: Sequence[float], length: int, start: int
+) -> tuple[int, float, float]:
+    """How many, their excess, and its variance if requests are independent. A block before `start` is shorter."""
     stable, canary = [counts.stable for counts in strata], [counts.canary for counts in strata]
-    for length in (1, 4, 16):
-        ends = range(length, len(stable) + 1, length)
-        blocks = [
-            (*(pooled(arm[end - length : end]) for arm in (stable, canary)), spreads[end - 1], kurtoses[end - 1])
-            for end in ends
-        ]
-        excess = error = 0.0
-        changes = 0
-        for (before, canary_before, _, _), (block, canary_block, v, kurtosis) in itertools.pairwise(blocks):
-            if v > 0:
-                widths = 1 / before.n + 1 / block.n
-                expected = widths + max(excess, 0) / (changes + 10)
-                step = block.total / block.n - before.total / before.n
-                change = step**2 / v
-                of_canary = canary_block.total / canary_block.n - canary_before.total / canary_before.n
-                if change > 16 * expected and 0.5 <= of_canary / step <= 2:
-                    change = expected
-                # a surprise counts at most 25 times what was expected
-                excess += min(change, 25 * expected) - widths
-                error += widths**2 * (3 + 0.375 * kurtosis * widths)
-                changes += 1
-        found.append(length * max(excess - math.sqrt(error), 0) / (2 * (changes + 10)))
-    return max(found)
+    ends = range(start or length, len(stable) + 1, length)
+    blocks = [
+        (*(pooled(arm[max(end - length, 0) : end]) for arm in (stable, canary)), spreads[end - 1], kurtoses[end - 1])
+        for end in ends
+    ]
+    excess = error = 0.0
+    changes = 0
+    for (before, canary_before, _, _), (block, canary_block, v, kurtosis) in itertools.pairwise(blocks):
+        if v > 0:
+            widths = 1 / before.n + 1 / block.n
+            expected = widths + max(excess, 0) / (changes + 10)
+            step = block.total / block.n - before.total / before.n
+            change = step**2 / v
+            of_canary = canary_block.total / canary_block.n - canary_before.total / canary_before.n
+            if change > 16 * expected and 0.5 <= of_canary / step <= 2:
+                change = expected
+            # a surprise counts at most eight times what was expected
+            excess += min(change, 8 * expected) - widths
+            error += widths**2 * (3 + 0.375 * kurtosis * widths)
+            changes += 1
+    return changes, excess, error
 
 
 def rate_variance(bad: float, n: float) -> float:
@@ -144,7 +159,14 @@ LASTING = [counts for counts in FLUCTUATING for _ in range(4)]
 """The same, each for four intervals."""
 
 
-@pytest.mark.parametrize(("strata", "least"), [(FLUCTUATING, 0.0005), (LASTING, 0.002)], ids=["short", "lasting"])
+LONG = [counts for counts in [*FLUCTUATING, *FLUCTUATING] for _ in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("strata", "least"),
+    [(FLUCTUATING, 0.0005), (LASTING, 0.001), (LONG, 0.003)],
+    ids=["short", "lasting", "long"],
+)
 def test_where_stable_fluctuates_every_bet_of_a_rate_is_smaller_by_that_much(
     strata: list[Counts], least: float
 ) -> None:

@@ -89,7 +89,7 @@ class RateTest:
         (n_c, e_c), (n_s, e_s) = both_moments(usable)
         state = self._compare(state, usable, n_c, promotable=promotable)
         # the weight of this interval is fixed before its values are read: by the dispersion of the earlier ones
-        one = 1 + SKEWED / 2 * state.dispersion.between_intervals() * n_c
+        one = 1 + SKEWED / 2 * state.dispersion.between_intervals() * n_c if n_c > 0 else 1.0
         absolute, cusums = state.absolute, state.cusums
         if self.maximum is not None:
             cusums = cusums_after(cusums, n_s, (log_bound(self.maximum, g, n_s, e_s) for g in SUSPECT_ODDS))
@@ -128,7 +128,7 @@ class RateTest:
             state = self._settled(state)
         # a bet is fixed before its values are read: by rate and dispersion of earlier intervals
         rate = state.recent_bad / state.recent if state.recent else 0.0
-        rho = state.dispersion.between_intervals()
+        rho = state.dispersion.between_intervals() if n_c > 0 or state.canary > 0 else 0.0
         pending = state.pending if state.pending.intervals else Pending.begin(rate, rho, promotable=promotable)
         if self.signal.strata or (not pending.intervals and n_c >= ENOUGH):
             # of strata each is compared alone, and the next interval may have others

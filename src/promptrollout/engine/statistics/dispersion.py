@@ -13,26 +13,42 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 from promptrollout.api import names
 from promptrollout.engine.statistics.evidence import Arm, Counts, Shard
+from promptrollout.engine.statistics.incident import Seen, incident
 
 SHARDS = names.SHARDS
 """Groups of users, by a hash that the bucket does not depend on. Enough that an estimate of their variance is off by
 18 % (both arms: 62 degrees of freedom), and few enough to be exported while a rollout progresses."""
 LEAST_SHARDS = 10
 """With fewer effective shards their variance cannot be estimated. Each shard counts for at most a tenth."""
-LENGTHS = (1, 4, 16)
-"""Intervals of the blocks whose means are compared: what disturbs an arm may last longer than one."""
+LENGTHS = (1, 4, 16, 16)
+"""Intervals of the blocks whose means are compared: what disturbs an arm may last longer than one. The last two are
+read together: one begins in the middle of the other's blocks, which shows more of long ones."""
+BASELINE = 60
+"""Intervals of stable alone that are kept to be judged as a whole, without their incident."""
 SURPRISE = 25.0
-"""A squared change counts at most this many times what was expected: one blip is no habit."""
+"""A squared change of the baseline counts at most this many times what was expected."""
+SURPRISE_LATER = 8.0
+"""The same once the canary has users: one incident of stable alone must not blind the test."""
+PRIOR = 10
+"""Quiet changes that are presumed, for what is expected of the next one."""
+QUIET = 10
+"""Quiet intervals that are presumed, for the correlation: of long blocks few are ever seen, and as many quiet ones as
+of short blocks would hide shocks of minutes."""
+LASTING = 1.5
+"""How much of what the longest blocks show beyond shorter ones is added again. A shock that lasts nearly as long as a
+block is in both neighbours, so they differ by less: of shocks of ten intervals 69 % are seen, of five 85 %."""
+DEVIATION, LONG_DEVIATIONS = 1.0, 2.0
+"""Standard errors by which a correlation must stand out; the longest blocks' is used enlarged."""
+HALF_SHARED = 1.4
+"""Variance of two series of blocks together over the sum of theirs: each block shares its halves with two others."""
 SHARED = 16.0
 """A change of so many times what was expected, or more, is no unrest of stable's if the canary's is between half of
 it and twice as much: what hits both arms is not between them."""
-PRIOR = 10
-"""Quiet changes that are presumed: of long blocks few are ever seen."""
 SKEWED = 3.0
 """Shocks in two arms add twice their share to the variance of the difference; half again as much because they are
 skewed: with 2, arm-by-minute shocks of correlation .05 and .01 raised 7.2 and 5.8 % false alarms, with 3 2.2 % both."""
@@ -81,16 +97,50 @@ class Blocks(NamedTuple):
                 shared = 0.5 <= (canary_mean - self.last_canary_mean) / change <= 2
                 square = expected if shared else square
             changes += 1
-            excess += min(square, SURPRISE * expected) - alone
+            excess += min(square, (SURPRISE_LATER if canary_n > 0 else SURPRISE) * expected) - alone
             # changes that share a block are correlated by 1/2: half again as much as alone
             error += alone * alone * (3 + 0.375 * kurtosis * alone)
         return Blocks(0.0, 0.0, 0.0, 0.0, 0.0, n, mean, canary_n, canary_mean, changes, excess, error)
 
-    def correlation(self) -> float:
-        """Of an arm's requests within a block, as far as it stands out by more than its error:
-        E d^2 / v = 1/n + 1/n' + 2 rho. At most 1, when all requests of a block have one outcome."""
-        surplus = self.excess - math.sqrt(self.error)
-        return min(1.0, surplus / (2 * (self.changes + PRIOR))) if surplus > 0 else 0.0
+    def restarted(self, at: float) -> Blocks:
+        """With what was learned, and nothing to compare the next block with."""
+        return Blocks(intervals=at, changes=self.changes, excess=self.excess, error=self.error)
+
+
+_STARTS = (0.0, 0.0, 0.0, LENGTHS[-1] / 2)
+"""Intervals that count as seen of each first block."""
+_FRESH = tuple(Blocks(intervals=start) for start in _STARTS)
+
+
+def correlation(series: Sequence[Blocks], length: int, deviations: float) -> float:
+    """Of an arm's requests within blocks of this length, as far as it stands out by more than its error:
+    E d^2 / v = 1/n + 1/n' + 2 rho. At most 1, when all requests of a block have one outcome."""
+    error = math.fsum(each.error for each in series) * (HALF_SHARED if len(series) > 1 else 1.0)
+    surplus = math.fsum(each.excess for each in series) - deviations * math.sqrt(error)
+    changes = math.fsum(each.changes for each in series) + len(series) * QUIET / length
+    return min(1.0, surplus / (2 * changes)) if surplus > 0 else 0.0
+
+
+def _observed(
+    blocks: Sequence[Blocks], canary: Moments, stable: Moments, variance: float, kurtosis: float
+) -> tuple[Blocks, ...]:
+    pairs = zip(LENGTHS, blocks, strict=True)
+    learnt = [each.observe(length, canary, stable, variance, kurtosis) for length, each in pairs]
+    return tuple([Blocks(*_single(each)) for each in learnt])
+
+
+def _restarted(blocks: Sequence[Blocks]) -> tuple[Blocks, ...]:
+    return tuple(each.restarted(start) for each, start in zip(blocks, _STARTS, strict=True))
+
+
+def _learned(baseline: Sequence[Seen]) -> tuple[Blocks, ...]:
+    """From a baseline without its incident."""
+    left_out = incident(baseline) or range(0)
+    blocks = _FRESH
+    for k, seen in enumerate(baseline):
+        if k not in left_out:
+            blocks = _observed(blocks, (0.0, 0.0), (seen.n, seen.total), seen.variance, seen.kurtosis)
+    return _restarted(blocks) if left_out.stop == len(baseline) else blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +150,10 @@ class Dispersion:
     Intervals are judged by stable alone: what the canary does cannot make its own bets smaller.
     """
 
-    blocks: tuple[Blocks, ...] = (Blocks(),) * len(LENGTHS)
+    blocks: tuple[Blocks, ...] = _FRESH
+    waiting: tuple[Seen, ...] = ()
+    """The baseline, until the canary has users or it is long enough: an incident that was over before the first user
+    says nothing about the time after it."""
     canary_free: float = 0.0
     """Requests whose variance the canary's residuals hold if they are independent."""
     stable_free: float = 0.0
@@ -119,8 +172,10 @@ class Dispersion:
 
         Successive differences (von Neumann), so that slow drift does not count.
         """
-        pairs = zip(LENGTHS, self.blocks, strict=True)
-        return max(length * blocks.correlation() for length, blocks in pairs)
+        single, four, *long = _learned(self.waiting) if self.waiting else self.blocks
+        short = max(correlation((single,), 1, DEVIATION), 4 * correlation((four,), 4, DEVIATION))
+        lasting = 16 * correlation(long, 16, LONG_DEVIATIONS)
+        return lasting + LASTING * (lasting - short) if lasting > short else short
 
     def between_users(self, canary_variance: float, stable_variance: float) -> float:
         """Variance of the arms' totals over that of independent requests, at least 1.
@@ -150,10 +205,15 @@ class Dispersion:
         """After one interval. `variance` and `kurtosis` of one request on stable, as known so far."""
         of_canary, of_stable = both_moments(strata)
         blocks = self.blocks
-        if of_stable[0] > 0:
-            pairs = zip(LENGTHS, blocks, strict=True)
-            learnt = [each.observe(length, of_canary, of_stable, variance, kurtosis) for length, each in pairs]
-            blocks = tuple([Blocks(*_single(each)) for each in learnt])
+        waiting = self.waiting
+        if of_canary[0] > 0 and waiting:
+            blocks, waiting = _learned(waiting), ()
+        if of_stable[0] > 0 and of_canary[0] <= 0 and blocks == _FRESH:
+            waiting = (*waiting, Seen(*_single((*of_stable, variance, kurtosis))))
+            if len(waiting) == BASELINE:
+                blocks, waiting = _learned(waiting), ()
+        elif of_stable[0] > 0:
+            blocks = _observed(blocks, of_canary, of_stable, variance, kurtosis)
         canary, stable, requests = self.canary, self.stable, self.requests
         canary_free, stable_free = self.canary_free, self.stable_free
         for counts in strata:
@@ -165,16 +225,17 @@ class Dispersion:
                 stable_free += freed
                 requests = _single([u + shard[0] for u, shard in zip(requests or _ZEROS, c, strict=True)])
         canary_free, stable_free = _single((canary_free, stable_free))
-        return Dispersion(blocks, canary_free, stable_free, canary, stable, requests)
+        return Dispersion(blocks, waiting, canary_free, stable_free, canary, stable, requests)
 
     def interrupted(self) -> Dispersion:
         """After an interval that is not typical: neither an outage nor its end counts as fluctuation."""
-        kept = ((each.changes, each.excess, each.error) for each in self.blocks)
-        return replace(self, blocks=tuple(Blocks(changes=c, excess=x, error=e) for c, x, e in kept))
+        return replace(self, blocks=_restarted(self.blocks))
 
     # ------------------------------------------------------------ checkpoints
 
     def singles(self) -> Iterator[float]:
+        yield float(len(self.waiting))
+        yield from chain.from_iterable(self.waiting)
         for length, each in zip(LENGTHS, self.blocks, strict=True):
             yield from each[_kept_from(length) :]
         yield from (self.canary_free, self.stable_free, *self.canary, *self.stable, *self.requests)
@@ -182,17 +243,23 @@ class Dispersion:
     @classmethod
     def read(cls, singles: Iterator[float]) -> Dispersion:
         """The inverse of `singles`; ValueError if they are not the sums of a dispersion."""
+        count, *left = singles
+        size = count * len(Seen._fields)
+        if not (count.is_integer() and 0 <= count < BASELINE and len(left) + 1 - size in _SINGLES):
+            raise ValueError("damaged checkpoint (these are not the sums of a dispersion): its evidence restarts")
+        singles = iter(left)
+        waiting = tuple(Seen(*islice(singles, len(Seen._fields))) for _ in range(int(count)))
         fields = [Blocks._fields[_kept_from(length) :] for length in LENGTHS]
         blocks = tuple(Blocks(**dict(zip(names, islice(singles, len(names)), strict=False))) for names in fields)
         canary_free, stable_free = next(singles), next(singles)
         canary, stable, requests = (tuple(islice(singles, SHARDS)) for _ in range(3))
-        flat = [x for each in blocks for x in each]
+        flat = [x for each in (*blocks, *waiting) for x in each]
         never_negative = [x for each in blocks for x in each._replace(excess=0.0)]
         if not all(map(math.isfinite, (*flat, canary_free, stable_free, *canary, *stable, *requests))) or (
-            min(*never_negative, canary_free, stable_free, *requests, 0.0) < 0
+            min(*never_negative, *(seen.n for seen in waiting), canary_free, stable_free, *requests, 0.0) < 0
         ):
             raise ValueError("damaged checkpoint (these are not the sums of a dispersion): its evidence restarts")
-        return cls(blocks, canary_free, stable_free, canary, stable, requests)
+        return cls(blocks, waiting, canary_free, stable_free, canary, stable, requests)
 
 
 def _kept_from(length: int) -> int:
@@ -200,9 +267,10 @@ def _kept_from(length: int) -> int:
     return 0 if length > 1 else Blocks._fields.index("last_n")
 
 
-_WITHOUT_SHARDS = sum(len(Blocks._fields) - _kept_from(length) for length in LENGTHS) + 2
-SINGLES = (_WITHOUT_SHARDS, _WITHOUT_SHARDS + 3 * SHARDS)
-"""How many a checkpoint holds: without shards and with them."""
+_LEAST = 1 + sum(len(Blocks._fields) - _kept_from(length) for length in LENGTHS) + 2
+_SINGLES = (_LEAST, _LEAST + 3 * SHARDS)
+SINGLES = tuple(most + waiting * len(Seen._fields) for waiting in range(BASELINE) for most in _SINGLES)
+"""How many a checkpoint may hold: by how much of the baseline waits, without shards and with them."""
 _ZEROS = (0.0,) * SHARDS
 
 
