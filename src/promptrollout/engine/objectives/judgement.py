@@ -89,7 +89,8 @@ class ObjectiveTest(Protocol):
         both."""
 
     def encode(self, state: Any) -> str:
-        """At most 2,560 characters, 1,280 once a baseline is judged; `decode(encode(s)) == s` exactly, to the last bit."""
+        """At most 2,560 characters, and 1,280 once the baseline is judged; `decode(encode(s)) == s` exactly, to the last
+        bit."""
 
     def decode(self, text: str) -> Any:
         """Raises ValueError if the text is not a state of this test."""
