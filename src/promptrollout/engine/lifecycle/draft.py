@@ -12,7 +12,7 @@ from promptrollout.engine.lifecycle.facts import DeliveryIntent, Facts
 HISTORY = 10
 REMEMBERED = 20
 EVIDENCE_BYTES = 4_500
-"""Of all decisions in the record together: the whole status stays below 44 KiB, and below 16 with 5 objectives."""
+"""Of all decisions in the record together: the whole status stays below 48 KiB, and below 16 with 5 objectives."""
 
 ACTIVE = ("Loading", "Stepping", "Promoting")
 """Stages in which a canary is on its way up."""

@@ -89,7 +89,7 @@ class ObjectiveTest(Protocol):
         both."""
 
     def encode(self, state: Any) -> str:
-        """At most 2,560 characters, and 1,280 once the baseline is judged; `decode(encode(s)) == s` exactly, to the last
+        """At most 2,560 characters, 1,280 once the baseline is judged; `decode(encode(s)) == s` exactly, to the last
         bit."""
 
     def decode(self, text: str) -> Any:
