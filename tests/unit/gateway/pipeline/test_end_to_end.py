@@ -74,8 +74,9 @@ async def test_a_canary_that_breaks_its_contract_is_seen_arm_by_arm(world: World
 
 async def test_swapping_under_load_fails_no_request_and_moves_users_one_way(world: World) -> None:
     await world.deliver(1, weight=0)
-    # a process that waits for its share of a core takes fewer at once: the others wait, and none is refused for that
-    world.gateway.serving_app.admission._queue_seconds = 60.0
+    # a process that waits for its share of a core takes fewer at once: the others wait, and none is refused for that,
+    # nor because a stall of a second or two lets each turn look that long
+    world.gateway.serving_app.admission._queue_seconds = 3600.0
     on_canary: set[int] = set()
     sequence = 1
     for weight in (0, 20, 60, 100):
