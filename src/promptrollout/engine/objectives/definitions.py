@@ -10,12 +10,14 @@ from promptrollout.engine.objectives import rate, rate_state
 from promptrollout.engine.objectives.judgement import ObjectiveTest
 from promptrollout.engine.objectives.mean import MeanTest
 from promptrollout.engine.objectives.rate import RateTest
-from promptrollout.engine.objectives.signals import edge_seconds, maximum_of, own_series, signal_of
+from promptrollout.engine.objectives.signals import Kind, edge_seconds, maximum_of, own_series, signal_of
 from promptrollout.engine.statistics.contrast import EFFECTS
 from promptrollout.engine.statistics.dispersion import LENGTHS
 
 NEGLIGIBLE_RATE = 0.005
 """Default of `negligibleRate`."""
+ROLLBACK_SHARE: dict[Kind, float] = {"rate": 0.2, "mean": 0.5}
+"""Of the margin for promotion: the defaults of `rollbackAbovePercent` and `rollbackAboveDecrease`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +35,24 @@ class Bounds:
 
 
 def bounds_of(objective: Objective) -> Bounds:
-    """Defaults resolved: `rollbackAbovePercent` is a fifth of the margin for rates and half of it for means;
-    `rollbackAboveDecrease` is 0. ValueError if a margin is of the wrong kind."""
+    """Defaults resolved: a version is rolled back above a fifth of the margin for rates, and above half of it for means.
+    ValueError if a margin is of the wrong kind."""
     versus, signal = objective.versus_stable, signal_of(objective)
-    margin = rollback = None
+    margin: float | None = None
+    explicit: int | str | None = None
     if versus is not None and signal.direction == "more_is_worse":
         if versus.max_increase_percent is None:
             raise ValueError("more is worse here: set versusStable.maxIncreasePercent")
         margin = float(versus.max_increase_percent)
         explicit = versus.rollback_above_percent
-        rollback = margin * signal.margin_share if explicit is None else float(explicit)
     elif versus is not None:
         if versus.max_decrease is None and signal.margin is None:
             raise ValueError("less is worse here: set versusStable.maxDecrease, in the signal's unit")
         margin = float(versus.max_decrease or signal.margin or 0)
-        rollback = float(versus.rollback_above_decrease or 0)
+        explicit = versus.rollback_above_decrease
+    rollback = None
+    if margin is not None:
+        rollback = margin * ROLLBACK_SHARE[signal.kind] if explicit is None else float(explicit)
     if signal.direction == "more_is_worse":
         bound = maximum_of(objective)
     else:
