@@ -14,6 +14,7 @@ Signal = Literal[
     "EmptyAnswerRate",
     "GuardrailViolationRate",
     "FallbackRate",
+    "AbandonmentRate",
     "NegativeFeedbackRate",
     "FeedbackRate",
     "ToolFailureRate",

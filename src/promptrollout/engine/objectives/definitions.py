@@ -35,7 +35,7 @@ class Bounds:
 
 
 def bounds_of(objective: Objective) -> Bounds:
-    """Defaults resolved: a version is rolled back above a fifth of the margin for rates, and above half of it for means.
+    """Defaults resolved: a version is rolled back above a fifth of the margin for rates, above half of it for means.
     ValueError if a margin is of the wrong kind."""
     versus, signal = objective.versus_stable, signal_of(objective)
     margin: float | None = None

@@ -45,8 +45,8 @@ Counters = tuple[tuple[Role, Counter], ...]
 class Signal:
     """One line of the table.
 
-    `kind` chooses the test: of a rate (`total` bad ones of `n`) or of a mean (`total` over `n`). `margin` is the default
-    of maxDecrease.
+    `kind` chooses the test: of a rate (`total` bad ones of `n`) or of a mean (`total` over `n`). `margin` is the
+    default of maxDecrease.
     """
 
     kind: Kind
@@ -147,6 +147,7 @@ SIGNALS: dict[str, Signal] = {
         _of_requests(names.METRIC_FALLBACKS),
         needs="fallbacks in the prompt",
     ),
+    "AbandonmentRate": Signal("rate", "share", "rate of abandoned requests", _of_requests(names.METRIC_ABANDONED)),
     "NegativeFeedbackRate": Signal(
         "rate",
         "share",
