@@ -4,7 +4,14 @@ import pytest
 
 from promptrollout.api.slo import Objective, VersusStable
 from promptrollout.engine.objectives import wording
-from promptrollout.engine.objectives.definitions import Bounds, bounds_of, definition_hash, gate_of, make_test
+from promptrollout.engine.objectives.definitions import (
+    Bounds,
+    bounds_of,
+    definition_hash,
+    gate_of,
+    make_test,
+    margins_text,
+)
 from promptrollout.engine.objectives.mean import MeanTest
 from promptrollout.engine.objectives.rate import RateTest
 from promptrollout.engine.objectives.signals import SIGNALS
@@ -43,6 +50,22 @@ def test_where_less_is_worse_margins_are_in_the_signals_unit() -> None:
     test = make_test(explicit)
     assert isinstance(test, MeanTest)
     assert (test.margin, test.rollback, test.bound, test.more_is_worse, test.gate) == (0.3, 0.2, 3.5, False, 100)
+
+
+@pytest.mark.parametrize(
+    ("objective", "text"),
+    [
+        (ERRORS, "promotion below +50 %, rollback above +10 %"),
+        (COST, "promotion below +10 %, rollback above +5 %"),
+        (
+            Objective(name="judge", signal="JudgeScore", dimension="helpful", versus_stable=VersusStable()),
+            "promotion above -0.1, rollback below -0.05",
+        ),
+        (Objective(name="errors", signal="ErrorRate", max="0.02"), ""),
+    ],
+)
+def test_both_numbers_stand_side_by_side(objective: Objective, text: str) -> None:
+    assert margins_text(objective) == text
 
 
 def test_margins_of_the_wrong_kind_are_refused_by_name() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from promptrollout.api.slo import Objective
-from promptrollout.engine.objectives import rate, rate_state
+from promptrollout.engine.objectives import rate, rate_state, wording
 from promptrollout.engine.objectives.judgement import ObjectiveTest
 from promptrollout.engine.objectives.mean import MeanTest
 from promptrollout.engine.objectives.rate import RateTest
@@ -59,6 +59,19 @@ def bounds_of(objective: Objective) -> Bounds:
         bound = None if objective.min is None else float(objective.min)
     negligible = NEGLIGIBLE_RATE if objective.negligible_rate is None else float(objective.negligible_rate)
     return Bounds(margin, rollback, bound, negligible)
+
+
+def margins_text(objective: Objective) -> str:
+    """`promotion below +50 %, rollback above +10 %`: a margin alone reads like a tolerance. Empty without one."""
+    bounds, signal = bounds_of(objective), signal_of(objective)
+    if bounds.margin is None or bounds.rollback is None:
+        return ""
+    if signal.direction == "more_is_worse":
+        return f"promotion below +{bounds.margin:g} %, rollback above +{bounds.rollback:g} %"
+    return (
+        f"promotion above -{wording.value(signal, bounds.margin)}, "
+        f"rollback below -{wording.value(signal, bounds.rollback)}"
+    )
 
 
 GRIDS = {
