@@ -173,6 +173,11 @@ def good_text(rules: Snapshot, found: Forecast) -> str:
         )
     if found.person_pauses:
         text += f" Pauses for a person ({found.person_pauses}) are not counted."
+    if (sticky := found.sticky) is not None:
+        text += (
+            f" With {sticky.users:,} users who stay on their version, {sticky.promoted} of {sticky.versions} such "
+            "versions get there before onInsufficientTraffic applies."
+        )
     return text
 
 
