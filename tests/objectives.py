@@ -20,7 +20,7 @@ TAKEN: dict[str, Fields] = {
         signal: objective(signal, max="0.5", **PERCENT)
         for signal in (
             *("ErrorRate", "ContractFailureRate", "RefusalRate", "TruncationRate", "EmptyAnswerRate", "FallbackRate"),
-            *("GuardrailViolationRate", "NegativeFeedbackRate", "FeedbackRate", "ToolFailureRate"),
+            *("GuardrailViolationRate", "AbandonmentRate", "NegativeFeedbackRate", "FeedbackRate", "ToolFailureRate"),
             *("CostPerRequest", "CostPerAction", "CallsPerAction", "ErrorsPerAction", "TokensPerRequest"),
         )
     },

@@ -41,7 +41,7 @@ def test_who_leaves_a_stream_stops_the_providers_work_at_once(world: World) -> N
         assert next(iter(stream)).choices[0].delta.content == "more "
         stream.close()
         assert eventually(world.provider.cancelled.is_set) < CANCELLED_WITHIN_SECONDS
-    assert series(world.gateway, "stable").abandoned == 1
+    assert series(world.gateway, "stable").total.abandoned == 1
     assert counted(world.gateway) == {"stable": (1, 0)}
     eventually(lambda: world.gateway.counters.in_flight == 0)
 
@@ -60,7 +60,7 @@ async def test_who_gives_up_waiting_stops_the_providers_work_at_once(world: Worl
             assert time.perf_counter() - began < CANCELLED_WITHIN_SECONDS
             await asyncio.sleep(0.001)
     eventually(lambda: world.gateway.counters.in_flight == 0)
-    assert series(world.gateway, "stable").abandoned == 1
+    assert series(world.gateway, "stable").total.abandoned == 1
 
 
 def test_an_sdk_whose_patience_ends_stops_the_providers_work(world: World) -> None:

@@ -14,6 +14,7 @@ Signal = Literal[
     "EmptyAnswerRate",
     "GuardrailViolationRate",
     "FallbackRate",
+    "AbandonmentRate",
     "NegativeFeedbackRate",
     "FeedbackRate",
     "ToolFailureRate",
@@ -153,15 +154,18 @@ class VersusStable(Model):
     )
 
     max_increase_percent: Annotated[int, Field(ge=0, le=10_000)] | None = None
-    """Promotion margin, in percent of stable's value: the canary passes when it is shown to be worse by less."""
+    """Promotion margin, in percent of stable's value: the canary passes when it is shown to be worse by less. It is no
+    tolerance: the canary is rolled back above `rollbackAbovePercent`, by default a fifth of this for rates and half for
+    means. With 50 an error rate passes below +50 % and is rolled back above +10 %."""
     rollback_above_percent: Annotated[int, Field(ge=0, le=10_000)] | None = None
-    """Breach: the canary is shown to be worse by more than this.
-
-    Absent: a fifth of the margin for rates, half of it for costs and other means."""
+    """Breach: the canary is shown to be worse by more than this. Absent: a fifth of `maxIncreasePercent` for rates (10
+    for 50), half of it for costs and other means (25 for 50)."""
     max_decrease: Decimal | None = None
-    """Promotion margin where less is worse, in the signal's unit. `JudgeScore` and `CacheHitRate` without it: 0.10."""
+    """Promotion margin where less is worse, in the signal's unit. `JudgeScore` and `CacheHitRate` without it: 0.10. The
+    canary is rolled back above `rollbackAboveDecrease`, by default half of this."""
     rollback_above_decrease: Decimal | None = None
-    """Breach where less is worse: the canary is shown to be lower by more than this. Absent: 0."""
+    """Breach where less is worse: the canary is shown to be lower by more than this. Absent: half of `maxDecrease`, so
+    0.05 for 0.10."""
 
 
 _SECONDS = "self.signal in ['Latency', 'TimeToFirstToken']"

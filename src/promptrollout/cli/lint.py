@@ -9,11 +9,13 @@ import click
 
 from promptrollout.api.names import API_VERSION, GROUP
 from promptrollout.api.rollout import Snapshot
+from promptrollout.api.slo import Objective
 from promptrollout.cli.inputs import require
 from promptrollout.cli.lint_references import content_problems, metadata_of, reference_problems
 from promptrollout.cli.lint_schema import Path as FieldPath
 from promptrollout.cli.lint_schema import Problem, schema_problems, written
 from promptrollout.cli.manifests import Manifest, Unreadable, files_below, read
+from promptrollout.engine.objectives.definitions import margins_text
 from promptrollout.simulation.rules import rules_of
 from promptrollout.simulation.undecidable import Doubt, undecidable
 
@@ -29,10 +31,13 @@ class Finding(NamedTuple):
     path: str
     reason: str
     is_error: bool
+    is_note: bool = False
+    """Nothing is wrong: it says what a default means, and `--strict` passes."""
 
     def __str__(self) -> str:
         parts = [f"{self.source}:{self.line}", self.subject, self.path, self.reason]
-        return ("" if self.is_error else "warning: ") + ": ".join(part for part in parts if part)
+        level = "" if self.is_error else "note: " if self.is_note else "warning: "
+        return level + ": ".join(part for part in parts if part)
 
 
 @click.command()
@@ -52,13 +57,13 @@ def lint(files: tuple[str, ...], strict: bool, requests_per_minute: float | None
     documents = [document for name in files for document in _documents(name)]
     if requests_per_minute is not None:
         require("numpy")
-    found = [*check(documents), *doubts_about(documents, requests_per_minute)]
+    found = [*check(documents), *doubts_about(documents, requests_per_minute), *margin_notes(documents)]
     findings = sorted(found, key=lambda each: (each.source, each.line))
     for finding in findings:
         click.echo(str(finding), err=finding.is_error)
     ours = sum(isinstance(document, Manifest) and _is_ours(document.body) for document in documents)
     errors = sum(finding.is_error for finding in findings)
-    warnings = len(findings) - errors
+    warnings = sum(not (finding.is_error or finding.is_note) for finding in findings)
     click.echo(
         f"{_counted(ours, 'object')} checked: {_counted(errors, 'error')}, {_counted(warnings, 'warning')}",
         err=bool(errors),
@@ -144,6 +149,26 @@ def doubts_about(
                 path = (*path, "objectives", declared.index(doubt.objective))
             line = document.line(path)
             yield Finding(document.source, line, f"PromptRollout/{name}", written(path), str(doubt), False)
+
+
+def margin_notes(documents: Sequence[Manifest | Unreadable]) -> Iterator[Finding]:
+    """What rolls back where only the margin for promotion is written, which reads like a tolerance."""
+    for document in documents:
+        if not isinstance(document, Manifest) or not _is_sound(document.body):
+            continue
+        kind, spec = str(document.body["kind"]), document.body.get("spec") or {}
+        path: FieldPath = ("spec", "objectives") if kind == "PromptSLO" else ("spec", "analysis", "objectives")
+        given = spec if kind == "PromptSLO" else (spec.get("analysis") or {}) if kind == "PromptRollout" else {}
+        for index, objective in enumerate(given.get("objectives") or ()):
+            versus = objective.get("versusStable") or {}
+            if not versus or {"rollbackAbovePercent", "rollbackAboveDecrease"} & versus.keys():
+                continue
+            text = margins_text(Objective.model_validate(objective))
+            field = "rollbackAbovePercent" if "maxIncreasePercent" in versus else "rollbackAboveDecrease"
+            at = (*path, index, "versusStable")
+            reason = f"{text}; set {field} for another bound"
+            subject = f"{kind}/{metadata_of(document.body).get('name')}"
+            yield Finding(document.source, document.line(at), subject, written(at), reason, False, is_note=True)
 
 
 def _doubts(rules: Snapshot, requests_per_minute: float | None) -> Iterator[Doubt]:

@@ -19,6 +19,9 @@ from promptrollout.cli.inputs import console, files_option, name_option, require
 @click.option(
     "--requests-per-minute", type=click.FloatRange(min=0, min_open=True), help="Requests of both versions together."
 )
+@click.option(
+    "--users", type=click.IntRange(min=1), help="How many users send them. Default: one for each request in 200 s."
+)
 @click.option("--error-rate", type=click.FloatRange(0, 1), help="Stable's share of failed requests.")
 @click.option("--cost-usd", type=click.FloatRange(min=0, min_open=True), help="Stable's mean cost of a request.")
 @click.option("--cost-cv", type=click.FloatRange(min=0), help="Standard deviation of a request's cost over its mean.")
@@ -38,6 +41,7 @@ def plan(
     files: tuple[Path, ...],
     name: str | None,
     requests_per_minute: float | None,
+    users: int | None,
     error_rate: float | None,
     cost_usd: float | None,
     cost_cv: float | None,
@@ -73,7 +77,7 @@ def plan(
         else:
             given = assumed.assumed(rules, requests_per_minute or 0.0, known)
         with working("computing what each step can catch, up to two minutes"):
-            found = forecast(rules, given)
+            found = forecast(rules, given, users)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     if output == "json":

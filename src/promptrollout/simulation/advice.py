@@ -61,7 +61,7 @@ def _samples(rules: Snapshot, objective: Objective, given: Assumed, step: Weight
         objective.name,
         f"step {step.number} ({step.weight} %) gets about {per_second * patience:,.0f} canary samples in the "
         f"{patience:,} s after which onInsufficientTraffic applies, and {needed:,} are needed",
-        f"what would help: {_either(remedies)}",
+        f"what would help: {either(remedies)}",
     )
 
 
@@ -100,7 +100,7 @@ def _proof(rules: Snapshot, objective: Objective, given: Assumed, step: WeightSt
         if (percent := _least(at_margin, least, MOST_MARGIN_PERCENT)) is not None:
             remedies.append(_margin_text(objective, percent, unit))
     remedies.append("advanceOn: NoBreach")
-    return Doubt(objective.name, reason, f"what would help: {_either(remedies)}")
+    return Doubt(objective.name, reason, f"what would help: {either(remedies)}")
 
 
 def _widened(objective: Objective, percent: int, unit: float) -> Objective:
@@ -142,5 +142,5 @@ def _nice(seconds: float) -> int:
     return int(math.ceil(seconds / unit) * unit)
 
 
-def _either(parts: Sequence[str]) -> str:
+def either(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " or " + parts[-1]

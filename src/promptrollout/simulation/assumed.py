@@ -159,6 +159,13 @@ def _rates(rng: Generator, n: "np.ndarray[tuple[int], np.dtype[np.int64]]", shar
 def _means(
     rng: Generator, n: "np.ndarray[tuple[int], np.dtype[np.int64]]", mean: float, spread: float
 ) -> Iterator[Arm]:
+    total, squares = mean_sums(rng, n, mean, spread)
+    return map(Arm, n.astype(float).tolist(), total.tolist(), squares.tolist())
+
+
+def mean_sums(
+    rng: Generator, n: "np.ndarray[tuple[int], np.dtype[np.int64]]", mean: float, spread: float
+) -> "tuple[np.ndarray[tuple[int], np.dtype[np.float64]], np.ndarray[tuple[int], np.dtype[np.float64]]]":
     """Sums of gamma values, and of their squares: the sum is exact, the squares are normal around their regression."""
     shape = 1 / max(spread, 0.01) ** 2
     scale = mean / shape
@@ -169,7 +176,7 @@ def _means(
     total = np.where(n > 0, rng.gamma(np.maximum(n, 1e-9) * shape), 0.0)
     squares = n * second + slope * (total - n * first) + np.sqrt(n) * residual * rng.standard_normal(len(n))
     squares = np.maximum(squares, total**2 / np.maximum(n, 1))
-    return map(Arm, n.astype(float).tolist(), (total * scale).tolist(), (squares * scale**2).tolist())
+    return total * scale, squares * scale**2
 
 
 class GoodVersion:

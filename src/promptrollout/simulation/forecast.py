@@ -11,6 +11,8 @@ from promptrollout.api.rollout import Snapshot
 from promptrollout.simulation.advice import never_decided
 from promptrollout.simulation.assumed import Assumed, GoodVersion, worse
 from promptrollout.simulation.power import Detection
+from promptrollout.simulation.sticky import assumed_users
+from promptrollout.simulation.unattended import Unattended, unattended
 from promptrollout.simulation.undecidable import Doubt, WeightStep, undecidable, weight_steps
 from promptrollout.simulation.world import Run, simulate
 
@@ -39,10 +41,13 @@ class Forecast:
     good_why: str
     """If it holds: what it waits for."""
     person_pauses: int
+    sticky: Unattended | None
+    """The same with users who stay on their version; None with `stickiness.by: Request`."""
     doubts: tuple[Doubt, ...]
 
 
-def forecast(rules: Snapshot, given: Assumed) -> Forecast:
+def forecast(rules: Snapshot, given: Assumed, users: int | None = None) -> Forecast:
+    """`users`: how many send the requests; None: assumed from their number."""
     detections = {o.name: Detection(rules, o, given) for o in rules.objectives}
     bases = {o.name: given.baselines[o.name].value for o in rules.objectives}
     steps = []
@@ -54,13 +59,16 @@ def forecast(rules: Snapshot, given: Assumed) -> Forecast:
             catches[objective.name] = None if ratio is None else worse(objective, bases[objective.name], ratio)
         steps.append(StepForecast(step, requests * step.weight / 100, requests * (100 - step.weight) / 100, catches))
     seconds, why = good_version(rules, given)
+    sticky = unattended(rules, given, assumed_users(given) if users is None else users)
+    asks = sticky.doubt(rules) if sticky is not None else None
     return Forecast(
         steps=tuple(steps),
         planned_seconds=sum(step.seconds for step in weight_steps(rules)),
         good_seconds=seconds,
         good_why=why,
         person_pauses=sum(step.pause is not None and step.pause.duration_seconds is None for step in rules.steps),
-        doubts=(*undecidable(rules), *never_decided(rules, given)),
+        sticky=sticky,
+        doubts=(*undecidable(rules), *never_decided(rules, given), *([asks] if asks is not None else ())),
     )
 
 

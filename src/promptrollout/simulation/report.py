@@ -11,6 +11,7 @@ from rich.text import Text
 
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot
 from promptrollout.engine.objectives import wording
+from promptrollout.engine.objectives.definitions import margins_text
 from promptrollout.engine.objectives.signals import signal_of
 from promptrollout.simulation.assumed import Assumed, described
 from promptrollout.simulation.forecast import Forecast
@@ -50,6 +51,7 @@ def run_view(name: str, run: Run, rules: Snapshot, warnings: Iterable[str] = ())
     parts: list[RenderableType] = [Text(headline), Text(), timeline]
     if run.rows:
         parts += [Text(), evidence_table(run.rows)]
+    parts += _margins(rules)
     if run.tolls:
         parts += [Text(), toll_table(run.tolls.items(), rules)]
     return Group(*parts, *_warned(warnings))
@@ -105,7 +107,7 @@ def summary_view(name: str, found: Summary, rules: Snapshot, warnings: Iterable[
             _pair(toll.excess, partial(_amount, objective, rules)),
         )
     note = "Median, and in brackets the 90th percentile over the runs. Requests are the canary's."
-    parts: list[RenderableType] = [Text(name), Text(), table, Text(), tolls, Text(), Text(note)]
+    parts: list[RenderableType] = [Text(name), Text(), table, Text(), tolls, *_margins(rules), Text(), Text(note)]
     if found.reasons:
         why = ", ".join(f"{cause} {count:,}" for cause, count in found.reasons.items())
         parts.append(Text(f"Rolled back by: {why}."))
@@ -147,7 +149,7 @@ def forecast_view(name: str, rules: Snapshot, given: Assumed, found: Forecast) -
                 text = f"{wording.value(signal_of(objective), value)} (x {times:.3g})"
             steps.add_row(*head, escape(objective.name), text)
             head = [""] * 4
-    parts += [assumptions, Text(), steps, Text()]
+    parts += [assumptions, *_margins(rules), Text(), steps, Text()]
     parts.append(
         Text(
             "Catches: the smallest value of a canary, bad from its first user on, that is rolled back by the end of "
@@ -171,6 +173,11 @@ def good_text(rules: Snapshot, found: Forecast) -> str:
         )
     if found.person_pauses:
         text += f" Pauses for a person ({found.person_pauses}) are not counted."
+    if (sticky := found.sticky) is not None:
+        text += (
+            f" With {sticky.users:,} users who stay on their version, {sticky.promoted} of {sticky.versions} such "
+            "versions get there before onInsufficientTraffic applies."
+        )
     return text
 
 
@@ -182,6 +189,15 @@ def _amount(name: str, rules: Snapshot, value: float) -> str:
     if signal is not None and signal.kind == "mean":
         return wording.value(signal, value) if signal.unit == "usd" else f"{value:,.4g}"
     return f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.1f}"
+
+
+def _margins(rules: Snapshot) -> list[RenderableType]:
+    """What promotes and what rolls back, by objective that is compared with stable."""
+    table = _table(("versus stable", False), ("", True))
+    for objective in rules.objectives:
+        if text := margins_text(objective):
+            table.add_row(escape(objective.name), text)
+    return [Text(), table] if table.row_count else []
 
 
 def _pair(spread: Spread | None, write: Callable[[float], str]) -> str:

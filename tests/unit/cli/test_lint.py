@@ -396,6 +396,30 @@ def test_object_that_is_not_given_is_a_warning_and_strict_makes_it_fail(tmp_path
     assert CliRunner().invoke(lint, ["--strict", str(file)]).exit_code == 1
 
 
+@pytest.mark.parametrize(
+    ("versus", "text"),
+    [
+        (
+            {"maxIncreasePercent": 50},
+            "promotion below +50 %, rollback above +10 %; set rollback",
+        ),
+        ({"maxIncreasePercent": 50, "rollbackAbovePercent": 50}, ""),
+    ],
+)
+def test_a_margin_alone_is_explained_by_a_note_that_fails_nothing(
+    tmp_path: Path, versus: dict[str, int], text: str
+) -> None:
+    file = tmp_path / "slo.yaml"
+    objective = {"name": "errors", "signal": "ErrorRate", "versusStable": versus}
+    file.write_text(yaml.safe_dump(contract("PromptSLO", "quality", objectives=[objective])))
+    result = CliRunner().invoke(lint, ["--strict", str(file)])
+    assert result.exit_code == 0, result.output
+    assert "1 object checked: 0 errors, 0 warnings" in result.output
+    notes = [line for line in result.output.splitlines() if line.startswith("note: ")]
+    assert len(notes) == bool(text)
+    assert all(text in note and "spec.objectives[0].versusStable" in note for note in notes)
+
+
 def test_nothing_to_check_is_no_success(tmp_path: Path) -> None:
     (tmp_path / "values.yaml").write_text("replicas: 2\n")
     result = CliRunner().invoke(lint, [str(tmp_path)])

@@ -285,6 +285,20 @@ def test_a_plan_at_80_columns() -> None:
     assert "(median)" in text
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("plan", "--requests-per-minute", "600"),
+        ("simulate", "--scenario", str(FOLDER / "good.yaml")),
+        ("simulate", "--scenario", str(FOLDER / "good.yaml"), "--runs", "2"),
+    ],
+)
+def test_the_margin_is_never_printed_without_the_bound_for_rollback(command: tuple[str, ...]) -> None:
+    text = " ".join(good(command[0], "-f", ROLLOUT, *command[1:]).split())
+    assert "errors promotion below +50 %, rollback above +10 %" in text
+    assert "cost promotion below +20 %, rollback above +10 %" in text
+
+
 def test_lint_warns_with_the_words_of_plan(tmp_path: Path) -> None:
     body = yaml.safe_load(Path(ROLLOUT).read_text())
     body["spec"]["strategy"]["canary"]["maxDurationSeconds"] = 3600

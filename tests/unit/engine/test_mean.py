@@ -126,14 +126,14 @@ def test_double_the_cost_breaches_as_soon_as_it_is_judged() -> None:
     assert judgement.canary_samples <= GATE + 20
     assert judgement.message == (
         "cost per request $0.00400 against $0.00200 on stable (200 and 1,800 requests): "
-        "worse by more than 5 % with 98.3 % confidence"
+        "worse by more than 5 % (promotion margin 10 %) with 98.3 % confidence"
     )
 
 
 def test_an_equal_cost_passes_and_says_what_it_could_have_seen() -> None:
     judgement = judged(VERSUS_STABLE, interval(50, STABLE_COST, 50), 100)
     assert judgement.non_inferior
-    assert "worse by less than 10 % with 95 % confidence" in judgement.message
+    assert "worse by less than 10 % (rollback above 5 %) with 95 % confidence" in judgement.message
     assert "a rise to $0.00" in judgement.message
     assert judgement.difference.startswith("-$0.000")
     assert judgement.difference.endswith("% of stable)")
@@ -144,7 +144,7 @@ def test_a_cost_at_the_margin_neither_passes_nor_breaches_when_rollback_is_above
     judgement = judged(test, interval(50, 1.1 * STABLE_COST, 50), 400)
     assert not judgement.breach
     assert not judgement.non_inferior
-    assert "not shown to be within 10 % of stable" in judgement.message
+    assert "not shown to be within 10 % of stable (rollback above 10 %)" in judgement.message
 
 
 def test_a_late_doubling_is_seen_although_much_was_well_before() -> None:
@@ -267,7 +267,7 @@ def test_the_scale_is_set_once_by_earlier_intervals() -> None:
 # ---------------------------------------------------------------- where less is worse
 
 JUDGE = SIGNALS["JudgeScore"]
-SCORES = MeanTest(JUDGE, "d", margin=0.1, rollback=0.0, bound=3.5, more_is_worse=False, gate=50)
+SCORES = MeanTest(JUDGE, "d", margin=0.1, rollback=0.05, bound=3.5, more_is_worse=False, gate=50)
 
 
 def scores(n: int, mean: float, deviation: float = 0.8) -> Arm:
@@ -278,15 +278,23 @@ def test_lower_scores_breach_and_equal_ones_pass() -> None:
     worse = judged(SCORES, Counts(scores(20, 3.8), scores(180, 4.1)), 30)
     assert worse.breach
     assert worse.message.startswith(
-        "judge score 3.8 against 4.1 on stable (600 and 5,400 requests): worse by more than 0"
+        "judge score 3.8 against 4.1 on stable (600 and 5,400 requests): "
+        "worse by more than 0.05 (promotion margin 0.1) with"
     )
     equal = judged(SCORES, Counts(scores(200, 4.1), scores(800, 4.1)), 60)
     assert equal.non_inferior
-    assert "worse by less than 0.1 and above its minimum of 3.5 with" in equal.message
+    assert "worse by less than 0.1 (rollback above 0.05) and above its minimum of 3.5 with" in equal.message
     assert "a fall to " in equal.message
     assert "or less would have been detected" in equal.message
     better = judged(SCORES, Counts(scores(200, 4.4), scores(800, 4.1)), 60)
     assert not better.breach
+
+
+def test_scores_that_fall_by_less_than_half_of_the_margin_pass_however_certain_the_fall_is() -> None:
+    slightly = judged(SCORES, Counts(scores(1000, 4.06), scores(1000, 4.1)), 100)
+    assert slightly.non_inferior
+    assert slightly.difference.startswith("-0.")
+    assert " to -0.0" in slightly.difference, "the fall itself is certain"
 
 
 def test_scores_below_the_minimum_breach_alone_and_not_if_stables_are_too() -> None:

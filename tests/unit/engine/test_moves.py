@@ -205,7 +205,9 @@ def test_each_move_of_a_good_version_is_recorded_with_what_comes_next() -> None:
     assert [d.id.split("-")[1] for d in reversed(world.status.history)] == [str(n) for n in range(7)]
     assert {d.revision for d in world.status.history[:-1]} == {2}
     passed = [d for d in world.status.history if d.reason == "StepCompleted"]
-    by_no_breach = "no breach, which is enough for this step; not shown to be within 50 % of stable"
+    by_no_breach = (
+        "no breach, which is enough for this step; not shown to be within 50 % of stable (rollback above 10 %)"
+    )
     messages = [row.message for d in passed for row in d.evidence if row.name == "errors"]
     assert any(by_no_breach in message for message in messages)
     assert not any("no breach, not shown" in message for message in messages), "a pass that reads as missing proof"

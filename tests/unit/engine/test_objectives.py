@@ -4,7 +4,14 @@ import pytest
 
 from promptrollout.api.slo import Objective, VersusStable
 from promptrollout.engine.objectives import wording
-from promptrollout.engine.objectives.definitions import Bounds, bounds_of, definition_hash, gate_of, make_test
+from promptrollout.engine.objectives.definitions import (
+    Bounds,
+    bounds_of,
+    definition_hash,
+    gate_of,
+    make_test,
+    margins_text,
+)
 from promptrollout.engine.objectives.mean import MeanTest
 from promptrollout.engine.objectives.rate import RateTest
 from promptrollout.engine.objectives.signals import SIGNALS
@@ -26,14 +33,39 @@ def test_rollback_defaults_to_a_fifth_of_the_margin_for_rates_and_half_of_it_for
     assert bounds_of(explicit).rollback == 0
 
 
+def test_a_score_rolls_back_above_half_of_its_margin_whichever_way_is_worse() -> None:
+    lower = Objective(name="time", signal="Score", score="seconds", direction="LowerIsBetter")
+    assert bounds_of(changed(lower, versus_stable=VersusStable(max_increase_percent=50))).rollback == 25
+    higher = changed(lower, direction=None)
+    assert bounds_of(changed(higher, versus_stable=VersusStable(max_decrease="0.3"))).rollback == 0.15
+    explicit = VersusStable(max_decrease="0.3", rollback_above_decrease="0")
+    assert bounds_of(changed(higher, versus_stable=explicit)).rollback == 0
+
+
 def test_where_less_is_worse_margins_are_in_the_signals_unit() -> None:
     judge = Objective(name="judge", signal="JudgeScore", dimension="helpful", versus_stable=VersusStable())
-    assert bounds_of(judge) == Bounds(margin=0.1, rollback=0.0, bound=None, negligible=0.005)
+    assert bounds_of(judge) == Bounds(margin=0.1, rollback=0.05, bound=None, negligible=0.005)
     explicit = changed(judge, min="3.5", versus_stable=VersusStable(max_decrease="0.3", rollback_above_decrease="0.2"))
     assert bounds_of(explicit) == Bounds(margin=0.3, rollback=0.2, bound=3.5, negligible=0.005)
     test = make_test(explicit)
     assert isinstance(test, MeanTest)
     assert (test.margin, test.rollback, test.bound, test.more_is_worse, test.gate) == (0.3, 0.2, 3.5, False, 100)
+
+
+@pytest.mark.parametrize(
+    ("objective", "text"),
+    [
+        (ERRORS, "promotion below +50 %, rollback above +10 %"),
+        (COST, "promotion below +10 %, rollback above +5 %"),
+        (
+            Objective(name="judge", signal="JudgeScore", dimension="helpful", versus_stable=VersusStable()),
+            "promotion above -0.1, rollback below -0.05",
+        ),
+        (Objective(name="errors", signal="ErrorRate", max="0.02"), ""),
+    ],
+)
+def test_both_numbers_stand_side_by_side(objective: Objective, text: str) -> None:
+    assert margins_text(objective) == text
 
 
 def test_margins_of_the_wrong_kind_are_refused_by_name() -> None:

@@ -313,7 +313,7 @@ def test_the_breach_reads_as_a_person_would_say_it() -> None:
     judgement = judged(VERSUS_STABLE, (235.3, 7.3, 2112.8, 40.2), times=40)
     assert judgement.message == (
         "error rate 3.1 % against 1.9 % on stable (9,412 and 84,512 requests): "
-        "worse by more than 10 % with 98.3 % confidence"
+        "worse by more than 10 % (promotion margin 50 %) with 98.3 % confidence"
     )
     assert (judgement.canary, judgement.stable) == ("3.1 %", "1.9 %")
     assert judgement.difference == "+0.58 to +1.8 points"
@@ -321,7 +321,7 @@ def test_the_breach_reads_as_a_person_would_say_it() -> None:
 
 def test_a_pass_names_the_smallest_regression_that_could_have_been_seen() -> None:
     judgement = judged(VERSUS_STABLE, (500, 10, 500, 10), times=40)
-    assert "worse by less than 50 % with 95 % confidence" in judgement.message
+    assert "worse by less than 50 % (rollback above 10 %) with 95 % confidence" in judgement.message
     assert "a rise to 2.8 % or more would have been detected" in judgement.message
 
 

@@ -114,7 +114,7 @@ def test_a_signal_that_is_compared_from_a_weight_on_is_not_compared_at_100_perce
 
 
 def test_more_traffic_catches_less_and_passes_sooner() -> None:
-    of = rules()
+    of = rules(stickiness={"by": "Request"})
     little, much = (forecast(of, assumed(of, rate)) for rate in (300, 6000))
     for step in (0, 1):
         small, large = much.steps[step].catches["errors"], little.steps[step].catches["errors"]

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from promptrollout.api.slo import Objective
-from promptrollout.engine.objectives import rate, rate_state
+from promptrollout.engine.objectives import rate, rate_state, wording
 from promptrollout.engine.objectives.judgement import ObjectiveTest
 from promptrollout.engine.objectives.mean import MeanTest
 from promptrollout.engine.objectives.mean_state import SUSPECT_EFFECTS
 from promptrollout.engine.objectives.rate import RateTest
-from promptrollout.engine.objectives.signals import edge_seconds, maximum_of, own_series, signal_of
+from promptrollout.engine.objectives.signals import Kind, edge_seconds, maximum_of, own_series, signal_of
 from promptrollout.engine.statistics.contrast import EFFECTS
 from promptrollout.engine.statistics.dispersion import LENGTHS
 from promptrollout.engine.statistics.logspace import EARLY, EVERY, FIRST
@@ -19,6 +19,8 @@ from promptrollout.engine.statistics.pending import ENOUGH
 
 NEGLIGIBLE_RATE = 0.005
 """Default of `negligibleRate`."""
+ROLLBACK_SHARE: dict[Kind, float] = {"rate": 0.2, "mean": 0.5}
+"""Of the margin for promotion: the defaults of `rollbackAbovePercent` and `rollbackAboveDecrease`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +38,43 @@ class Bounds:
 
 
 def bounds_of(objective: Objective) -> Bounds:
-    """Defaults resolved: `rollbackAbovePercent` is a fifth of the margin for rates and half of it for means;
-    `rollbackAboveDecrease` is 0. ValueError if a margin is of the wrong kind."""
+    """Defaults resolved: a version is rolled back above a fifth of the margin for rates, above half of it for means.
+    ValueError if a margin is of the wrong kind."""
     versus, signal = objective.versus_stable, signal_of(objective)
-    margin = rollback = None
+    margin: float | None = None
+    explicit: int | str | None = None
     if versus is not None and signal.direction == "more_is_worse":
         if versus.max_increase_percent is None:
             raise ValueError("more is worse here: set versusStable.maxIncreasePercent")
         margin = float(versus.max_increase_percent)
         explicit = versus.rollback_above_percent
-        rollback = margin * signal.margin_share if explicit is None else float(explicit)
     elif versus is not None:
         if versus.max_decrease is None and signal.margin is None:
             raise ValueError("less is worse here: set versusStable.maxDecrease, in the signal's unit")
         margin = float(versus.max_decrease or signal.margin or 0)
-        rollback = float(versus.rollback_above_decrease or 0)
+        explicit = versus.rollback_above_decrease
+    rollback = None
+    if margin is not None:
+        rollback = margin * ROLLBACK_SHARE[signal.kind] if explicit is None else float(explicit)
     if signal.direction == "more_is_worse":
         bound = maximum_of(objective)
     else:
         bound = None if objective.min is None else float(objective.min)
     negligible = NEGLIGIBLE_RATE if objective.negligible_rate is None else float(objective.negligible_rate)
     return Bounds(margin, rollback, bound, negligible)
+
+
+def margins_text(objective: Objective) -> str:
+    """`promotion below +50 %, rollback above +10 %`: a margin alone reads like a tolerance. Empty without one."""
+    bounds, signal = bounds_of(objective), signal_of(objective)
+    if bounds.margin is None or bounds.rollback is None:
+        return ""
+    if signal.direction == "more_is_worse":
+        return f"promotion below +{bounds.margin:g} %, rollback above +{bounds.rollback:g} %"
+    return (
+        f"promotion above -{wording.value(signal, bounds.margin)}, "
+        f"rollback below -{wording.value(signal, bounds.rollback)}"
+    )
 
 
 STARTS = (FIRST, EARLY, EVERY)

@@ -31,11 +31,11 @@ class Finding:
     kept: bool
     """Shown to be within the bound's promotion margin."""
     breach_text: str
-    """`worse by more than 10 %`."""
+    """`worse by more than 10 % (promotion margin 50 %)`: both numbers stand wherever either does."""
     kept_text: str
-    """`worse by less than 50 %`."""
+    """`worse by less than 50 % (rollback above 10 %)`."""
     open_text: str
-    """After "not shown to be": `within 50 % of stable`."""
+    """After "not shown to be": `within 50 % of stable (rollback above 10 %)`."""
 
 
 @dataclass(frozen=True, slots=True)

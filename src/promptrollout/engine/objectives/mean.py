@@ -218,13 +218,14 @@ class MeanTest:
         users = self.user_dispersion(state)
         found: list[Finding] = []
         if self.margin is not None and self.rollback is not None:
+            margin, rollback = self._margin_text(self.margin), self._margin_text(self.rollback)
             found.append(
                 Finding(
                     breached=shrunk(self.log_breach_relative(state), users) >= crossed,
                     kept=self.log_promote_relative(state) >= passed,
-                    breach_text=f"worse by more than {self._margin_text(self.rollback)}",
-                    kept_text=f"worse by less than {self._margin_text(self.margin)}",
-                    open_text=f"within {self._margin_text(self.margin)} of stable",
+                    breach_text=f"worse by more than {rollback} (promotion margin {margin})",
+                    kept_text=f"worse by less than {margin} (rollback above {rollback})",
+                    open_text=f"within {margin} of stable (rollback above {rollback})",
                 )
             )
         if self.bound is not None:

@@ -238,14 +238,15 @@ class RateTest:
         found: list[Finding] = []
         if self.margin_percent is not None:
             alone = shrunk(log_mix(state.promotion, list(BETTER.values())) - math.log(2), users) >= passed
+            rollback, margin = f"(rollback above {self.rollback_percent:g} %)", f"{self.margin_percent:g} %"
             negligible = "" if alone else f" or below the negligible {wording.share(self.negligible)}"
             found.append(
                 Finding(
                     breached=shrunk(self.log_breach_relative(state), users) >= crossed,
                     kept=shrunk(self.log_promote_relative(state), users) >= passed,
-                    breach_text=f"worse by more than {self.rollback_percent:g} %",
-                    kept_text=f"worse by less than {self.margin_percent:g} %{negligible}",
-                    open_text=f"within {self.margin_percent:g} % of stable",
+                    breach_text=f"worse by more than {self.rollback_percent:g} % (promotion margin {margin})",
+                    kept_text=f"worse by less than {margin}{negligible} {rollback}",
+                    open_text=f"within {margin} of stable {rollback}",
                 )
             )
         if self.maximum is not None:

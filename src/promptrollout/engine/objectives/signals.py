@@ -45,8 +45,8 @@ Counters = tuple[tuple[Role, Counter], ...]
 class Signal:
     """One line of the table.
 
-    `kind` chooses the test: of a rate (`total` bad ones of `n`) or of a mean (`total` over `n`). `margin_share` is
-    rollbackAbovePercent's default as a share of maxIncreasePercent, `margin` the default of maxDecrease.
+    `kind` chooses the test: of a rate (`total` bad ones of `n`) or of a mean (`total` over `n`). `margin` is the
+    default of maxDecrease.
     """
 
     kind: Kind
@@ -60,7 +60,6 @@ class Signal:
     """Where the sharded counters do not simply follow from `counters`."""
     strata: tuple[str, ...] = ()
     """Labels by whose values the arms are compared separately."""
-    margin_share: float = 0.2
     margin: str | None = None
     gate: int = 200
     """Samples of the canary before a mean is judged: variances are estimated, so its validity is asymptotic."""
@@ -148,6 +147,7 @@ SIGNALS: dict[str, Signal] = {
         _of_requests(names.METRIC_FALLBACKS),
         needs="fallbacks in the prompt",
     ),
+    "AbandonmentRate": Signal("rate", "share", "rate of abandoned requests", _of_requests(names.METRIC_ABANDONED)),
     "NegativeFeedbackRate": Signal(
         "rate",
         "share",
@@ -219,7 +219,6 @@ SIGNALS: dict[str, Signal] = {
             ("saved_usd", Counter(names.METRIC_COST_SAVED_SUM)),
         ),
         optional=("input_usd", "saved_usd"),
-        margin_share=0.5,
         needs="a price for the model in the ModelProvider",
     ),
     # ratios of sums: squares per action are not exported, so their variance comes from the shards
@@ -228,7 +227,6 @@ SIGNALS: dict[str, Signal] = {
         "usd",
         "cost per action",
         _per_action(names.METRIC_ACTION_COST),
-        margin_share=0.5,
         needs=_TOOLS,
         exported=False,
     ),
@@ -237,7 +235,6 @@ SIGNALS: dict[str, Signal] = {
         "calls",
         "calls per action",
         _per_action(names.METRIC_ACTION_CALLS),
-        margin_share=0.5,
         needs=_TOOLS,
         exported=False,
     ),
@@ -246,12 +243,11 @@ SIGNALS: dict[str, Signal] = {
         "number",
         "errors per action",
         _per_action(names.METRIC_ACTION_ERRORS),
-        margin_share=0.5,
         needs=_TOOLS,
         exported=False,
     ),
     "TokensPerRequest": Signal(
-        "mean", "tokens", "tokens per request", _moments(names.METRIC_TOKENS_SUM.removesuffix("_sum")), margin_share=0.5
+        "mean", "tokens", "tokens per request", _moments(names.METRIC_TOKENS_SUM.removesuffix("_sum"))
     ),
     "Latency": Signal(
         "rate",
@@ -291,8 +287,8 @@ SIGNALS: dict[str, Signal] = {
 
 CUSTOM: dict[str, Signal] = {
     "ratio": Signal("rate", "share", "share of bad ones"),
-    "mean": Signal("mean", "number", "mean", margin_share=0.5),
-    "value": Signal("mean", "number", "value", margin_share=0.5, gate=30),
+    "mean": Signal("mean", "number", "mean"),
+    "value": Signal("mean", "number", "value", gate=30),
 }
 """Signal `Custom`, by what is given. Its series are the objective's own: see `operator/evidence/requests.py`."""
 

@@ -47,6 +47,7 @@ class Reply:
         self._streams = False
         """The body is sent in pieces."""
         self.finished = False
+        """The caller has everything, or it is being sent: who hangs up now does not miss anything."""
         self.gone = False
         """The caller disconnected, or stopped reading."""
         self.blocked_seconds = 0.0

@@ -34,6 +34,7 @@ class Tally:
     truncated: int = 0
     empty_answers: int = 0
     fallbacks: int = 0
+    abandoned: int = 0
     cost_count: int = 0
     cost_sum_usd: float = 0.0
     tokens_count: int = 0
@@ -53,6 +54,7 @@ class Tally:
         self.truncated += outcome.truncated
         self.empty_answers += outcome.empty
         self.fallbacks += outcome.fallback
+        self.abandoned += outcome.abandoned
         if (usage := outcome.usage) is not None:
             self.tokens_count += 1
             self.tokens_sum += usage.input + usage.output
@@ -157,7 +159,6 @@ class Series:
     """rollout_uid, rollout, version, variant, model"""
     total: Tally = field(default_factory=Tally)
     errors: dict[ErrorType, int] = field(default_factory=lambda: dict.fromkeys(ERROR_TYPES, 0))
-    abandoned: int = 0
     cost_sumsq_usd2: float = 0.0
     cost_input_usd: float = 0.0
     cost_saved_usd: float = 0.0
@@ -191,7 +192,6 @@ class Series:
         self.total.add(outcome, cost_usd)
         if outcome.error_type is not None:
             self.errors[outcome.error_type] += 1
-        self.abandoned += outcome.abandoned
         self.duration.add(outcome.seconds)
         if outcome.first_token_seconds is not None:
             self.first_token[outcome.cached].add(outcome.first_token_seconds)
@@ -237,7 +237,6 @@ class Series:
             self.labels,
             self.total.copy(),
             self.errors.copy(),
-            self.abandoned,
             self.cost_sumsq_usd2,
             self.cost_input_usd,
             self.cost_saved_usd,

@@ -48,7 +48,7 @@ _COUNTERS: Final = (
     _Counter(names.METRIC_REQUESTS, "total.requests", "Requests, by the arm that they were assigned to."),
     _Counter(
         names.METRIC_ABANDONED,
-        "abandoned",
+        "total.abandoned",
         "Requests whose caller closed the connection before the answer was complete. They are requests, not errors.",
     ),
     _Counter(
@@ -125,6 +125,7 @@ _SHARDED: Final = (
     (names.METRIC_TRUNCATED, "truncated"),
     (names.METRIC_EMPTY_ANSWERS, "empty_answers"),
     (names.METRIC_FALLBACKS, "fallbacks"),
+    (names.METRIC_ABANDONED, "abandoned"),
     (names.METRIC_COST_COUNT, "cost_count"),
     (names.METRIC_COST_SUM, "cost_sum_usd"),
     (names.METRIC_TOKENS_COUNT, "tokens_count"),

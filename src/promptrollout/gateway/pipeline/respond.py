@@ -170,8 +170,10 @@ async def _send_events(
     try:
         more = True
         while more:
+            # many clients hang up once they have the answer: it is not abandoned, and judged all the same
+            reply.finished = reader.complete
             if reader.done:
-                # the answer is complete: its end is awaited only so that the connection can be used again
+                # its end is awaited only so that the connection can be used again
                 answer.hurry()
             chunk = await answer.chunk()
             more = bool(chunk)

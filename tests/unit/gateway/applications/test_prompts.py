@@ -221,7 +221,7 @@ async def test_what_kind_of_answer_it_was(gateway: Gateway, app: Application, ou
 async def test_an_abandoned_answer_is_no_error(gateway: Gateway, app: Application) -> None:
     await deliver(gateway, **REPORTED)
     assert await app.report((await app.render())["usage_token"], outcome="abandoned", latency_seconds=9)
-    assert (counted(gateway), series(gateway, "stable").abandoned) == ({"stable": (1, 0)}, 1)
+    assert (counted(gateway), series(gateway, "stable").total.abandoned) == ({"stable": (1, 0)}, 1)
 
 
 async def test_silence_is_a_failure_once_it_is_old_enough(gateway: Gateway, app: Application, clock: Clock) -> None:

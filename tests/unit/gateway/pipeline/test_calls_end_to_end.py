@@ -93,7 +93,7 @@ async def test_a_caller_who_hangs_up_stops_the_providers_work_at_once(
         await provider.cancelled.wait()
     assert (await world.stats(1))["requests"] == 0, "nobody is left for a fallback to answer"
     async with asyncio.timeout(10):
-        while series(world.gateway, "stable").abandoned < 1:  # noqa: ASYNC110
+        while series(world.gateway, "stable").total.abandoned < 1:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
     assert counted(world.gateway) == {"stable": (1, 0)}
 

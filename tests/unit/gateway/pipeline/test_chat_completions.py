@@ -206,7 +206,7 @@ async def test_a_caller_who_hangs_up_stops_the_provider_and_is_counted_as_gone(
         await provider.cancelled.wait()
     assert counted(gateway) == {"stable": (1, 0)}
     stable = series(gateway, "stable")
-    assert (stable.abandoned, stable.total.contract_checks, stable.total.cost_count, stable.usage_missing) == (
+    assert (stable.total.abandoned, stable.total.contract_checks, stable.total.cost_count, stable.usage_missing) == (
         1,
         0,
         0,
@@ -235,7 +235,7 @@ async def test_who_gives_up_on_a_canary_that_hangs_is_in_its_latency(
         gone.set()
         await under_way
     canary = series(gateway, "canary")
-    assert (canary.total.requests, canary.abandoned, sum(canary.errors.values())) == (1, 1, 0)
+    assert (canary.total.requests, canary.total.abandoned, sum(canary.errors.values())) == (1, 1, 0)
     assert (sum(canary.duration.bins), canary.duration.seconds_sum >= 0.05) == (1, True)
     assert canary.in_flight == 0
 
@@ -255,7 +255,7 @@ async def test_who_hangs_up_with_the_answer_in_hand_is_counted_once(
     async with asyncio.timeout(5):
         await caller.post(request(stream=True), hang_up=gone, on_piece=on_piece)
     assert counted(gateway) == {"stable": (1, 1)}
-    assert series(gateway, "stable").abandoned == 0
+    assert series(gateway, "stable").total.abandoned == 0
 
 
 async def test_a_gateway_that_is_stopped_blames_nobody(gateway: Gateway, caller: Caller, provider: Provider) -> None:

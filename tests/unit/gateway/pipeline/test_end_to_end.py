@@ -104,7 +104,7 @@ async def test_a_caller_who_hangs_up_on_a_real_socket_frees_the_pod(world: World
             await asyncio.sleep(0.005)
     assert world.gateway.counters.disconnects == 1
     assert counted(world.gateway) == {"stable": (1, 0)}
-    assert series(world.gateway, "stable").abandoned == 1
+    assert series(world.gateway, "stable").total.abandoned == 1
     assert series(world.gateway, "stable").duration.seconds_sum >= 0.15
 
 

@@ -157,4 +157,4 @@ async def test_who_hangs_up_in_mid_stream_stops_the_provider(
         await provider.cancelled.wait()
     assert b'"error":{' not in answered.body
     stable = series(gateway, "stable")
-    assert (stable.total.requests, stable.abandoned, sum(stable.errors.values())) == (1, 1, 0)
+    assert (stable.total.requests, stable.total.abandoned, sum(stable.errors.values())) == (1, 1, 0)

@@ -111,6 +111,7 @@ CASES: dict[str, tuple[dict[str, Any], list[Grew], Counts]] = {
     "RefusalRate": ({}, *of_requests(names.METRIC_REFUSALS)),
     "TruncationRate": ({}, *of_requests(names.METRIC_TRUNCATED)),
     "EmptyAnswerRate": ({}, *of_requests(names.METRIC_EMPTY_ANSWERS)),
+    "AbandonmentRate": ({}, *of_requests(names.METRIC_ABANDONED)),
     "FallbackRate": ({}, *of_requests(names.METRIC_FALLBACKS)),
     "GuardrailViolationRate": (
         {},
