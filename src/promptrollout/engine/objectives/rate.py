@@ -181,9 +181,8 @@ class RateTest:
         found = 0.0
         for counts in strata:
             if counts.canary.n > 0:
-                bet = two_arm_bet(
-                    theta0, multiple, max(rate, self.negligible / theta0), counts.canary.n, counts.stable.n
-                )
+                believed = max(rate, self.negligible / theta0)
+                bet = two_arm_bet(theta0, multiple, believed, counts.canary.n, counts.stable.n)
                 found += bet.log_value_above(self.negligible, counts)
         return found
 
