@@ -88,9 +88,19 @@ def test_a_damaged_checkpoint_restarts_the_row_and_no_more() -> None:
 
 @pytest.mark.parametrize(
     ("stable", "down"),
-    [((100, 49), False), ((100, 50), True), ((100, 100), True), ((0, 0), False), ((1, 1), True)],
+    [
+        ((100, 49), False),
+        ((100, 50), True),
+        ((100, 100), True),
+        ((0, 0), False),
+        ((1, 1), False),
+        ((4, 4), False),
+        ((5, 5), True),
+        ((10, 5), True),
+        ((11, 5), False),
+    ],
 )
-def test_an_outage_is_half_of_stables_requests(stable: tuple[int, int], down: bool) -> None:
+def test_an_outage_is_half_of_stables_requests_and_at_least_five_failures(stable: tuple[int, int], down: bool) -> None:
     counts = {"errors": (Counts.of(10, 10, *stable),), "slow": (Counts.of(10, 10, 10, 10),)}
     latency = ERRORS.model_copy(update={"name": "slow", "signal": "Latency", "threshold_seconds": "1"})
     assert is_outage([latency, ERRORS], Interval(0, 30, counts)) is down

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from promptrollout.engine.statistics.common_cause import is_common
+from promptrollout.engine.statistics.common_cause import cusums_after, is_common, suspicion_of
 from promptrollout.engine.statistics.logspace import NEVER, StartMixture, log_add, log_mix, log_threshold, shrunk
 
 
@@ -40,6 +40,26 @@ def test_before_the_first_interval_nothing_is_known_and_quiet_ones_leave_it_so()
         assert mixture.log_evidence((0.5, 0.5)) == pytest.approx(0, abs=1e-12)
 
 
+def test_the_weights_of_all_starts_and_what_has_not_started_are_one_at_every_interval() -> None:
+    """By bets that lose all that has started before t, and nothing from then on: what begins at t, and what is left."""
+    mixture, lost, before = StartMixture.start(1), StartMixture.start(1), 1.0
+    starts = []
+    for t in range(400):
+        mixture, lost = mixture.observe((0.0,)), lost.observe((NEVER,))
+        assert mixture.log_evidence((1.0,)) == pytest.approx(0, abs=1e-12)
+        left = math.exp(lost.log_evidence((1.0,)))
+        assert 0 < left <= before
+        if left < before:
+            starts.append(t)
+        before = left
+    assert starts == [0, 1, 2, 4, *range(8, 400, 8)]
+    # 0.8 at once, and 7.8 nats for what begins after 300 intervals (at 304, the 41st later start)
+    assert 1 - math.exp(StartMixture.start(1).observe((NEVER,)).log_evidence((1.0,))) == pytest.approx(0.8)
+    aged = StartMixture(304, (NEVER,)).observe((0.0,))
+    assert aged.logs[0] == pytest.approx(math.log(0.2 * (41**-0.5 - 42**-0.5)), abs=1e-9)
+    assert 7.8 < -aged.logs[0] < 8
+
+
 def test_a_mixture_starts_again_from_its_numbers_alone() -> None:
     mixture = StartMixture.start(2).observe((0.5, -1.0)).observe((0.25, 2.0))
     assert StartMixture.read(mixture.numbers(), 2) == mixture
@@ -50,10 +70,10 @@ def test_a_mixture_starts_again_from_its_numbers_alone() -> None:
 
 
 def test_suspicion_is_stables_recent_evidence_never_below_0_nor_above_that_of_an_hour() -> None:
-    assert suspicion_after(1.0, 50, 0.5) == 1.5
-    assert suspicion_after(1.0, 50, -3.0) == 0.0
-    assert suspicion_after(6.0, 50, 5.0) == pytest.approx(math.log(1000))
-    assert suspicion_after(2.0, 0, 99.0) == pytest.approx(1.6)
+    assert cusums_after((1.0, 1.0, 6.0), 50, (0.5, -3.0, 5.0)) == pytest.approx((1.5, 0.0, math.log(1000)))
+    assert cusums_after((2.0, 1.0), 0, (99.0, -99.0)) == pytest.approx((1.6, 0.8)), "without requests they fade"
+    assert suspicion_of((0.0, 0.0, 0.0)) == 0
+    assert suspicion_of((math.log(4), 0.0)) == pytest.approx(math.log(2.5))
 
 
 def test_a_cause_is_common_while_stable_is_beyond_the_bound_or_has_been_lately() -> None:

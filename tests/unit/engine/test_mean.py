@@ -98,9 +98,10 @@ def test_the_breach_evidence_is_the_mixture_written_out() -> None:
     known = variances(*both)
     assert known is not None
     three = factors(third, known, scale)
-    started = sum(0.85 * a * b + 0.075 * b for a, b in zip(two, three, strict=True)) / len(EFFECTS)
+    later = 0.2 * (1 - 1 / math.sqrt(2))
+    started = sum(0.8 * a * b + later * b for a, b in zip(two, three, strict=True)) / len(EFFECTS)
     evidence = state.relative.log_evidence((1 / 3,) * 3)
-    assert evidence == pytest.approx(math.log(started + 0.075), abs=1e-12)
+    assert evidence == pytest.approx(math.log(started + 0.2 / math.sqrt(2)), abs=1e-12)
 
 
 def test_variances_are_the_sample_variances_once_there_are_many_requests() -> None:
@@ -174,7 +175,7 @@ def test_the_absolute_bound_breaches_alone_and_is_suspended_while_stable_is_abov
     judgement = judged(BOTH, interval(500, 0.005, 500, 0.005), 20)
     assert not judgement.breach
     assert judgement.common_cause
-    assert "stable is above $0.00400 too" in judgement.message
+    assert "stable was above $0.00400 lately" in judgement.message
 
 
 def test_only_promotable_intervals_promote() -> None:
@@ -304,7 +305,7 @@ def test_scores_below_the_minimum_breach_alone_and_not_if_stables_are_too() -> N
     both = judged(SCORES, Counts(scores(100, 3.0), scores(100, 3.0)), 30)
     assert not both.breach
     assert both.common_cause
-    assert "stable is below 3.5 too" in both.message
+    assert "stable was below 3.5 lately" in both.message
 
 
 def test_up_and_down_mirror_each_other() -> None:

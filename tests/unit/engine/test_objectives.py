@@ -122,7 +122,7 @@ def test_bounds_that_make_no_sense_name_the_objective_and_the_fix() -> None:
 def test_an_edited_bound_restarts_the_evidence(other: Objective) -> None:
     state = make_test(ERRORS).observe(make_test(ERRORS).start(), (Counts.of(10, 1, 90, 2),), promotable=True)
     text = make_test(ERRORS).encode(state)
-    assert text.startswith(f"4:{definition_hash(ERRORS)}:")
+    assert text.startswith(f"5:{definition_hash(ERRORS)}:")
     assert make_test(ERRORS).decode(text) == state
     with pytest.raises(ValueError, match="its evidence restarts"):
         make_test(other).decode(text)
@@ -142,7 +142,7 @@ def test_what_does_not_touch_the_sums_keeps_the_evidence(same: Objective) -> Non
     assert definition_hash(same) == definition_hash(ERRORS)
 
 
-@pytest.mark.parametrize("text", ["", "4", "1:x:", "4:{}:", "4:{}:AAAA", "4:{}: %%", "4:{}:" + "0" * 430])
+@pytest.mark.parametrize("text", ["", "5", "1:x:", "4:{}:", "5:{}:", "5:{}:AAAA", "5:{}: %%", "5:{}:" + "0" * 430])
 def test_a_damaged_checkpoint_is_refused(text: str) -> None:
     test = make_test(ERRORS)
     with pytest.raises(ValueError, match=r"restarts|not the sums"):

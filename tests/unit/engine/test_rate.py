@@ -67,6 +67,14 @@ def log_ratio(theta0: float, multiple: float, rate: float, counts: Counts) -> fl
     return two_arm_bet(theta0, multiple, rate, counts.canary.n, counts.stable.n).log_value(counts)
 
 
+def worse_or_negligible(multiple: float, rate: float, n_c: float, e_c: float, n_s: float, e_s: float) -> float:
+    """e-value of an interval against both: what stable adds is at most what gives e^C a mean of 1 at 0.5 %."""
+    bet = two_arm_bet(1.1, multiple, max(rate, 0.005 / 1.1), n_c, n_s)
+    bad, good = math.exp(bet.canary_bad), math.exp(bet.canary_good)
+    of_stable = math.exp(e_s * bet.stable_bad + (n_s - e_s) * bet.stable_good)
+    return bad**e_c * good ** (n_c - e_c) * min(of_stable, (0.005 * bad + 0.995 * good) ** -n_c)
+
+
 COUNTS = [(100, 5, 900, 18), (1, 1, 19, 0), (300, 0, 300, 7), (7, 7, 1, 0)]
 
 
@@ -125,12 +133,12 @@ def test_a_bounds_e_value_is_the_bernoulli_likelihood_ratio(odds: float) -> None
 def test_the_breach_evidence_mixes_over_alternatives_and_starts() -> None:
     """Against the definition: a sum over every start, not the recursion."""
     intervals = [(100, 1, 900, 18), (120, 6, 880, 15), (110, 9, 890, 20)]
-    starts = [0.85, 0.15 / 2, 0.15 / 6]
+    starts = [0.8, 0.2 * (1 - 2**-0.5), 0.2 * (2**-0.5 - 3**-0.5)]
     believed = [0.0, 18 / 900, (0.95 * 18 + 15) / (0.95 * 900 + 880)]  # stable's fading rate over the intervals before
     expected = 1 - sum(starts)
     for multiple, weight in WORSE.items():
         pairs = zip(believed, intervals, strict=True)
-        values = [math.exp(log_ratio(1.1, multiple, rate, Counts.of(*interval))) for rate, interval in pairs]
+        values = [worse_or_negligible(multiple, rate, *interval) for rate, interval in pairs]
         expected += weight * sum(w * math.prod(values[k:]) for k, w in enumerate(starts))
     state = after(VERSUS_STABLE, *intervals)
     assert state.relative.log_evidence(tuple(WORSE.values())) == pytest.approx(math.log(expected), abs=1e-12)
@@ -158,13 +166,15 @@ def test_three_times_the_errors_breach_and_half_again_as_many_take_longer() -> N
     assert triple < more <= 80
 
 
-def test_a_late_regression_is_seen_although_much_was_well_before() -> None:
-    state = after(VERSUS_STABLE, (500, 10, 500, 10), times=100)
+@pytest.mark.parametrize(("before", "most"), [(96, 4), (100, 5), (103, 5), (1000, 5)])
+def test_a_late_regression_is_seen_although_much_was_well_before(before: int, most: int) -> None:
+    """Bets begin at every eighth interval: between two of them a few good ones must be outweighed."""
+    state = after(VERSUS_STABLE, (500, 10, 500, 10), times=before)
     looks = 0
     while not VERSUS_STABLE.judge(state, LEVELS).breach:
         state = VERSUS_STABLE.observe(state, (Counts.of(500, 30, 500, 10),), promotable=True)
         looks += 1
-    assert looks <= 4
+    assert looks <= most
 
 
 def test_a_shared_spike_decides_nothing() -> None:
@@ -175,7 +185,7 @@ def test_a_shared_spike_decides_nothing() -> None:
         judgement = test.judge(state, LEVELS)
         assert not judgement.breach
     assert judgement.common_cause
-    assert "stable is above 5 % too" in judgement.message
+    assert "stable was above 5 % lately" in judgement.message
     # and when both recover, the spike is not held against the canary afterwards
     for _ in range(60):
         state = test.observe(state, (Counts.of(250, 2.5, 250, 2.5),), promotable=True)
@@ -297,8 +307,7 @@ def test_huge_counts_stay_finite(n: float) -> None:
 def test_after_a_hundred_thousand_intervals_a_regression_still_shows() -> None:
     state = after(BOTH, (10, 0, 90, 2), times=10)
     aged = StartMixture(100_000, tuple(-1e4 for _ in state.relative.logs))
-    floor = StartMixture(100_000, tuple(-1e4 for _ in state.floor.logs))
-    state = replace(state, relative=aged, floor=floor, canary=1e6, stable=9e6)
+    state = replace(state, relative=aged, canary=1e6, stable=9e6)
     assert len(BOTH.encode(state)) <= 1280
     assert BOTH.decode(BOTH.encode(state)) == state
     for _ in range(30):

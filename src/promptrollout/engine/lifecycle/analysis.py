@@ -103,7 +103,7 @@ class ObjectiveFold:
         if self.signal.unit == "usd" and weight < WARM_WEIGHT:
             strata = [counts.at_shared_cache() for counts in strata]
         self.state = self.test.observe(self.state, strata, promotable=promotable, outage=outage)
-        if promotable:
+        if promotable and not outage:
             self.step_samples += int(sum(counts.canary.n for counts in strata if counts.canary.is_usable))
 
     def result(self, at: Levels) -> ObjectiveStatus:
@@ -163,7 +163,8 @@ class AnalysisFold:
         unmeasured = bool(self._folds) and not interval.counts
         if unmeasured != (self._unmeasured_since is not None):
             self._unmeasured_since = interval.start if unmeasured else None
-        promotable = self._acknowledged is not None and interval.start >= self._acknowledged and not outage
+        confirmed = self._acknowledged is not None and interval.start >= self._acknowledged
+        promotable = confirmed and not outage
         if promotable and interval.counts and self._counts_time:
             self._step_seconds += interval.end - interval.start
             self._seconds += interval.end - interval.start
@@ -174,7 +175,7 @@ class AnalysisFold:
                 continue
             if interval.end <= self._exposed:  # counts of an earlier attempt are not evidence of this one
                 strata = tuple(counts.stable_alone() for counts in strata)
-            fold.add(strata, self._weight, promotable=promotable, outage=outage)
+            fold.add(strata, self._weight, promotable=confirmed, outage=outage)
             if settled and not counted and fold.objective.signal == "ErrorRate" and 0 < self._weight < 100:
                 counted, self._ratio = True, self._ratio.observe(strata, self._weight / 100)
             if self.breached is None and not fold.was_in_breach and fold.test.breached(fold.state, self._levels):
@@ -216,8 +217,10 @@ def _ratio_before(row: ObjectiveStatus | None, least_off: float) -> SampleRatio:
 def is_outage(objectives: Iterable[Objective], interval: Interval) -> bool:
     """Stable failed in half of its requests or more: the provider is down for both arms.
 
-    The canary failing as often as that is not worse than stable, but no reason to go on either. Chosen by stable's
-    counts alone, so the e-values of the intervals that do count stay e-values.
+    The canary failing as often as that is not worse than stable, but no reason to go on either. Such intervals add
+    nothing to what promotes, and as ever to what rolls back. Leaving out what stable's failures choose is safe there,
+    as an e-value that promotes grows with them: what is left out is worth at least 1 on average where all is worth 1.
+    (For rollback it would not be: that evidence shrinks with stable's failures.)
     """
     for objective in objectives:
         if objective.signal == "ErrorRate":

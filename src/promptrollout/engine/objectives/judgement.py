@@ -70,7 +70,7 @@ class ObjectiveTest(Protocol):
 
     def observe(self, state: Any, strata: Sequence[Counts], *, promotable: bool, outage: bool = False) -> Any:
         """State after one interval. Breach sums take every interval; promotion sums only those with `promotable` (the
-        step was acknowledged before the interval began). An `outage` does not count as fluctuation."""
+        step was acknowledged before the interval began) and no `outage`, which does not count as fluctuation either."""
 
     def new_step(self, state: Any) -> Any:
         """State at the start of a step: what promotes it is shown in it, or a regression that begins there would pass

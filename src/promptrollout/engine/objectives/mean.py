@@ -82,6 +82,7 @@ class MeanTest:
         if not usable:
             return state
         canary, stable = total_of(counts.canary for counts in usable), total_of(counts.stable for counts in usable)
+        promotable = promotable and not outage
         # the weight of this interval is fixed before its values are read, by variances and dispersion of earlier ones
         known = variances(state.canary, state.stable)
         rho = state.dispersion.between_intervals() if canary.n > 0 else 0.0

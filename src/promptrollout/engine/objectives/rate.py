@@ -87,7 +87,7 @@ class RateTest:
         if not usable:
             return state
         (n_c, e_c), (n_s, e_s) = both_moments(usable)
-        state = self._compare(state, usable, n_c, promotable=promotable)
+        state = self._compare(state, usable, n_c, promotable=promotable, outage=outage)
         # the weight of this interval is fixed before its values are read: by the dispersion of the earlier ones
         one = 1 + SKEWED / 2 * state.dispersion.between_intervals() * n_c if n_c > 0 else 1.0
         absolute, cusums = state.absolute, state.cusums
@@ -114,7 +114,7 @@ class RateTest:
             recent_bad=recent_bad,
             absolute=absolute,
             cusums=cusums,
-            step=state.step.add(n_c, e_c, n_s, e_s, one) if promotable else state.step,
+            step=state.step.add(n_c, e_c, n_s, e_s, one) if promotable and not outage else state.step,
             dispersion=(
                 state.dispersion.interrupted()
                 if outage
@@ -122,7 +122,9 @@ class RateTest:
             ),
         )
 
-    def _compare(self, state: RateState, strata: Sequence[Counts], n_c: float, *, promotable: bool) -> RateState:
+    def _compare(
+        self, state: RateState, strata: Sequence[Counts], n_c: float, *, promotable: bool, outage: bool
+    ) -> RateState:
         """With both arms compared within the interval, or within the few that end with it."""
         if state.pending.intervals and promotable != bool(state.pending.promotable):
             state = self._settled(state)
@@ -132,11 +134,11 @@ class RateTest:
         pending = state.pending if state.pending.intervals else Pending.begin(rate, rho, promotable=promotable)
         if self.signal.strata or (not pending.intervals and n_c >= ENOUGH):
             # of strata each is compared alone, and the next interval may have others
-            return self._compared(state, strata, rate, rho, promotable=promotable)
+            return self._compared(state, strata, rate, rho, promotable=promotable and not outage)
         if not state.canary and not n_c:
             return state
         for counts in strata:
-            pending = pending.add(counts)
+            pending = pending.add(counts, outage=outage)
         state = replace(state, pending=pending)
         most = max(1, MOST_SECONDS // self.interval_seconds)
         return self._settled(state) if pending.is_enough(most) else state
@@ -144,7 +146,7 @@ class RateTest:
     def _settled(self, state: RateState) -> RateState:
         """With what was pending as evidence."""
         was, state = state.pending, replace(state, pending=Pending())
-        return self._compared(state, [was.counts], was.rate, was.rho, promotable=bool(was.promotable))
+        return self._compared(state, [was.counts], was.rate, was.rho, promotable=was.promotes)
 
     def _compared(
         self, state: RateState, strata: Sequence[Counts], rate: float, rho: float, *, promotable: bool
@@ -179,9 +181,8 @@ class RateTest:
         found = 0.0
         for counts in strata:
             if counts.canary.n > 0:
-                bet = two_arm_bet(
-                    theta0, multiple, max(rate, self.negligible / theta0), counts.canary.n, counts.stable.n
-                )
+                believed = max(rate, self.negligible / theta0)
+                bet = two_arm_bet(theta0, multiple, believed, counts.canary.n, counts.stable.n)
                 found += bet.log_value_above(self.negligible, counts)
         return found
 

@@ -26,7 +26,10 @@ class Pending(NamedTuple):
 
     intervals: float = 0.0
     promotable: float = 0.0
-    """1 if they may promote."""
+    """1 if they may promote, where none is an outage."""
+    outages: float = 0.0
+    """Those among them. They end no block: that would be a choice by outcomes, and the bet of a block is not that of
+    its parts."""
     rate: float = 0.0
     """Stable's, and the correlation within an interval, as they were known before the first of them: a bet is placed
     before its outcomes are read."""
@@ -38,13 +41,18 @@ class Pending(NamedTuple):
 
     @classmethod
     def begin(cls, rate: float, rho: float, *, promotable: bool) -> Pending:
-        return cls(0.0, float(promotable), rate, rho)
+        return cls(promotable=float(promotable), rate=rate, rho=rho)
 
-    def add(self, counts: Counts) -> Pending:
-        """After an interval, or one stratum of it."""
+    def add(self, counts: Counts, *, outage: bool) -> Pending:
+        """After an interval."""
         c, s = counts.canary, counts.stable
         sums = (self.canary + c.n, self.canary_bad + c.total, self.stable + s.n, self.stable_bad + s.total)
-        return Pending(*array("f", (self.intervals + 1, self.promotable, self.rate, self.rho, *sums)))
+        outages = self.outages + outage
+        return Pending(*array("f", (self.intervals + 1, self.promotable, outages, self.rate, self.rho, *sums)))
+
+    @property
+    def promotes(self) -> bool:
+        return bool(self.promotable) and not self.outages
 
     def is_enough(self, most: int) -> bool:
         """`most`: intervals."""
