@@ -147,7 +147,8 @@ class OracleSPRT:
 
     def decide(self, history: History) -> Verdict:
         n, bad, _ = history.signals[history.case.judged].canary.sums
-        log_ratio = bad * math.log(self.bad / self.good) + (n - bad) * math.log((1 - self.bad) / (1 - self.good))
+        of_good = math.log((1 - self.bad) / (1 - self.good)) if self.bad < 1 else -math.inf
+        log_ratio = bad * math.log(self.bad / self.good) + ((n - bad) * of_good if n > bad else 0.0)
         return "rollback" if log_ratio >= math.log(1 / ALPHA) else "advance"
 
 
