@@ -174,7 +174,7 @@ def test_what_a_step_still_lacks_is_said_by_objective() -> None:
     assert lacks(changed(step_samples=1200), min_samples=5000) == ["errors: 1,200 of 5,000 canary samples in this step"]
     assert lacks(None) == ["errors: 0 of 100 canary samples in this step"]
     assert lacks(changed(common_cause=True)) == [
-        "errors: stable is above the bound too, or answers could not be judged"
+        "errors: stable was beyond the bound lately too, or answers could not be judged"
     ]
     open_ = changed(verdict="NoEvidence")
     assert lacks(open_) == [], "before the last weight no breach is enough"

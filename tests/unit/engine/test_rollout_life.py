@@ -665,7 +665,7 @@ def test_a_bound_that_stable_violates_too_holds() -> None:
     world.tick(20)
     assert (world.at, world.status.rejected) == (("Stepping", 10), [])
     assert world.status.analysis[0].common_cause
-    assert "stable is above" in world.status.message
+    assert "stable was beyond the bound lately" in world.status.message
 
 
 def test_a_bad_first_version_alerts_once_and_stays() -> None:

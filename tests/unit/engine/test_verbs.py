@@ -223,7 +223,7 @@ def test_promote_approves_while_stable_is_beyond_the_bound_too() -> None:
     assert newest(world, "StepPromoted").message == "alice approved step 1/2 without enough evidence"
     assert newest(world, "StepCompleted").message == (
         "step 1/2 (10 %) approved by a person without enough evidence "
-        "(errors: stable is above the bound too, or answers could not be judged); going to 50 %"
+        "(errors: stable was beyond the bound lately too, or answers could not be judged); going to 50 %"
     )
     assert world.at == ("Stepping", 50)
 

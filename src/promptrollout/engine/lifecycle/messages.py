@@ -151,7 +151,7 @@ def missing_text(missing: MissingEvidence) -> str:
         case Missing.STEP_SAMPLES:
             return f"{name}: {have} of {need} canary samples in this step"
         case Missing.COMPARISON:
-            return f"{name}: stable is above the bound too, or answers could not be judged"
+            return f"{name}: stable was beyond the bound lately too, or answers could not be judged"
         case Missing.ESTIMATE:
             return f"{name}: {missing.text}"
         case Missing.PROOF:
