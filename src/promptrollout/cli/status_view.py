@@ -212,8 +212,8 @@ def _decisions(decisions: Iterable[Decision], now: datetime, brief: bool) -> Lis
 
 def _evidence(status: RolloutStatus, now: datetime) -> str:
     """How old what the analysis rests on is; nothing where none is gathered."""
-    until, exposed = status.clock.evaluated_until, status.clock.exposed_at
-    if until is None or exposed is None or until <= exposed:
+    until, since = status.clock.evaluated_until, status.clock.compared_since or status.clock.exposed_at
+    if until is None or since is None or until <= since:
         return ""  # it is still where the baseline begins
     if status.stage not in WATCHED or status.snapshot is None or not status.snapshot.analyse:
         return ""
