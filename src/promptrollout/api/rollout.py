@@ -98,9 +98,9 @@ class Canary(Model):
     """How long the old version stays loaded after the promotion. All objectives can still roll back during this time:
     absolute ones always, those versus stable as far as there is a holdback."""
     holdback_percent: Annotated[int, Field(ge=0, le=MOST_HOLDBACK_PERCENT)] | None = None
-    """Percent of users who stay on the old version during the bake, so that both versions can still be compared. Absent:
-    5, or less if the last step leaves less to stable. 0: none. There is none either without a bake, without analysis,
-    for a first version, after `promote --full`, and on the way back to the version before."""
+    """Percent of users who stay on the old version during the bake, so that both versions can still be compared.
+    Absent: 5, or less if the last step leaves less to stable. 0: none. There is none either without a bake, without
+    analysis, for a first version, after `promote --full`, and on the way back to the version before."""
     max_duration_seconds: Annotated[int, Field(ge=1, le=7_776_000)] = 86_400
     """Longest active time of a canary: time in which it is not paused, and its pods and metrics are available."""
     on_timeout: Literal["Hold", "Rollback"] = "Hold"
