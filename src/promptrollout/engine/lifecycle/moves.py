@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from promptrollout.api.decisions import DecisionReason
 from promptrollout.api.delivery import VersionRef
-from promptrollout.api.rollout import ObjectiveStatus, RolloutStatus, Snapshot, Step
+from promptrollout.api.rollout import ObjectiveStatus, Snapshot, Step
 from promptrollout.engine.lifecycle.draft import ACTIVE, Draft
 from promptrollout.engine.lifecycle.messages import version_name
 from promptrollout.engine.objectives import sample_ratio
@@ -196,13 +196,11 @@ def is_last_weight(snapshot: Snapshot, index: int) -> bool:
     return here != 100 and not any(step.weight not in (None, 100) for step in snapshot.steps[index + 1 :])
 
 
-def holdback_percent(status: RolloutStatus) -> int:
-    """Percent of users who stay on stable when the version is promoted from its present step. What nobody watches needs
-    no comparison, and neither does the way back, which has no steps."""
-    snapshot = status.snapshot
-    if snapshot is None or status.stage != "Stepping" or not snapshot.analyse or snapshot.bake_seconds == 0:
-        return 0
-    return min(snapshot.holdback_percent, 100 - status.weight)  # nobody goes back to stable
+def holdback_percent(snapshot: Snapshot, weight: int) -> int:
+    """Percent of users who stay on stable when a canary at `weight` is promoted. What nobody watches needs no
+    comparison."""
+    watched = snapshot.analyse and snapshot.bake_seconds > 0
+    return min(snapshot.holdback_percent, 100 - weight) if watched else 0  # nobody goes back to stable
 
 
 def enter_step(draft: Draft, index: int, *, everybody: bool = False) -> None:
@@ -210,7 +208,8 @@ def enter_step(draft: Draft, index: int, *, everybody: bool = False) -> None:
     snapshot = draft.status.snapshot
     assert snapshot is not None
     if index >= len(snapshot.steps):
-        held_back = 0 if everybody else holdback_percent(draft.status)
+        stepped = draft.status.stage == "Stepping"  # else a person, or the way back, skips all steps
+        held_back = holdback_percent(snapshot, draft.status.weight) if stepped and not everybody else 0
         draft.enter("Promoting", 100 - held_back)
         if held_back:
             compare_anew(draft, snapshot)

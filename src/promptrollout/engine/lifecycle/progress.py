@@ -195,6 +195,6 @@ def destination_text(snapshot: Snapshot, status: RolloutStatus) -> str:
     """What comes after the present step, for people."""
     following = status.current_step_index + 1
     if following >= len(snapshot.steps):
-        return f"going to {100 - holdback_percent(status)} %"
+        return f"going to {100 - holdback_percent(snapshot, status.weight)} %"
     weight = snapshot.steps[following].weight
     return f"pausing at {status.weight} %" if weight is None else f"going to {weight} %"
