@@ -119,11 +119,11 @@ _WITHDRAWN: Final[dict[Reason, str]] = {
 ROLLOUT_STATES: Final[Mapping[Reason, str]] = MappingProxyType(
     {
         _R.HEALTHY: "One version serves everybody.",
-        _R.BAKING: "The new version serves everybody; the old one stays loaded for `bakeSeconds`.",
+        _R.BAKING: "The new version is promoted. The old one stays loaded for `bakeSeconds`, and serves the holdback.",
         _R.DELIVERING: "Gateway pods load the only version.",
         _R.LOADING: "Gateway pods load the canary at weight 0.",
         _R.STEPPING: "The canary is in a step.",
-        _R.PROMOTING: "The canary goes to 100 %.",
+        _R.PROMOTING: "The canary goes to 100 %, or to all users but the holdback.",
         _R.WITHDRAWING: "The canary goes to weight 0.",
         _R.HELD: "Something keeps the canary from advancing. The message says what.",
         _R.PAUSE_STEP: "The canary is in a pause step.",
