@@ -45,7 +45,7 @@ def plan(
     recorded: Path | None,
     output: str,
 ) -> None:
-    """Say what each step and the bake can detect with this traffic, how long a good version takes, and what stays undecided.
+    """Say what steps and bake can detect with this traffic, how long a good version takes, and what stays undecided.
 
     Values of stable that you do not give are assumed, and stated in the output.
     """
