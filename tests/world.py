@@ -115,6 +115,8 @@ class World:
         self.events: list[str] = []
         self.weights: list[tuple[int, str | None]] = []
         """Every configuration that pods were sent: weight and canary's digest."""
+        self.stables: list[str] = []
+        """Stable's digest in each of them."""
         self.evicted: list[str] = []
         self.writes = 0
 
@@ -159,6 +161,7 @@ class World:
         if self.intent is None or dataclasses.replace(intent, memory=self.intent.memory) != self.intent:
             self.sequence += 1
             self.weights.append((intent.weight, intent.canary.digest if intent.canary else None))
+            self.stables.append(intent.stable.digest)
         self.intent = intent
         for pod in self.pods:
             if pod not in self.deaf:

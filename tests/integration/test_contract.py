@@ -83,6 +83,36 @@ def test_a_breach_rolls_back_with_its_evidence_and_stays_rejected(story: Story) 
     assert {r["weight"] for r in story.reports()} == {0}
 
 
+def test_the_holdback_moves_once_when_the_bake_is_over(story: Story) -> None:
+    """Lines 1 and 9, after the last step."""
+    story.given(v1={}, v2={}).apply("v1").healthy("v1")
+    with story.users() as seen:
+        story.apply("v2", canary={"bakeSeconds": 8, "holdbackPercent": 20})
+        status = story.healthy("v2")
+        assert (status["stage"], status["weight"]) == ("Baking", 80)
+        assert {(r["weight"], r["stable"], r["canary"]) for r in story.reports()} == {
+            (80, story.digest("v1"), story.digest("v2"))
+        }
+        assert seen().variant_changes.get("canary->stable", 0) == 0
+        story.until(lambda s: s["stage"] == "Idle" and s["weight"] == 100)
+        story.wait(lambda: {r["stable"] for r in story.reports()} == {story.digest("v2")}, "all on the new version")
+    assert {"RolloutCompleted", "BakeCompleted"} <= set(story.events())
+
+
+def test_a_regression_after_the_promotion_is_found_against_the_holdback(story: Story) -> None:
+    """Line 4, without an absolute bound."""
+    story.given(v1={}, v2={}).apply("v1").healthy("v1")
+    with story.users():
+        story.apply("v2", canary={"bakeSeconds": 600, "holdbackPercent": 10})
+        story.until(lambda s: s["stage"] == "Baking" and s["analysis"][0]["stableSamples"] > 0)
+        story.behave(v1={}, v2={"errorRate": 0.5})
+        status = story.rolled_back("v2")
+    decision = next(d for d in status["history"] if d["reason"] == "ObjectiveBreached")
+    assert decision["weight"] == 90
+    assert status["stable"]["digest"] == story.digest("v1")
+    assert {r["weight"] for r in story.reports()} == {0}
+
+
 # ---------------------------------------------------------------- 2: no evidence
 
 

@@ -243,6 +243,18 @@ REFUSALS: tuple[Refusal, ...] = (
     ("weight 101", rollout, _set(*STEPS, 2, "weight", to=101), "spec.strategy.canary.steps[2].weight"),
     ("weights out of order", rollout, _set(*STEPS, 2, "weight", to=3), "weights must grow strictly"),
     ("a weight twice", rollout, _set(*STEPS, 2, "weight", to=5), "weights must grow strictly"),
+    (
+        "more held back than the last step leaves",
+        rollout,
+        _set("strategy", "canary", to={"steps": [{"weight": 80}], "holdbackPercent": 21}),
+        "holdbackPercent must not exceed 100 minus the last weight: lower it, or set it to 0",
+    ),
+    (
+        "a holdback without a bake",
+        rollout,
+        _set("strategy", "canary", to={"steps": [{"weight": 80}], "holdbackPercent": 5, "bakeSeconds": 0}),
+        "holdbackPercent needs bakeSeconds above 0: raise bakeSeconds, or set holdbackPercent to 0",
+    ),
     ("only pauses", rollout, _set(*STEPS, to=[{"pause": {}}]), "at least one step needs a weight"),
     ("no steps", rollout, _set(*STEPS, to=[]), "spec.strategy.canary.steps"),
     ("empty step", rollout, _set(*STEPS, 0, to={}), "a step has either weight or pause"),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,8 @@ RULES = snapshot(
     {"pause": {"durationSeconds": 60}},
     {"weight": 60, "minDurationSeconds": 60},
     objectives=[ERRORS, COST],
+    bake_seconds=150,
+    holdback_percent=5,
 )
 
 Move = tuple[str, object]
@@ -92,6 +95,15 @@ def crash(world: World, when: str) -> None:
         world.restart()
 
 
+def baking() -> World:
+    """The second version is promoted, and some users are held back on the first."""
+    world = started(RULES)
+    while world.status.stage != "Baking":
+        world.tick()
+    assert world.at == ("Baking", 95)
+    return world
+
+
 def histories(*moves: st.SearchStrategy[Move]) -> st.SearchStrategy[list[Move]]:
     return st.lists(st.one_of(*moves), max_size=25)
 
@@ -108,6 +120,22 @@ def test_1_the_weight_of_one_canary_only_grows_until_it_is_taken_back(history: l
             assert after == 0 or next_canary is None, "another canary is first loaded at weight 0"
 
 
+@given(histories(plain, spec_edits, restarts, verbs), st.integers(4, 20))
+def test_1_a_user_of_a_promoted_version_keeps_it_and_the_holdback_moves_once(history: list[Move], ticks: int) -> None:
+    """Users 0 to 99, of whom the canary has the first `weight`."""
+    world = started(RULES).tick(ticks)
+    for move in history:
+        act(world, move)
+    sent = list(zip(world.weights, world.stables, strict=True))
+    for ((weight, canary), _), ((after, next_canary), stable) in pairwise(sent):
+        if canary is None or weight == 0 or (after == 0 and next_canary == canary):
+            continue  # nobody had it, or it was taken back
+        if next_canary == canary:
+            assert after >= weight
+        else:
+            assert (stable, after) == (canary, 0), "all users have what was promoted"
+
+
 @given(histories(plain, restarts))
 def test_2_no_evidence_is_never_a_pass(history: list[Move]) -> None:
     """Whatever else happens, a rollout whose objectives have no series is not promoted."""
@@ -119,6 +147,18 @@ def test_2_no_evidence_is_never_a_pass(history: list[Move]) -> None:
         act(world, move)
     assert world.status.stable == VERSIONS[0]
     assert all(weight <= 10 for weight, _ in world.weights)
+
+
+@given(histories(plain, restarts))
+def test_2_without_evidence_nobody_leaves_the_holdback(history: list[Move]) -> None:
+    world = baking()
+    for move in history:
+        if move[0] == "silent":
+            continue
+        world.silent = {"errors", "cost"}
+        act(world, move)
+    assert world.status.stage == "Baking"
+    assert world.weights[-1] == (95, VERSIONS[1].digest)
 
 
 @given(histories(plain, restarts), st.integers(1, 40))
@@ -154,6 +194,22 @@ def test_4_a_breach_rolls_back_at_once_even_if_a_pod_never_confirms(history: lis
     assert world.intent is not None
     assert world.intent.weight == 0
     assert any(r.digest == VERSIONS[1].digest for r in world.status.rejected)
+
+
+@given(histories(plain, restarts), st.sampled_from(["", "pod-a", "pod-b"]))
+def test_4_a_breach_against_the_holdback_rolls_back_at_once(history: list[Move], deaf: str) -> None:
+    world = baking()
+    for move in history:
+        act(world, move)
+    if world.status.stage != "Baking" or world.provider_unreachable:
+        return
+    world.provider_unreachable, world.metrics_available, world.silent = False, True, set()
+    world.requests, world.error_rate = 5_000.0, {VERSIONS[1].digest: 0.6}
+    world.deaf = {deaf}
+    world.tick(2)
+    assert world.status.stable == VERSIONS[0]
+    assert world.weights[-1][0] == 0
+    assert [r.digest for r in world.status.rejected] == [VERSIONS[1].digest]
 
 
 @settings(max_examples=60)

@@ -119,11 +119,11 @@ _WITHDRAWN: Final[dict[Reason, str]] = {
 ROLLOUT_STATES: Final[Mapping[Reason, str]] = MappingProxyType(
     {
         _R.HEALTHY: "One version serves everybody.",
-        _R.BAKING: "The new version serves everybody; the old one stays loaded for `bakeSeconds`.",
+        _R.BAKING: "The new version is promoted. The old one stays loaded for `bakeSeconds`, and serves the holdback.",
         _R.DELIVERING: "Gateway pods load the only version.",
         _R.LOADING: "Gateway pods load the canary at weight 0.",
         _R.STEPPING: "The canary is in a step.",
-        _R.PROMOTING: "The canary goes to 100 %.",
+        _R.PROMOTING: "The canary goes to 100 %, or to all users but the holdback.",
         _R.WITHDRAWING: "The canary goes to weight 0.",
         _R.HELD: "Something keeps the canary from advancing. The message says what.",
         _R.PAUSE_STEP: "The canary is in a pause step.",
@@ -143,7 +143,9 @@ _SPEC: Final[dict[Reason, str]] = {
 CONDITIONS: Final[Mapping[str, Mapping[ConditionType, ConditionRow]]] = MappingProxyType(
     {
         "PromptRollout": {
-            ConditionType.READY: ConditionRow("the version that the spec asks for serves everybody", ROLLOUT_STATES),
+            ConditionType.READY: ConditionRow(
+                "the version that the spec asks for serves all users but a holdback", ROLLOUT_STATES
+            ),
             ConditionType.RECONCILING: ConditionRow("a canary is in progress, paused or held", ROLLOUT_STATES),
             ConditionType.STALLED: ConditionRow(
                 "a person has to act", {_R.NOT_STALLED: "No action is needed.", **ROLLOUT_STATES}
@@ -156,8 +158,8 @@ CONDITIONS: Final[Mapping[str, Mapping[ConditionType, ConditionRow]]] = MappingP
                 {_R.NOT_PAUSED: "The rollout is not paused.", **ROLLOUT_STATES},
             ),
             ConditionType.COMPLETED: ConditionRow(
-                "the last rollout reached 100 % and nothing else is in progress",
-                {_R.COMPLETED: "The version that the spec names serves everybody.", **ROLLOUT_STATES},
+                "the last version was promoted and nothing else is in progress",
+                {_R.COMPLETED: "The version that the spec names serves all users but a holdback.", **ROLLOUT_STATES},
             ),
             ConditionType.INVALID_SPEC: ConditionRow(
                 "the spec, or an object that it names, cannot be used; what is served stays", _SPEC

@@ -87,9 +87,12 @@ DECISIONS: Final[Mapping[DecisionReason, Explanation]] = MappingProxyType(
         ),
         _R.PAUSE_COMPLETED: _normal("A pause with `durationSeconds` is over."),
         _R.ROLLOUT_COMPLETED: _normal(
-            "The new version serves everybody. The old version stays loaded while the new one bakes."
+            "The new version is promoted. While it bakes the old version stays loaded, and serves the holdback: 5 % of "
+            "the users, for comparison."
         ),
-        _R.BAKE_COMPLETED: _normal("The old version is unloaded. From now on, going back is a new rollout."),
+        _R.BAKE_COMPLETED: _normal(
+            "All users get the new version, and the old one is unloaded. From now on, going back is a new rollout."
+        ),
         _R.APPROVAL_REQUIRED: _warning(
             "A step's time is over and evidence is missing, with `onInsufficientTraffic: RequireApproval`.",
             "Read what is missing, then `promote` or `abort`. `promptrollout plan` says what your traffic can show.",
@@ -164,7 +167,7 @@ DECISIONS: Final[Mapping[DecisionReason, Explanation]] = MappingProxyType(
             "`promote` skipped a step's minimum time or, if the step waited for approval, its evidence."
         ),
         _R.FULL_PROMOTION: _warning(
-            "Somebody ran `promote --full`: to 100 % without waiting for evidence.",
+            "Somebody ran `promote --full`: to 100 % without waiting for evidence, and without a holdback.",
             "Watch the new version yourself. `undo` goes back.",
         ),
         _R.ROLLOUT_ABORTED: _warning(

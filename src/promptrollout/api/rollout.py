@@ -50,7 +50,24 @@ class Step(Model):
     """Nothing advances until it is over; a breach still rolls back."""
 
 
+HOLDBACK_PERCENT = 5
+"""Default of `holdbackPercent`."""
+MOST_HOLDBACK_PERCENT = 50
+
+
 class Canary(Model):
+    rules: ClassVar = (
+        (
+            "!has(self.holdbackPercent) || self.holdbackPercent == 0 || "
+            "self.steps.all(s, !has(s.weight) || s.weight + self.holdbackPercent <= 100)",
+            "holdbackPercent must not exceed 100 minus the last weight: lower it, or set it to 0",
+        ),
+        (
+            "!has(self.holdbackPercent) || self.holdbackPercent == 0 || !has(self.bakeSeconds) || self.bakeSeconds > 0",
+            "holdbackPercent needs bakeSeconds above 0: raise bakeSeconds, or set holdbackPercent to 0",
+        ),
+    )
+
     audience: Audience | None = None
     testers: Testers = []
     """Requests that match any of these may choose their variant by the header `x-promptrollout-variant`. They are not
@@ -76,9 +93,14 @@ class Canary(Model):
             },
         ),
     ]
-    """In order. After the last step all users get the canary."""
+    """In order. After the last step all users but the holdback get the canary, and all users after the bake."""
     bake_seconds: Annotated[int, Field(ge=0, le=2_592_000)] = 3600
-    """How long the old version stays loaded after 100 %. Absolute objectives can still roll back during this time."""
+    """How long the old version stays loaded after the promotion. All objectives can still roll back during this time:
+    absolute ones always, those versus stable as far as there is a holdback."""
+    holdback_percent: Annotated[int, Field(ge=0, le=MOST_HOLDBACK_PERCENT)] | None = None
+    """Percent of users who stay on the old version during the bake, so that both versions can still be compared.
+    Absent: 5, or less if the last step leaves less to stable. 0: none. There is none either without a bake, without
+    analysis, for a first version, after `promote --full`, and on the way back to the version before."""
     max_duration_seconds: Annotated[int, Field(ge=1, le=7_776_000)] = 86_400
     """Longest active time of a canary: time in which it is not paused, and its pods and metrics are available."""
     on_timeout: Literal["Hold", "Rollback"] = "Hold"
@@ -161,6 +183,13 @@ class RolloutSpec(Model):
     """How many old copies of versions are kept, besides those in use and the rollback target."""
 
     @property
+    def holdback_percent(self) -> int:
+        """With the default resolved; not more than the last step leaves to stable."""
+        canary = self.strategy.canary
+        wanted = HOLDBACK_PERCENT if canary.holdback_percent is None else canary.holdback_percent
+        return min([wanted, *(100 - step.weight for step in canary.steps if step.weight is not None)])
+
+    @property
     def reported(self) -> Reporting | None:
         """How applications report; None where only what the gateway sees counts."""
         return (self.reporting or Reporting()) if self.evidence_source == "Reported" else None
@@ -182,6 +211,8 @@ class Snapshot(Model):
     interval_seconds: int
     """As in the spec."""
     bake_seconds: int
+    """As in the spec."""
+    holdback_percent: int = 0
     """As in the spec."""
     max_duration_seconds: int
     """As in the spec."""
@@ -257,7 +288,8 @@ class Decision(Model):
     command: Annotated[str, Field(max_length=64)] | None = None
     """With reason CommandRefused: the id of the command."""
     window_seconds: int | None = None
-    """Length of the evidence: from the canary's first request to the end of the last interval used."""
+    """Length of the evidence: from the canary's first request, or from the promotion in a bake with a holdback, to the
+    end of the last interval used."""
     evidence: Annotated[list[ObjectiveStatus], Field(max_length=41)] = []
     """Rows of the analysis table, for decisions that rest on evidence."""
 
@@ -286,6 +318,8 @@ class Clock(Model):
     """Start of the revision."""
     exposed_at: Seconds | None = None
     """When the canary got its first weight above 0."""
+    compared_since: Seconds | None = None
+    """When the test of the bake began, with a holdback: what was before it is no evidence of the canary any more."""
     stage_since: Seconds | None = None
     """Start of the current stage or step, whether acknowledged or not."""
     acknowledged_at: Seconds | None = None
@@ -338,8 +372,8 @@ class RolloutStatus(Model):
     message: Text = ""
     """The state in one sentence."""
     stage: Stage | None = None
-    """Finer than the phase: `Idle` (one version), `Loading` (canary at weight 0), `Stepping`, `Promoting` (100 % sent),
-    `Baking` (old version still loaded), `Withdrawing` (weight 0 sent)."""
+    """Finer than the phase: `Idle` (one version), `Loading` (canary at weight 0), `Stepping`, `Promoting` (all
+    but the holdback sent), `Baking` (old version still loaded), `Withdrawing` (weight 0 sent)."""
     revision: Annotated[int, Field(ge=0)] = 0
     """Counts the changes of the version."""
     attempt: Annotated[int, Field(ge=1)] = 1
@@ -349,14 +383,15 @@ class RolloutStatus(Model):
     step: Annotated[str, Field(max_length=16)] = ""
     """The step for people, such as `2/4`. Empty while the canary loads."""
     weight: Annotated[int, Field(ge=0, le=100)] = 0
-    """Percent of users on the version that the spec asks for: the canary's weight, 100 once it is stable, 0 after a
-    rollback."""
+    """Percent of users on the version that the spec asks for: the canary's weight, 100 minus the holdback while it
+    bakes, then 100, or 0 after a rollback."""
     stable: VersionRef | None = None
-    """The version that serves everybody outside the canary."""
+    """The version that serves everybody outside the canary. During the bake all but the holdback."""
     canary: VersionRef | None = None
     """The version that is being rolled out."""
     previous: VersionRef | None = None
-    """The version before stable. `undo` and a revert in Git go back to it at once."""
+    """The version before stable. It serves the holdback during the bake. `undo` and a revert in Git go back to it at
+    once."""
     withdrawal: Annotated[str, Field(max_length=64)] | None = None
     """Reason of the last rollback of this revision. Absent once its version starts over."""
     direct: bool = False

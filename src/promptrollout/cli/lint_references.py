@@ -294,7 +294,7 @@ def _everybody_exposed(spec: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(
                 ("spec", "strategy", "canary", "steps", index, "weight"),
                 "100 sends everybody to the canary, so nothing can be compared with stable; remove the step (100 % "
-                "follows the last one, and bakeSeconds keeps stable loaded)",
+                "follows the last one, after the bake)",
             )
 
 

@@ -303,6 +303,12 @@ CEL: Final[dict[str, Callable[[Any], bool]]] = {
     "at least one step needs a weight": lambda s: bool(_weights(s)),
     "a step has either weight or pause": lambda s: ("weight" in s) != ("pause" in s),
     "minDurationSeconds belongs to a weight": lambda s: "minDurationSeconds" not in s or "weight" in s,
+    "holdbackPercent must not exceed 100 minus the last weight: lower it, or set it to 0": lambda s: (
+        not s.get("holdbackPercent") or max(_weights(s["steps"]), default=0) + s["holdbackPercent"] <= 100
+    ),
+    "holdbackPercent needs bakeSeconds above 0: raise bakeSeconds, or set holdbackPercent to 0": lambda s: (
+        not s.get("holdbackPercent") or s.get("bakeSeconds", 1) > 0
+    ),
     "mode None excludes objectives and sloRefs": lambda s: not _mode_is_none(s) or _objectives(s) == 0,
     "declare objectives or sloRefs, or say mode: None": lambda s: _mode_is_none(s) or _objectives(s) > 0,
     # PromptGateway

@@ -49,7 +49,7 @@ def plan(
     recorded: Path | None,
     output: str,
 ) -> None:
-    """Say what each step can detect with this traffic, how long a good version takes, and what stays undecided.
+    """Say what steps and bake can detect with this traffic, how long a good version takes, and what stays undecided.
 
     Values of stable that you do not give are assumed, and stated in the output.
     """

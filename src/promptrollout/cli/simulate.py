@@ -19,6 +19,7 @@ from promptrollout.simulation import recorded
 from promptrollout.simulation.report import run_view, summary_view
 from promptrollout.simulation.summary import summary
 from promptrollout.simulation.traffic import ByObjective, Traffic
+from promptrollout.simulation.undecidable import promoted_weight, weight_steps
 from promptrollout.simulation.world import EPOCH, Run
 from promptrollout.simulation.world import simulate as roll_out
 
@@ -166,7 +167,7 @@ def _synthetic(
     scenario = load(path)
     if "interval_seconds" not in scenario.model_fields_set:
         scenario = scenario.model_copy(update={"interval_seconds": rules.interval_seconds})
-    weights = [step.weight for step in rules.steps if step.weight is not None]
+    weights = [step.weight for step in weight_steps(rules)] + [promoted_weight(rules)]
 
     def traffic(number: int) -> Traffic:
         return draw(scenario, np.random.default_rng([seed, number]), weights)

@@ -152,6 +152,7 @@ def _facts(parsed: PromptRollout, status: RolloutStatus, now: datetime) -> Table
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
+    held_back = _held_back(status)
     rows = [
         ("Name", parsed.metadata.name),
         ("Namespace", parsed.metadata.namespace),
@@ -161,6 +162,7 @@ def _facts(parsed: PromptRollout, status: RolloutStatus, now: datetime) -> Table
         ("Revision", f"{status.revision}" + (f", attempt {status.attempt}" if status.attempt > 1 else "")),
         ("Step", status.step),
         ("Weight", f"{status.weight} % on the canary" if status.canary else ""),
+        ("Holdback", f"{held_back} % on the version before, until the bake is over" if held_back else ""),
         ("Delivery", _delivery(status)),
         ("Evidence", _evidence(status, now)),
         ("Paused", "by spec.paused" if parsed.spec.paused else "by `pause`" if status.paused else ""),
@@ -179,7 +181,7 @@ def _facts(parsed: PromptRollout, status: RolloutStatus, now: datetime) -> Table
 def _arms(parsed: PromptRollout, status: RolloutStatus) -> Tree:
     icon, colour = ICONS.get(status.phase or "", ("?", "white"))
     tree = Tree(f"[{colour}]{icon}[/] {parsed.metadata.name}")
-    share = 100 - status.weight if status.canary else 100
+    share = 100 - (status.weight if status.canary else _held_back(status))
     if status.stable:
         tree.add(f"[green]stable[/]    {share:3} %  {status.stable.version}  {short_digest(status.stable.digest)}")
     if status.canary:
@@ -188,12 +190,19 @@ def _arms(parsed: PromptRollout, status: RolloutStatus) -> Tree:
         )
     if status.previous:
         kept = "  (loaded until the bake is over)" if status.stage == "Baking" else ""
-        tree.add(f"[dim]previous[/]         {status.previous.version}  {short_digest(status.previous.digest)}{kept}")
+        held_back = f"{_held_back(status):3} %" if _held_back(status) else "     "
+        digest = short_digest(status.previous.digest)
+        tree.add(f"[dim]previous[/]  {held_back}  {status.previous.version}  {digest}{kept}")
     for rejected in status.rejected:
         tree.add(
             f"[red]rejected[/]         {short_digest(rejected.digest)}  {rejected.reason}, attempt {rejected.attempt}"
         )
     return tree
+
+
+def _held_back(status: RolloutStatus) -> int:
+    """Percent of users who stay on the version before while the new one bakes."""
+    return 100 - status.weight if status.stage == "Baking" else 0
 
 
 def _decisions(decisions: Iterable[Decision], now: datetime, brief: bool) -> Listing:
@@ -212,8 +221,8 @@ def _decisions(decisions: Iterable[Decision], now: datetime, brief: bool) -> Lis
 
 def _evidence(status: RolloutStatus, now: datetime) -> str:
     """How old what the analysis rests on is; nothing where none is gathered."""
-    until, exposed = status.clock.evaluated_until, status.clock.exposed_at
-    if until is None or exposed is None or until <= exposed:
+    until, since = status.clock.evaluated_until, status.clock.compared_since or status.clock.exposed_at
+    if until is None or since is None or until <= since:
         return ""  # it is still where the baseline begins
     if status.stage not in WATCHED or status.snapshot is None or not status.snapshot.analyse:
         return ""

@@ -32,7 +32,8 @@ def _verb(function: Callable[..., Any]) -> click.Command:
 async def promote(flags: Flags, name: str, reason: str, wait: bool, full: bool) -> int:
     """End the pause step, or skip the rest of the step's time. Evidence is still needed.
 
-    With --full, go to 100 % at once and without evidence; who did so and why is recorded.
+    With --full, go to 100 % at once, without evidence and without a holdback; who did so and why is recorded. During
+    the bake it ends the holdback.
     """
     return await command(flags, "promote-full" if full else "promote", name, reason, wait)
 

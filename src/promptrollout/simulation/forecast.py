@@ -1,19 +1,19 @@
 """The answer of `promptrollout plan`: what each step can catch, how long a good version takes, what stays undecided."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 
-from promptrollout.api.rollout import Snapshot
+from promptrollout.api.rollout import Snapshot, Step
 from promptrollout.simulation.advice import never_decided
 from promptrollout.simulation.assumed import Assumed, GoodVersion, worse
 from promptrollout.simulation.power import Detection
 from promptrollout.simulation.sticky import assumed_users
 from promptrollout.simulation.unattended import Unattended, unattended
-from promptrollout.simulation.undecidable import Doubt, WeightStep, undecidable, weight_steps
+from promptrollout.simulation.undecidable import Doubt, WeightStep, promoted_weight, undecidable, weight_steps
 from promptrollout.simulation.world import Run, simulate
 
 GOOD_RUNS = 9
@@ -34,10 +34,12 @@ class StepForecast:
 @dataclass(frozen=True, slots=True)
 class Forecast:
     steps: tuple[StepForecast, ...]
+    bake: StepForecast | None
+    """Of a regression that begins with the promotion; None without a holdback."""
     planned_seconds: int
     """Of all steps with a weight together."""
     good_seconds: float
-    """Median time of a version as good as stable to 100 %, pauses for a person not counted; infinity if it holds."""
+    """Median time of a version as good as stable to its promotion, without pauses for people; infinity if it holds."""
     good_why: str
     """If it holds: what it waits for."""
     person_pauses: int
@@ -48,21 +50,12 @@ class Forecast:
 
 def forecast(rules: Snapshot, given: Assumed, users: int | None = None) -> Forecast:
     """`users`: how many send the requests; None: assumed from their number."""
-    detections = {o.name: Detection(rules, o, given) for o in rules.objectives}
-    bases = {o.name: given.baselines[o.name].value for o in rules.objectives}
-    steps = []
-    for index, step in enumerate(weight_steps(rules)):
-        requests = given.requests_per_minute / 60 * step.seconds
-        catches: dict[str, float | None] = {}
-        for objective in rules.objectives:
-            ratio = detections[objective.name].smallest(index)
-            catches[objective.name] = None if ratio is None else worse(objective, bases[objective.name], ratio)
-        steps.append(StepForecast(step, requests * step.weight / 100, requests * (100 - step.weight) / 100, catches))
     seconds, why = good_version(rules, given)
     sticky = unattended(rules, given, assumed_users(given) if users is None else users)
     asks = sticky.doubt(rules) if sticky is not None else None
     return Forecast(
-        steps=tuple(steps),
+        steps=tuple(_steps(rules, given)),
+        bake=_bake(rules, given),
         planned_seconds=sum(step.seconds for step in weight_steps(rules)),
         good_seconds=seconds,
         good_why=why,
@@ -70,6 +63,27 @@ def forecast(rules: Snapshot, given: Assumed, users: int | None = None) -> Forec
         sticky=sticky,
         doubts=(*undecidable(rules), *never_decided(rules, given), *([asks] if asks is not None else ())),
     )
+
+
+def _steps(rules: Snapshot, given: Assumed) -> Iterator[StepForecast]:
+    detections = {o.name: Detection(rules, o, given) for o in rules.objectives}
+    bases = {o.name: given.baselines[o.name].value for o in rules.objectives}
+    for index, step in enumerate(weight_steps(rules)):
+        requests = given.requests_per_minute / 60 * step.seconds
+        catches: dict[str, float | None] = {}
+        for objective in rules.objectives:
+            ratio = detections[objective.name].smallest(index)
+            catches[objective.name] = None if ratio is None else worse(objective, bases[objective.name], ratio)
+        yield StepForecast(step, requests * step.weight / 100, requests * (100 - step.weight) / 100, catches)
+
+
+def _bake(rules: Snapshot, given: Assumed) -> StepForecast | None:
+    """The bake is a step of its own, whose test begins anew."""
+    weight = promoted_weight(rules)
+    if weight == 100:
+        return None
+    step = Step(weight=weight, min_duration_seconds=rules.bake_seconds)
+    return next(_steps(rules.model_copy(update={"steps": [step]}), given))
 
 
 def good_version(rules: Snapshot, given: Assumed) -> tuple[float, str]:

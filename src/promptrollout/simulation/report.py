@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from promptrollout.api.rollout import ObjectiveStatus, Snapshot
+from promptrollout.api.slo import Objective
 from promptrollout.engine.objectives import wording
 from promptrollout.engine.objectives.definitions import margins_text
 from promptrollout.engine.objectives.signals import signal_of
@@ -130,9 +131,9 @@ def forecast_view(name: str, rules: Snapshot, given: Assumed, found: Forecast) -
         ("objective", False),
         ("catches", True),
     )
-    for each in found.steps:
+    for each in (*found.steps, *([found.bake] if found.bake else ())):
         head = [
-            str(each.step.number),
+            "bake" if each is found.bake else str(each.step.number),
             f"{each.step.weight} %",
             duration(each.step.seconds),
             f"{wording.count(each.canary_requests)} / {wording.count(each.stable_requests)}",
@@ -141,13 +142,7 @@ def forecast_view(name: str, rules: Snapshot, given: Assumed, found: Forecast) -
             steps.add_row(*head, "-", "nothing: mode None")
         for objective in rules.objectives:
             value = each.catches[objective.name]
-            base = given.baselines[objective.name].value
-            if value is None:
-                text = "nothing"
-            else:
-                times = value / base if value >= base else base / value
-                text = f"{wording.value(signal_of(objective), value)} (x {times:.3g})"
-            steps.add_row(*head, escape(objective.name), text)
+            steps.add_row(*head, escape(objective.name), _catches(objective, given, value))
             head = [""] * 4
     parts += [assumptions, *_margins(rules), Text(), steps, Text()]
     parts.append(
@@ -156,19 +151,36 @@ def forecast_view(name: str, rules: Snapshot, given: Assumed, found: Forecast) -
             f"the step with {100 * CHANCE:.0f} % chance. Requests are assumed to be independent."
         )
     )
+    parts.append(Text(bake_text(rules, found)))
     parts += [Text(), Text(good_text(rules, found)), *_warned(map(str, found.doubts))]
     return Group(*parts)
+
+
+def _catches(objective: Objective, given: Assumed, value: float | None) -> str:
+    if value is None:
+        return "nothing"
+    base = given.baselines[objective.name].value
+    return f"{wording.value(signal_of(objective), value)} (x {value / base if value >= base else base / value:.3g})"
+
+
+def bake_text(rules: Snapshot, found: Forecast) -> str:
+    if found.bake is not None:
+        return (
+            f"Bake: the same for a version that becomes bad when it is promoted, compared with the "
+            f"{100 - found.bake.step.weight} % of the users who are held back (holdbackPercent)."
+        )
+    if not rules.analyse or not rules.bake_seconds:
+        return "Without analysis, or without a bake, nothing watches the version once it is promoted."
+    return "Nobody is held back, so that the bake sees only absolute bounds (max, min); set holdbackPercent."
 
 
 def good_text(rules: Snapshot, found: Forecast) -> str:
     if math.isinf(found.good_seconds):
         limit = duration(rules.max_duration_seconds)
-        text = (
-            f"A version as good as stable does not reach 100 % within maxDurationSeconds ({limit}): {found.good_why}."
-        )
+        text = f"A version as good as stable is not promoted within maxDurationSeconds ({limit}): {found.good_why}."
     else:
         text = (
-            f"A version as good as stable reaches 100 % after {duration(found.good_seconds)} (median); "
+            f"A version as good as stable is promoted after {duration(found.good_seconds)} (median); "
             f"its steps need at least {duration(found.planned_seconds)}."
         )
     if found.person_pauses:

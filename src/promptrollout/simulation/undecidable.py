@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from promptrollout.api.rollout import Snapshot
 from promptrollout.api.slo import Objective
-from promptrollout.engine.lifecycle.moves import GRACE_INTERVALS, is_last_weight, step_seconds
+from promptrollout.engine.lifecycle.moves import GRACE_INTERVALS, holdback_percent, is_last_weight, step_seconds
 from promptrollout.engine.objectives.definitions import bounds_of
 from promptrollout.engine.objectives.signals import signal_of
 
@@ -33,6 +33,11 @@ def weight_steps(rules: Snapshot) -> list[WeightStep]:
         for index, step in enumerate(rules.steps)
         if step.weight is not None
     ]
+
+
+def promoted_weight(rules: Snapshot) -> int:
+    """Percent of users who get the version while it bakes."""
+    return 100 - holdback_percent(rules, max((step.weight for step in weight_steps(rules)), default=0))
 
 
 def patience_seconds(rules: Snapshot, step: WeightStep) -> int:

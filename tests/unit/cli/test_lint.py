@@ -90,6 +90,12 @@ def test_every_cel_rule_has_its_twin_and_none_is_left_over() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "path_said", "reason"),
     [
+        (
+            ("strategy", "canary", "holdbackPercent"),
+            60,
+            "spec.strategy.canary.holdbackPercent",
+            "choose a value from 0 to 50",
+        ),
         (("strategy", "canary", "bakeSecond"), 5, "spec.strategy.canary.bakeSecond", "did you mean bakeSeconds?"),
         (("analysis", "objectives", 0, "versusStable"), {"maxIncrease": 5}, "maxIncrease", "mean maxIncreasePercent?"),
         (("analysis", "objectives", 0, "versusStable"), {"maxDecreas": "1"}, "maxDecreas", "did you mean maxDecrease?"),

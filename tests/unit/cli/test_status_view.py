@@ -238,3 +238,19 @@ def test_all_namespaces_asks_for_all_and_takes_no_name(monkeypatch: pytest.Monke
     refused = run(main, ["status", "app", "-A"])
     assert refused.exit_code == 2
     assert "a name belongs to one namespace" in refused.output
+
+
+def test_a_bake_shows_who_is_held_back() -> None:
+    world = started(snapshot(holdback_percent=5, bake_seconds=3600))
+    while world.status.stage != "Baking":
+        world.tick()
+    text = [" ".join(line.split()) for line in shown(world, 160)]
+    one, two = version("v1").version, version("v2").version
+    assert "Holdback: 5 % on the version before, until the bake is over" in text
+    assert any(f"stable 95 % {two}" in line for line in text)
+    assert any(f"previous 5 % {one}" in line for line in text)
+    while world.status.stage != "Idle":
+        world.tick()
+    text = [" ".join(line.split()) for line in shown(world, 160)]
+    assert any(f"stable 100 % {two}" in line for line in text)
+    assert not any("Holdback" in line for line in text)

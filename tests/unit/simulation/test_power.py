@@ -127,6 +127,22 @@ def test_more_traffic_catches_less_and_passes_sooner() -> None:
     assert little.steps[1].canary_requests == pytest.approx(3000)
 
 
+def test_the_bake_sees_what_begins_with_the_promotion_by_the_holdback() -> None:
+    def bake(percent: int, requests: float) -> float:
+        of = rules(bakeSeconds=3600, holdbackPercent=percent)
+        step = forecast(of, assumed(of, requests)).bake
+        assert step is not None
+        assert (step.step.weight, step.step.seconds) == (100 - percent, 3600)
+        assert step.stable_requests == pytest.approx(requests * 60 * percent / 100)
+        found = step.catches["errors"]
+        assert found is not None
+        return found
+
+    assert 0.01 < bake(10, 6000) < bake(5, 6000) < bake(5, 600)
+    for without in (rules(bakeSeconds=3600), rules(holdbackPercent=5)):
+        assert forecast(without, assumed(without, 6000)).bake is None
+
+
 def test_a_version_that_never_arrives_says_what_it_waits_for() -> None:
     of = rules(maxDurationSeconds=4_000)
     found = forecast(of, assumed(of, 2))

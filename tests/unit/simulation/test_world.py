@@ -25,6 +25,23 @@ STORIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "outage over the step's end": ({}, {"answers": lambda k: not 19 <= k < 26}),
     "bad behind an outage": ({}, {"rates": {"errors": (0.05, 0.01)}, "answers": lambda k: k >= 15}),
     "bad in the bake": ({"bakeSeconds": 3600, "objectives": [COST]}, {"costs": {"cost": (0.002, 0.001)}, "since": 65}),
+    "bad in the bake, compared with the holdback": (
+        {"bakeSeconds": 3600, "holdbackPercent": 5},
+        {"rates": {"errors": (0.03, 0.01)}, "since": 65},
+    ),
+    "good, with a holdback": ({"bakeSeconds": 900, "holdbackPercent": 10}, {}),
+    "outage in the bake": (
+        {"bakeSeconds": 900, "holdbackPercent": 10},
+        {"answers": lambda k: not 70 <= k < 110},
+    ),
+    "outage over the promotion": (
+        {"bakeSeconds": 900, "holdbackPercent": 10},
+        {"answers": lambda k: not 58 <= k < 90},
+    ),
+    "both fail in the bake": (
+        {"bakeSeconds": 900, "holdbackPercent": 10},
+        {"both": lambda k: 0.7 if 70 <= k < 74 else None},
+    ),
     "provider away": ({}, {"provider_down": lambda k: 10 <= k < 20}),
     "provider away for long": ({}, {"provider_down": lambda k: 10 <= k < 60}),
     "both fail for a while": ({}, {"both": lambda k: 0.7 if 5 <= k < 9 or k == 30 else None}),
@@ -65,6 +82,16 @@ def test_a_good_version_takes_its_steps_and_no_longer() -> None:
     ]
     assert [weight for _, weight in run.weights] == [0, 10, 50, 100]
     assert run.canary_requests == pytest.approx(20 * 60 + 40 * 300)
+
+
+def test_some_users_are_held_back_until_the_bake_is_over() -> None:
+    run = simulate(rules(bakeSeconds=900, holdbackPercent=5), Steady())
+    assert [(m.seconds, m.weight, m.reason) for m in run.timeline][-3:] == [
+        (1800, 50, "StepCompleted"),
+        (1800, 95, "RolloutCompleted"),
+        (2700, 100, "BakeCompleted"),
+    ]
+    assert run.weights == ((0, 0), (0, 10), (600, 50), (1800, 95), (2700, 100))
 
 
 def test_the_toll_of_a_bad_version_ends_with_its_rollback() -> None:

@@ -18,7 +18,8 @@ from promptrollout.engine.statistics.common_cause import COMMON
 from promptrollout.engine.statistics.evidence import Counts, Interval
 
 FAMILY_LEVEL = 0.05
-"""Chance that a harmless canary is rolled back by any objective at any time."""
+"""Chance that a harmless canary is rolled back by any objective at any time in its steps. The comparison with the
+holdback, in the bake, is a test of its own with the same level."""
 PROMOTION_LEVEL = 0.05
 """Chance, over all attempts together, that a canary at the margin passes an objective."""
 
@@ -124,7 +125,8 @@ class AnalysisFold:
         self._baseline_until = clock.baseline_until or 0
         self._weight = s.weight
         self._acknowledged = clock.acknowledged_at
-        self._exposed = (clock.exposed_at or 0) // snapshot.interval_seconds * snapshot.interval_seconds
+        since = clock.compared_since or clock.exposed_at or 0
+        self._since = since // snapshot.interval_seconds * snapshot.interval_seconds
         # pauses are measured by the clock, see progress.count_time
         self._counts_time = not held and (step is None or step.pause is None)
         self._outage_since, self._common_since = clock.outage_since, clock.common_since
@@ -173,7 +175,7 @@ class AnalysisFold:
             strata = interval.counts.get(fold.objective.name)
             if strata is None:
                 continue
-            if interval.end <= self._exposed:  # counts of an earlier attempt are not evidence of this one
+            if interval.end <= self._since:  # counts of an earlier attempt, or of the steps, are no evidence of now
                 strata = tuple(counts.stable_alone() for counts in strata)
             fold.add(strata, self._weight, promotable=confirmed, outage=outage)
             if settled and not counted and fold.objective.signal == "ErrorRate" and 0 < self._weight < 100:

@@ -110,8 +110,10 @@ def summary(
     if s.stage == "Baking":
         breached = [row.name for row in s.analysis if row.verdict == "Breach"]
         text = f"; {version_name(s.previous)} stays loaded" if s.previous else ""
+        if draft.holds_back:
+            text = f"; {version_name(s.previous)} serves {100 - s.weight} % for comparison until the bake is over"
         text += f"; breached, without an earlier version: {', '.join(breached)}" if breached else ""
-        return "Healthy", ConditionReason.BAKING, f"{version_name(s.stable)} serves 100 %{text}"
+        return "Healthy", ConditionReason.BAKING, f"{version_name(s.stable)} serves {s.weight} %{text}"
     return "Healthy", ConditionReason.HEALTHY, f"{version_name(s.stable)} serves 100 %"
 
 

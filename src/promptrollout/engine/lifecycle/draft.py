@@ -54,6 +54,12 @@ class Draft:
         return s.stage in ACTIVE or (s.stage == "Baking" and s.previous is not None)
 
     @property
+    def holds_back(self) -> bool:
+        """The promoted version bakes, and some users stay on the version before, for comparison."""
+        s = self.status
+        return s.stage == "Baking" and s.previous is not None and s.weight < 100
+
+    @property
     def must_not_load(self) -> bool:
         """Pods must not even load the canary: it may be the cause of their failures."""
         s, clock = self.status, self.clock
@@ -87,7 +93,7 @@ class Draft:
         stable, canary, weight = s.stable, None, 0
         if s.stage == "Baking":
             if s.previous is not None:
-                stable, canary, weight = s.previous, s.stable, 100
+                stable, canary, weight = s.previous, s.stable, s.weight
         elif s.stage != "Idle" and not self.must_not_load:
             canary, weight = s.canary, s.weight
         subject = canary or stable
@@ -167,7 +173,7 @@ class Draft:
     ) -> None:
         """One entry of the decision record, which also becomes one Event. `command`: id of the one that is refused."""
         s = self.status
-        exposed, until = self.clock.exposed_at, self.clock.evaluated_until
+        since, until = self.clock.compared_since or self.clock.exposed_at, self.clock.evaluated_until
         rows = [row.model_copy(update={"checkpoint": None}) for row in s.analysis] if evidence else []
         decision = Decision(
             id=f"{self.now:x}-{s.decision_count}",
@@ -179,7 +185,7 @@ class Draft:
             step=s.step,
             weight=s.weight,
             message=message[:1024],
-            window_seconds=max(0, until - exposed) if evidence and exposed and until else None,
+            window_seconds=max(0, until - since) if evidence and since and until else None,
             evidence=rows,
             command=command,
         )

@@ -41,7 +41,7 @@ class UpdateRules:
 
 @dataclass(frozen=True, slots=True)
 class EnterStep:
-    """Go to step `index`, or to 100 % after the last one; with the decision to record, if any."""
+    """Go to step `index`, or promote after the last one; with the decision to record, if any."""
 
     index: int
     reason: DecisionReason | None = None
@@ -53,12 +53,12 @@ class EnterStep:
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """100 % is acknowledged."""
+    """The weight after the last step is acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndBake:
-    """The old arm is unloaded."""
+    """Everybody gets the new version, and the old arm is unloaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +141,7 @@ def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool
         outage_since=None,
         unmeasured_since=None,
         exposed_at=None,
+        compared_since=None,
         evaluated_until=None,
         baseline_until=None,
         objectives=len(snapshot.objectives),
@@ -198,25 +199,46 @@ def is_last_weight(snapshot: Snapshot, index: int) -> bool:
     return here != 100 and not any(step.weight not in (None, 100) for step in snapshot.steps[index + 1 :])
 
 
-def enter_step(draft: Draft, index: int) -> None:
-    """Go to step `index`, or to 100 % after the last one."""
+def holdback_percent(snapshot: Snapshot, weight: int) -> int:
+    """Percent of users who stay on stable when a canary at `weight` is promoted. What nobody watches needs no
+    comparison."""
+    watched = snapshot.analyse and snapshot.bake_seconds > 0
+    return min(snapshot.holdback_percent, 100 - weight) if watched else 0  # nobody goes back to stable
+
+
+def enter_step(draft: Draft, index: int, *, everybody: bool = False) -> None:
+    """Go to step `index`, or promote after the last one; `everybody`: then without a holdback."""
     snapshot = draft.status.snapshot
     assert snapshot is not None
     if index >= len(snapshot.steps):
-        draft.enter("Promoting", 100)
+        stepped = draft.status.stage == "Stepping"  # else a person, or the way back, skips all steps
+        held_back = holdback_percent(snapshot, draft.status.weight) if stepped and not everybody else 0
+        draft.enter("Promoting", 100 - held_back)
+        if held_back:
+            compare_anew(draft, snapshot)
     else:
         step = snapshot.steps[index]
         draft.set(current_step_index=index)
         draft.enter("Stepping", draft.status.weight if step.weight is None else step.weight)
     draft.set(step=step_label(draft))
     if draft.status.weight > 0 and draft.clock.exposed_at is None:
-        width = snapshot.interval_seconds
-        start = draft.now - draft.now % width - BASELINE_INTERVALS * width
-        draft.set_clock(exposed_at=draft.now, evaluated_until=max(0, start))
+        draft.set_clock(exposed_at=draft.now, evaluated_until=baseline_start(draft, snapshot))
+
+
+def compare_anew(draft: Draft, snapshot: Snapshot) -> None:
+    """A test of its own for the bake, at a level of its own: what the steps have shown does not outweigh what begins
+    now. Stable's fluctuation is read again, as before the first user."""
+    draft.set(analysis=[])
+    draft.set_clock(compared_since=draft.now, baseline_until=None, evaluated_until=baseline_start(draft, snapshot))
+
+
+def baseline_start(draft: Draft, snapshot: Snapshot) -> int:
+    width = snapshot.interval_seconds
+    return max(0, draft.now - draft.now % width - BASELINE_INTERVALS * width)
 
 
 def complete(draft: Draft) -> None:
-    """100 % is acknowledged: the canary is the stable version now."""
+    """The weight after the last step is acknowledged: the canary is the stable version now."""
     s = draft.status
     assert s.canary is not None
     direct, old = s.direct, s.stable
@@ -226,20 +248,24 @@ def complete(draft: Draft) -> None:
     # after going back, the version that was left must canary again, so it is not `previous`
     draft.set(stable=s.canary, canary=None, previous=None if direct else old, direct=False, retracing=False)
     if bakes:
-        draft.enter("Baking", 100)
+        draft.enter("Baking", s.weight)
     else:
         draft.become_idle(100)
     draft.set(step="")
-    text = f"{version_name(draft.status.stable)} serves 100 %"
-    if bakes and s.snapshot is not None:
+    text = f"{version_name(draft.status.stable)} serves {draft.status.weight} %"
+    if bakes and s.snapshot is not None and s.weight < 100:
+        text += f"; {version_name(old)} serves {100 - s.weight} % for comparison for {s.snapshot.bake_seconds} s"
+    elif bakes and s.snapshot is not None:
         text += f"; {version_name(old)} stays loaded for {s.snapshot.bake_seconds} s"
     draft.record(DecisionReason.ROLLOUT_COMPLETED, text)
 
 
 def end_bake(draft: Draft) -> None:
+    held_back, old = draft.status.weight < 100, draft.status.previous
     draft.become_idle(100)
-    old = draft.status.previous
     text = f"{version_name(old)} is unloaded" if old else "the first version is no longer watched"
+    if held_back:
+        text = f"{version_name(draft.status.stable)} serves 100 %; {text}"
     draft.record(DecisionReason.BAKE_COMPLETED, text)
 
 
@@ -284,6 +310,7 @@ def start_over(draft: Draft) -> None:
     draft.set(step=step_label(draft))
     draft.set_clock(
         exposed_at=None,
+        compared_since=None,
         evaluated_until=None,
         baseline_until=None,
         outage_since=None,

@@ -1,7 +1,7 @@
 """`plan`: from facts to the next status, top to bottom. Pure: it reads no clock and does no I/O."""
 
 from promptrollout.api.decisions import DecisionReason
-from promptrollout.api.rollout import RolloutStatus
+from promptrollout.api.rollout import MOST_HOLDBACK_PERCENT, RolloutStatus
 from promptrollout.engine.lifecycle.analysis import WATCHED, fold_evidence, missing_evidence
 from promptrollout.engine.lifecycle.conditions import describe
 from promptrollout.engine.lifecycle.draft import ACTIVE, Draft
@@ -113,6 +113,8 @@ def is_coherent(status: RolloutStatus) -> bool:
     if s.stage == "Stepping":
         sent = [step.weight for step in steps[: s.current_step_index + 1] if step.weight is not None]
         return s.current_step_index < len(steps) and s.weight == (sent[-1] if sent else 0)
+    if s.stage in ("Promoting", "Baking") and s.clock.compared_since is not None:
+        return s.weight >= 100 - MOST_HOLDBACK_PERCENT
     return s.weight == {"Loading": 0, "Promoting": 100, "Baking": 100}.get(s.stage or "", s.weight)
 
 

@@ -19,6 +19,7 @@ from promptrollout.engine.lifecycle.moves import (
     UpdateRules,
     Withdraw,
     current_step,
+    holdback_percent,
     is_late,
     overdue,
     step_seconds,
@@ -94,8 +95,17 @@ def next_move(draft: Draft, holds: Sequence[Hold]) -> Move | None:
     if s.stage == "Promoting":
         return Complete() if draft.delivered() and not holds else None
     if s.stage == "Baking" and (s.snapshot is None or draft.clock.step_active_seconds >= s.snapshot.bake_seconds):
-        return EndBake()
+        return end_of_bake(draft, holds)
     return None
+
+
+def end_of_bake(draft: Draft, holds: Sequence[Hold]) -> Move | None:
+    """With a holdback more users get the version, as with a step."""
+    if draft.holds_back and holds:
+        return None
+    if draft.holds_back and not draft.source_confirmed:
+        return ContactSource()
+    return EndBake()
 
 
 def count_time(draft: Draft, *, held: bool) -> None:
@@ -185,6 +195,6 @@ def destination_text(snapshot: Snapshot, status: RolloutStatus) -> str:
     """What comes after the present step, for people."""
     following = status.current_step_index + 1
     if following >= len(snapshot.steps):
-        return "going to 100 %"
+        return f"going to {100 - holdback_percent(snapshot, status.weight)} %"
     weight = snapshot.steps[following].weight
     return f"pausing at {status.weight} %" if weight is None else f"going to {weight} %"

@@ -42,7 +42,7 @@ def watch_provider(draft: Draft) -> Move | None:
         if since is not None:
             draft.set_clock(unreachable_since=None)
         return None
-    if draft.status.stage not in ACTIVE:
+    if draft.status.stage not in ACTIVE and not draft.holds_back:
         return None
     if since is None:
         draft.set_clock(unreachable_since=draft.now)

@@ -140,6 +140,11 @@ def promote_full(draft: Draft, command: Command) -> Refusal | None:
         return Refusal(RefusalReason.INVALID_SPEC, problem_text(draft.facts.desired.problems[0]))
     if draft.facts.spec.paused:
         return Refusal(RefusalReason.SPEC_PAUSED)
+    if draft.holds_back:
+        text = f"{author(command)} ended the holdback{why(command)}: {version_name(draft.status.stable)} goes to 100 %"
+        draft.record(DecisionReason.FULL_PROMOTION, text, evidence=True)
+        draft.set(weight=100)
+        return None
     if draft.status.stage not in ("Loading", "Stepping"):
         return Refusal(RefusalReason.NO_CANARY)
     draft.record(
@@ -153,7 +158,7 @@ def promote_full(draft: Draft, command: Command) -> Refusal | None:
         steps = draft.status.snapshot.steps if draft.status.snapshot else []
         draft.set(current_step_index=len(steps))
     else:
-        enter_step(draft, 1 << 30)
+        enter_step(draft, 1 << 30, everybody=True)
     return None
 
 

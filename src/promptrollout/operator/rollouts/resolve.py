@@ -218,6 +218,7 @@ def _snapshot(
         objectives=objectives,
         interval_seconds=analysis.interval_seconds,
         bake_seconds=canary.bake_seconds,
+        holdback_percent=spec.holdback_percent,
         max_duration_seconds=canary.max_duration_seconds,
         on_timeout=canary.on_timeout,
         on_insufficient_traffic=canary.on_insufficient_traffic,

@@ -214,3 +214,19 @@ def test_a_prompt_that_costs_too_much_is_invalid_and_what_is_served_goes_on() ->
     found = resolved(store_with(a_copy()), stable, template=stalls)
     assert (found.desired.version, found.desired.snapshot, found.missing_copies) == (None, None, ())
     assert any("more than 2500 tokens in braces" in problem for problem in texts(found.desired))
+
+
+@pytest.mark.parametrize(
+    ("canary", "percent"),
+    [
+        ({"steps": [{"weight": 10}, {"weight": 50}]}, 5),
+        ({"steps": [{"weight": 97}, {"pause": {}}]}, 3),
+        ({"steps": [{"weight": 10}, {"weight": 100}]}, 0),
+        ({"steps": [{"weight": 10}], "holdbackPercent": 12}, 12),
+        ({"steps": [{"weight": 10}], "holdbackPercent": 0}, 0),
+    ],
+)
+def test_five_percent_are_held_back_if_the_last_step_leaves_as_many(canary: dict[str, Any], percent: int) -> None:
+    found = resolved(strategy={"canary": canary}).desired.snapshot
+    assert found is not None
+    assert found.holdback_percent == percent
