@@ -55,7 +55,7 @@ def forecast(rules: Snapshot, given: Assumed, users: int | None = None) -> Forec
     asks = sticky.doubt(rules) if sticky is not None else None
     return Forecast(
         steps=tuple(_steps(rules, given)),
-        bake=_bake(rules, given),
+        bake=bake_forecast(rules, given),
         planned_seconds=sum(step.seconds for step in weight_steps(rules)),
         good_seconds=seconds,
         good_why=why,
@@ -77,7 +77,7 @@ def _steps(rules: Snapshot, given: Assumed) -> Iterator[StepForecast]:
         yield StepForecast(step, requests * step.weight / 100, requests * (100 - step.weight) / 100, catches)
 
 
-def _bake(rules: Snapshot, given: Assumed) -> StepForecast | None:
+def bake_forecast(rules: Snapshot, given: Assumed) -> StepForecast | None:
     """The bake is a step of its own, whose test begins anew."""
     weight = promoted_weight(rules)
     if weight == 100:

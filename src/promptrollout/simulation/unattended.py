@@ -19,10 +19,10 @@ from promptrollout.simulation.traffic import Traffic
 from promptrollout.simulation.undecidable import Doubt, patience_seconds, weight_steps
 from promptrollout.simulation.world import Run, simulate
 
-RUNS = 20
-REMEDY_RUNS = 9
+RUNS = 10
+REMEDY_RUNS = 5
 """Of each change that might help: it is named if most of them reach 100 %."""
-MOST_INTERVALS = 200
+MOST_INTERVALS = 120
 """Of a run, roughly."""
 LONGER, WIDER = (2, 4, 8), (2, 4)
 """Multiples of the last step's time, and of the margins, that are tried."""

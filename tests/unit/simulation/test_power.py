@@ -10,7 +10,7 @@ from promptrollout.api.rollout import Snapshot
 from promptrollout.engine.objectives.signals import signal_of
 from promptrollout.simulation.advice import never_decided
 from promptrollout.simulation.assumed import Assumed, Baseline, assumed, drawn, from_recorded, worse
-from promptrollout.simulation.forecast import forecast
+from promptrollout.simulation.forecast import bake_forecast, forecast
 from promptrollout.simulation.power import Detection, seconds_to_pass
 from promptrollout.simulation.recorded import Recorded
 from promptrollout.simulation.traffic import Strata
@@ -130,7 +130,7 @@ def test_more_traffic_catches_less_and_passes_sooner() -> None:
 def test_the_bake_sees_what_begins_with_the_promotion_by_the_holdback() -> None:
     def bake(percent: int, requests: float) -> float:
         of = rules(bakeSeconds=3600, holdbackPercent=percent)
-        step = forecast(of, assumed(of, requests)).bake
+        step = bake_forecast(of, assumed(of, requests))
         assert step is not None
         assert (step.step.weight, step.step.seconds) == (100 - percent, 3600)
         assert step.stable_requests == pytest.approx(requests * 60 * percent / 100)
@@ -140,7 +140,7 @@ def test_the_bake_sees_what_begins_with_the_promotion_by_the_holdback() -> None:
 
     assert 0.01 < bake(10, 6000) < bake(5, 6000) < bake(5, 600)
     for without in (rules(bakeSeconds=3600), rules(holdbackPercent=5)):
-        assert forecast(without, assumed(without, 6000)).bake is None
+        assert bake_forecast(without, assumed(without, 6000)) is None
 
 
 def test_a_version_that_never_arrives_says_what_it_waits_for() -> None:
