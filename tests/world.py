@@ -10,8 +10,9 @@ from typing import Any
 
 from promptrollout.api.command import Command, MalformedCommand
 from promptrollout.api.delivery import Laggard, Stickiness, VersionRef
-from promptrollout.api.rollout import RolloutSpec, RolloutStatus, Snapshot, Step
+from promptrollout.api.rollout import RolloutSpec, RolloutStatus, Snapshot
 from promptrollout.api.slo import Objective
+from promptrollout.api.strategy import Step
 from promptrollout.engine.lifecycle.facts import Delivered, DeliveryIntent, Desired, Facts, Plan, Pods
 from promptrollout.engine.lifecycle.plan import plan
 from promptrollout.engine.lifecycle.reasons import Problem

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 
 from benchmarks.decisions.case import Case
 from benchmarks.decisions.replay import Ended, Outcome
-from promptrollout.api.rollout import Snapshot, Step
+from promptrollout.api.rollout import Snapshot
 from promptrollout.api.slo import Objective
+from promptrollout.api.strategy import Step
 from promptrollout.engine.objectives.definitions import make_test
 from promptrollout.simulation.draws import Draws
 from promptrollout.simulation.traffic import ByObjective

@@ -13,7 +13,8 @@ from typing import Any
 import click
 from rich.console import Console, RenderableType
 
-from promptrollout.api.rollout import Pause, Snapshot
+from promptrollout.api.rollout import Snapshot
+from promptrollout.api.strategy import Pause
 from promptrollout.cli.inputs import COLUMNS, console, files_option, name_option, require, rules_in, working
 from promptrollout.simulation import recorded
 from promptrollout.simulation.report import run_view, summary_view

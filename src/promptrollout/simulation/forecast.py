@@ -7,7 +7,8 @@ from statistics import median
 
 import numpy as np
 
-from promptrollout.api.rollout import Snapshot, Step
+from promptrollout.api.rollout import Snapshot
+from promptrollout.api.strategy import Step
 from promptrollout.simulation.advice import never_decided
 from promptrollout.simulation.assumed import Assumed, GoodVersion, worse
 from promptrollout.simulation.power import Detection

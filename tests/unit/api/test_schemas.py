@@ -28,18 +28,10 @@ from promptrollout.api.gateway import GatewayStatus, PromptGateway
 from promptrollout.api.meta import Condition, CustomResource, LocalRef, Model
 from promptrollout.api.prompt import Message, PromptSpec, PromptVersion, VersionStatus
 from promptrollout.api.provider import ModelProvider, ProviderStatus
-from promptrollout.api.rollout import (
-    Decision,
-    DeliveryState,
-    ObjectiveStatus,
-    Pause,
-    PromptRollout,
-    RolloutStatus,
-    Snapshot,
-    Step,
-)
+from promptrollout.api.rollout import Decision, DeliveryState, ObjectiveStatus, PromptRollout, RolloutStatus, Snapshot
 from promptrollout.api.signing_key import PromptSigningKey
 from promptrollout.api.slo import Objective, PromptSLO, SLOStatus
+from promptrollout.api.strategy import Pause, Step
 
 Schema = dict[str, Any]
 ROOT = Path(__file__).parents[3]

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from promptrollout.api.delivery import Audience, Reporting, Stickiness
-from promptrollout.api.rollout import Decision, ObjectiveStatus, RolloutStatus, Snapshot, Step
+from promptrollout.api.rollout import Decision, ObjectiveStatus, RolloutStatus, Snapshot
+from promptrollout.api.strategy import Step
 from promptrollout.engine.lifecycle.draft import Draft, timestamp, trimmed
 from promptrollout.engine.lifecycle.plan import is_coherent, plan
 from tests.world import COST, ERRORS, INTERVAL, START, World, snapshot, started, version

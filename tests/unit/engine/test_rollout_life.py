@@ -6,8 +6,8 @@ import pytest
 
 from promptrollout.api.command import MalformedCommand
 from promptrollout.api.delivery import Stickiness
-from promptrollout.api.rollout import Step
 from promptrollout.api.slo import Objective
+from promptrollout.api.strategy import Step
 from promptrollout.engine.objectives.definitions import make_test
 from promptrollout.engine.objectives.signals import not_measured
 from tests.world import COST, ERRORS, INTERVAL, World, snapshot, started, version

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from promptrollout.api.decisions import DecisionReason
 from promptrollout.api.delivery import VersionRef
-from promptrollout.api.rollout import ObjectiveStatus, Snapshot, Step
+from promptrollout.api.rollout import ObjectiveStatus, Snapshot
+from promptrollout.api.strategy import Step
 from promptrollout.engine.lifecycle.draft import ACTIVE, Draft
 from promptrollout.engine.lifecycle.messages import version_name
 from promptrollout.engine.objectives import sample_ratio

@@ -1,7 +1,8 @@
 """`plan`: from facts to the next status, top to bottom. Pure: it reads no clock and does no I/O."""
 
 from promptrollout.api.decisions import DecisionReason
-from promptrollout.api.rollout import MOST_HOLDBACK_PERCENT, RolloutStatus
+from promptrollout.api.rollout import RolloutStatus
+from promptrollout.api.strategy import MOST_HOLDBACK_PERCENT
 from promptrollout.engine.lifecycle.analysis import WATCHED, fold_evidence, missing_evidence
 from promptrollout.engine.lifecycle.conditions import describe
 from promptrollout.engine.lifecycle.draft import ACTIVE, Draft

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from promptrollout.api.delivery import DeliverySpec
 from promptrollout.api.invalid import first_problem
 from promptrollout.api.meta import LocalRef
-from promptrollout.api.rollout import Analysis, Canary, RolloutSpec, Step, Strategy
+from promptrollout.api.rollout import Analysis, RolloutSpec
+from promptrollout.api.strategy import Canary, Step, Strategy
 
 _STEPS = [Step(weight=100)]
 
