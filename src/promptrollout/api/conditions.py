@@ -105,6 +105,7 @@ _WITHDRAWN: Final[dict[Reason, str]] = {
     reason: DECISIONS[reason].meaning
     for reason in (
         DecisionReason.OBJECTIVE_BREACHED,
+        DecisionReason.FIRST_BREACH,
         DecisionReason.MAX_DURATION_EXCEEDED,
         DecisionReason.METRICS_LOST,
         DecisionReason.PODS_FAILING,

@@ -23,6 +23,7 @@ class DecisionReason(StrEnum):
     APPROVAL_REQUIRED = "ApprovalRequired"
     INSUFFICIENT_TRAFFIC = "InsufficientTraffic"
     OBJECTIVE_BREACHED = "ObjectiveBreached"
+    FIRST_BREACH = "FirstBreach"
     WEIGHT_REDUCED = "WeightReduced"
     EVIDENCE_RESTARTED = "EvidenceRestarted"
     MAX_DURATION_EXCEEDED = "MaxDurationExceeded"
@@ -106,6 +107,11 @@ DECISIONS: Final[Mapping[DecisionReason, Explanation]] = MappingProxyType(
             "The evidence shows that an objective is out of bounds: weight 0 and rejected. Without an earlier "
             "version it is only reported.",
             "Read the numbers in the message and fix the prompt. If something else was the cause, `retry`.",
+        ),
+        _R.FIRST_BREACH: _warning(
+            "The evidence shows that an objective is out of bounds, for the first time and with "
+            "`onFirstBreach: WithdrawAndRetry`: weight 0, and one fresh try after 10 minutes.",
+            "Look for an incident that hit this version's requests alone. If the prompt is the cause, `abort`.",
         ),
         _R.WEIGHT_REDUCED: _warning(
             "Both versions violated an absolute bound after a raise: back to the weight before, without a verdict "

@@ -128,6 +128,8 @@ class Snapshot(Model):
     """As in the spec."""
     on_timeout: Literal["Hold", "Rollback"]
     """As in the spec."""
+    on_first_breach: Literal["Reject", "WithdrawAndRetry"] = "Reject"
+    """As in the spec."""
     on_insufficient_traffic: Literal["RequireApproval", "Hold", "Rollback"]
     """As in the spec."""
     on_metrics_loss: Literal["Hold", "ReduceToFirstStep", "Withdraw"] = "Hold"
@@ -237,6 +239,8 @@ class Clock(Model):
     (`reporting`). Promotion evidence counts from then on."""
     evaluated_until: Seconds | None = None
     """End of the last interval in the checkpoints. A multiple of the interval."""
+    first_breach_at: Seconds | None = None
+    """When a first breach took this version back, with `onFirstBreach: WithdrawAndRetry`."""
     baseline_until: Seconds | None = None
     """Intervals up to here are read once more, for objectives that began in mid-canary: what stable did before."""
     objectives: Annotated[int, Field(ge=0)] = 0

@@ -84,6 +84,9 @@ class Canary(Model):
     """Longest active time of a canary: time in which it is not paused, and its pods and metrics are available."""
     on_timeout: Literal["Hold", "Rollback"] = "Hold"
     """When `maxDurationSeconds` is over: wait for a person, or roll back."""
+    on_first_breach: Literal["Reject", "WithdrawAndRetry"] = "Reject"
+    """A breach takes the version to weight 0 at once. `Reject` rejects it too. `WithdrawAndRetry` gives it one fresh
+    try from the first step after 10 minutes, and rejects it at a second breach: for providers with short incidents."""
     on_insufficient_traffic: Literal["RequireApproval", "Hold", "Rollback"] = "RequireApproval"
     """When a step's time is over and traffic was too low to decide: ask a person, wait, or roll back."""
     on_metrics_loss: Literal["Hold", "ReduceToFirstStep", "Withdraw"] = "Hold"

@@ -10,6 +10,8 @@ from promptrollout.engine.lifecycle.moves import is_late
 from promptrollout.engine.lifecycle.reasons import Hold, HoldReason
 from promptrollout.engine.objectives import sample_ratio
 
+RETRY_SECONDS = 600
+"""From a first breach to the fresh try: most incidents are over then."""
 READ_INTERVALS = 3
 """If the evidence is older than this many intervals, nothing advances on it."""
 UNMEASURED_SECONDS = 60
@@ -32,6 +34,9 @@ def holds_from_outside(draft: Draft) -> list[Hold]:
             holds.append(Hold(HoldReason.VERSION_MISSING))
         if draft.metrics_unavailable and s.stage in ("Loading", *WATCHED):
             holds.append(Hold(HoldReason.METRICS_UNAVAILABLE, facts.evidence.problem))
+        if s.stage == "Loading" and draft.clock.first_breach_at is not None:
+            wait = draft.clock.first_breach_at + RETRY_SECONDS - draft.now
+            holds += [Hold(HoldReason.RETRIES_AFTER_BREACH, seconds=wait)] if wait > 0 else []
         if s.stage in ("Loading", "Stepping") and not s.direct and (hold := _suspicion(draft)):
             holds.append(hold)
     if draft.clock.unreachable_since is not None:

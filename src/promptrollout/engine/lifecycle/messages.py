@@ -47,6 +47,8 @@ def hold_text(hold: Hold) -> str:
             return "the version that the spec names is missing"
         case HoldReason.METRICS_UNAVAILABLE:
             return f"metrics are not available: {about}"
+        case HoldReason.RETRIES_AFTER_BREACH:
+            return f"taken back by a first breach: tried once more in {seconds} s, from the first step"
         case HoldReason.WAITS_FOR_CALM_PODS:
             return (
                 "gateway pods failed while it served users: it is tried again alone once all pods have been ready for "

@@ -14,7 +14,12 @@ from promptrollout.engine.objectives.definitions import definition_hash
 from promptrollout.engine.objectives.judgement import enough_without_proof
 
 DEFAULT_STEP_SECONDS = 300
-STARTS_OVER = (DecisionReason.PROVIDER_UNREACHABLE, DecisionReason.METRICS_LOST, DecisionReason.PODS_FAILING)
+STARTS_OVER = (
+    DecisionReason.PROVIDER_UNREACHABLE,
+    DecisionReason.METRICS_LOST,
+    DecisionReason.PODS_FAILING,
+    DecisionReason.FIRST_BREACH,
+)
 """Withdrawals that are no verdict on the version: it stays the canary and starts over at its first step."""
 BASELINE_INTERVALS = 60
 """Intervals before the canary met its first user that are read as well: they show how much stable fluctuates."""
@@ -142,6 +147,7 @@ def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool
         outage_since=None,
         unmeasured_since=None,
         exposed_at=None,
+        first_breach_at=None,
         compared_since=None,
         evaluated_until=None,
         baseline_until=None,
@@ -280,6 +286,8 @@ def withdraw(draft: Draft, why: DecisionReason, message: str, *, reject: bool) -
     assert canary is not None
     if reject:
         draft.reject(canary, why)
+    if why is DecisionReason.FIRST_BREACH:
+        draft.set_clock(first_breach_at=draft.now)
     draft.set(withdrawal=why.value)
     draft.record(why, message, evidence=bool(s.analysis))
     draft.enter("Withdrawing", 0)
@@ -304,7 +312,9 @@ def finish_withdrawal(draft: Draft) -> None:
 
 def start_over(draft: Draft) -> None:
     """Keep the canary, at weight 0 and without evidence, until it may start over from its first step."""
-    if any(row.canary_samples for row in draft.status.analysis):
+    # what must breach twice to be rejected needs no stricter level the second time
+    again = draft.status.withdrawal == DecisionReason.FIRST_BREACH
+    if not again and any(row.canary_samples for row in draft.status.analysis):
         draft.set_clock(restarts=draft.clock.restarts + 1)
     draft.set(withdrawal=None, analysis=[], current_step_index=0)
     draft.enter("Loading", 0)

@@ -11,6 +11,7 @@ class HoldReason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     VERSION_MISSING = "VersionMissing"
     METRICS_UNAVAILABLE = "MetricsUnavailable"
+    RETRIES_AFTER_BREACH = "RetriesAfterBreach"
     WAITS_FOR_CALM_PODS = "WaitsForCalmPods"
     WAITS_FOR_OTHER_TRIAL = "WaitsForOtherTrial"
     OTHER_ON_TRIAL = "OtherOnTrial"

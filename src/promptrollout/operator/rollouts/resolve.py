@@ -221,6 +221,7 @@ def _snapshot(
         holdback_percent=spec.holdback_percent,
         max_duration_seconds=canary.max_duration_seconds,
         on_timeout=canary.on_timeout,
+        on_first_breach=canary.on_first_breach,
         on_insufficient_traffic=canary.on_insufficient_traffic,
         on_metrics_loss=canary.on_metrics_loss,
         metrics_loss_seconds=canary.metrics_loss_seconds,
