@@ -109,8 +109,8 @@ DECISIONS: Final[Mapping[DecisionReason, Explanation]] = MappingProxyType(
             "Read the numbers in the message and fix the prompt. If something else was the cause, `retry`.",
         ),
         _R.FIRST_BREACH: _warning(
-            "The evidence shows that an objective is out of bounds, for the first time and with "
-            "`onFirstBreach: WithdrawAndRetry`: weight 0, and one fresh try after 10 minutes.",
+            "An objective is out of bounds for the first time, with `onFirstBreach: WithdrawAndRetry`: weight 0, and "
+            "one fresh try after 10 minutes.",
             "Look for an incident that hit this version's requests alone. If the prompt is the cause, `abort`.",
         ),
         _R.WEIGHT_REDUCED: _warning(
