@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 
 from promptrollout.cli import inputs
 from promptrollout.cli.main import main
+from promptrollout.simulation import unattended
 from promptrollout.simulation.recorded import RecordedArm, RecordedInterval
 from promptrollout.simulation.scenario import Scenario
 
@@ -40,6 +41,13 @@ def good(*arguments: str) -> str:
 
 def simulated(*arguments: str) -> str:
     return good("simulate", "-f", ROLLOUT, *arguments)
+
+
+@pytest.fixture(autouse=True)
+def few_sticky_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many of them get through is tested beside the code; here it is one sentence among others."""
+    monkeypatch.setattr(unattended, "RUNS", 3)
+    monkeypatch.setattr(unattended, "REMEDY_RUNS", 1)
 
 
 def test_there_are_scenarios() -> None:
