@@ -204,7 +204,8 @@ def floor(case: Case) -> float | None:
         good, bad = rates(case)
     except ValueError:
         return None
-    divergence = bad * math.log(bad / good) + (1 - bad) * math.log((1 - bad) / (1 - good))
+    divergence = bad * math.log(bad / good)
+    divergence += (1 - bad) * math.log((1 - bad) / (1 - good)) if bad < 1 else 0.0
     return math.log(1 / ALPHA) / divergence
 
 
