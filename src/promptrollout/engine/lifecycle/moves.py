@@ -338,8 +338,10 @@ def update_rules(draft: Draft, snapshot: Snapshot) -> None:
         return
     draft.set(snapshot=snapshot, analysis=kept_rows(old, snapshot, s.analysis))
     if old.interval_seconds != snapshot.interval_seconds and draft.clock.evaluated_until is not None:
-        width, until = snapshot.interval_seconds, min(draft.clock.evaluated_until, draft.now)
-        draft.set_clock(evaluated_until=-(-until // width) * width)
+        width = snapshot.interval_seconds
+        until, baseline = draft.clock.evaluated_until, draft.clock.baseline_until or 0
+        until, baseline = (-(-min(each, draft.now) // width) * width for each in (until, baseline))
+        draft.set_clock(evaluated_until=until, baseline_until=baseline or None)
     most = max(draft.clock.objectives, len(old.objectives), len(snapshot.objectives))
     draft.set_clock(objectives=most)
     if (old.stickiness, old.audience) != (snapshot.stickiness, snapshot.audience):
@@ -376,13 +378,20 @@ def update_rules(draft: Draft, snapshot: Snapshot) -> None:
 
 def read_baseline(draft: Draft) -> None:
     """Objectives begin in mid-canary: the intervals before are read once more, for them and of stable alone."""
-    until, snapshot = draft.clock.evaluated_until, draft.status.snapshot
-    if until is None or snapshot is None:
+    clock, snapshot = draft.clock, draft.status.snapshot
+    if clock.evaluated_until is None or snapshot is None:
         return
+    # rows that know nothing of the canary begin again too: what they know of stable is read once more
+    rows = draft.status.analysis
+    draft.set(analysis=[row for row in rows if row.canary_samples or row.name == sample_ratio.NAME])
+    width = snapshot.interval_seconds
+    until = max(clock.evaluated_until, clock.baseline_until or 0)  # an earlier edit may not be read to its end yet
+    met = (clock.compared_since or clock.exposed_at or 0) // width * width
+    begun = until > met  # else the baseline is still being read
     draft.set_clock(
-        evaluated_until=max(0, until - BASELINE_INTERVALS * snapshot.interval_seconds),
-        baseline_until=until,
-        restarts=draft.clock.restarts + 1,
+        evaluated_until=max(0, (until if begun else met) - BASELINE_INTERVALS * width),
+        baseline_until=until if begun else None,
+        restarts=clock.restarts + begun,
     )
 
 
