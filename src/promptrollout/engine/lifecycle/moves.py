@@ -235,8 +235,14 @@ def enter_step(draft: Draft, index: int, *, everybody: bool = False) -> None:
 def compare_anew(draft: Draft, snapshot: Snapshot) -> None:
     """A test of its own for the bake, at a level of its own: what the steps have shown does not outweigh what begins
     now. Stable's fluctuation is read again, as before the first user."""
+    again = draft.clock.compared_since is not None  # metrics were lost before the promotion was confirmed
     draft.set(analysis=[])
-    draft.set_clock(compared_since=draft.now, baseline_until=None, evaluated_until=baseline_start(draft, snapshot))
+    draft.set_clock(
+        compared_since=draft.now,
+        baseline_until=None,
+        evaluated_until=baseline_start(draft, snapshot),
+        restarts=draft.clock.restarts + again,
+    )
 
 
 def baseline_start(draft: Draft, snapshot: Snapshot) -> int:
