@@ -192,6 +192,9 @@ def test_pauses_and_a_silent_source_keep_the_holdback() -> None:
     world.paused = True
     world.tick(10)
     assert world.at == ("Baking", 95)
+    assert world.status.message.endswith(
+        "until the bake is over, held: paused by spec.paused: set it to false in the manifest"
+    )
     world.paused, world.contact = False, False
     world.tick(10)
     assert (world.at, world.asked > 0) == (("Baking", 95), True)
