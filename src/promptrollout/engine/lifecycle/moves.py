@@ -21,6 +21,11 @@ STARTS_OVER = (
     DecisionReason.FIRST_BREACH,
 )
 """Withdrawals that are no verdict on the version: it stays the canary and starts over at its first step."""
+TIMES_OF_A_TRY = (
+    *("exposed_at", "compared_since", "evaluated_until", "baseline_until"),
+    *("outage_since", "unmeasured_since", "trial_at"),
+)
+"""Of the clock: not known before the canary meets its first user."""
 BASELINE_INTERVALS = 60
 """Intervals before the canary met its first user that are read as well: they show how much stable fluctuates."""
 GRACE_INTERVALS = 10
@@ -142,21 +147,15 @@ def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool
         analysis=[],
     )
     draft.set_clock(
+        **dict.fromkeys(TIMES_OF_A_TRY),
         started_at=draft.now,
         unreachable_since=None,
-        outage_since=None,
-        unmeasured_since=None,
-        exposed_at=None,
         first_breach_at=None,
-        compared_since=None,
-        evaluated_until=None,
-        baseline_until=None,
         objectives=len(snapshot.objectives),
         restarts=0,
         active_seconds=0,
         suspected_at=None,
         suspected_weight=0,
-        trial_at=None,
     )
     draft.enter("Loading", 0)
     draft.set(step=step_label(draft))
@@ -325,15 +324,7 @@ def start_over(draft: Draft) -> None:
     draft.set(withdrawal=None, analysis=[], current_step_index=0)
     draft.enter("Loading", 0)
     draft.set(step=step_label(draft))
-    draft.set_clock(
-        exposed_at=None,
-        compared_since=None,
-        evaluated_until=None,
-        baseline_until=None,
-        outage_since=None,
-        unmeasured_since=None,
-        trial_at=None,
-    )
+    draft.set_clock(**dict.fromkeys(TIMES_OF_A_TRY))
 
 
 def update_rules(draft: Draft, snapshot: Snapshot) -> None:
