@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptrollout.api.rollout import RolloutStatus
+from promptrollout.api.slo import Objective
 from promptrollout.engine.lifecycle.plan import plan
 from tests.world import COST, ERRORS, World, snapshot, started, version
 
@@ -226,6 +227,32 @@ def test_5_a_restart_anywhere_changes_no_later_decision(rate: float, points: lis
             world.tick()
             story.append((tick, world.status.stage, world.intent.weight if world.intent else None))
         stories.append((story, world.weights, [(r.name, r.checkpoint) for r in world.status.analysis]))
+    assert stories[0] == stories[1]
+
+
+@settings(max_examples=20)
+@given(
+    st.sampled_from([[ERRORS], [COST], [COST, ERRORS.model_copy(update={"max": "0.05"})]]),
+    st.integers(0, 59),
+    st.integers(0, 59),
+    st.sets(st.integers(0, 59), min_size=1, max_size=6),
+    st.data(),
+)
+def test_5_a_restart_around_edits_and_a_first_breach_changes_no_later_decision(
+    objectives: list[Objective], edit_at: int, bad_from: int, points: set[int], data: st.DataObject
+) -> None:
+    stories = []
+    for kills in (False, True):
+        world = started(RULES.model_copy(update={"on_first_breach": "WithdrawAndRetry"}))
+        for tick in range(60):
+            world.error_rate = {VERSIONS[1].digest: 0.1 if bad_from <= tick < bad_from + 10 else 0.01}
+            if tick == edit_at and world.rules is not None:
+                world.rules = world.rules.model_copy(update={"objectives": objectives})
+                world.settle()
+            if kills and tick in points:
+                crash(world, data.draw(st.sampled_from(["idle", "before", "status", "delivery"])))
+            world.tick()
+        stories.append((world.weights, [(r.name, r.checkpoint) for r in world.status.analysis], world.status.rejected))
     assert stories[0] == stories[1]
 
 

@@ -97,3 +97,43 @@ def test_a_damaged_checkpoint_begins_anew_at_a_stricter_level_and_with_its_basel
     state = make_test(ERRORS).decode(row(world).checkpoint or "")
     assert row(world).canary_samples > 0
     assert state.dispersion.blocks[0].changes >= 59
+
+
+def test_an_edit_while_an_earlier_one_is_still_read_counts_nothing_twice() -> None:
+    world = started(snapshot(LONG)).tick(70)
+    before, seconds = row(world).canary_samples, world.status.clock.step_active_seconds
+    world.metrics_available = False
+    edited(world, objectives=[ERRORS, COST])
+    edited(world, objectives=[ERRORS, COST.model_copy(update={"max": "0.01"})])
+    world.metrics_available = True
+    world.tick()
+    assert [r.canary_samples for r in world.status.analysis][:2] == [before + 200, 200]
+    assert world.status.clock.step_active_seconds == seconds + 30
+
+
+def test_an_edit_that_meets_evidence_of_now_still_reads_what_was_before() -> None:
+    """An edit that is first seen together with an interval, say after a restart of the operator."""
+    world = started(snapshot(LONG)).tick(70)
+    assert world.rules is not None
+    world.rules = world.rules.model_copy(update={"objectives": [STRICTER]})
+    world.tick()
+    state = make_test(STRICTER).decode(row(world).checkpoint or "")
+    assert (row(world).canary_samples, state.dispersion.blocks[0].changes >= 59) == (200, True)
+
+
+def test_an_edit_before_the_canary_was_measured_costs_nothing() -> None:
+    world = edited(started(snapshot(LONG)), objectives=[STRICTER])
+    assert level(world) == pytest.approx(FAMILY_LEVEL)
+    world.tick()
+    other = started(snapshot(LONG, objectives=[STRICTER])).tick()
+    assert row(world).checkpoint == row(other).checkpoint
+
+
+def test_an_objective_without_samples_of_the_canary_reads_its_baseline_once() -> None:
+    world = started(snapshot(LONG, objectives=[ERRORS, COST]))
+    world.lost_on_canary = 1.0
+    world.tick(40)
+    edited(world, objectives=[ERRORS]).tick()
+    edited(world, objectives=[ERRORS, COST]).tick()
+    state = make_test(ERRORS).decode(row(world).checkpoint or "")
+    assert state.dispersion.blocks[0].changes <= 61

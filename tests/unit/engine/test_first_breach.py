@@ -1,8 +1,11 @@
 """`onFirstBreach: WithdrawAndRetry`: the first breach takes the canary back, the second one rejects it."""
 
+import pytest
+
+from promptrollout.api.command import Command
 from promptrollout.engine.lifecycle.analysis import FAMILY_LEVEL, levels
 from promptrollout.engine.lifecycle.holds import RETRY_SECONDS
-from tests.world import INTERVAL, World, snapshot, started, version
+from tests.world import ERRORS, INTERVAL, World, snapshot, started, version
 
 V1, V2 = version("v1"), version("v2")
 LONG = {"weight": 10, "minDurationSeconds": 36_000}
@@ -16,6 +19,12 @@ def breached(world: World, reason: str) -> World:
             return world
         world.tick()
     raise AssertionError(f"no {reason}: {world.status.message}")
+
+
+def undo_of(world: World) -> Command:
+    s = world.status
+    fields = {"revision": s.revision, "attempt": s.attempt, "step": s.current_step_index}
+    return Command.model_validate({"id": "undo", "verb": "undo", "rolloutUID": world.uid} | fields)
 
 
 def tried_again(world: World) -> World:
@@ -95,3 +104,29 @@ def test_a_breach_in_the_bake_goes_back_and_tries_again_from_the_first_step() ->
     assert world.at == ("Loading", 0)
     tried_again(world)
     assert world.at[0] == "Stepping"
+
+
+@pytest.mark.parametrize("undone", [False, True])
+def test_the_way_back_is_not_tried_again_as_it_would_meet_everybody_at_once(undone: bool) -> None:
+    bounded = ERRORS.model_copy(update={"max": "0.05"})
+    world = started(snapshot(objectives=[bounded], **TWICE)).tick(40)
+    assert (world.status.stage, world.status.stable) == ("Idle", V2)
+    world.error_rate, world.weights = {V1.digest: 0.5}, []
+    if not undone:
+        world.desired = V1
+    while world.status.stage != "Promoting":
+        world.command = None if not undone else world.command or undo_of(world)
+        world.plan_once()
+    world.deaf, world.heard = {"pod-a"}, {"pod-a": 0}
+    world.tick(5)
+    world.deaf, world.heard = set(), dict.fromkeys(world.pods, world.sequence)
+    world.tick(30)
+    assert world.weights.count((100, V1.digest)) == 1
+    assert [r.digest for r in world.status.rejected] == [V1.digest]
+
+
+def test_a_full_promotion_ends_the_wait() -> None:
+    world = breached(started(snapshot(LONG, **TWICE)), "FirstBreach").tick(2)
+    world.error_rate = {}
+    world.tell("promote-full")
+    assert world.at == ("Baking", 100)

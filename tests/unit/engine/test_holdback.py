@@ -192,6 +192,9 @@ def test_pauses_and_a_silent_source_keep_the_holdback() -> None:
     world.paused = True
     world.tick(10)
     assert world.at == ("Baking", 95)
+    assert world.status.message.endswith(
+        "until the bake is over, held: paused by spec.paused: set it to false in the manifest"
+    )
     world.paused, world.contact = False, False
     world.tick(10)
     assert (world.at, world.asked > 0) == (("Baking", 95), True)
@@ -223,3 +226,28 @@ def test_a_status_lost_in_the_bake_leaves_nobody_on_the_old_version() -> None:
     world.lose_status()
     world.settle()
     assert (world.status.stable, world.weights[-1], world.stables[-1]) == (V2, (0, None), V2.digest)
+
+
+def test_metrics_that_are_behind_at_the_end_of_the_bake_keep_the_holdback() -> None:
+    """After an outage of the source: what was read first is enough for the bake's time, but it is not of now."""
+    world = baking(rules(bake_seconds=300)).tick(2)
+    world.metrics_available, world.read_until = False, world.now + 300
+    world.tick(40)
+    world.metrics_available = True
+    world.settle()
+    assert world.at == ("Baking", 95)
+    world.read_until = None
+    assert until(world, "Idle").status.stable == V2
+
+
+def test_a_promotion_that_lost_its_metrics_is_compared_again_at_a_stricter_level() -> None:
+    world = started(rules(on_metrics_loss="ReduceToFirstStep"))
+    while world.status.step != "2/2":
+        world.tick()
+    world.deaf = {"pod-a"}
+    until(world, "Promoting").metrics_available = False
+    world.tick(25)
+    assert world.at == ("Stepping", 10)
+    world.metrics_available, world.deaf = True, set()
+    world.heard = dict.fromkeys(world.pods, world.sequence)
+    assert until(world, "Baking").status.clock.restarts == 1

@@ -60,7 +60,7 @@ def fold_evidence(draft: Draft, *, held: bool) -> ObjectiveStatus | None:
     if s.stage not in WATCHED or s.snapshot is None or not s.snapshot.analyse or until is None:
         return None
     due = [interval for interval in draft.facts.evidence.intervals if interval.start >= until]
-    if not due:
+    if not due or due[0].start > until:  # an edit of now reads what was before once more: these come again
         return None
     analysis, unreachable = AnalysisFold(draft, s.snapshot, held=held), draft.clock.unreachable_since
     if analysis.unreadable:

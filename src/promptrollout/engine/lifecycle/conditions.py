@@ -112,6 +112,7 @@ def summary(
         text = f"; {version_name(s.previous)} stays loaded" if s.previous else ""
         if draft.holds_back:
             text = f"; {version_name(s.previous)} serves {100 - s.weight} % for comparison until the bake is over"
+            text += f", held: {holds_text(holds)}" if holds else ""
         text += f"; breached, without an earlier version: {', '.join(breached)}" if breached else ""
         return "Healthy", ConditionReason.BAKING, f"{version_name(s.stable)} serves {s.weight} %{text}"
     return "Healthy", ConditionReason.HEALTHY, f"{version_name(s.stable)} serves 100 %"

@@ -34,7 +34,8 @@ def holds_from_outside(draft: Draft) -> list[Hold]:
             holds.append(Hold(HoldReason.VERSION_MISSING))
         if draft.metrics_unavailable and s.stage in ("Loading", *WATCHED):
             holds.append(Hold(HoldReason.METRICS_UNAVAILABLE, facts.evidence.problem))
-        if s.stage == "Loading" and draft.clock.first_breach_at is not None:
+        by_steps = s.snapshot is not None and s.current_step_index < len(s.snapshot.steps)  # not `promote --full`
+        if s.stage == "Loading" and by_steps and draft.clock.first_breach_at is not None:
             wait = draft.clock.first_breach_at + RETRY_SECONDS - draft.now
             holds += [Hold(HoldReason.RETRIES_AFTER_BREACH, seconds=wait)] if wait > 0 else []
         if s.stage in ("Loading", "Stepping") and not s.direct and (hold := _suspicion(draft)):
@@ -60,7 +61,7 @@ def holds_from_evidence(draft: Draft) -> list[Hold]:
     """Holds by the evidence, once the intervals are folded in. Which of them count as active time is decided one by one
     there, so that many at once, after a restart, make no other durations than one at a time."""
     s = draft.status
-    if s.stage not in ("Stepping", "Promoting") or s.retracing:
+    if (s.stage not in ("Stepping", "Promoting") and not draft.holds_back) or s.retracing:
         return []
     holds: list[Hold] = []
     if draft.clock.outage_since is not None:

@@ -21,6 +21,11 @@ STARTS_OVER = (
     DecisionReason.FIRST_BREACH,
 )
 """Withdrawals that are no verdict on the version: it stays the canary and starts over at its first step."""
+TIMES_OF_A_TRY = (
+    *("exposed_at", "compared_since", "evaluated_until", "baseline_until"),
+    *("outage_since", "unmeasured_since", "trial_at"),
+)
+"""Of the clock: not known before the canary meets its first user."""
 BASELINE_INTERVALS = 60
 """Intervals before the canary met its first user that are read as well: they show how much stable fluctuates."""
 GRACE_INTERVALS = 10
@@ -142,21 +147,15 @@ def begin(draft: Draft, version: VersionRef, snapshot: Snapshot, *, direct: bool
         analysis=[],
     )
     draft.set_clock(
+        **dict.fromkeys(TIMES_OF_A_TRY),
         started_at=draft.now,
         unreachable_since=None,
-        outage_since=None,
-        unmeasured_since=None,
-        exposed_at=None,
         first_breach_at=None,
-        compared_since=None,
-        evaluated_until=None,
-        baseline_until=None,
         objectives=len(snapshot.objectives),
         restarts=0,
         active_seconds=0,
         suspected_at=None,
         suspected_weight=0,
-        trial_at=None,
     )
     draft.enter("Loading", 0)
     draft.set(step=step_label(draft))
@@ -235,8 +234,14 @@ def enter_step(draft: Draft, index: int, *, everybody: bool = False) -> None:
 def compare_anew(draft: Draft, snapshot: Snapshot) -> None:
     """A test of its own for the bake, at a level of its own: what the steps have shown does not outweigh what begins
     now. Stable's fluctuation is read again, as before the first user."""
+    again = draft.clock.compared_since is not None  # metrics were lost before the promotion was confirmed
     draft.set(analysis=[])
-    draft.set_clock(compared_since=draft.now, baseline_until=None, evaluated_until=baseline_start(draft, snapshot))
+    draft.set_clock(
+        compared_since=draft.now,
+        baseline_until=None,
+        evaluated_until=baseline_start(draft, snapshot),
+        restarts=draft.clock.restarts + again,
+    )
 
 
 def baseline_start(draft: Draft, snapshot: Snapshot) -> int:
@@ -319,15 +324,7 @@ def start_over(draft: Draft) -> None:
     draft.set(withdrawal=None, analysis=[], current_step_index=0)
     draft.enter("Loading", 0)
     draft.set(step=step_label(draft))
-    draft.set_clock(
-        exposed_at=None,
-        compared_since=None,
-        evaluated_until=None,
-        baseline_until=None,
-        outage_since=None,
-        unmeasured_since=None,
-        trial_at=None,
-    )
+    draft.set_clock(**dict.fromkeys(TIMES_OF_A_TRY))
 
 
 def update_rules(draft: Draft, snapshot: Snapshot) -> None:
@@ -338,8 +335,10 @@ def update_rules(draft: Draft, snapshot: Snapshot) -> None:
         return
     draft.set(snapshot=snapshot, analysis=kept_rows(old, snapshot, s.analysis))
     if old.interval_seconds != snapshot.interval_seconds and draft.clock.evaluated_until is not None:
-        width, until = snapshot.interval_seconds, min(draft.clock.evaluated_until, draft.now)
-        draft.set_clock(evaluated_until=-(-until // width) * width)
+        width = snapshot.interval_seconds
+        until, baseline = draft.clock.evaluated_until, draft.clock.baseline_until or 0
+        until, baseline = (-(-min(each, draft.now) // width) * width for each in (until, baseline))
+        draft.set_clock(evaluated_until=until, baseline_until=baseline or None)
     most = max(draft.clock.objectives, len(old.objectives), len(snapshot.objectives))
     draft.set_clock(objectives=most)
     if (old.stickiness, old.audience) != (snapshot.stickiness, snapshot.audience):
@@ -376,13 +375,20 @@ def update_rules(draft: Draft, snapshot: Snapshot) -> None:
 
 def read_baseline(draft: Draft) -> None:
     """Objectives begin in mid-canary: the intervals before are read once more, for them and of stable alone."""
-    until, snapshot = draft.clock.evaluated_until, draft.status.snapshot
-    if until is None or snapshot is None:
+    clock, snapshot = draft.clock, draft.status.snapshot
+    if clock.evaluated_until is None or snapshot is None:
         return
+    # rows that know nothing of the canary begin again too: what they know of stable is read once more
+    rows = draft.status.analysis
+    draft.set(analysis=[row for row in rows if row.canary_samples or row.name == sample_ratio.NAME])
+    width = snapshot.interval_seconds
+    until = max(clock.evaluated_until, clock.baseline_until or 0)  # an earlier edit may not be read to its end yet
+    met = (clock.compared_since or clock.exposed_at or 0) // width * width
+    begun = until > met  # else the baseline is still being read
     draft.set_clock(
-        evaluated_until=max(0, until - BASELINE_INTERVALS * snapshot.interval_seconds),
-        baseline_until=until,
-        restarts=draft.clock.restarts + 1,
+        evaluated_until=max(0, (until if begun else met) - BASELINE_INTERVALS * width),
+        baseline_until=until if begun else None,
+        restarts=clock.restarts + begun,
     )
 
 

@@ -96,10 +96,14 @@ def recover(draft: Draft) -> None:
 
 def correct_clock(draft: Draft) -> None:
     """Evidence cannot have been read beyond the present interval: such a time, written by hand, would skip evidence."""
-    until, snapshot = draft.clock.evaluated_until, draft.status.snapshot
-    if until is None or snapshot is None or until <= draft.now + snapshot.interval_seconds:
+    clock, snapshot = draft.clock, draft.status.snapshot
+    if snapshot is None:
         return
-    draft.set_clock(evaluated_until=draft.now - draft.now % snapshot.interval_seconds)
+    latest, present = draft.now + snapshot.interval_seconds, draft.now - draft.now % snapshot.interval_seconds
+    if (clock.evaluated_until or 0) > latest:
+        draft.set_clock(evaluated_until=present)
+    if (clock.baseline_until or 0) > latest:
+        draft.set_clock(baseline_until=present)
 
 
 def is_coherent(status: RolloutStatus) -> bool:

@@ -73,10 +73,16 @@ def roll_back(draft: Draft, breached: ObjectiveStatus | None) -> Move | None:
     if not draft.can_go_back:
         text += "; there is no earlier version to go back to"
         return Record(DecisionReason.OBJECTIVE_BREACHED, text, evidence=True)
-    snapshot = draft.status.snapshot
-    if snapshot is not None and snapshot.on_first_breach == "WithdrawAndRetry" and draft.clock.first_breach_at is None:
+    if may_retry(draft):
         return Withdraw(DecisionReason.FIRST_BREACH, f"{text}; weight 0, tried once more later", reject=False)
     return Withdraw(DecisionReason.OBJECTIVE_BREACHED, f"{text}; rolled back", reject=True)
+
+
+def may_retry(draft: Draft) -> bool:
+    """It is the first breach of a canary that went by steps. The way back has no first step: it would meet everybody
+    again, without evidence."""
+    snapshot, first = draft.status.snapshot, draft.clock.first_breach_at is None
+    return first and not draft.status.direct and snapshot is not None and snapshot.on_first_breach != "Reject"
 
 
 # ---------------------------------------------------------------- by its stage
