@@ -119,7 +119,9 @@ def test_evictions_come_one_at_a_time(users: NodeUsers, kubectl: NodeKubectl) ->
 def test_network_policies_open_the_documented_ports_only(
     users: NodeUsers, kubectl: NodeKubectl, system: NodeKubectl
 ) -> None:
-    gateway = kubectl.names("pods", "-l", GATEWAY_PODS)[0]
+    pods = kubectl.json("get", "pods", "-l", GATEWAY_PODS)["items"]
+    # a pod that was evicted before may still be on its way out
+    gateway = next(p["metadata"]["name"] for p in pods if not p["metadata"].get("deletionTimestamp"))
     gateway_ip = kubectl.json("get", "pod", gateway)["status"]["podIP"]
     (operator,) = system.names("pods", "-l", "app.kubernetes.io/component=operator")
     operator_ip = system.json("get", "pod", operator)["status"]["podIP"]
