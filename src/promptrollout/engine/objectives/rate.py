@@ -87,9 +87,10 @@ class RateTest:
         if not usable:
             return state
         (n_c, e_c), (n_s, e_s) = both_moments(usable)
-        state = self._compare(state, usable, n_c, promotable=promotable, outage=outage)
         # the weight of this interval is fixed before its values are read: by the dispersion of the earlier ones
-        one = 1 + SKEWED / 2 * state.dispersion.between_intervals() * n_c if n_c > 0 else 1.0
+        rho = state.dispersion.between_intervals() if n_c > 0 or state.canary > 0 else 0.0
+        state = self._compare(state, usable, n_c, rho, promotable=promotable, outage=outage)
+        one = 1 + SKEWED / 2 * rho * n_c
         absolute, cusums = state.absolute, state.cusums
         if self.maximum is not None:
             cusums = cusums_after(cusums, n_s, (log_bound(self.maximum, g, n_s, e_s) for g in SUSPECT_ODDS))
@@ -123,14 +124,13 @@ class RateTest:
         )
 
     def _compare(
-        self, state: RateState, strata: Sequence[Counts], n_c: float, *, promotable: bool, outage: bool
+        self, state: RateState, strata: Sequence[Counts], n_c: float, rho: float, *, promotable: bool, outage: bool
     ) -> RateState:
         """With both arms compared within the interval, or within the few that end with it."""
         if state.pending.intervals and promotable != bool(state.pending.promotable):
             state = self._settled(state)
         # a bet is fixed before its values are read: by rate and dispersion of earlier intervals
         rate = state.recent_bad / state.recent if state.recent else 0.0
-        rho = state.dispersion.between_intervals() if n_c > 0 or state.canary > 0 else 0.0
         pending = state.pending if state.pending.intervals else Pending.begin(rate, rho, promotable=promotable)
         if self.signal.strata or (not pending.intervals and n_c >= ENOUGH):
             # of strata each is compared alone, and the next interval may have others

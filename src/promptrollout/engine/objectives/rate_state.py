@@ -46,7 +46,6 @@ class StepCounts(NamedTuple):
     canary_bad: float = 0.0
     stable: float = 0.0
     stable_bad: float = 0.0
-
     weighed: float = 0.0
     """The canary's, each divided by its interval's dispersion, and the bad ones likewise."""
     weighed_bad: float = 0.0
