@@ -146,14 +146,10 @@ def wave(cycle: Cycle, seconds: Floats) -> Floats:
     return 1 + cycle.amplitude * np.cos(2 * math.pi * turns)
 
 
-def since(times: int, onset: int, multiple: float) -> Floats:
-    """1 before the onset, `multiple` from it on; shaped to multiply (times, slices, shards)."""
-    return np.where(np.arange(times) >= onset + BASELINE, multiple, 1.0)[:, None, None]
-
-
-def worse_from(times: int, onset: int) -> NDArray[np.bool_]:
-    """Shaped as `since`."""
-    return (np.arange(times) >= onset + BASELINE)[:, None, None]
+def since(times: int, onset: int, multiple: float | Floats) -> Floats:
+    """1 before the onset, `multiple` (one, or by slice and shard) from it on; shaped to multiply (times, slices,
+    shards)."""
+    return np.where((np.arange(times) >= onset + BASELINE)[:, None, None], multiple, 1.0)
 
 
 def requests(scenario: Scenario, seconds: Floats, rng: Generator) -> Floats:
@@ -205,9 +201,7 @@ def error_rates(rng: Generator, scenario: Scenario, buckets: Buckets, seconds: F
     worse = since(times, errors.onset, errors.canary_multiple)
     if (some := errors.some_users) is not None:
         hit = rng.random(len(buckets.activity)) < some.share
-        worse = np.where(
-            worse_from(times, errors.onset), worse * buckets.mean_of(np.where(hit, some.multiple, 1.0)), worse
-        )
+        worse = worse * since(times, errors.onset, buckets.mean_of(np.where(hit, some.multiple, 1.0)))
     fails = np.zeros(buckets.share.shape)
     if errors.failing_user is not None:
         fails = buckets.mean_of((np.arange(len(buckets.activity)) == errors.failing_user - 1).astype(np.float64))

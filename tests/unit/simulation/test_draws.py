@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from promptrollout.api.names import SHARDS
 from promptrollout.engine.statistics.evidence import Arm
@@ -207,3 +208,35 @@ def test_a_scenario_is_read_strictly(tmp_path) -> None:  # type: ignore[no-untyp
     path.write_text("name: slow\nerrors: {canaryMultipel: 2}\n")
     with pytest.raises(ValueError, match="canaryMultipel"):
         load(path)
+
+
+def bad_share(**fields: object) -> tuple[float, float]:
+    """Canary's and stable's, at 50 %."""
+    draws = draw(Scenario.model_validate({"name": "x", "intervals": 60} | fields), np.random.default_rng(5), [50])
+    counts = [draws.counts(k, 50)["ErrorRate"][0] for k in range(60)]
+    canary = sum(c.canary.total for c in counts) / sum(c.canary.n for c in counts)
+    return canary, sum(c.stable.total for c in counts) / sum(c.stable.n for c in counts)
+
+
+def test_a_providers_trouble_adds_the_same_to_both_arms() -> None:
+    spike = {"start": 0, "end": 60, "added": 0.05}
+    canary, stable = bad_share(errors={"rate": 0.001, "canaryMultiple": 4, "commonSpike": spike})
+    assert (canary, stable) == (pytest.approx(0.054, abs=0.005), pytest.approx(0.051, abs=0.005))
+
+
+def test_some_users_are_served_worse_by_the_canary_alone() -> None:
+    canary, stable = bad_share(
+        users={"count": 20_000, "intraUserCorrelation": 0}, errors={"someUsers": {"share": 0.1, "multiple": 10}}
+    )
+    assert 0.033 < canary < 0.043
+    assert 0.015 < stable < 0.025
+
+
+def test_a_user_whose_requests_all_fail_is_in_one_arm() -> None:
+    shares = bad_share(users={"count": 50, "intraUserCorrelation": 0}, errors={"rate": 0, "failingUser": 1})
+    assert min(shares) == 0 < max(shares)
+
+
+def test_users_are_needed_where_users_are_named() -> None:
+    with pytest.raises(ValidationError, match=r"set users\.count"):
+        Scenario.model_validate({"name": "x", "errors": {"failingUser": 1}})
